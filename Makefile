@@ -1,0 +1,55 @@
+# `make demo` and `make test` need a Linux with Python 3.11 or later, git and make. Nothing else.
+
+PYTHON ?= python3
+# The Airflow line to work with; `make test AIRFLOW=2.11` takes the pins of constraints/airflow-2.11.txt.
+AIRFLOW ?= 3.3
+VENV := .venv-$(AIRFLOW)
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
+
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[parquet,testing]' --requirement .ci/tools.txt
+	@touch $@
+
+.PHONY: test
+test: setup lint types imports ## Everything CI checks: lint, types, import contract, tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: lint
+lint: setup ## Style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: setup ## Who may import whom
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: constraints
+constraints: ## Make constraints/ anew from today's releases
+	$(PYTHON) -m venv --clear .venv-pins
+	.venv-pins/bin/python -m pip install --quiet uv
+	.ci/pin .venv-pins/bin/uv
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf .venv-* .airflow .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,130 @@
+"""What a request and a reply are."""
+
+import difflib
+from datetime import datetime
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+
+from ollama_provider.api.errors import InvalidRequestError
+
+
+class Part(BaseModel):
+    """A piece of a request. Unknown fields are refused: the server would ignore them without a word."""
+
+    # An error text must never quote a prompt, so pydantic is told to leave the input out of it.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+
+class Reply(BaseModel):
+    """An answer of the server, or one object of a streamed answer.
+
+    Fields the server adds in later versions are kept (``extra="allow"``), and nearly every field may be absent: the
+    server leaves out what is zero or empty.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+
+ReplyT = TypeVar("ReplyT", bound=Reply)
+
+
+class Request(Part, Generic[ReplyT]):
+    """One call to the server, as a value: its fields are the JSON body, its class knows the rest.
+
+    Raises:
+        InvalidRequestError: a field is unknown or wrong; the text names it and, for a misspelling, the nearest known
+            name.
+    """
+
+    method: ClassVar[str] = "POST"
+    path: ClassVar[str]
+    reply: ClassVar[type[Reply]]
+    #: The answer comes as one JSON object a line.
+    streamed: ClassVar[bool] = False
+    #: Sending it twice does no harm, so a failed attempt may be tried again.
+    repeatable: ClassVar[bool] = True
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_our_words(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            request: Self = handler(data)
+        except ValidationError as error:
+            raise InvalidRequestError(explain(cls, error)) from None
+        return request
+
+    def body(self) -> bytes | None:
+        """Return the JSON body; None for a request without one."""
+        return (
+            None if self.method in {"GET", "HEAD"} else self.model_dump_json(exclude_none=True, by_alias=True).encode()
+        )
+
+
+def explain(owner: type[BaseModel], error: ValidationError) -> str:
+    """Put pydantic's findings into one line: each field with its fault, and the nearest name for an unknown one."""
+    findings = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        place = [str(step) for step in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            findings.append(_unknown(owner, place))
+        else:
+            name = ".".join(place)
+            findings.append(f"{name}: {fault['msg'].removeprefix('Value error, ')}" if name else fault["msg"])
+    return "; ".join(findings)
+
+
+def _unknown(owner: type[BaseModel], place: list[str]) -> str:
+    known = list(_fields_at(owner, place[:-1]))
+    nearest = difflib.get_close_matches(place[-1], known, n=1)
+    advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(known))}"
+    return f"{'.'.join(place)}: there is no such field; {advice}"
+
+
+def _fields_at(owner: type[BaseModel], place: list[str]) -> list[str]:
+    """Return the field names of the model that *place* leads to, beginning at *owner*."""
+    model = owner
+    for step in place:
+        if step in model.model_fields:
+            inside = _models_in(model.model_fields[step].annotation)
+            model = inside[0] if inside else model
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
+
+
+class Metrics(Reply):
+    """How long an inference took: nanoseconds, and counts of tokens. All absent before the last object."""
+
+    created_at: datetime | None = None
+    total_duration: int = 0
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds on the server, from the arrival of the request to its last token."""
+        return self.total_duration / 1e9
+
+    @property
+    def load_seconds(self) -> float:
+        """Seconds until the model was in memory, waiting behind other loads included."""
+        return self.load_duration / 1e9
+
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds spent waiting for a parallel slot: what no other duration accounts for."""
+        known = self.load_duration + self.prompt_eval_duration + self.eval_duration
+        return max(0, self.total_duration - known) / 1e9
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens generated a second (thinking included); None when nothing was generated."""
+        return self.eval_count / self.eval_duration * 1e9 if self.eval_count and self.eval_duration else None

@@ -1,0 +1,120 @@
+"""Options of a model, and the small types that requests share.
+
+Types follow the server's ``Options`` and ``Runner`` (0.33): it ignores a misspelt option and answers 500 to one of the
+wrong type, so both are found here. Templates give strings, so ``"0.2"`` is read as 0.2.
+"""
+
+import base64
+import binascii
+import json
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator
+
+from ollama_provider.api.schemas.base import Part
+
+_GO_DURATION = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+
+
+def _read_keep_alive(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if _NUMBER.fullmatch(text):  # the server refuses "300": missing unit in duration
+        return float(text) if "." in text else int(text)
+    if _GO_DURATION.fullmatch(text):
+        return text
+    raise ValueError("use seconds (300), a duration with a unit ('5m', '1h30m'), 0 to unload, or -1 for ever")
+
+
+#: How long the model stays in memory afterwards: seconds, a Go duration, a timedelta; 0 unloads, negative is for ever.
+KeepAlive = Annotated[int | float | str, BeforeValidator(_read_keep_alive)]
+
+#: Reasoning on or off, or how much of it (levels since 0.11.0, "max" since 0.22.0).
+Think = bool | Literal["low", "medium", "high", "max"]
+
+
+def _read_format(value: Any) -> Any:
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        return value.model_json_schema()
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("this is not valid JSON") from None
+    if value is None or value == "json" or isinstance(value, dict):
+        return value
+    raise ValueError('use "json", a JSON schema as a dict, or a pydantic class')
+
+
+#: What the answer must look like: "json", a JSON schema (servers since 0.5.0) or a pydantic class.
+Format = Annotated[Literal["json"] | dict[str, Any], BeforeValidator(_read_format)]
+
+
+def _read_image(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"^data:[^,]*;base64,", "", value)
+    try:
+        base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise ValueError("an image is bytes or standard base64, never a path") from None
+    return text
+
+
+#: A picture (or sound) as bytes or padded base64; a ``data:`` prefix is taken off, since the server refuses it.
+Image = Annotated[str, BeforeValidator(_read_image)]
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Options(Part):
+    """Options of one request; what is None is left to the model's own parameters, then to the server.
+
+    A change of the first group makes the server load the model again, so keep it the same over a run.
+    """
+
+    num_ctx: int | None = None
+    num_batch: int | None = None
+    num_gpu: int | None = None
+    main_gpu: int | None = None
+    use_mmap: bool | None = None
+    num_thread: int | None = None
+    draft_num_predict: int | None = None
+
+    num_keep: int | None = None
+    seed: int | None = None
+    num_predict: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
+    temperature: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    # A bare string is a 500 on every server.
+    stop: Annotated[list[str], BeforeValidator(_one_or_many)] | None = None
+
+    # Old servers obey these; newer ones accept and ignore them (0.3.4 to 0.7.0 and later).
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    tfs_z: float | None = None
+    penalize_newline: bool | None = None
+    numa: bool | None = None
+    low_vram: bool | None = None
+    f16_kv: bool | None = None
+    logits_all: bool | None = None
+    vocab_only: bool | None = None
+    use_mlock: bool | None = None

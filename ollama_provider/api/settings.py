@@ -1,0 +1,71 @@
+"""Where the server is and how to treat it: one frozen, validated value."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from ollama_provider.api.schemas.options import KeepAlive, Options
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _read_patterns(value: Any) -> Any:
+    return [part for part in value.replace(",", " ").split() if part] if isinstance(value, str) else value
+
+
+class Timeouts(BaseModel):
+    """How patient to be, in seconds.
+
+    Attributes:
+        connect: until a connection stands.
+        first_token: from there to the first byte. Ollama sends none before the first token, so it covers the queue, the
+            load of the model and the reading of the prompt.
+        idle: between two pieces of an answer.
+        total: for one attempt in all; None is no bound.
+        pull_stall: without a byte more while pulling (a stalled pull keeps sending lines).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connect: Seconds = 10
+    first_token: Seconds = 900
+    idle: Seconds = 120
+    total: Seconds | None = None
+    pull_stall: Seconds = 300
+
+
+class Settings(BaseModel):
+    """How to reach a server, and what holds for every request to it.
+
+    Attributes:
+        base_url: scheme, host, port and base path, without credentials and without a slash at the end.
+        login, password: Basic auth; a password alone is sent as a Bearer token.
+        headers: sent with every request.
+        verify: check the server's certificate: yes, no, or a CA file.
+        client_cert: PEM file with certificate and key.
+        trust_env: obey HTTP_PROXY and its kin.
+        timeouts: see `Timeouts`.
+        max_attempts: attempts for one request in all, the first included.
+        max_retry_seconds: no new attempt begins after so many seconds.
+        auto_pull: pull a model that is missing, then ask again.
+        pull_allow: patterns (``hf.co/ours/*``) of names outside Ollama's own registry that may be pulled by themselves.
+        model, options, keep_alive: what a request gets that names none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+    base_url: str = "http://127.0.0.1:11434"
+    login: str | None = None
+    password: SecretStr | None = None
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    verify: bool | str = True
+    client_cert: str | None = None
+    trust_env: bool = True
+    timeouts: Timeouts = Timeouts()
+    max_attempts: int = Field(default=4, ge=1)
+    max_retry_seconds: Seconds = 300
+    auto_pull: bool = True
+    pull_allow: Annotated[tuple[str, ...], BeforeValidator(_read_patterns)] = ()
+    model: str | None = None
+    options: Options | None = None
+    keep_alive: KeepAlive | None = None
