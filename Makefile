@@ -26,6 +26,18 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 test: setup lint types imports ## Everything CI checks: lint, types, import contract, tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+.PHONY: matrix
+matrix: ## The tests on every supported Airflow (2.11, 3.1, 3.2, 3.3)
+	@for line in 2.11 3.1 3.2 3.3; do \
+	    echo "== Airflow $$line"; \
+	    $(MAKE) --no-print-directory setup AIRFLOW=$$line && \
+	    .venv-$$line/bin/python -m pytest --numprocesses 2 --dist loadfile || exit 1; \
+	done
+
+.PHONY: live
+live: setup ## The contract against a real server: OLLAMA_HOST=http://gpu1:11434 make live
+	$(BIN)/python -m pytest tests/live
+
 .PHONY: lint
 lint: setup ## Style and formatting
 	$(BIN)/ruff check .
