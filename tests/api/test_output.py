@@ -1,0 +1,130 @@
+"""An answer bound to a format comes back as plain JSON data, or as an error that quotes none of it."""
+
+import dataclasses
+import json
+from datetime import date
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ollama_provider.api.errors import InvalidOutputError, InvalidRequestError
+from ollama_provider.api.output import Output
+
+
+class Review(BaseModel):
+    stars: int
+    topics: tuple[str, ...] = ()
+    day: date | None = None
+    weight: float = 1.0
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"stars": {"type": "integer", "maximum": 5}},
+    "required": ["stars"],
+    "additionalProperties": False,
+}
+
+
+def test_json_takes_any_json() -> None:
+    """``"json"`` asks for no shape."""
+    output = Output("json")
+
+    assert output.format == "json"
+    assert output.read(' {"a": [1, null, "ä"]} ') == {"a": [1, None, "ä"]}
+
+
+@pytest.mark.parametrize("wanted", [SCHEMA, json.dumps(SCHEMA)])
+def test_a_schema_is_sent_as_it_is_and_checked(wanted: Any) -> None:
+    """A schema may come as a dict or, out of a template, as text."""
+    output = Output(wanted)
+
+    assert output.format == SCHEMA
+    assert output.read('{"stars": 4}') == {"stars": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"stars": 9}', "stars: maximum 5"),
+        ('{"stars": "secret"}', "stars: type integer"),
+        ("{}", "required"),
+        ('{"stars": 1, "secret": 2}', "additionalProperties False"),
+    ],
+)
+def test_a_misfit_names_place_and_rule_and_no_value(text: str, told: str) -> None:
+    """What the model wrote is not for logs."""
+    with pytest.raises(InvalidOutputError) as caught:
+        Output(SCHEMA).read(text)
+
+    assert told in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.retryable
+
+
+def test_a_type_gives_its_schema_and_plain_data() -> None:
+    """Tuples, dates and models come out as JSON data, so that XCom gives back what was put in."""
+    output = Output(Review)
+
+    data = output.read('{"stars": 4, "topics": ["a"], "day": "2026-11-22"}')
+
+    assert output.format == Review.model_json_schema()
+    assert data == {"stars": 4, "topics": ["a"], "day": "2026-11-22", "weight": 1.0}
+    assert type(data["topics"]) is list
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "data"),
+    [
+        (Point, '{"x": 1}', {"x": 1.0}),
+        (list[Point], '[{"x": 2}]', [{"x": 2.0}]),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+    ],
+)
+def test_any_type_that_pydantic_knows_will_do(kind: Any, text: str, data: Any) -> None:
+    """Dataclasses and containers are as good as model classes."""
+    assert Output(kind).read(text) == data
+
+
+def test_a_type_that_does_not_fit_says_where() -> None:
+    """pydantic's finding, without the value."""
+    with pytest.raises(InvalidOutputError, match=r"stars: Input should be a valid integer") as caught:
+        Output(Review).read('{"stars": "secret"}')
+
+    assert "secret" not in str(caught.value)
+
+
+def test_a_long_list_of_faults_is_cut() -> None:
+    """Three faults are enough to understand."""
+    with pytest.raises(InvalidOutputError, match="and 7 more"):
+        Output({"items": {"type": "integer"}}).read(json.dumps(["x"] * 10))
+
+
+@pytest.mark.parametrize("text", ["", "Sure! Here is your JSON", '{"stars": 4', '{"stars": NaN}', "[-Infinity]"])
+@pytest.mark.parametrize("wanted", ["json", SCHEMA, Review])
+def test_what_is_not_json_is_refused(wanted: Any, text: str) -> None:
+    """Prose, cut JSON, and the constants that only Python takes for JSON."""
+    with pytest.raises(InvalidOutputError, match="the answer is not JSON"):
+        Output(wanted).read(text)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ("xml", "use"),
+        ('{"type": ', "not valid JSON"),
+        ({"type": "nonsense"}, "not a JSON schema: type"),
+        (object(), "pydantic cannot read"),
+        (3, "pydantic cannot read"),
+    ],
+)
+def test_what_is_no_format_is_refused_before_anything_is_sent(wanted: Any, told: str) -> None:
+    """The server answers 500 to these, after loading the model."""
+    with pytest.raises(InvalidRequestError, match=told):
+        Output(wanted)
