@@ -1,0 +1,62 @@
+"""Airflow for tests that need it: connections, a database, and a way to run a DAG."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+AddConnection = Callable[..., str]
+RunDag = Callable[..., Any]
+
+
+@pytest.fixture
+def add_connection(monkeypatch: pytest.MonkeyPatch) -> AddConnection:
+    """Return a function that adds an Airflow connection of type Ollama and returns its id.
+
+    Its keywords are the fields of a connection; *extra* may be a dict or text.
+    """
+
+    def add(conn_id: str = "ollama_default", **fields: Any) -> str:
+        value = {"conn_type": "ollama", **fields}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(value))
+        return conn_id
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def airflow_db(airflow_home: Path) -> Path:
+    """The metadata database of this worker, created at first need; its file."""
+    from airflow.utils.db import initdb
+
+    initdb()
+    return airflow_home / "airflow.db"
+
+
+@pytest.fixture
+def run_dag(airflow_db: Path, dags_folder: Path) -> RunDag:
+    """Return a function that runs a DAG in this process, with all its tasks, and returns the DagRun.
+
+    Its argument is the source of a DAG file that holds one DAG, or the path of such a file. The DagRun's `state` and
+    `get_task_instances()` say how it went; XComs are in ``task_instance.xcom_pull``.
+    """
+
+    def run(dag_file: str | Path, **conf: Any) -> Any:
+        source = dag_file.read_text() if isinstance(dag_file, Path) else dag_file
+        (path := dags_folder / "dag_under_test.py").write_text(source)
+        try:
+            try:
+                from airflow.dag_processing.dagbag import DagBag
+            except ImportError:  # before 3.2
+                from airflow.models.dagbag import DagBag
+
+            bag = DagBag(dag_folder=str(path))
+            assert not bag.import_errors, bag.import_errors
+            (dag,) = bag.dags.values()
+            return dag.test(run_conf=conf or None)
+        finally:
+            path.unlink()
+
+    return run

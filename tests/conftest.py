@@ -1,0 +1,45 @@
+"""Airflow for the tests: a home of its own for each worker, set before anything imports Airflow."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+assert "airflow" not in sys.modules, "a plugin has imported Airflow before its home was set"
+
+_HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
+_DAGS = _HOME / "dags"
+_DAGS.mkdir()
+
+for _name in list(os.environ):
+    if _name.startswith("AIRFLOW_") or _name.upper().endswith("_PROXY"):
+        del os.environ[_name]
+os.environ |= {
+    "AIRFLOW_HOME": str(_HOME),
+    "AIRFLOW__CORE__DAGS_FOLDER": str(_DAGS),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__UNIT_TEST_MODE": "True",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
+    # An update check or usage statistics would be the only thing in a test that leaves this machine.
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    "SCARF_ANALYTICS": "False",
+}
+
+
+@pytest.fixture(scope="session")
+def airflow_home() -> Path:
+    """The AIRFLOW_HOME of this worker."""
+    return _HOME
+
+
+@pytest.fixture(scope="session")
+def dags_folder() -> Path:
+    """The folder that Airflow reads DAGs from."""
+    return _DAGS
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
