@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.utils.db import initdb
+
+try:
+    from airflow.dag_processing.dagbag import DagBag
+except ImportError:  # before 3.2
+    from airflow.models.dagbag import DagBag
 
 AddConnection = Callable[..., str]
 RunDag = Callable[..., Any]
@@ -29,8 +35,6 @@ def add_connection(monkeypatch: pytest.MonkeyPatch) -> AddConnection:
 @pytest.fixture(scope="session")
 def airflow_db(airflow_home: Path) -> Path:
     """The metadata database of this worker, created at first need; its file."""
-    from airflow.utils.db import initdb
-
     initdb()
     return airflow_home / "airflow.db"
 
@@ -47,11 +51,6 @@ def run_dag(airflow_db: Path, dags_folder: Path) -> RunDag:
         source = dag_file.read_text() if isinstance(dag_file, Path) else dag_file
         (path := dags_folder / "dag_under_test.py").write_text(source)
         try:
-            try:
-                from airflow.dag_processing.dagbag import DagBag
-            except ImportError:  # before 3.2
-                from airflow.models.dagbag import DagBag
-
             bag = DagBag(dag_folder=str(path))
             assert not bag.import_errors, bag.import_errors
             (dag,) = bag.dags.values()
