@@ -1,0 +1,92 @@
+r"""A stand-in for Ollama, for tests and for machines without one.
+
+It answers over real HTTP as an Ollama 0.24.0 does (or another `version`), without a model: summaries are extracted from
+the prompt, schemas are satisfied, vectors are hashed, and any other answer says that it comes from the stand-in.
+
+    from ollama_provider.testing import StandIn, serve
+
+    with serve(StandIn(parallel=2)) as server:
+        httpx.get(server.url + "/api/tags")
+        server.stand_in.requests[0].path        # "/api/tags"
+
+In a test use the fixtures, which are there as soon as the package is installed: `ollama` is such a `Server`, fresh for
+each test, and `ollama_conn` points the connection `ollama_default` at it. `@pytest.mark.ollama(...)` gives arguments to
+its `StandIn`. Scripted turns that nobody asked for fail the test.
+
+    def test_my_dag(ollama, ollama_conn):
+        ollama.stand_in.script("Paris", "Rome")
+
+**Script.** `stand_in.script(turn, …, path=None, model=None, where=None, times=1, always=False)` says what the next
+requests that match get, one turn each; everything else is answered as usual. Without `path` it is about generate,
+chat, embed and embeddings. A turn is
+
+* an answer: `"text"`; `{"label": "red"}` (sent as JSON text); `Ordinary()`; or
+  `Answer(text, thinking=…, tool_calls=(("f", {"x": 1}),), vectors=[[…]], done_reason=…, prompt_eval_count=…)`;
+* a pace: `Pace(load=1.0, first_token=0.2, between_tokens=0.01)` in seconds;
+* a fault, where `after` counts lines of the stream and None is before the first byte:
+    * `Fail("llama runner process has terminated: signal: killed", status=500, after=None)` is Ollama's own error, a
+      status when early or not streamed, else a line; `Fail("max retries exceeded: EOF")` with `path="pull"`;
+    * `Respond(502, "<html>…", headers={"Retry-After": "1"})` is something that answers in Ollama's place;
+    * `Stall(after=None, until=None)` is silence, until `gate.open()` if a `Gate` is given;
+    * `Cut(after=None, reset=False)` breaks the connection; `Unfinished(after=3)` is a clean end without `done`;
+    * `Insert(b"{broken
+", after=1)` is raw bytes; `StuckDownload(after=2)` a pull that repeats its progress for ever;
+* or a tuple of these for one request: `(Answer("a b c"), Pace(between_tokens=0.01), Cut(after=2))`.
+
+    stand_in.script(Fail("server busy, please try again.  maximum pending requests exceeded", status=503), times=2)
+    stand_in.script(Cut(after=3), model="qwen3", where=lambda body: "boom" in body["prompt"])
+
+**State.** `stand_in.install(Model("m", ("embedding",)))`, `.remove("llama3.2")`, `.retag("llama3.2")` (another digest),
+`.offer(…)` and `.withdraw(…)` (registry); `.requests`, `.open_requests`, `.loads`, `.downloads`,
+`.wait_until(lambda s: len(s.open_requests) == 2)`; `server.stop()` and `server.start()` on the same port.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ollama_provider.testing.catalogue import Model, default_models, default_registry
+    from ollama_provider.testing.faults import Cut, Fail, Insert, Respond, Stall, StuckDownload, Unfinished
+    from ollama_provider.testing.script import Answer, Ordinary, Pace
+    from ollama_provider.testing.server import Server, serve
+    from ollama_provider.testing.stand_in import Seen, StandIn
+    from ollama_provider.testing.steps import Gate, Reply
+
+__all__ = [
+    "Answer",
+    "Cut",
+    "Fail",
+    "Gate",
+    "Insert",
+    "Model",
+    "Ordinary",
+    "Pace",
+    "Reply",
+    "Respond",
+    "Seen",
+    "Server",
+    "Stall",
+    "StandIn",
+    "StuckDownload",
+    "Unfinished",
+    "default_models",
+    "default_registry",
+    "serve",
+]
+
+# Loaded when they are asked for: pytest imports this package in every run on a machine where it is installed.
+_HOMES = {
+    "catalogue": ("Model", "default_models", "default_registry"),
+    "faults": ("Cut", "Fail", "Insert", "Respond", "Stall", "StuckDownload", "Unfinished"),
+    "script": ("Answer", "Ordinary", "Pace"),
+    "server": ("Server", "serve"),
+    "stand_in": ("Seen", "StandIn"),
+    "steps": ("Gate", "Reply"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, exported in _HOMES.items():
+        if name in exported:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

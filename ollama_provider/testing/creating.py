@@ -1,0 +1,76 @@
+"""`/api/create`: a model from another one, or from files that were uploaded."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ollama_provider.testing import names
+from ollama_provider.testing.catalogue import Model
+from ollama_provider.testing.go import Json
+from ollama_provider.testing.library import named
+from ollama_provider.testing.pulling import TransferError, pull_lines, stream
+from ollama_provider.testing.state import Call, RefusalError, State
+from ollama_provider.testing.steps import Pause, Steps
+
+
+def create(state: State, call: Call) -> Steps:
+    """POST /api/create.
+
+    Raises:
+        RefusalError: The name is invalid, or neither `from` nor `files` is there.
+    """
+    body = call.body
+    text = named(state, body, "0.1.21")
+    if names.parse(text) is None:
+        raise RefusalError(400, "invalid model name")
+    if not body.get("from") and not body.get("files"):
+        raise RefusalError(400, "neither 'from' or 'files' was specified", late=True)
+    yield from stream(call, _lines(state, body, text))
+
+
+def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str, Json] | Pause]:
+    if body.get("from"):
+        if state.find(body["from"]) is None:
+            yield from (item for item in pull_lines(state, body["from"]) if item != {"status": "success"})
+        parent = state.find(body["from"])
+        if parent is None:
+            raise TransferError(f"model '{body['from']}' not found")
+        made = replace(parent.renamed(name), parent=parent.parsed.short)
+    else:
+        yield {"status": "parsing GGUF"}
+        made = _from_files(state, body["files"], name)
+    if quantize := body.get("quantize"):
+        base = {"status": f"quantizing {made.quantization_level} model to {quantize}", "digest": "0000000000000000000"}
+        yield base | {"total": made.size, "completed": made.size // 2}
+        yield base | {"total": made.size, "completed": made.size}
+        made = replace(made, quantization_level=quantize, weights="", size=made.size // 2)
+    made = _changed(made, body)
+    for digest, size in made.layers:
+        known = digest in state.blobs
+        yield {"status": f"{'using existing' if known else 'creating new'} layer {digest}"}
+        state.blobs.setdefault(digest, size)
+    yield {"status": "writing manifest"}
+    state.install(made)
+    yield {"status": "success"}
+
+
+def _from_files(state: State, files: dict[str, str], name: str) -> Model:
+    for digest in files.values():
+        if digest not in state.blobs:
+            path = "/root/.ollama/models/blobs/" + digest.replace(":", "-")
+            raise TransferError(f"open {path}: no such file or directory")
+    digest = next(iter(files.values()))
+    return Model(name, weights=digest, size=state.blobs[digest])
+
+
+def _changed(model: Model, body: dict[str, Json]) -> Model:
+    license_text = body.get("license", model.license)
+    if isinstance(license_text, list):
+        license_text = "\n".join(map(str, license_text))
+    return replace(
+        model,
+        template=body.get("template", model.template),
+        system=body.get("system", model.system),
+        license=license_text,
+        parameters={**model.parameters, **body.get("parameters", {})},
+        messages=tuple(body.get("messages", model.messages)),
+    )

@@ -1,0 +1,123 @@
+"""`/api/embed` and the legacy `/api/embeddings`."""
+
+import math
+
+from ollama_provider.testing import names
+from ollama_provider.testing.catalogue import Model
+from ollama_provider.testing.embeddings import embed as vector
+from ollama_provider.testing.embeddings import normalise
+from ollama_provider.testing.generation import acquire, read_model_options
+from ollama_provider.testing.go import Json, dumps
+from ollama_provider.testing.state import Call, RefusalError, State
+from ollama_provider.testing.steps import Pause, Steps, Whole
+from ollama_provider.testing.tokens import tokenise
+
+_SPECIAL_TOKENS = 2
+_LEGACY_LENGTH = 4.9
+"""Norm of what the legacy endpoint returns for nomic-embed-text, measured on 0.32.9; embed normalises, it does not."""
+
+
+def embed(state: State, call: Call) -> Steps:
+    """POST /api/embed.
+
+    Raises:
+        RefusalError: The input is no text, the model is missing, does not embed, or the text is too long.
+    """
+    body = call.body
+    texts = _texts(body.get("input"))
+    model = _installed(state, body.get("model", ""))
+    runner = yield from acquire(state, call, model, read_model_options(call, model))
+    try:
+        loaded = state.clock()
+        reply: dict[str, Json] = {"model": body["model"], "embeddings": []}
+        if texts:
+            _check_embeds(state, model)
+            counts = [_count(text, runner.num_ctx, truncate=body.get("truncate", True)) for text in texts]
+            if call.plan.pace is not None and call.plan.pace.first_token:
+                yield Pause(call.plan.pace.first_token)
+            reply["embeddings"] = _vectors(state, call, model, texts)
+            now = state.clock()
+            reply["total_duration"] = max(1, int((now - call.started) * 1e9))
+            reply["load_duration"] = max(1, int((loaded - call.started) * 1e9))
+            if state.since("0.3.1"):
+                reply["prompt_eval_count"] = sum(counts)
+        yield Whole(200, dumps(reply).encode())
+    finally:
+        state.scheduler.release(runner)
+
+
+def embeddings(state: State, call: Call) -> Steps:
+    """POST /api/embeddings: one text, not normalised for every model, no truncation.
+
+    Raises:
+        RefusalError: The model is missing, does not embed, or the text is too long.
+    """
+    body = call.body
+    if names.parse(body.get("model", "")) is None:
+        raise RefusalError(400, "model is required")
+    model = _installed(state, body["model"])
+    prompt = body.get("prompt", "")
+    runner = yield from acquire(state, call, model, read_model_options(call, model))
+    try:
+        found: list[Json] = []
+        if prompt:
+            _check_embeds(state, model)
+            if len(tokenise(prompt)) + _SPECIAL_TOKENS > runner.num_ctx:
+                raise RefusalError(500, "the input length exceeds the context length")
+            length = _LEGACY_LENGTH if model.family == "nomic-bert" else 1.0
+            found = [value if value is None else value * length for value in _vectors(state, call, model, [prompt])[0]]
+        yield Whole(200, dumps({"embedding": found}).encode())
+    finally:
+        state.scheduler.release(runner)
+
+
+def _texts(given: Json) -> list[str]:
+    if given is None or given == "":
+        return []
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RefusalError(400, "invalid input type")
+    return texts
+
+
+def _installed(state: State, text: str) -> Model:
+    if (model := state.find(text)) is not None:
+        return model
+    if not text:
+        raise RefusalError(404, "model '' not found")
+    raise RefusalError(
+        404,
+        f'model "{text}" not found, try pulling it first'
+        if state.since("0.2.2")
+        else f"model '{text}' not found, try pulling it first",
+    )
+
+
+def _check_embeds(state: State, model: Model) -> None:
+    if "embedding" in model.capabilities or (model.llama_runner and not state.since("0.30.0")):
+        return
+    if state.since("0.30.0"):
+        raise RefusalError(501, "This server does not support embeddings. Start it with `--embeddings`")
+    raise RefusalError(501 if state.since("0.13.3") else 500, "this model does not support embeddings")
+
+
+def _count(text: str, num_ctx: int, *, truncate: bool) -> int:
+    count = len(tokenise(text)) + _SPECIAL_TOKENS
+    if count > num_ctx and not truncate:
+        raise RefusalError(400, "the input length exceeds the context length")
+    return min(count, num_ctx)
+
+
+def _vectors(state: State, call: Call, model: Model, texts: list[str]) -> list[Json]:
+    answer = call.plan.answer
+    if answer is not None and answer.vectors is not None:
+        if any(value is not None and not math.isfinite(value) for row in answer.vectors for value in row):
+            if state.since("0.14.0"):
+                raise RefusalError(400, "embedding contains NaN or Inf values")
+            raise RefusalError(500, "failed to encode response: json: unsupported value: NaN")
+        return list(answer.vectors)
+    found = [vector(text, model.embedding_length) for text in texts]
+    width = call.body.get("dimensions", 0)
+    if 0 < width < model.embedding_length and state.since("0.11.11"):
+        found = [normalise(values[:width]) for values in found]
+    return found

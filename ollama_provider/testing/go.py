@@ -1,0 +1,200 @@
+"""Ollama is written in Go, and Go's library shows through: its JSON, its error texts, its durations and times."""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+Json = Any
+"""Any JSON value; no recursive union, since the stand-in looks into bodies that may be wrong in every place."""
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
+_ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_BLANK = " \t\n\r"
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/\r\n]")
+
+
+class BadRequestError(ValueError):
+    """What the client sent cannot be read; the text is Go's."""
+
+
+def dumps(value: Json) -> str:
+    r"""JSON as `encoding/json` writes it: no blanks, `<`, `>` and `&` escaped, U+2028 escaped, U+0085 raw."""
+    return _encode(value).translate(_ESCAPED)
+
+
+def loads(text: str | bytes) -> Json:
+    """Read one JSON value."""
+    return json.loads(text)
+
+
+def decode(body: bytes) -> Json:
+    """Read the first JSON value of a request body and ignore what follows, as Ollama does.
+
+    Raises:
+        BadRequestError: There is none, with the text Ollama answers.
+    """
+    text = body.decode("utf-8", "replace").lstrip(_BLANK)
+    if not text:
+        raise BadRequestError("missing request body")
+    try:
+        value, _ = _decode(text)
+    except json.JSONDecodeError as error:
+        raise BadRequestError(_why_not_json(text, error.pos)) from None
+    if "\\ud" in text or "\\uD" in text:
+        value = _without_lone_surrogates(value)
+    return value
+
+
+def _why_not_json(text: str, position: int) -> str:
+    if position >= len(text.rstrip(_BLANK)) or ('"' not in text[position + 1 :] and text[position] == '"'):
+        return "unexpected EOF"
+    character = text[position]
+    shown = f"\\x{ord(character):02x}" if ord(character) < 0x20 else character
+    return f"invalid character '{shown}' looking for beginning of value"
+
+
+def _without_lone_surrogates(value: Json) -> Json:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [_without_lone_surrogates(item) for item in value]
+        case dict():
+            return {_without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def kind(value: Json) -> str:
+    """How Go's decoder calls the type of a JSON value."""
+    match value:
+        case bool():
+            return "bool"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def read_struct(value: Json, struct: str, fields: Mapping[str, str]) -> dict[str, Json]:
+    """Unmarshal *value* into a Go struct: unknown keys are ignored, `null` is as good as absent.
+
+    Args:
+        value: The decoded body.
+        struct: Name of the Go struct, for the error text.
+        fields: JSON key -> Go type. `raw` takes anything.
+
+    Raises:
+        BadRequestError: A value has the wrong type.
+    """
+    if not isinstance(value, dict):
+        raise BadRequestError(f"json: cannot unmarshal {kind(value)} into Go value of type api.{struct}")
+    found = {}
+    for key, go_type in fields.items():
+        item = value.get(key)
+        if item is not None:
+            _check(item, go_type, f"{struct}.{key}")
+            found[key] = item
+    return found
+
+
+_KINDS = {
+    "string": "string",
+    "bool": "bool",
+    "int": "number",
+    "float64": "number",
+    "map[string]interface {}": "object",
+    "map[string]string": "object",
+    "api.Tools": "array",
+    "raw": "",
+}
+
+
+def _check(value: Json, go_type: str, where: str) -> None:
+    if go_type.startswith("[]"):
+        if kind(value) != "array":
+            raise BadRequestError(_mismatch(kind(value), where, go_type))
+        element = go_type.removeprefix("[]")
+        if not element.startswith("api."):
+            for item in value:
+                _check(item, element, where)
+        return
+    wanted = _KINDS[go_type]
+    if wanted and kind(value) != wanted:
+        raise BadRequestError(_mismatch(kind(value), where, go_type))
+    if go_type == "int" and value != int(value):
+        raise BadRequestError(_mismatch(f"number {value}", where, go_type))
+
+
+def _mismatch(found: str, where: str, go_type: str) -> str:
+    return f"json: cannot unmarshal {found} into Go struct field {where} of type {go_type}"
+
+
+def quoted(text: str) -> str:
+    """Go's `%q`."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def parse_duration(text: str) -> float:
+    """`time.ParseDuration`, in seconds.
+
+    Raises:
+        BadRequestError: With Go's text.
+    """
+    rest = text[1:] if text[:1] in {"+", "-"} else text
+    if rest == "0":
+        return 0.0
+    if not rest:
+        raise BadRequestError(f"time: invalid duration {quoted(text)}")
+    seconds, position = 0.0, 0
+    while position < len(rest):
+        part = _DURATION_PART.match(rest, position)
+        if part is None:
+            raise BadRequestError(f"time: invalid duration {quoted(text)}")
+        number, unit = part.groups()
+        if not unit:
+            raise BadRequestError(f"time: missing unit in duration {quoted(text)}")
+        if unit not in _UNITS:
+            raise BadRequestError(f"time: unknown unit {quoted(unit)} in duration {quoted(text)}")
+        seconds += float(number) * _UNITS[unit]
+        position = part.end()
+    return -seconds if text.startswith("-") else seconds
+
+
+def check_base64(text: str) -> None:
+    """`base64.StdEncoding`: padded, no `data:` prefix.
+
+    Raises:
+        BadRequestError: With Go's text and the offset of the first byte it does not like.
+    """
+    payload = text.rstrip("=") if len(text) % 4 == 0 and not text.endswith("===") else text
+    if wrong := _NOT_BASE64.search(payload):
+        raise BadRequestError(f"illegal base64 data at input byte {wrong.start()}")
+    if len(text) % 4:
+        raise BadRequestError(f"illegal base64 data at input byte {len(text) - len(text) % 4}")
+
+
+@lru_cache(maxsize=64)
+def _to_the_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339 with up to nine digits of a second, trailing zeros dropped, as Go prints a time.
+
+    Args:
+        seconds: Unix time. A time past the year 9999 is not needed: infinite keep-alive is 292 years.
+    """
+    whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
+    fraction = f".{part:09d}".rstrip("0").rstrip(".")
+    return f"{_to_the_second(whole)}{fraction}Z"

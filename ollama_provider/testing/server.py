@@ -1,0 +1,197 @@
+"""The stand-in behind a real socket, in a thread of its own."""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from ollama_provider.testing.stand_in import StandIn
+from ollama_provider.testing.steps import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole
+
+_AT_ONCE = 32_768
+"""Bytes of lines that are sent together when nothing is waited for between them."""
+
+
+class Server:
+    """A stand-in that listens.
+
+    Args:
+        stand_in: Who answers.
+        host: Address to listen on.
+        port: 0 is any free port; it is kept over `stop` and `start`.
+
+    Attributes:
+        stand_in: Who answers.
+        host: Address.
+        port: The real port.
+    """
+
+    def __init__(self, stand_in: StandIn, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.stand_in = stand_in
+        self.host = host
+        self.port = port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ollama stand-in", daemon=True)
+        self._runner: web.ServerRunner | None = None
+        self._connections: set[asyncio.Transport] = set()
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Listen, again on the same port after `stop`.
+
+        Raises:
+            OSError: The port is taken.
+        """
+        self._run(self._start())
+
+    def stop(self) -> None:
+        """Stop as Ollama does on SIGTERM: every open connection breaks, loaded models are gone."""
+        self._run(self._stop())
+
+    def close(self) -> None:
+        """Stop for good."""
+        if self._thread.is_alive():
+            self.stop()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self) -> None:
+        if self._runner is not None:
+            return
+        server = web.Server(self._answer, handler_cancellation=True, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=0)
+        await runner.setup()
+        site = web.TCPSite(runner, self.host, self.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        self.port = runner.addresses[0][1]
+        self._runner = runner
+
+    async def _stop(self) -> None:
+        if self._runner is None:
+            return
+        runner, self._runner = self._runner, None
+        for transport in list(self._connections):
+            transport.abort()
+        await runner.cleanup()
+        self.stand_in.restart()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        transport = request.transport
+        if transport is None:
+            raise asyncio.CancelledError
+        body = await request.read()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        steps = self.stand_in.exchange(
+            Request(request.method, unquote(request.raw_path.partition("?")[0]), headers, body)
+        )
+        self._connections.add(transport)
+        try:
+            return await self._send(request, transport, steps)
+        finally:
+            self._connections.discard(transport)
+            # The client hung up, or the server stops: the stand-in gives slot and place in the queue back.
+            steps.close()  # type: ignore[attr-defined]
+
+    async def _send(self, request: web.BaseRequest, transport: asyncio.Transport, steps: Steps) -> web.StreamResponse:
+        stream: web.StreamResponse | None = None
+        for step in _joined(steps):
+            match step:
+                case Whole():
+                    return _whole(step)
+                case Head():
+                    stream = web.StreamResponse(status=step.status, headers={"Content-Type": step.content_type})
+                    await stream.prepare(request)
+                case Line():
+                    assert stream is not None  # noqa: S101 - handlers send the head first
+                    await stream.write(step.data)
+                case Pause():
+                    await asyncio.sleep(step.seconds)
+                case Wait():
+                    await self._wait(step)
+                case Break():
+                    _break(transport, reset=step.reset)
+                    raise asyncio.CancelledError
+        if stream is None:
+            raise RuntimeError("an exchange without an answer")
+        await stream.write_eof()
+        return stream
+
+    async def _wait(self, step: Wait) -> None:
+        passed = asyncio.Event()
+        step.gate.on_open(lambda: self._loop.call_soon_threadsafe(passed.set))
+        await passed.wait()
+
+
+def _joined(steps: Steps) -> Iterator[Step]:
+    """Lines between which nothing is waited for, as one."""
+    lines = bytearray()
+    for step in steps:
+        if isinstance(step, Line):
+            lines += step.data
+            if len(lines) < _AT_ONCE:
+                continue
+            yield Line(bytes(lines))
+        else:
+            if lines:
+                yield Line(bytes(lines))
+            yield step
+        lines.clear()
+    if lines:
+        yield Line(bytes(lines))
+
+
+def _whole(step: Whole) -> web.Response:
+    response = web.Response(status=step.status, body=step.body, headers=dict(step.headers))
+    if step.content_type is not None:
+        response.headers["Content-Type"] = step.content_type
+    else:
+        response.headers.pop("Content-Type", None)
+    return response
+
+
+def _break(transport: asyncio.Transport, *, reset: bool) -> None:
+    if reset:
+        # Linger for no time: the kernel answers with RST instead of FIN.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
+
+
+@contextmanager
+def serve(stand_in: StandIn | None = None, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Server]:
+    """Serve a stand-in in a thread for the length of a `with` block.
+
+    Args:
+        stand_in: Who answers, by default a new one.
+        host: Address to listen on.
+        port: 0 is any free port.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    server = Server(stand_in or StandIn(), host=host, port=port)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,383 @@
+"""A pure Ollama: a request in, the steps of a reply out. No socket, no waiting, no model."""
+
+import ipaddress
+import posixpath
+import socket
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ollama_provider.testing import fields, library
+from ollama_provider.testing.catalogue import Model, default_models, default_registry
+from ollama_provider.testing.creating import create
+from ollama_provider.testing.embedding import embed, embeddings
+from ollama_provider.testing.faults import Earliest
+from ollama_provider.testing.go import BadRequestError, Json, decode, dumps
+from ollama_provider.testing.inference import chat, generate
+from ollama_provider.testing.pulling import pull, push
+from ollama_provider.testing.scheduler import FOR_EVER, Scheduler
+from ollama_provider.testing.script import INFERENCE, Plan, Script, Turn, rule
+from ollama_provider.testing.state import Call, RefusalError, State, wall_clock
+from ollama_provider.testing.steps import JSON, Head, Line, Reply, Request, Steps, Whole, collect
+
+_Handler = Callable[[State, Call], Steps]
+
+_ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
+    "/api/generate": ("0.1.0", {"POST": generate}),
+    "/api/chat": ("0.1.14", {"POST": chat}),
+    "/api/embed": ("0.2.6", {"POST": embed}),
+    "/api/embeddings": ("0.1.0", {"POST": embeddings}),
+    "/api/tags": ("0.1.0", {"GET": library.tags, "HEAD": library.tags}),
+    "/api/show": ("0.1.0", {"POST": library.show}),
+    "/api/ps": ("0.1.38", {"GET": library.ps}),
+    "/api/version": ("0.1.14", {"GET": library.version, "HEAD": library.version}),
+    "/api/status": ("0.16.2", {"GET": library.status}),
+    "/api/pull": ("0.1.0", {"POST": pull}),
+    "/api/push": ("0.1.0", {"POST": push}),
+    "/api/create": ("0.1.0", {"POST": create}),
+    "/api/copy": ("0.1.0", {"POST": library.copy}),
+    "/api/delete": ("0.1.0", {"DELETE": library.delete}),
+    "/api/blobs/": ("0.1.10", {"HEAD": library.blob, "POST": library.blob}),
+}
+_TRANSFERS = frozenset({"/api/pull", "/api/push", "/api/create"})
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A request the stand-in got.
+
+    Attributes:
+        method: Upper case.
+        path: Without the query.
+        headers: Names in lower case.
+        json: The decoded body; None if there was none or it was no JSON.
+        model: The model it names, empty if none.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    json: Json
+    model: str
+
+
+class StandIn:
+    """Ollama without a model.
+
+    Ask it through a socket (`serve`), or by `answer` and `exchange` directly. It may be scripted and inspected from
+    another thread than the one that serves it.
+
+    Args:
+        models: Installed at the start; a string is a plain completion model. By default llama3.2,
+            nomic-embed-text, qwen3 and llava.
+        registry: What can be pulled; by default those and a few more.
+        version: Behaves as this version does where versions differ.
+        parallel: Slots a model (OLLAMA_NUM_PARALLEL).
+        max_queue: How many may wait for a load (OLLAMA_MAX_QUEUE).
+        max_loaded: Models loaded at a time (OLLAMA_MAX_LOADED_MODELS).
+        num_ctx: Default context (OLLAMA_CONTEXT_LENGTH).
+        keep_alive: Default seconds a model stays loaded (OLLAMA_KEEP_ALIVE).
+        load_seconds: How long a cold load takes.
+        pull_seconds: How long a pull takes.
+        tokens_per_second: Speed of generation; None is as fast as possible.
+        strict: Inference without a script is refused and remembered in `unscripted`.
+        loopback: Refuse foreign Host and Origin headers, as a server bound to loopback does.
+        keep_requests: How many requests `requests` remembers.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[Model | str] | None = None,
+        *,
+        registry: Iterable[Model | str] | None = None,
+        version: str = "0.24.0",
+        parallel: int = 1,
+        max_queue: int = 512,
+        max_loaded: int = 3,
+        num_ctx: int = 4096,
+        keep_alive: float = 300.0,
+        load_seconds: float = 0.0,
+        pull_seconds: float = 0.0,
+        tokens_per_second: float | None = None,
+        strict: bool = False,
+        loopback: bool = True,
+        keep_requests: int = 10_000,
+        clock: Callable[[], float] = wall_clock,
+    ) -> None:
+        scheduler = Scheduler(parallel, max_queue, max_loaded, clock)
+        self._state = State(
+            version=version,
+            num_ctx=num_ctx,
+            keep_alive=keep_alive if keep_alive >= 0 else FOR_EVER,
+            load_seconds=load_seconds,
+            pull_seconds=pull_seconds,
+            tokens_per_second=tokens_per_second,
+            loopback=loopback,
+            clock=clock,
+            scheduler=scheduler,
+        )
+        for model in default_models() if models is None else models:
+            self.install(model)
+        self.offer(*(default_registry() if registry is None else registry))
+        self._script = Script(strict)
+        self._changed = threading.Condition()
+        self._open: dict[int, Seen] = {}
+        self._numbers = iter(range(1 << 62))
+        self._requests: deque[Seen] = deque(maxlen=keep_requests)
+
+    # What it will do
+
+    def script(
+        self,
+        *turns: Turn,
+        path: str | None = None,
+        model: str | None = None,
+        where: Callable[[dict[str, Json]], bool] | None = None,
+        times: int = 1,
+        always: bool = False,
+    ) -> None:
+        """Say what the next requests that match get, one turn each.
+
+        Args:
+            turns: A turn is an answer (text; a dict or list becomes JSON text; `Answer`), a `Pace`, a fault, or a tuple
+                of these for one request.
+            path: `"pull"` or `"/api/pull"`; `"*"` is any. By default generate, chat, embed and embeddings.
+            model: Only requests for this model, in any spelling.
+            where: Only requests whose JSON body satisfies this.
+            times: Each turn is for so many requests.
+            always: The one turn is for every request that matches, after all that are for a number of requests.
+
+        Raises:
+            ValueError: No turn, or more than one with *always*.
+        """
+        self._script.add(rule(turns, path=path, model=model, where=where, times=times, always=always))
+
+    def install(self, model: Model | str) -> Model:
+        """Have *model* installed, in place of one of the same name."""
+        made = Model(model) if isinstance(model, str) else model
+        self._state.install(made)
+        return made
+
+    def remove(self, name: str) -> None:
+        """Have no model *name*; a loaded copy is unloaded.
+
+        Raises:
+            KeyError: There is none.
+        """
+        model = self.model(name)
+        self._state.scheduler.unload(model)
+        self._state.uninstall(model)
+        for digest, _ in model.layers:
+            self._state.blobs.pop(digest, None)
+
+    def retag(self, name: str) -> Model:
+        """Put other weights under *name*: another digest, as after a pull of a moved tag.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return library.retag(self._state, self.model(name))
+
+    def offer(self, *models: Model | str) -> None:
+        """Make *models* pullable."""
+        self._state.offer(Model(model) if isinstance(model, str) else model for model in models)
+
+    def withdraw(self, name: str) -> None:
+        """Make *name* unknown to the registry."""
+        self._state.registry.pop(Model(name).parsed.key, None)
+
+    def restart(self) -> None:
+        """Forget what only lives in memory: the loaded models."""
+        self._state.scheduler.forget()
+
+    # What it has seen
+
+    @property
+    def version(self) -> str:
+        """What `/api/version` says."""
+        return self._state.version
+
+    def model(self, name: str) -> Model:
+        """The installed model *name*.
+
+        Raises:
+            KeyError: There is none.
+        """
+        if (model := self._state.find(name)) is None:
+            raise KeyError(name)
+        return model
+
+    @property
+    def models(self) -> list[Model]:
+        """What is installed."""
+        return list(self._state.models.values())
+
+    @property
+    def requests(self) -> list[Seen]:
+        """The requests so far, the oldest first."""
+        return list(self._requests)
+
+    @property
+    def open_requests(self) -> list[Seen]:
+        """The requests that are being answered or wait for it."""
+        return list(self._open.values())
+
+    @property
+    def loads(self) -> list[str]:
+        """The names of the models in the order they were loaded, reloads included."""
+        return list(self._state.scheduler.loads)
+
+    @property
+    def downloads(self) -> Counter[str]:
+        """How often each model's weights were downloaded; pulls that share a download count once."""
+        return Counter(self._state.downloads)
+
+    @property
+    def unused(self) -> list[str]:
+        """Scripted turns that nobody asked for."""
+        return self._script.unused
+
+    @property
+    def unscripted(self) -> list[str]:
+        """Inference requests that a strict stand-in refused."""
+        return list(self._script.unscripted)
+
+    def wait_until(self, condition: Callable[["StandIn"], bool], *, seconds: float = 10.0) -> None:
+        """Block this thread until *condition* holds; looked at after each beginning and end of a request.
+
+        Raises:
+            TimeoutError: It does not within *seconds*.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition(self), seconds):
+                raise TimeoutError(
+                    f"not true within {seconds} s; open requests: {[seen.path for seen in self.open_requests]}"
+                )
+
+    # How it answers
+
+    def answer(
+        self, method: str, path: str, json: Json = None, *, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> Reply:
+        """Answer without a socket and without waiting.
+
+        Args:
+            method: HTTP method.
+            path: Path.
+            json: Sent as the body.
+            headers: Names in lower case.
+            body: The body, if *json* is None.
+
+        Raises:
+            RuntimeError: The answer depends on another request that is still open.
+        """
+        data = body if json is None else dumps(json).encode()
+        return collect(self.exchange(Request(method, path, headers or {}, data)))
+
+    def exchange(self, request: Request) -> Steps:
+        """The steps of an answer. Closing the iterator before its end is the client's hanging up."""
+        with self._noted(request) as seen:
+            if (refused := self._refused_at_the_door(request)) is not None:
+                yield refused
+                return
+            plan = self._script.take(request.path, seen.model, seen.json if isinstance(seen.json, dict) else {})
+            if plan is None:
+                yield _error(
+                    500, f"the stand-in is strict and has no script for {request.path} of {seen.model or 'no model'}"
+                )
+                return
+            steps = self._handle(request, plan)
+            transfers = request.path in _TRANSFERS
+            earliest = Earliest(lines=int(transfers), status=not transfers and self._state.since("0.12.6"))
+            for fault in plan.faults:
+                steps = fault.apply(steps, earliest)
+            yield from steps
+
+    @contextmanager
+    def _noted(self, request: Request) -> Iterator[Seen]:
+        try:
+            body = decode(request.body) if request.body and not request.path.startswith("/api/blobs/") else None
+        except BadRequestError:
+            body = None
+        named = (body.get("model") or body.get("name") or "") if isinstance(body, dict) else ""
+        seen = Seen(request.method, request.path, dict(request.headers), body, named if isinstance(named, str) else "")
+        number = next(self._numbers)
+        with self._changed:
+            self._requests.append(seen)
+            self._open[number] = seen
+            self._changed.notify_all()
+        try:
+            yield seen
+        finally:
+            with self._changed:
+                del self._open[number]
+                self._changed.notify_all()
+
+    def _refused_at_the_door(self, request: Request) -> Whole | None:
+        if self._state.loopback and not (_is_local(request.headers.get("host", "")) and _is_local(_origin(request))):
+            return Whole(403, content_type=None)
+        cleaned = posixpath.normpath(request.path)
+        if "//" in request.path:
+            moved = 307 if self._state.since("0.23.1") else 301
+            return Whole(moved, content_type=None, headers={"Location": "/" + cleaned.lstrip("/")})
+        if request.path.endswith("/") and cleaned in _ROUTES:
+            return Whole(301 if request.method == "GET" else 307, content_type=None, headers={"Location": cleaned})
+        return None
+
+    def _handle(self, request: Request, plan: Plan) -> Steps:
+        if request.path == "/" and request.method in {"GET", "HEAD"}:
+            yield Whole(200, b"Ollama is running", "text/plain; charset=utf-8")
+            return
+        path = "/api/blobs/" if request.path.startswith("/api/blobs/") else request.path
+        since, handlers = _ROUTES.get(path, ("", {}))
+        if not handlers or not self._state.since(since):
+            yield Whole(404, b"404 page not found", "text/plain")
+            return
+        if (handler := handlers.get(request.method)) is None:
+            if self._state.since("0.7.0"):
+                yield Whole(405, b"405 method not allowed", "text/plain", {"Allow": ", ".join(handlers)})
+            else:
+                yield Whole(404, b"404 page not found", "text/plain")
+            return
+        call = Call(request, {}, plan, self._state.clock())
+        try:
+            if path in fields.STRUCTS:
+                call.body = fields.read(path, decode(request.body))
+            yield from handler(self._state, call)
+        except BadRequestError as error:
+            yield _error(400, str(error))
+        except RefusalError as refusal:
+            yield from self._refuse(call, refusal)
+
+    def _refuse(self, call: Call, refusal: RefusalError) -> Steps:
+        late = refusal.late and call.streams and call.request.path not in INFERENCE - {"/api/generate", "/api/chat"}
+        if late and not self._state.since("0.12.6"):
+            yield Head()
+            yield Line(dumps({"error": refusal.text}).encode() + b"\n")
+        else:
+            yield _error(refusal.status, refusal.text, "application/json" if late else JSON)
+
+
+def _error(status: int, text: str, content_type: str = JSON) -> Whole:
+    return Whole(status, dumps({"error": text}).encode(), content_type)
+
+
+def _origin(request: Request) -> str:
+    return request.headers.get("origin", "").rpartition("://")[2]
+
+
+def _is_local(host: str) -> bool:
+    """Whether a server that is bound to loopback accepts this Host header or Origin."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").lower()
+    if name in {"", "localhost", socket.gethostname().lower()} or name.endswith(_LOCAL_SUFFIXES):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private or address.is_unspecified

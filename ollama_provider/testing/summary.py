@@ -1,0 +1,95 @@
+"""Extractive summaries: the one or two sentences of a text that share most of its words."""
+
+import re
+from collections import Counter
+from functools import lru_cache
+
+_ASKS = re.compile(r"\b(summar\w*|tl;?dr|abstract|gist|in (one|two|a few) sentences?)\b", re.IGNORECASE)
+_FENCE = re.compile(r"```.*?(```|\Z)|^\s*\.\. [\w-]+::.*$|<!--.*?-->", re.DOTALL | re.MULTILINE)
+_NOISE = (
+    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), " "),  # images and badges
+    (re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)"), " "),
+    (re.compile(r"\[([^\]]+)\](\([^)]*\)|\[[^\]]*\])"), r"\1"),  # Markdown links
+    (re.compile(r"`([^`<]+?)\s*<[^>]*>`__?"), r"\1"),  # RST links
+    (re.compile(r":\w+:`([^`]+)`"), r"\1"),  # RST roles
+    (re.compile(r"<[^>\n]{1,200}>"), " "),  # HTML
+    (re.compile(r"https?://\S+"), " "),
+    (re.compile(r"\*\*|__|``?"), ""),
+)
+_RULE = re.compile(r"\s*([=\-~^*#_+|:.\"'\s])\1{2,}\s*")
+_BULLET = re.compile(r"^\s*([-*+•>]|\d+[.)]|#+|\|)\s*")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_COMMON = frozenset(
+    """
+    about also and any are can each for from has have into its more not other our out such than that the their them then
+    these they this those through use used using was well were what when which will with you your
+    """.split()  # noqa: SIM905 - a list would be a page
+)
+
+
+def asks_for_summary(prompt: str) -> bool:
+    """Whether *prompt* asks for a summary at its beginning or its end, where instructions stand."""
+    return bool(_ASKS.search(prompt[:600]) or _ASKS.search(prompt[-300:]))
+
+
+@lru_cache(maxsize=256)
+def summarise(prompt: str, sentences: int = 2) -> str:
+    """The most central sentences of the text in *prompt*, in their order.
+
+    Args:
+        prompt: A text together with the instruction to summarise it.
+        sentences: How many at the most.
+
+    Returns:
+        The empty string if there is no sentence besides the instruction.
+    """
+    found = _sentences(prompt)
+    words = [[word for word in map(str.lower, _WORD.findall(sentence)) if word not in _COMMON] for sentence in found]
+    frequency = Counter(word for sentence in words for word in set(sentence))
+
+    def weight(position: int) -> float:
+        distinct = set(words[position])
+        if not distinct:
+            return 0.0
+        central = sum(frequency[word] for word in distinct) / (len(distinct) + 4)
+        early = 1.0 + 1.0 / (1 + position)
+        short = 1.0 if len(words[position]) >= 5 else 0.4
+        return central * early * short
+
+    best = sorted(range(len(found)), key=lambda position: (-weight(position), position))[:sentences]
+    return " ".join(found[position] for position in sorted(best))
+
+
+def _sentences(prompt: str) -> list[str]:
+    found = []
+    for paragraph in _paragraphs(prompt):
+        for sentence in _SENTENCE.split(paragraph):
+            text = " ".join(sentence.split())
+            if 25 <= len(text) <= 400 and text[-1] in ".!?" and not _ASKS.search(text):
+                found.append(text)
+    if found:
+        return found
+    # No proper sentence: the longest line will do.
+    lines = [" ".join(paragraph.split()) for paragraph in _paragraphs(prompt)]
+    return [max((line[:400] for line in lines if line and not _ASKS.search(line)), key=len, default="")]
+
+
+def _paragraphs(prompt: str) -> list[str]:
+    text = _FENCE.sub("\n\n", prompt)
+    for pattern, replacement in _NOISE:
+        text = pattern.sub(replacement, text)
+    paragraphs, current = [], list[str]()
+    for line in text.splitlines():
+        if not line.strip() or _RULE.fullmatch(line):
+            if _RULE.fullmatch(line) and line.strip():
+                current.clear()  # a rule under a heading
+            paragraphs.append(" ".join(current))
+            current = []
+        elif _BULLET.match(line):
+            paragraphs.append(" ".join(current))
+            current = [_BULLET.sub("", line).strip()]
+        else:
+            current.append(line.strip())
+    paragraphs.append(" ".join(current))
+    return [paragraph for paragraph in paragraphs if paragraph]

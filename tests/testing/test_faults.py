@@ -1,0 +1,284 @@
+"""The faults a script can ask for, as a client sees them through a real socket."""
+
+import json
+import threading
+
+import httpx
+import pytest
+
+from ollama_provider.testing import (
+    Answer,
+    Cut,
+    Fail,
+    Gate,
+    Insert,
+    Pace,
+    Respond,
+    Server,
+    Stall,
+    StuckDownload,
+    Unfinished,
+)
+
+WORDS = "one two three four five six"
+ASK = {"model": "llama3.2", "prompt": "hello"}
+
+
+def ask(ollama: Server, **changes: object) -> httpx.Response:
+    return httpx.post(f"{ollama.url}/api/generate", json=ASK | changes, timeout=5)
+
+
+def lines(response: httpx.Response) -> list[dict]:
+    return [json.loads(line) for line in response.content.split(b"\n") if line]
+
+
+def test_answers_are_given_in_their_order(ollama: Server) -> None:
+    """Each turn is for one request; afterwards everything is as usual."""
+    ollama.stand_in.script("first", {"second": 2})
+
+    said = [ask(ollama, stream=False).json()["response"] for _ in range(3)]
+
+    assert said[:2] == ["first", '{"second":2}']
+    assert "stand-in" in said[2]
+
+
+def test_turns_go_to_the_requests_they_are_for(ollama: Server) -> None:
+    """Path, model (in any spelling) and a condition on the body select the requests."""
+    ollama.stand_in.script("by model", model="LLAVA:latest")
+    ollama.stand_in.script("by body", where=lambda body: "Rome" in body.get("prompt", ""))
+    ollama.stand_in.script(Respond(418), path="tags")
+
+    assert "stand-in" in ask(ollama, stream=False).json()["response"]
+    assert ask(ollama, stream=False, prompt="Rome").json()["response"] == "by body"
+    assert ask(ollama, stream=False, model="llava").json()["response"] == "by model"
+    assert httpx.get(f"{ollama.url}/api/tags").status_code == 418
+
+
+def test_turns_that_are_used_up_go_before_those_that_hold_always(ollama: Server) -> None:
+    """An exception can be scripted after the rule."""
+    ollama.stand_in.script("rule", always=True)
+    ollama.stand_in.script("exception", times=2)
+
+    said = [ask(ollama, stream=False).json()["response"] for _ in range(4)]
+
+    assert said == ["exception", "exception", "rule", "rule"]
+
+
+def test_an_early_failure_is_a_status(ollama: Server) -> None:
+    """Before the first token Ollama answers with a real status, streaming or not."""
+    ollama.stand_in.script(Fail("it broke", status=503), times=2)
+
+    for stream in (True, False):
+        response = ask(ollama, stream=stream)
+
+        assert response.status_code == 503
+        assert response.json() == {"error": "it broke"}
+
+
+@pytest.mark.ollama(version="0.12.5")
+def test_an_early_failure_of_an_old_server_is_a_line(ollama: Server) -> None:
+    """Before 0.12.6 a stream had begun with status 200 by then."""
+    ollama.stand_in.script(Fail("it broke"))
+
+    response = ask(ollama)
+
+    assert response.status_code == 200
+    assert lines(response) == [{"error": "it broke"}]
+
+
+def test_a_late_failure_is_the_last_line(ollama: Server) -> None:
+    """After the first line the error is in the stream, and nothing follows it."""
+    ollama.stand_in.script((WORDS, Fail("it broke", after=2)))
+
+    found = lines(ask(ollama))
+
+    assert [line.get("response") for line in found] == ["one", " two", None]
+    assert found[-1] == {"error": "it broke"}
+
+
+def test_a_failure_after_more_lines_than_there_are_still_comes(ollama: Server) -> None:
+    """A scripted failure never lets the line through that says the work is done."""
+    ollama.stand_in.script((WORDS, Fail("it broke", after=100)))
+
+    found = lines(ask(ollama))
+
+    assert len(found) == 7
+    assert found[-1] == {"error": "it broke"}
+
+
+def test_a_failing_pull_says_so_in_its_stream(ollama: Server) -> None:
+    """The first line of a pull is always sent; without a stream the failure is status 500."""
+    ollama.stand_in.script(Fail("max retries exceeded: unexpected EOF"), path="pull", times=2)
+
+    streamed = httpx.post(f"{ollama.url}/api/pull", json={"model": "mistral"})
+    whole = httpx.post(f"{ollama.url}/api/pull", json={"model": "mistral", "stream": False})
+
+    assert lines(streamed) == [{"status": "pulling manifest"}, {"error": "max retries exceeded: unexpected EOF"}]
+    assert (whole.status_code, whole.json()) == (500, {"error": "max retries exceeded: unexpected EOF"})
+
+
+def test_something_else_answers(ollama: Server) -> None:
+    """A proxy's page comes with its own type and headers."""
+    ollama.stand_in.script(Respond(502, "<html>Bad gateway</html>", headers={"Retry-After": "7"}))
+
+    response = ask(ollama)
+
+    assert response.status_code == 502
+    assert response.headers["Content-Type"] == "text/html"
+    assert response.headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_cut_before_the_first_byte(ollama: Server, stream: bool) -> None:
+    """The client sees a connection that was closed without an answer."""
+    ollama.stand_in.script(Cut())
+
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+        ask(ollama, stream=stream)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_cut_in_the_stream(ollama: Server, after: int) -> None:
+    """The lines before the cut arrive, then the chunked body is incomplete."""
+    ollama.stand_in.script((WORDS, Cut(after=after)))
+    got = []
+
+    with (
+        httpx.stream("POST", f"{ollama.url}/api/generate", json=ASK) as response,
+        pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"),
+    ):
+        got.extend(response.iter_raw())
+
+    assert b"".join(got).count(b"\n") == after
+
+
+def test_a_reset_in_the_stream(ollama: Server) -> None:
+    """RST is another error than FIN."""
+    ollama.stand_in.script((WORDS, Cut(after=1, reset=True)))
+
+    with pytest.raises(httpx.ReadError):
+        ask(ollama)
+
+
+def test_a_stream_that_ends_without_done(ollama: Server) -> None:
+    """A clean end of the body is no success; without a stream `done` is false and there are no metrics."""
+    ollama.stand_in.script((WORDS, Unfinished(after=3)), (WORDS, Unfinished()), Unfinished())
+
+    assert [line["done"] for line in lines(ask(ollama))] == [False] * 3
+    assert [line["done"] for line in lines(ask(ollama))] == [False] * 6
+    assert set(ask(ollama, stream=False).json()) == {"model", "created_at", "response", "done"}
+
+
+@pytest.mark.parametrize("data", [b'{"broken\n', b"\n", '{"response":"a\u2028b\u0085c","done":false}\n'.encode()])
+def test_raw_bytes_between_two_lines(ollama: Server, data: bytes) -> None:
+    """What is inserted arrives byte for byte, and the stream goes on."""
+    ollama.stand_in.script((WORDS, Insert(data, after=1)))
+
+    body = ask(ollama).content
+
+    assert body.split(b"\n", 1)[1].startswith(data)
+    assert b'"done":true' in body
+
+
+@pytest.mark.parametrize("after", [None, 2])
+def test_a_stall_lasts_until_the_client_gives_up(ollama: Server, after: int | None) -> None:
+    """Nothing more comes; when the client hangs up, the stand-in notices and gives the slot back."""
+    ollama.stand_in.script((WORDS, Stall(after=after)))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{ollama.url}/api/generate", json=ASK, timeout=0.05)
+    ollama.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
+    assert ask(ollama).status_code == 200
+
+
+def test_a_stall_ends_when_its_gate_opens(ollama: Server) -> None:
+    """A test holds a request for exactly as long as it wants."""
+    gate = Gate()
+    ollama.stand_in.script((WORDS, Stall(until=gate)))
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask(ollama)))
+    thread.start()
+    ollama.stand_in.wait_until(lambda stand_in: len(stand_in.open_requests) == 1)
+
+    assert (ollama.stand_in.open_requests[0].path, ollama.stand_in.open_requests[0].model) == (
+        "/api/generate",
+        "llama3.2",
+    )
+    assert not answers
+
+    gate.open()
+    thread.join()
+
+    assert answers[0].status_code == 200
+
+
+def test_a_paced_answer_is_measured(ollama: Server) -> None:
+    """Scripted delays show up in the durations of the reply, in nanoseconds."""
+    ollama.stand_in.script((Answer("a b"), Pace(load=0.02, first_token=0.03, between_tokens=0.01)))
+
+    reply = ask(ollama, stream=False).json()
+
+    assert reply["load_duration"] >= 20e6
+    assert reply["prompt_eval_duration"] >= 30e6
+    assert reply["eval_duration"] >= 20e6
+    assert reply["total_duration"] >= 70e6
+
+
+def test_a_stuck_download_repeats_its_progress(ollama: Server) -> None:
+    """Lines keep coming while `completed` stands still."""
+    ollama.stand_in.script(StuckDownload(after=3, every=0.001), path="pull")
+    seen = []
+
+    with httpx.stream("POST", f"{ollama.url}/api/pull", json={"model": "mistral"}) as response:
+        for line in response.iter_lines():
+            seen.append(json.loads(line))
+            if len(seen) == 10:
+                break
+
+    assert seen[0] == {"status": "pulling manifest"}
+    assert 0 < seen[2]["completed"] < seen[2]["total"]
+    assert all(line == seen[2] for line in seen[3:])
+
+
+def test_a_server_that_is_down_for_a_while(ollama: Server) -> None:
+    """After `stop` connections are refused, after `start` it answers on the same port; loaded models are gone."""
+    ask(ollama)
+    url = ollama.url
+    ollama.stop()
+    with pytest.raises(httpx.ConnectError):
+        ask(ollama)
+
+    ollama.start()
+
+    assert ollama.url == url
+    assert httpx.get(f"{url}/api/ps").json() == {"models": []}
+    assert ask(ollama).status_code == 200
+
+
+def test_a_server_that_stops_in_the_middle(ollama: Server) -> None:
+    """Open requests break at once, also those that wait."""
+    ollama.stand_in.script((WORDS, Stall(after=1)))
+    failures = []
+
+    def client() -> None:
+        try:
+            ask(ollama)
+        except httpx.TransportError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    ollama.stand_in.wait_until(lambda stand_in: len(stand_in.open_requests) == 1)
+    ollama.stop()
+    thread.join(5)
+
+    assert len(failures) == 1
+    assert ollama.stand_in.open_requests == []
+
+
+def test_a_script_without_a_turn_is_refused(ollama: Server) -> None:
+    """A misuse is named at once."""
+    with pytest.raises(ValueError, match="needs a turn"):
+        ollama.stand_in.script()
+    with pytest.raises(ValueError, match="exactly one"):
+        ollama.stand_in.script("a", "b", always=True)
