@@ -11,7 +11,7 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
@@ -33,6 +33,30 @@ matrix: ## The tests on every supported Airflow (2.11, 3.1, 3.2, 3.3)
 	    $(MAKE) --no-print-directory setup AIRFLOW=$$line && \
 	    .venv-$$line/bin/python -m pytest --numprocesses 2 --dist loadfile || exit 1; \
 	done
+
+.PHONY: e2e
+e2e: $(VENV)/.e2e ## Airflow's components and a real browser: form, Test button, nightly DAG, log, results link
+	.ci/programs chromium
+	$(BIN)/python -m pytest tests/e2e/test_browser.py
+
+$(VENV)/.e2e: $(VENV)/.ready .ci/e2e-tools.txt constraints/e2e.txt
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --constraint constraints/e2e.txt --requirement .ci/e2e-tools.txt
+	@touch $@
+
+.PHONY: e2e-celery
+e2e-celery: .venv-celery/.ready ## CeleryExecutor, PostgreSQL, Redis and two workers; and the compose file
+	.ci/programs postgresql redis-server
+	.venv-celery/bin/python -m pytest tests/e2e/test_celery.py tests/e2e/test_compose.py
+
+.venv-celery/.ready: pyproject.toml constraints/airflow-3.3.txt constraints/e2e.txt .ci/tools.txt .ci/e2e-tools.txt
+	$(PYTHON) -m venv --clear .venv-celery
+	.venv-celery/bin/python -m pip install --quiet --constraint constraints/airflow-3.3.txt --constraint constraints/e2e.txt \
+	    --editable '.[parquet,testing]' --requirement .ci/tools.txt --requirement .ci/e2e-tools.txt 'apache-airflow[celery,postgres]'
+	@touch $@
+
+.PHONY: wheel
+wheel: $(VENV)/.e2e ## The wheel, installed alone beside every supported Airflow
+	$(BIN)/python -m pytest tests/e2e/test_wheel.py
 
 .PHONY: live
 live: setup ## The contract against a real server: OLLAMA_HOST=http://gpu1:11434 make live
