@@ -94,7 +94,7 @@ class Fail:
         lines = 0
         for step in steps:
             if isinstance(step, Whole) or (isinstance(step, Head) and after == 0 and earliest.status):
-                yield Whole(self.status, body, JSON if isinstance(step, Whole) else "application/json")
+                yield Whole(self.status, body, step.content_type if isinstance(step, Whole) else "application/json")
                 return
             if isinstance(step, Line):
                 if lines == after or _is_last(step.data):

@@ -263,7 +263,7 @@ def _speak(state: State, work: Work, options: Mapping[str, Json], prompt_count: 
         speech = Speech(f"<think>\n{speech.thinking}\n</think>\n\n{speech.text}", "", speech.tool_calls)
     elif not work.think and work.call.plan.answer is None:
         speech = replace(speech, thinking="")
-    if speech.thinking and work.question.format and work.call.request.path == "/api/generate":
+    if work.think and work.question.format and work.call.request.path == "/api/generate":
         # The grammar holds from the first token, and the first tokens are thoughts.
         speech = Speech("", speech.text)
     text, stopped = speech.text, False

@@ -18,7 +18,7 @@ from ollama_provider.testing.go import BadRequestError, Json, decode, dumps
 from ollama_provider.testing.inference import chat, generate
 from ollama_provider.testing.pulling import pull, push
 from ollama_provider.testing.scheduler import FOR_EVER, Scheduler
-from ollama_provider.testing.script import INFERENCE, Plan, Script, Turn, rule
+from ollama_provider.testing.script import Plan, Script, Turn, rule
 from ollama_provider.testing.state import Call, RefusalError, State, wall_clock
 from ollama_provider.testing.steps import JSON, Head, Line, Reply, Request, Steps, Whole, collect
 
@@ -354,12 +354,12 @@ class StandIn:
             yield from self._refuse(call, refusal)
 
     def _refuse(self, call: Call, refusal: RefusalError) -> Steps:
-        late = refusal.late and call.streams and call.request.path not in INFERENCE - {"/api/generate", "/api/chat"}
-        if late and not self._state.since("0.12.6"):
+        streamed = call.streams or call.request.path in _TRANSFERS
+        if refusal.late and streamed and call.request.path not in _TRANSFERS and not self._state.since("0.12.6"):
             yield Head()
             yield Line(dumps({"error": refusal.text}).encode() + b"\n")
         else:
-            yield _error(refusal.status, refusal.text, "application/json" if late else JSON)
+            yield _error(refusal.status, refusal.text, "application/json" if refusal.late and streamed else JSON)
 
 
 def _error(status: int, text: str, content_type: str = JSON) -> Whole:

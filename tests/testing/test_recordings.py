@@ -1,0 +1,269 @@
+"""The stand-in against what a real Ollama 0.24.0 answered to the same requests."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ollama_provider.testing import Answer, Fail, Model, Reply, StandIn
+
+EXCHANGES = [
+    json.loads(line)
+    for line in (Path(__file__).parents[1] / "data/recordings/exchanges.jsonl").read_text("utf-8").splitlines()
+]
+
+MODEL = {
+    "context_length": 2048,
+    "embedding_length": 96,
+    "parameter_size": "401K",
+    "quantization_level": "F16",
+    "size": 829_568,
+}
+BLOBS = "/root/.ollama/models/blobs/"
+NO_MODEL = f"unable to load model: {BLOBS}sha256-c6e74bb4ebac929ef0c5cb014508916f4217389368e1159dc83d1e7b4e6b866e"
+NO_TENSOR = "llama runner process has terminated: error loading model: missing tensor 'blk.1.ffn_up.weight'\npanic:"
+LLAMA = {**MODEL, "llama_runner": True, "template": "{{ .Prompt }}\n", "parameters": {"stop": ["<|im_end|>"]}}
+TINY = [
+    Model("tiny", **LLAMA),
+    Model("tiny-notemplate", **MODEL),
+    Model(
+        "tiny-tools",
+        ("completion", "tools", "thinking"),
+        **LLAMA | {"parameters": {"stop": ["<|im_end|>", "<|im_start|>"], "temperature": 0.7}},
+        system="You are a test model.",
+        license="MIT",
+    ),
+    Model("tiny-fim", ("completion", "insert"), **LLAMA),
+    Model("tiny-endless", **LLAMA),
+    Model("tiny-slow", **LLAMA | {"parameter_size": "90.37M", "size": 180_796_512}),
+    Model("tiny-bigctx", **LLAMA | {"context_length": 2**30}),
+    Model("tinyq", ("completion", "tools", "thinking"), **MODEL, family="qwen3"),
+    Model("tiny-embed", ("embedding",), 256, 64, "bert", "121K", "F16", 292_672),
+    Model("made", **LLAMA, system="You are M2", parent="tiny:latest"),
+    Model("tiny-copy", **LLAMA),
+    Model(
+        "bad-arch",
+        **LLAMA,
+        load_error=NO_MODEL,
+    ),
+    Model("bad-blob", **LLAMA, load_error='tensor "output.weight" offset+size (497568) exceeds file size (415440)'),
+    Model(
+        "bad-missing",
+        **LLAMA,
+        load_error=NO_TENSOR,
+    ),
+    Model("bad-noblob", (), **LLAMA),
+]
+
+DIFFERENT = {
+    # What the stand-in deliberately does not do, and why.
+    "blob-head-missing": "no test needs the length of a body that HEAD does not send",
+    "cancel-nonstream-timeout": "a timeout of the client is no reply; test_faults.py has it",
+    "cors-preflight": "no browser is a client of ours: Origin is checked, CORS headers are not sent",
+    "options-tags": "Allow lists the methods in another order",
+    "load-garbage-blob": "a panic of the server, 500 with an empty body: Respond(500)",
+    "server-sigkill-nonstream": "a broken connection is no reply; test_faults.py has it",
+    "server-sigkill-stream": "a broken connection is no reply; test_faults.py has it",
+    "server-sigterm-nonstream": "a broken connection is no reply; test_faults.py has it",
+    "server-sigterm-stream": "a broken connection is no reply; test_faults.py has it",
+    "generate-immediate-eos": "the answer of that model to a bare template; the shape is that of the others",
+    "create-quantize": "the layers and the number of progress lines are those of a real file",
+}
+OFFLINE = "dial tcp: lookup registry.ollama.ai on 192.0.2.53:53: no such host"
+MANIFEST = 'pull model manifest: Get "https://registry.ollama.ai/v2/library/{}/manifests/latest": ' + OFFLINE
+CALL = Answer("", tool_calls=(("get_weather", {"city": "Paris", "days": 2}),))
+KILLED = "an error was encountered while running the model: unexpected EOF"
+SCRIPTED = {
+    # What depended on the recording machine or on what the tiny model happened to say.
+    "chat-tools": CALL,
+    "chat-tools-stream": CALL,
+    "chat-tools-think": CALL,
+    "chat-tools-unknown-function": "",
+    "chat-q-false": Answer("the", thinking="Let me think step by step."),
+    "chat-q-stream": Answer("the", thinking="Let me think step by step."),
+    "chat-stop-hit": " said he tree came all made",
+    "chat-think-absent": Answer("the " * 9, thinking="Let me think step by step."),
+    "chat-think-stream": Answer("the " * 9, thinking="Let me think step by step."),
+    "generate-thinkmodel-stream": Answer("the " * 9, thinking="Let me think step by step."),
+    "generate-thinkmodel-true": Answer("the " * 9, thinking="Let me think step by step."),
+    "create-from-missing-nostream": Fail(MANIFEST.format("nope-nope")),
+    "generate-opts-many": " ",
+    "generate-thinkmodel-default-json": "word " * 40,
+    "generate-format-json": "word " * 60,
+    "generate-format-empty-object": "word " * 60,
+    "chat-numctx-4": "word " * 60,
+    "load-timeout": Fail("timed out waiting for llama runner to start - progress 0.00 - "),
+    "pull-existing-nonet": Fail(MANIFEST.format("tiny")),
+    "pull-unknown": Fail(MANIFEST.format("nope-nope")),
+    "pull-unknown-nostream": Fail(MANIFEST.format("nope-nope")),
+    "pull-unknown-name-key": Fail(MANIFEST.format("nope-nope")),
+    "runner-killed-chat-nonstream": Fail(KILLED, after=18),
+    "runner-killed-chat-stream": ("word " * 50, Fail(KILLED, after=17)),
+    "runner-killed-stream": ("word " * 50, Fail(KILLED, after=20)),
+    "runner-sigabrt-stream": ("word " * 50, Fail(KILLED, after=12)),
+    "runner-sigterm-stream": ("word " * 50, Fail(KILLED, after=16)),
+    "runner-killed-prompt-eval-stream": Fail(
+        "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
+        "check ollama server logs for details"
+    ),
+    "generate-numctx-small-gen-beyond": "word " * 150,
+}
+TOO_LARGE = {
+    "toolarge-numctx-100m": "35.8",
+    "toolarge-numctx-100m-stream": "35.8",
+    "toolarge-numctx-1g": "357.6",
+    "toolarge-numctx-1g-stream": "357.6",
+}
+
+
+def _push_failure(stand_in: StandIn) -> None:
+    blob = "sha256:498d53999727b4a38daa0534140340f642c896ee1e0bd086b8e060601401ed53"
+    stand_in.script(Fail(f'Head "https://registry.ollama.ai/v2/library/tiny/blobs/{blob}": {OFFLINE}'), path="push")
+
+
+def _load(model: str, keep_alive: object = None) -> Callable[[StandIn], None]:
+    return lambda stand_in: stand_in.answer("POST", "/api/generate", {"model": model, "keep_alive": keep_alive})
+
+
+def _empty(stand_in: StandIn) -> None:
+    for model in stand_in.models:
+        stand_in.remove(model.name)
+
+
+def _newest(*names: str) -> Callable[[StandIn], None]:
+    def install(stand_in: StandIn) -> None:
+        for name in reversed(names):
+            stand_in.install(stand_in.model(name))
+
+    return install
+
+
+def _too_large(size: str) -> Callable[[StandIn], object]:
+    text = f"model requires more system memory ({size} GiB) than is available (22.4 GiB)"
+    return lambda stand_in: stand_in.install(replace(stand_in.model("tiny-bigctx"), load_error=text))
+
+
+PREPARED: dict[str, Callable[[StandIn], object]] = {
+    "push-tiny": _push_failure,
+    "push-tiny-nostream": _push_failure,
+    "ps-loaded": _load("tiny"),
+    "ps-default-numctx": _load("tiny-bigctx"),
+    "ps-keepalive-10s": _load("tiny", "10s"),
+    "ps-keepalive-3600": _load("tiny", 3600),
+    "ps-keepalive-minus1": _load("tiny", -1),
+    "ps-keepalive-float": lambda stand_in: (_load("tiny", 0.5)(stand_in), _load("tiny-bigctx")(stand_in)),
+    "ps-keepalive-reset": lambda stand_in: (_load("tiny-bigctx")(stand_in), _load("tiny")(stand_in)),
+    "ps-numctx-huge": lambda stand_in: stand_in.answer(
+        "POST", "/api/generate", {"model": "tiny", "options": {"num_ctx": 10_000_000}}
+    ),
+    "tags-empty": _empty,
+    "tags": _newest("tiny-bigctx", "tiny-embed", "bad-missing"),
+    "tags-with-broken": _newest("tiny-embed", "bad-arch", "tiny-bigctx"),
+    "tags-corrupt-manifest": _newest("bad-arch", "bad-blob", "bad-missing"),
+    **{name: _too_large(size) for name, size in TOO_LARGE.items()},
+}
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [pytest.param(exchange, id=exchange["name"]) for exchange in EXCHANGES if exchange["name"] not in DIFFERENT],
+)
+def test_the_stand_in_answers_as_the_real_server_did(exchange: dict) -> None:
+    """Status, content type, error texts, and the keys and types of every object are those of the recording."""
+    stand_in = StandIn(TINY, registry=())
+    PREPARED.get(exchange["name"], _nothing)(stand_in)
+    if (turn := SCRIPTED.get(exchange["name"])) is not None:
+        stand_in.script(turn, path="*")
+    stand_in.script("word " * 1000, model="tiny-endless", always=True)
+
+    reply = _ask(stand_in, exchange["request"])
+
+    assert (reply.status, reply.headers.get("content-type")) == (exchange["status"], exchange.get("content_type"))
+    if "lines" in exchange:
+        _assert_same_stream(reply, exchange["lines"])
+    elif "body" in exchange:
+        _assert_same(reply.json, exchange["body"])
+    elif exchange["request"]["method"] != "HEAD":
+        assert reply.body.decode() == exchange.get("text", "")
+
+
+def test_every_difference_is_about_a_recording() -> None:
+    """The lists of this test have no entry that is about nothing."""
+    names = {exchange["name"] for exchange in EXCHANGES}
+
+    assert set(DIFFERENT) | set(SCRIPTED) | set(PREPARED) <= names
+    assert not set(DIFFERENT) & (set(SCRIPTED) | set(PREPARED))
+
+
+def _nothing(stand_in: StandIn) -> None:
+    """Leave it as it is."""
+
+
+def _ask(stand_in: StandIn, request: dict) -> Reply:
+    body = request.get("raw", "").encode("latin-1")
+    given = _expanded(request["body"]) if "body" in request else None
+    return stand_in.answer(
+        request["method"],
+        request["path"],
+        body=body if given is None else json.dumps(given).encode(),
+        headers=request.get("headers"),
+    )
+
+
+def _expanded(value: object) -> object:
+    match value:
+        case {"repeat": str(text), "times": int(times)}:
+            return text * times
+        case dict():
+            return {key: _expanded(item) for key, item in value.items()}
+        case list():
+            return [_expanded(item) for item in value]
+        case _:
+            return value
+
+
+def _assert_same_stream(reply: Reply, recorded: list[dict]) -> None:
+    assert reply.body.endswith(b"\n")
+    _assert_same(reply.lines[0], recorded[0])
+    _assert_same(reply.lines[-1], recorded[-1])
+    assert {frozenset(line) for line in reply.lines[:-1]} <= {frozenset(line) for line in recorded[:-1]}
+
+
+ZERO_IS_LEFT_OUT = {"eval_duration", "prompt_eval_duration", "load_duration"}
+
+
+def _assert_same(ours: object, theirs: object, key: str = "") -> None:
+    """The same keys and types; the same text where it is the server's own."""
+    if key == "model_info":
+        # A real model has dozens of keys; the stand-in's are some of them.
+        assert set(ours) <= set(theirs)
+        return
+    if isinstance(theirs, dict):
+        assert isinstance(ours, dict)
+        assert set(ours) - ZERO_IS_LEFT_OUT == set(theirs) - ZERO_IS_LEFT_OUT
+        for name, value in theirs.items():
+            _assert_same(ours[name], value, name)
+    elif isinstance(theirs, list):
+        assert isinstance(ours, list)
+        assert bool(ours) == bool(theirs)
+        for mine, other in zip(ours, theirs, strict=False):
+            _assert_same(mine, other, key if key == "capabilities" else "")
+    elif key in {
+        "error",
+        "status",
+        "done_reason",
+        "done",
+        "model",
+        "name",
+        "version",
+        "role",
+        "capabilities",
+        "context_length",
+    }:
+        assert ours == theirs
+    elif isinstance(theirs, float | int) and not isinstance(theirs, bool):
+        assert isinstance(ours, float | int)
+    else:
+        assert type(ours) is type(theirs)
