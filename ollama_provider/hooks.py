@@ -1,28 +1,46 @@
 """A Connection becomes Settings, Settings become a Client."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import cached_property
+from threading import RLock
 from typing import Any, Self, TypeVar
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
+from ollama_provider import diagnosis
 from ollama_provider.api.client import AsyncClient, Client
+from ollama_provider.api.errors import InvalidRequestError, OllamaError, UnsupportedError
 from ollama_provider.api.schemas import (
     ChatReply,
+    ChatRequest,
+    CopyRequest,
+    CreateRequest,
+    DeleteRequest,
     EmbedReply,
+    EmbedRequest,
     GenerateReply,
+    GenerateRequest,
     LocalModel,
     Message,
-    Metrics,
+    Options,
     ProgressReply,
-    Reply,
+    PsRequest,
+    PullRequest,
     ReplyT,
     Request,
     RunningModel,
     ShowReply,
+    ShowRequest,
+    TagsRequest,
+    VersionRequest,
 )
 from ollama_provider.api.settings import Settings
+from ollama_provider.connection import Connection, form_widgets, settings_from_connection
+from ollama_provider.observability import TaskObserver
+from ollama_provider.provider_info import UI_FIELD_BEHAVIOUR
 
 RequestT = TypeVar("RequestT", bound=Request)
 
@@ -54,24 +72,59 @@ class OllamaHook(BaseHook):
         super().__init__()
         self.conn_id = conn_id
         self.overrides = overrides
+        self._client: Client | None = None
+        self._closed = False
+        # Reentrant: on_kill closes from a signal handler, which may interrupt the making of the client.
+        self._lock = RLock()
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the extra fields of the connection form, for Airflow 2.11 to 3.1."""
+        return form_widgets()
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return what the connection form does with the standard fields, for Airflow 2.11 to 3.1."""
+        return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
 
     @cached_property
     def settings(self) -> Settings:
         """Where the server is and how to treat it, from the connection and the overrides."""
-        raise NotImplementedError
+        try:
+            settings = self._read(self.get_connection(self.conn_id))
+        except AirflowNotFoundException:
+            raise self._no_such_connection() from None
+        mask_secret(_secrets(settings))
+        return settings
+
+    def _read(self, conn: Connection) -> Settings:
+        return settings_from_connection(conn, **self.overrides)
+
+    def _no_such_connection(self) -> AirflowNotFoundException:
+        return AirflowNotFoundException(
+            f"There is no connection {self.conn_id!r}. Add one of type Ollama (Admin, Connections), "
+            f"or set AIRFLOW_CONN_{self.conn_id.upper()} in the environment of the workers."
+        )
 
     @property
     def client(self) -> Client:
-        """The client, made at first use and kept until `close`; `close` is final."""
-        raise NotImplementedError
+        """The client, made at first use and kept until `close`, which is final."""
+        with self._lock:
+            if self._client is None:
+                self._client = Client(self.settings, listener=TaskObserver(self.log))
+            if self._closed:
+                self._client.close()
+            return self._client
 
     def get_conn(self) -> Client:
-        """Return `client`: the name that Airflow gives to it."""
+        """Return `client`, by the name that Airflow gives to it."""
         return self.client
 
     def close(self) -> None:
         """End the requests in flight and close the client, from any thread or signal handler; twice does no harm."""
-        raise NotImplementedError
+        self._closed = True
+        if self._client is not None:
+            self._client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -80,17 +133,39 @@ class OllamaHook(BaseHook):
         self.close()
 
     @asynccontextmanager
-    async def async_client(self) -> AsyncGenerator[AsyncClient, None]:
+    async def async_client(self, *, concurrency: int = 16) -> AsyncGenerator[AsyncClient, None]:
         """Yield a client for async code; the connection is fetched without blocking the event loop.
 
         Inside, `settings` and `request` may be used as well.
+
+        Args:
+            concurrency: requests in flight at a time.
         """
-        raise NotImplementedError
-        yield
+        if "settings" not in self.__dict__:
+            try:
+                settings = self._read(await get_async_connection(self.conn_id))
+            except AirflowNotFoundException:
+                raise self._no_such_connection() from None
+            # In a thread, where talking to the supervisor cannot get in the way of a coroutine that does so too.
+            await asyncio.to_thread(mask_secret, _secrets(settings))
+            self.settings = settings
+        async with AsyncClient(self.settings, listener=TaskObserver(self.log), concurrency=concurrency) as client:
+            yield client
 
     def request(self, kind: type[RequestT], **fields: Any) -> RequestT:
         """Make a request, with the connection's defaults for the fields that *fields* does not name."""
-        raise NotImplementedError
+        settings, known = self.settings, kind.model_fields
+        if "model" in known and not fields.get("model"):
+            if settings.model is None:
+                raise InvalidRequestError(
+                    f"no model: name one, or set the default model of connection {self.conn_id!r}"
+                )
+            fields["model"] = settings.model
+        if "keep_alive" in known and fields.get("keep_alive") is None:
+            fields["keep_alive"] = settings.keep_alive
+        if "options" in known and settings.options is not None:
+            fields["options"] = _merge(settings.options, fields.get("options"))
+        return kind(**fields)
 
     def send(self, request: Request[ReplyT]) -> ReplyT:
         """Send any request."""
@@ -102,56 +177,78 @@ class OllamaHook(BaseHook):
 
     def generate(self, prompt: str = "", **fields: Any) -> GenerateReply:
         """Complete a prompt; *fields* are those of `GenerateRequest` (model, system, format, options, …)."""
-        raise NotImplementedError
+        return self.send(self.request(GenerateRequest, prompt=prompt, **fields))
 
     def chat(self, messages: str | list[Message] | list[dict[str, Any]], **fields: Any) -> ChatReply:
         """Answer a chat, or one message of the user; *fields* are those of `ChatRequest` (model, tools, …)."""
-        raise NotImplementedError
+        return self.send(self.request(ChatRequest, messages=messages, **fields))
 
-    def embed(self, input: str | list[str], **fields: Any) -> EmbedReply:
+    def embed(self, input: str | list[str], **fields: Any) -> EmbedReply:  # noqa: A002  # Ollama's own name
         """Turn texts into vectors, one a text; *fields* are those of `EmbedRequest` (model, dimensions, …)."""
-        raise NotImplementedError
+        return self.send(self.request(EmbedRequest, input=input, **fields))
 
     def pull(self, model: str | None = None, **fields: Any) -> ProgressReply:
-        """Download a model to the server."""
-        raise NotImplementedError
+        """Download a model to the server; *fields* are those of `PullRequest`."""
+        return self.send(self.request(PullRequest, model=model, **fields))
 
     def list_models(self) -> list[LocalModel]:
         """Return the models on the server's disk."""
-        raise NotImplementedError
+        return self.send(TagsRequest()).models
 
     def show(self, model: str | None = None, **fields: Any) -> ShowReply:
-        """Return what the server knows about a model: capabilities, context length, parameters, …"""
-        raise NotImplementedError
+        """Return what the server knows about a model: capabilities, context length, parameters, template, …."""
+        return self.send(self.request(ShowRequest, model=model, **fields))
 
     def ps(self) -> list[RunningModel]:
         """Return the models in the server's memory (server 0.1.38)."""
-        raise NotImplementedError
+        return self.send(PsRequest()).models
 
     def version(self) -> str:
         """Return the server's version; "0.0.0" for one built from source."""
-        raise NotImplementedError
+        return self.send(VersionRequest()).version
 
     def copy(self, source: str, destination: str) -> None:
         """Give a model a second name."""
-        raise NotImplementedError
+        self.send(CopyRequest(source=source, destination=destination))
 
     def create(self, model: str, **fields: Any) -> ProgressReply:
         """Make a model of another one (``from_=…``) or of files; *fields* are those of `CreateRequest`."""
-        raise NotImplementedError
+        return self.send(CreateRequest(model=model, **fields))
 
     def delete(self, model: str) -> None:
-        """Remove a model from the server's disk."""
-        raise NotImplementedError
+        """Remove a model from the server's disk; it has to be named, there is no default."""
+        self.send(DeleteRequest(model=model))
 
-    def load(self, model: str | None = None, **fields: Any) -> Metrics:
+    def load(self, model: str | None = None, **fields: Any) -> GenerateReply | EmbedReply:
         """Bring a model into memory and wait until it is there; *fields* are ``options`` and ``keep_alive``."""
-        raise NotImplementedError
+        try:
+            return self.send(self.request(GenerateRequest, model=model, **fields))
+        except UnsupportedError:
+            # A model for embeddings alone refuses to generate even nothing.
+            return self.send(self.request(EmbedRequest, model=model, input=[], **fields))
 
-    def unload(self, model: str | None = None) -> Reply:
-        """Take a model out of memory; the server answers before the memory is free."""
-        raise NotImplementedError
+    def unload(self, model: str | None = None) -> GenerateReply:
+        """Take a model out of memory, of whatever kind; the server answers before the memory is free."""
+        return self.send(self.request(GenerateRequest, model=model, keep_alive=0))
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the server can be used, in words, within 10 s and without a download."""
-        raise NotImplementedError
+        try:
+            return diagnosis.diagnose(self.settings)
+        except (OllamaError, AirflowNotFoundException) as error:
+            return False, str(error)
+
+
+def _merge(defaults: Options, own: Any) -> Any:
+    """Lay a request's own options over the defaults; what is not options at all is left to be refused."""
+    if own is None:
+        return defaults
+    if isinstance(own, Options):
+        own = own.model_dump(exclude_unset=True)
+    return {**defaults.model_dump(exclude_none=True), **own} if isinstance(own, dict) else own
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """Return what must not be seen in a log; Airflow itself masks only what stands in the fields it knows."""
+    password = [settings.password] if settings.password else []
+    return [value.get_secret_value() for value in (*password, *settings.headers.values())]

@@ -1,6 +1,118 @@
-"""What Airflow may find in this package. Strings only: Airflow reads this at every start."""
+"""What Airflow may find in this package. Strings only: Airflow reads this at every start.
+
+The connection form stands here and nowhere else. Airflow 3.2 and later build it from this; for older ones
+`ollama_provider.connection` makes their widgets of the same fields. No number field has a form default: a default that
+was saved into every connection could never be changed again, so the description tells it and `Settings` applies it.
+"""
 
 from typing import Any
+
+_SECONDS = {"type": ["number", "null"], "exclusiveMinimum": 0}
+_TEXT = {"type": ["string", "null"]}
+_JSON = {"type": ["object", "null"]}
+_ON = {"type": "boolean", "default": True}
+
+#: Kept in the connection's extra. What most people fill in comes first: each takes a hand's breadth of the form.
+EXTRA_FIELDS: dict[str, dict[str, Any]] = {
+    "model": {
+        "label": "Default model",
+        "description": "For tasks that name none.",
+        "schema": _TEXT,
+    },
+    "options": {
+        "label": "Default options",
+        "description": "JSON object of model options; a task's own options are laid over them, key by key.",
+        "schema": _JSON,
+    },
+    "keep_alive": {
+        "label": "Keep alive",
+        "description": "How long a model stays in memory after a request: 5m, 1h30m, seconds, -1 for ever. "
+        "If empty, the server decides.",
+        "schema": _TEXT,
+    },
+    "auto_pull": {
+        "label": "Pull missing models",
+        "description": "A model that is missing is downloaded once, then the request is sent again.",
+        "schema": _ON,
+    },
+    "pull_allow": {
+        "label": "Other registries to pull from",
+        "description": "Patterns with a comma between them (hf.co/ours/*). Names on Ollama's own registry need none.",
+        "schema": _TEXT,
+    },
+    "first_token_timeout": {
+        "label": "First token timeout (s)",
+        "description": "From the request to the first token: queue, load of the model, reading of the prompt. "
+        "If empty, 900.",
+        "schema": _SECONDS,
+    },
+    "idle_timeout": {
+        "label": "Idle timeout (s)",
+        "description": "Between two tokens. If empty, 120.",
+        "schema": _SECONDS,
+    },
+    "total_timeout": {
+        "label": "Total timeout (s)",
+        "description": "For one attempt in all. If empty, no bound.",
+        "schema": _SECONDS,
+    },
+    "connect_timeout": {
+        "label": "Connect timeout (s)",
+        "description": "If empty, 10.",
+        "schema": _SECONDS,
+    },
+    "max_attempts": {
+        "label": "Attempts",
+        "description": "For one request in all, the first included; 1 never tries again. If empty, 4.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "verify": {
+        "label": "Check the certificate",
+        "description": "true, false, or the path of a CA file for a private certificate. If empty, true.",
+        "schema": _TEXT,
+    },
+    "client_cert": {
+        "label": "Client certificate",
+        "description": "Path of a PEM file with certificate and key, for a proxy that asks for one.",
+        "schema": _TEXT,
+    },
+    "headers": {
+        "label": "Headers",
+        "description": "JSON object, sent with every request. Values are masked in logs, not in this form: "
+        "an API key belongs in its own field above.",
+        "schema": _JSON,
+    },
+    "trust_env": {
+        "label": "Use the proxy of the environment",
+        "description": "Obey HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
+        "schema": _ON,
+    },
+}
+
+UI_FIELD_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": [],
+    "relabeling": {
+        "schema": "Scheme",
+        "login": "Login (Basic auth)",
+        "password": "API key, or password of the login",
+    },
+    "placeholders": {
+        "host": "gpu1, or https://ollama.example.com/base",
+        "port": "11434",
+        "schema": "http or https",
+        "model": "llama3.2",
+        "options": '{"num_ctx": 8192, "temperature": 0}',
+        "keep_alive": "5m",
+        "pull_allow": "hf.co/ours/*",
+        "first_token_timeout": "900",
+        "idle_timeout": "120",
+        "connect_timeout": "10",
+        "max_attempts": "4",
+        "verify": "true",
+        "client_cert": "/path/to/client.pem",
+        "headers": '{"X-Tenant": "nightly"}',
+    },
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -9,4 +121,19 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-ollama",
         "name": "Ollama",
         "description": "Local language models served by Ollama, above all in nightly batches.",
+        "integrations": [
+            {"integration-name": "Ollama", "external-doc-url": "https://docs.ollama.com", "tags": ["ai"]},
+        ],
+        "connection-types": [
+            {
+                "connection-type": "ollama",
+                "hook-class-name": "ollama_provider.hooks.OllamaHook",
+                "hook-name": "Ollama",
+                "conn-fields": EXTRA_FIELDS,
+                "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
+            }
+        ],
+        "hooks": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.hooks"]}],
+        "operators": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.operators"]}],
+        "sensors": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.sensors"]}],
     }

@@ -1,0 +1,133 @@
+"""What an Airflow connection of type *Ollama* says: its fields as Settings, and its form for older Airflows."""
+
+import difflib
+import json
+import re
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from ollama_provider.api.address import parse_address
+from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.schemas.base import explain
+from ollama_provider.api.settings import Settings, Timeouts
+from ollama_provider.provider_info import EXTRA_FIELDS
+
+_TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
+#: The names that a connection's extra and a hook's overrides may use.
+SETTINGS = (Settings.model_fields.keys() - {"base_url", "login", "password", "timeouts"}) | _TIMEOUTS.keys()
+_TRUTH = {"true": True, "false": False}
+
+
+class Connection(Protocol):
+    """The part of an Airflow connection that is read here."""
+
+    conn_id: str
+    host: str | None
+    port: int | None
+    schema: str | None
+    login: str | None
+    password: str | None
+    extra: str | None
+
+
+def settings_from_connection(conn: Connection, **overrides: Any) -> Settings:
+    """Read a connection; *overrides* win over its extra, and None leaves the connection's own.
+
+    An extra field that is empty counts as absent. One that is not known is refused, as a misspelt timeout would
+    otherwise be a timeout that nobody set.
+
+    Raises:
+        InvalidRequestError: names the connection, the field, and what is allowed there; never a value that may be
+            secret.
+    """
+    try:
+        values = _values(_read_extra(conn.extra) | _set(overrides))
+        address = parse_address(conn.host, conn.port, conn.schema)
+        return Settings(
+            base_url=address.base_url,
+            login=conn.login or address.login,
+            password=conn.password or address.password,
+            **values,
+        )
+    except ValidationError as error:
+        what = re.sub(r"\btimeouts\.(\w+)", r"\1_timeout", explain(Settings, error))
+    except InvalidRequestError as error:
+        what = error.what
+    raise InvalidRequestError(f"connection {conn.conn_id!r}: {what}")
+
+
+def _read_extra(extra: str | None) -> dict[str, Any]:
+    if not extra:
+        return {}
+    try:
+        fields = json.loads(extra)
+    except ValueError:
+        raise InvalidRequestError("its extra is not valid JSON") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequestError('its extra must be a JSON object, such as {"model": "llama3.2"}')
+    return _set(fields)
+
+
+def _set(fields: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is empty: forms send it for what nobody filled in."""
+    return {name: value for name, value in fields.items() if value is not None and value != ""}
+
+
+def _values(fields: dict[str, Any]) -> dict[str, Any]:
+    """Arrange extra fields as `Settings` has them."""
+    values: dict[str, Any] = {"timeouts": {}}
+    for name, value in fields.items():
+        if name in _TIMEOUTS:
+            values["timeouts"][_TIMEOUTS[name]] = value
+        elif name in {"options", "headers"}:
+            values[name] = _read_json(name, value)
+        elif name == "verify":
+            values[name] = _TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value
+        elif name in SETTINGS:
+            values[name] = value
+        else:
+            nearest = difflib.get_close_matches(name, SETTINGS, n=1)
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(SETTINGS))}"
+            raise InvalidRequestError(f"its extra has no field {name!r}; {advice}")
+    return values
+
+
+def _read_json(name: str, value: Any) -> Any:
+    """Read what a form without JSON fields has sent as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise InvalidRequestError(f"{name}: must be a JSON object, in double quotes") from None
+
+
+def form_widgets() -> dict[str, Any]:
+    """Return the extra fields as the form of Airflow 2.11 to 3.1 wants them.
+
+    Those versions know text, whole numbers and switches; options and headers are JSON in a text field.
+    """
+    # Only Airflow 2 has Flask. The API server of 3.1 puts stand-ins in place of these three while it asks, and of no
+    # other widgets and fields.
+    import airflow  # noqa: PLC0415  # this module is not Airflow's but for this function
+    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget  # noqa: PLC0415
+    from wtforms import BooleanField, IntegerField, StringField  # noqa: PLC0415
+    from wtforms.validators import Optional, any_of  # noqa: PLC0415
+
+    # A switch of Airflow 2 shows a stored "false" as on, and saves it as on.
+    switches = not airflow.__version__.startswith("2.")
+    widgets = {}
+    for name, field in EXTRA_FIELDS.items():
+        texts = {"label": field["label"], "description": field["description"]}
+        kinds = field["schema"]["type"]
+        if "boolean" in kinds and switches:
+            widgets[name] = BooleanField(**texts, default=field["schema"]["default"])
+        elif "boolean" in kinds:
+            validators = [Optional(), any_of(["true", "false"])]
+            widgets[name] = StringField(**texts, validators=validators, widget=BS3TextFieldWidget())
+        elif "number" in kinds or "integer" in kinds:
+            widgets[name] = IntegerField(**texts, validators=[Optional()], widget=BS3TextFieldWidget())
+        else:
+            widgets[name] = StringField(**texts, widget=BS3TextFieldWidget())
+    return widgets

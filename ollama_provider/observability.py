@@ -1,0 +1,86 @@
+"""What a call to Ollama leaves behind in Airflow: lines in the task's log, and metrics. Never a prompt or an answer.
+
+Metrics, all with the tags ``endpoint`` (as in "generate") and ``model``:
+
+* ``ollama.requests``: calls, all their attempts included; tag ``outcome`` is "success" or the class of the error.
+* ``ollama.request_duration``: how long the caller waited.
+* ``ollama.retries``: attempts that failed and were followed by another; tag ``error`` is the class of the error.
+* ``ollama.prompt_tokens``, ``ollama.answer_tokens``: tokens read and generated.
+"""
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+from airflow.providers.common.compat import sdk
+
+from ollama_provider.api.events import AttemptFailed, CallEnded, Event, PullMoved
+
+
+class Logger(Protocol):
+    """What is used of a task's logger, be it the standard library's or structlog's."""
+
+    def debug(self, msg: str, *args: Any) -> None: ...  # noqa: D102
+    def info(self, msg: str, *args: Any) -> None: ...  # noqa: D102
+    def warning(self, msg: str, *args: Any) -> None: ...  # noqa: D102
+
+
+class TaskObserver:
+    """A listener for a client that works for a task.
+
+    Args:
+        log: the task's logger.
+    """
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+
+    def __call__(self, event: Event) -> None:
+        """Tell of one event."""
+        match event:
+            case AttemptFailed():
+                self._attempt_failed(event)
+            case CallEnded():
+                self._call_ended(event)
+            case PullMoved():
+                self._log.info("%s", describe_pull(event))
+
+    def _attempt_failed(self, event: AttemptFailed) -> None:
+        self._log.warning(
+            "%s: attempt %d failed, the next one follows in %.1f s: %s",
+            event.path,
+            event.attempt,
+            event.wait,
+            event.error,
+        )
+        sdk.Stats.incr("ollama.retries", tags={**_tags(event), "error": type(event.error).__name__})
+
+    def _call_ended(self, event: CallEnded) -> None:
+        outcome = event.error.__name__ if event.error else "success"
+        self._log.debug("%s: %s after %.2f s (model %s)", event.path, outcome, event.seconds, event.model)
+        # An attribute of `sdk` is loaded when it is asked for: the first use of Stats reads Airflow's configuration.
+        tags = _tags(event)
+        sdk.Stats.incr("ollama.requests", tags={**tags, "outcome": outcome})
+        sdk.Stats.timing("ollama.request_duration", timedelta(seconds=event.seconds), tags=tags)
+        if event.metrics:
+            sdk.Stats.incr("ollama.prompt_tokens", event.metrics.prompt_eval_count, tags=tags)
+            sdk.Stats.incr("ollama.answer_tokens", event.metrics.eval_count, tags=tags)
+
+
+def describe_pull(event: PullMoved) -> str:
+    """Return one line on how far a pull is: percent, size, speed, time to go."""
+    facts = [event.status]
+    if event.percent is not None:
+        facts.append(f"{event.percent:.0f} % of {_size(event.total)}")
+    if event.rate is not None:
+        facts.append(f"{_size(event.rate)}/s")
+    if event.eta is not None:
+        facts.append(f"{timedelta(seconds=round(event.eta))} to go")
+    return f"{event.model}: {', '.join(facts)}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _tags(event: AttemptFailed | CallEnded) -> dict[str, str]:
+    return {"endpoint": event.path.removeprefix("/api/"), "model": event.model or ""}
