@@ -6,12 +6,14 @@
     ├── InvalidRequestError            never sent: a wrong field, option, image or setting
     ├── TransportError                 no usable answer came
     │   ├── UnreachableError           refused, no such host, reset before an answer      again, the server's fault
+    │   │   └── ConnectTimeoutError       no connection in time                            again, the server's fault
     │   ├── TLSError                   certificate not trusted                            hopeless, the setup's fault
     │   ├── ResponseTimeoutError       one of the four timeouts ran out
     │   │   ├── FirstTokenTimeoutError    nothing came: queue, load, prompt                again
     │   │   ├── IdleTimeoutError          it began, then stalled                           again
     │   │   └── TotalTimeoutError         it came too slowly                               no
-    │   └── IncompleteReplyError       ended without its last object, cut, or not JSON    again
+    │   ├── IncompleteReplyError       ended without its last object, cut, or not JSON    again
+    │   └── ClientClosedError          close() was called meanwhile                       by a new client
     ├── ServerError                    an answer that says no
     │   ├── OverloadedError            503 and its kin: busy, queue full                  again, the server's fault
     │   ├── GatewayError               502, 504 or 408, of a proxy or of the registry      again, the server's fault
@@ -25,6 +27,7 @@
     │   ├── BrokenModelError           it cannot be loaded                                no, the setup's fault
     │   ├── AuthenticationError        401, 403                                           no, the setup's fault
     │   ├── QuotaError                 429 with a usage limit                             no, the setup's fault
+    │   ├── BlobNotFoundError          404 of a blob: upload it                           no
     │   ├── EndpointNotFoundError      404 of a path: base path, or a server too old      no, the setup's fault
     │   └── NotOllamaError             a redirect, a proxy's page, something else         no, the setup's fault
     ├── PullError                      the model did not come
@@ -68,8 +71,8 @@ class OllamaError(Exception):
     retryable: ClassVar[bool] = False
     blame: ClassVar[Blame] = Blame.REQUEST
     max_attempts: ClassVar[int | None] = None
-    #: What the reader can do about it.
-    advice: ClassVar[str] = ""
+    #: What the reader can do about it; an error may know better than its class.
+    advice: str = ""
 
     def __init__(
         self,
@@ -79,12 +82,15 @@ class OllamaError(Exception):
         model: str | None = None,
         status: int | None = None,
         retry_after: float | None = None,
+        advice: str | None = None,
     ) -> None:
         self.what = what
         self.host = host
         self.model = model
         self.status = status
         self.retry_after = retry_after
+        if advice is not None:
+            self.advice = advice
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -124,6 +130,14 @@ class UnreachableError(TransportError):
     advice = "Is the server running, and are host and port of the connection right?"
 
 
+class ConnectTimeoutError(UnreachableError):
+    """No connection stood within ``connect_timeout``."""
+
+    advice = (
+        "Is the server running, are host and port right, and does a firewall drop packets? Else raise connect_timeout."
+    )
+
+
 class TLSError(TransportError):
     """The server's certificate is not trusted, or it does not speak TLS."""
 
@@ -155,6 +169,13 @@ class TotalTimeoutError(ResponseTimeoutError):
 
 class IncompleteReplyError(TransportError):
     """The answer ended without its last object, was cut, or is not JSON."""
+
+
+class ClientClosedError(TransportError):
+    """The client was closed before the answer was complete, as ``on_kill`` does."""
+
+    # Worth trying in a new task, but never by the client that was closed.
+    max_attempts = 1
 
 
 class ServerError(OllamaError):
@@ -242,6 +263,12 @@ class QuotaError(ServerError):
     """The account's usage limit at ollama.com is reached."""
 
     blame = Blame.SETUP
+
+
+class BlobNotFoundError(ServerError):
+    """The server does not have the blob."""
+
+    advice = "Upload it first."
 
 
 class EndpointNotFoundError(ServerError):

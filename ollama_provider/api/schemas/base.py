@@ -1,6 +1,7 @@
 """What a request and a reply are."""
 
 import difflib
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -44,6 +45,13 @@ class Request(Part, Generic[ReplyT]):
     streamed: ClassVar[bool] = False
     #: Sending it twice does no harm, so a failed attempt may be tried again.
     repeatable: ClassVar[bool] = True
+    #: A success has a body.
+    answered: ClassVar[bool] = True
+    #: It needs its model on the server, so a missing one may be pulled.
+    needs_model: ClassVar[bool] = False
+    #: Seconds of silence granted; None where a model has to work first and the settings' timeouts hold. Metadata comes
+    #: at once, except that /api/ps waits up to 5 s for memory to be released and /api/tags for the cache after a start.
+    patience: ClassVar[float | None] = 30
 
     @model_validator(mode="wrap")
     @classmethod
@@ -54,7 +62,12 @@ class Request(Part, Generic[ReplyT]):
             raise InvalidRequestError(explain(cls, error)) from None
         return request
 
-    def body(self) -> bytes | None:
+    @property
+    def target(self) -> str:
+        """The path of this very request."""
+        return self.path
+
+    def body(self) -> bytes | Iterable[bytes] | None:
         """Return the JSON body; None for a request without one."""
         return (
             None if self.method in {"GET", "HEAD"} else self.model_dump_json(exclude_none=True, by_alias=True).encode()

@@ -20,6 +20,8 @@ class EmbedRequest(Request[EmbedReply]):
 
     path: ClassVar[str] = "/api/embed"
     reply: ClassVar[type[Reply]] = EmbedReply
+    needs_model: ClassVar[bool] = True
+    patience: ClassVar[float | None] = None
 
     model: str = Field(min_length=1)
     input: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -41,6 +43,8 @@ class LegacyEmbedRequest(Request[LegacyEmbedReply]):
 
     path: ClassVar[str] = "/api/embeddings"
     reply: ClassVar[type[Reply]] = LegacyEmbedReply
+    needs_model: ClassVar[bool] = True
+    patience: ClassVar[float | None] = None
 
     model: str = Field(min_length=1)
     prompt: str

@@ -115,6 +115,8 @@ class GenerateRequest(InferenceRequest, Request[GenerateReply]):
     path: ClassVar[str] = "/api/generate"
     reply: ClassVar[type[Reply]] = GenerateReply
     streamed: ClassVar[bool] = True
+    needs_model: ClassVar[bool] = True
+    patience: ClassVar[float | None] = None
 
     prompt: str = ""
     suffix: str | None = None
@@ -150,6 +152,8 @@ class ChatRequest(InferenceRequest, Request[ChatReply]):
     path: ClassVar[str] = "/api/chat"
     reply: ClassVar[type[Reply]] = ChatReply
     streamed: ClassVar[bool] = True
+    needs_model: ClassVar[bool] = True
+    patience: ClassVar[float | None] = None
 
     messages: Annotated[list[Message], BeforeValidator(_read_messages)] = Field(default_factory=list)
     tools: list[Tool] | None = None

@@ -178,6 +178,8 @@ class CreateRequest(Named, Request[ProgressReply]):
     path: ClassVar[str] = "/api/create"
     reply: ClassVar[type[Reply]] = ProgressReply
     streamed: ClassVar[bool] = True
+    # Converting and quantizing a large model is silent for long.
+    patience: ClassVar[float | None] = 3600
 
     from_: str | None = Field(default=None, serialization_alias="from")
     #: File name to blob digest ("sha256:…").
@@ -200,6 +202,7 @@ class CopyRequest(Request[EmptyReply]):
 
     path: ClassVar[str] = "/api/copy"
     reply: ClassVar[type[Reply]] = EmptyReply
+    answered: ClassVar[bool] = False
 
     source: str = Field(min_length=1)
     destination: str = Field(min_length=1)
@@ -211,4 +214,5 @@ class DeleteRequest(Named, Request[EmptyReply]):
     method: ClassVar[str] = "DELETE"
     path: ClassVar[str] = "/api/delete"
     reply: ClassVar[type[Reply]] = EmptyReply
+    answered: ClassVar[bool] = False
     repeatable: ClassVar[bool] = False

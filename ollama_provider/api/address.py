@@ -1,0 +1,106 @@
+"""Where a server is: values in the style of OLLAMA_HOST."""
+
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from ollama_provider.api.errors import InvalidRequestError
+
+DEFAULT_PORT = 11434
+_SCHEMES = {"http": 80, "https": 443}
+_ALLOWED = (
+    "use a host ('gpu1'), a host with port ('gpu1:11434', '[::1]:11434') or a URL ('https://ollama.example.com/base')"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is, and the credentials that stood in its URL.
+
+    Attributes:
+        base_url: scheme, host, port and base path; no credentials, no slash at the end.
+        login, password: taken out of the URL; None where it has none.
+    """
+
+    base_url: str
+    login: str | None = None
+    password: str | None = None
+
+
+def parse_address(
+    host: str | None, port: int | None = None, scheme: str | None = None, path: str | None = None
+) -> Address:
+    """Read an address as Ollama reads OLLAMA_HOST, together with the other fields of a connection.
+
+    Args:
+        host: ``gpu1``, ``gpu1:11434``, ``[::1]``, ``https://ollama.example.com/base``, ``:5678`` or nothing (this
+            machine). Blanks and quotes around it are dropped. ``0.0.0.0`` and ``::``, which a server binds to, become
+            loopback.
+        port: for a *host* that names none. Without it: 11434, or the scheme's own (80, 443) where *host* is a URL; with
+            *scheme* ``https`` and no port anywhere, 443.
+        scheme: ``http`` (the default) or ``https``, for a *host* that names none.
+        path: base path, behind that of *host*.
+
+    Raises:
+        InvalidRequestError: it is no address; the text says what is allowed.
+    """
+    text = (host or "").strip().strip("\"'").strip()
+    given, separator, rest = text.partition("://")
+    own_scheme = given.lower() if separator else None
+    chosen = own_scheme or (scheme or "").strip().lower() or ("https" if text.lower() == "ollama.com" else "http")
+    if chosen not in _SCHEMES:
+        raise InvalidRequestError(f"host: {chosen!r} is no scheme Ollama speaks; use http or https")
+    parts = urlsplit(f"//{rest if separator else text}")
+    if parts.query or parts.fragment:
+        raise InvalidRequestError(f"host: an address has no query and no fragment; {_ALLOWED}")
+    try:
+        name, own_port = parts.hostname or "", parts.port
+    except ValueError:
+        raise InvalidRequestError(f"host: the port must be a number from 1 to 65535; {_ALLOWED}") from None
+    name = _reachable(name or "127.0.0.1")
+    number = own_port or port or _default_port(own_scheme, chosen, name)
+    if not 1 <= number <= 65535:
+        raise InvalidRequestError(f"port: {number} is not between 1 and 65535")
+    url = f"{chosen}://{name}:{number}{_join(parts.path, path or '')}"
+    return Address(
+        base_url=_checked(url),
+        login=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+    )
+
+
+def _default_port(own_scheme: str | None, scheme: str, name: str) -> int:
+    explicit = own_scheme is not None or scheme == "https" or name == "ollama.com"
+    return _SCHEMES[scheme] if explicit else DEFAULT_PORT
+
+
+def _reachable(name: str) -> str:
+    """Return a name that can be connected to, with brackets for IPv6."""
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        if not all(part and len(part) <= 63 for part in name.rstrip(".").split(".")) or not _is_host(name):
+            raise InvalidRequestError(f"host: this is no host name; {_ALLOWED}") from None
+        return name
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return f"[{name}]" if address.version == 6 else name
+
+
+def _is_host(name: str) -> bool:
+    return all(character.isalnum() or character in "-._" for character in name)
+
+
+def _join(first: str, second: str) -> str:
+    parts = [part.strip("/") for part in (first, second)]
+    return "".join(f"/{part}" for part in parts if part)
+
+
+def _checked(url: str) -> str:
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL:
+        raise InvalidRequestError(f"host: this is no address; {_ALLOWED}") from None
+    return url

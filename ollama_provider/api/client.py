@@ -1,0 +1,409 @@
+"""Client and AsyncClient. The only code, with `transport.py`, that sends HTTP.
+
+The two classes are the same but for ``async`` and ``await``, and a test holds them to it: what differs is in
+`transport.py`, what decides is in the modules without a network.
+"""
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, Generic, Self, TypeVar, cast
+
+import httpx
+from tenacity import AsyncRetrying, Retrying
+
+from ollama_provider.api.call import Call
+from ollama_provider.api.classify import transport_error
+from ollama_provider.api.errors import (
+    ClientClosedError,
+    EndpointNotFoundError,
+    ModelNotFoundError,
+    OllamaError,
+)
+from ollama_provider.api.events import Listener
+from ollama_provider.api.patience import Patience, patience_for
+from ollama_provider.api.protocol import Collector, Decoder, as_embed_reply, encode, validated
+from ollama_provider.api.pulling import check_pull_allowed
+from ollama_provider.api.retry import RetryPolicy
+from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
+from ollama_provider.api.settings import Settings
+from ollama_provider.api.transport import AsyncWire, Wire
+
+_T = TypeVar("_T")
+_Lock = TypeVar("_Lock")
+_Part = dict[str, Any]
+#: What a network does that fails.
+_FAILURES = (TimeoutError, httpx.HTTPError, OSError)
+
+
+@dataclass
+class Pull(Generic[_Lock]):
+    """The last pull of a model, shared by all who missed the model before it ended."""
+
+    lock: _Lock
+    ended: float = -math.inf
+    failure: OllamaError | None = None
+
+
+class Client:
+    """Speaks to one server; may be used by many threads.
+
+    Args:
+        settings: where the server is and how to treat it. Its ``model``, ``options`` and ``keep_alive`` are not read
+            here: a request says all it means.
+        listener: told of each `AttemptFailed`, `PullMoved` and `CallEnded`; what it raises goes to the caller.
+        transport: an httpx transport to use instead of the network.
+        concurrency: requests in flight at a time; others wait for their turn.
+
+    Raises:
+        InvalidRequestError: of the settings, a header, a certificate file or the environment's proxy is wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        listener: Listener | None = None,
+        transport: httpx.BaseTransport | None = None,
+        concurrency: int = 16,
+    ) -> None:
+        self.settings = settings
+        self._listener = listener
+        self._wire = Wire(settings, transport, concurrency)
+        self._pulls: dict[str, Pull[threading.Lock]] = {}
+        self._knows_embed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Break off what is under way and hang up. The client cannot be used afterwards.
+
+        Any thread may call it, and a signal handler: a read that waits returns at once, with `ClientClosedError`.
+        """
+        self._wire.close()
+
+    def send(self, request: Request[ReplyT]) -> ReplyT:
+        """Send a request, return the whole reply.
+
+        A streamed answer is joined, and it must be complete. Failed attempts are repeated as the settings say, and a
+        missing model is pulled once, if they allow it. A server too old for ``/api/embed`` (before 0.2.6) is asked
+        text by text for the same vectors.
+
+        Raises:
+            OllamaError: see the tree in `errors`.
+        """
+        with Call(request, self._listener) as call:
+            reply = self._reply(call)
+            call.note(reply)
+        return reply
+
+    @contextmanager
+    def stream(self, request: Request[ReplyT]) -> Iterator[Iterator[ReplyT]]:
+        """Send a request, give the objects of the answer as they come.
+
+        To leave the block early closes the connection, which ends the work on the server. Attempts are repeated, and a
+        missing model is pulled, until the first object has come; never afterwards, since its reader has seen a part.
+
+        Yields:
+            The replies. The last one says ``done``; an answer without it ends in an error.
+
+        Raises:
+            OllamaError: see the tree in `errors`; by entering the block or by reading on.
+        """
+        with Call(request, self._listener) as call:
+            first, rest = self._deliver(call, self._begin)
+            with closing(rest):
+                yield self._replies(call, first, rest)
+
+    def _reply(self, call: Call[ReplyT]) -> ReplyT:
+        if not isinstance(call.request, EmbedRequest):
+            return self._deliver(call, self._collect)
+        return cast("ReplyT", self._embed(cast("Call[EmbedReply]", call), call.request))
+
+    def _embed(self, call: Call[EmbedReply], request: EmbedRequest) -> EmbedReply:
+        missing: EndpointNotFoundError | None = None
+        if self._knows_embed:
+            try:
+                return self._deliver(call, self._collect)
+            except EndpointNotFoundError as error:
+                missing = error
+        try:
+            replies = [self._deliver(Call(legacy, self._listener), self._collect) for legacy in as_legacy(request)]
+        except EndpointNotFoundError as error:
+            # Neither way is there, so it is no old Ollama: the first answer says it better.
+            raise (missing or error) from None
+        self._knows_embed = False
+        return as_embed_reply(request, replies, host=self.settings.base_url)
+
+    def _deliver(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
+        try:
+            return self._try(call, how)
+        except ModelNotFoundError as missing:
+            if not call.request.needs_model:
+                raise
+            self._bring(call.model or "", missing)
+        return self._try(call, how)
+
+    def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
+        policy = RetryPolicy.of(self.settings, repeatable=call.request.repeatable)
+        retrying = Retrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
+        return retrying(how, call)
+
+    def _bring(self, model: str, missing: ModelNotFoundError) -> None:
+        """Pull a model, once for all who miss it at the same time."""
+        check_pull_allowed(model, self.settings, missing)
+        noticed = monotonic()
+        pull = self._pulls.setdefault(model, Pull(self._wire.lock()))
+        with pull.lock:
+            if pull.ended < noticed:
+                pull.failure = None
+                try:
+                    self.send(PullRequest(model=model))
+                except OllamaError as error:
+                    pull.failure = error
+                pull.ended = monotonic()
+        if pull.failure is not None:
+            raise pull.failure
+
+    def _collect(self, call: Call[ReplyT]) -> ReplyT:
+        collector = Collector(call.request, host=self.settings.base_url)
+        with closing(self._objects(call)) as objects:
+            for part in objects:
+                collector.add(part)
+        return collector.reply()
+
+    def _begin(self, call: Call[Any]) -> tuple[_Part | None, Generator[_Part, None, None]]:
+        objects = self._objects(call)
+        return next(objects, None), objects
+
+    def _replies(self, call: Call[ReplyT], first: _Part | None, rest: Generator[_Part, None, None]) -> Iterator[ReplyT]:
+        part = first
+        while part is not None:
+            reply = validated(call.request, part, host=self.settings.base_url)
+            call.note(reply)
+            yield reply
+            part = next(rest, None)
+
+    def _objects(self, call: Call[Any]) -> Generator[_Part, None, None]:
+        """Make one attempt: send the request, give the objects of the answer."""
+        request, host = call.request, self.settings.base_url
+        body = encode(request)
+        if self._wire.closed:
+            raise ClientClosedError("the client is closed", host=host, model=call.model)
+        exchange = self._wire.exchange()
+        patience = patience_for(request, self.settings.timeouts, monotonic())
+        decoder: Decoder | None = None
+        try:
+            response = exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+            decoder = Decoder(request, response.status_code, response.headers, host=host, now=datetime.now(UTC))
+            while (data := exchange.read(patience.deadline)) is not None:
+                patience.hear(monotonic())
+                for part in decoder.feed(data):
+                    call.tell(patience.take(part, monotonic()))
+                    yield part
+        except _FAILURES as error:
+            # What breaks behind the last object took nothing away.
+            if decoder is None or not decoder.complete:
+                raise self._explain(error, call, patience, answered=decoder is not None) from None
+        finally:
+            exchange.close()
+        for part in decoder.end():
+            call.tell(patience.take(part, monotonic()))
+            yield part
+
+    def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
+        host, model = self.settings.base_url, call.model
+        if self._wire.closed:
+            return ClientClosedError("the client was closed meanwhile", host=host, model=model)
+        if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
+            return patience.give_up(host=host, model=model)
+        return transport_error(error, answered=answered, host=host, model=model)
+
+
+class AsyncClient:
+    """Speaks to one server, in one event loop.
+
+    Args:
+        settings: where the server is and how to treat it. Its ``model``, ``options`` and ``keep_alive`` are not read
+            here: a request says all it means.
+        listener: told of each `AttemptFailed`, `PullMoved` and `CallEnded`; what it raises goes to the caller.
+        transport: an httpx transport to use instead of the network.
+        concurrency: requests in flight at a time; others wait for their turn.
+
+    Raises:
+        InvalidRequestError: of the settings, a header, a certificate file or the environment's proxy is wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        listener: Listener | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        concurrency: int = 16,
+    ) -> None:
+        self.settings = settings
+        self._listener = listener
+        self._wire = AsyncWire(settings, transport, concurrency)
+        self._pulls: dict[str, Pull[asyncio.Lock]] = {}
+        self._knows_embed = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Break off what is under way and hang up. The client cannot be used afterwards."""
+        await self._wire.close()
+
+    async def send(self, request: Request[ReplyT]) -> ReplyT:
+        """Send a request, return the whole reply.
+
+        A streamed answer is joined, and it must be complete. Failed attempts are repeated as the settings say, and a
+        missing model is pulled once, if they allow it. A server too old for ``/api/embed`` (before 0.2.6) is asked
+        text by text for the same vectors.
+
+        Raises:
+            OllamaError: see the tree in `errors`.
+        """
+        with Call(request, self._listener) as call:
+            reply = await self._reply(call)
+            call.note(reply)
+        return reply
+
+    @asynccontextmanager
+    async def stream(self, request: Request[ReplyT]) -> AsyncIterator[AsyncIterator[ReplyT]]:
+        """Send a request, give the objects of the answer as they come.
+
+        To leave the block early closes the connection, which ends the work on the server. Attempts are repeated, and a
+        missing model is pulled, until the first object has come; never afterwards, since its reader has seen a part.
+
+        Yields:
+            The replies. The last one says ``done``; an answer without it ends in an error.
+
+        Raises:
+            OllamaError: see the tree in `errors`; by entering the block or by reading on.
+        """
+        with Call(request, self._listener) as call:
+            first, rest = await self._deliver(call, self._begin)
+            async with aclosing(rest):
+                yield self._replies(call, first, rest)
+
+    async def _reply(self, call: Call[ReplyT]) -> ReplyT:
+        if not isinstance(call.request, EmbedRequest):
+            return await self._deliver(call, self._collect)
+        return cast("ReplyT", await self._embed(cast("Call[EmbedReply]", call), call.request))
+
+    async def _embed(self, call: Call[EmbedReply], request: EmbedRequest) -> EmbedReply:
+        missing: EndpointNotFoundError | None = None
+        if self._knows_embed:
+            try:
+                return await self._deliver(call, self._collect)
+            except EndpointNotFoundError as error:
+                missing = error
+        try:
+            replies = [
+                await self._deliver(Call(legacy, self._listener), self._collect) for legacy in as_legacy(request)
+            ]
+        except EndpointNotFoundError as error:
+            # Neither way is there, so it is no old Ollama: the first answer says it better.
+            raise (missing or error) from None
+        self._knows_embed = False
+        return as_embed_reply(request, replies, host=self.settings.base_url)
+
+    async def _deliver(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
+        try:
+            return await self._try(call, how)
+        except ModelNotFoundError as missing:
+            if not call.request.needs_model:
+                raise
+            await self._bring(call.model or "", missing)
+        return await self._try(call, how)
+
+    async def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
+        policy = RetryPolicy.of(self.settings, repeatable=call.request.repeatable)
+        retrying = AsyncRetrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
+        return await retrying(how, call)
+
+    async def _bring(self, model: str, missing: ModelNotFoundError) -> None:
+        """Pull a model, once for all who miss it at the same time."""
+        check_pull_allowed(model, self.settings, missing)
+        noticed = monotonic()
+        pull = self._pulls.setdefault(model, Pull(self._wire.lock()))
+        async with pull.lock:
+            if pull.ended < noticed:
+                pull.failure = None
+                try:
+                    await self.send(PullRequest(model=model))
+                except OllamaError as error:
+                    pull.failure = error
+                pull.ended = monotonic()
+        if pull.failure is not None:
+            raise pull.failure
+
+    async def _collect(self, call: Call[ReplyT]) -> ReplyT:
+        collector = Collector(call.request, host=self.settings.base_url)
+        async with aclosing(self._objects(call)) as objects:
+            async for part in objects:
+                collector.add(part)
+        return collector.reply()
+
+    async def _begin(self, call: Call[Any]) -> tuple[_Part | None, AsyncGenerator[_Part, None]]:
+        objects = self._objects(call)
+        return await anext(objects, None), objects
+
+    async def _replies(
+        self, call: Call[ReplyT], first: _Part | None, rest: AsyncGenerator[_Part, None]
+    ) -> AsyncIterator[ReplyT]:
+        part = first
+        while part is not None:
+            reply = validated(call.request, part, host=self.settings.base_url)
+            call.note(reply)
+            yield reply
+            part = await anext(rest, None)
+
+    async def _objects(self, call: Call[Any]) -> AsyncGenerator[_Part, None]:
+        """Make one attempt: send the request, give the objects of the answer."""
+        request, host = call.request, self.settings.base_url
+        body = encode(request)
+        if self._wire.closed:
+            raise ClientClosedError("the client is closed", host=host, model=call.model)
+        exchange = await self._wire.exchange()
+        patience = patience_for(request, self.settings.timeouts, monotonic())
+        decoder: Decoder | None = None
+        try:
+            response = await exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+            decoder = Decoder(request, response.status_code, response.headers, host=host, now=datetime.now(UTC))
+            while (data := await exchange.read(patience.deadline)) is not None:
+                patience.hear(monotonic())
+                for part in decoder.feed(data):
+                    call.tell(patience.take(part, monotonic()))
+                    yield part
+        except _FAILURES as error:
+            # What breaks behind the last object took nothing away.
+            if decoder is None or not decoder.complete:
+                raise self._explain(error, call, patience, answered=decoder is not None) from None
+        finally:
+            await exchange.close()
+        for part in decoder.end():
+            call.tell(patience.take(part, monotonic()))
+            yield part
+
+    def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
+        host, model = self.settings.base_url, call.model
+        if self._wire.closed:
+            return ClientClosedError("the client was closed meanwhile", host=host, model=model)
+        if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
+            return patience.give_up(host=host, model=model)
+        return transport_error(error, answered=answered, host=host, model=model)

@@ -1,0 +1,283 @@
+"""Request to message, message to reply or error, bytes to lines. No network, no clock.
+
+A status of 200 is not success: an inference succeeded when its last object says ``done: true``, a pull when it says
+``status: "success"``; an ``error`` may come in any line.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Generic
+
+from pydantic import ValidationError
+
+from ollama_provider.api.classify import line_error, status_error
+from ollama_provider.api.errors import (
+    IncompleteReplyError,
+    InvalidRequestError,
+    NotOllamaError,
+    OllamaError,
+    RejectedReplyError,
+)
+from ollama_provider.api.schemas import (
+    EmbedReply,
+    EmbedRequest,
+    LegacyEmbedReply,
+    Reply,
+    ReplyT,
+    Request,
+)
+from ollama_provider.api.schemas.base import explain
+
+#: How much of the body of a refusal is kept.
+LONGEST_REFUSAL = 64 * 1024
+
+
+def encode(request: Request[Any]) -> bytes | Iterable[bytes] | None:
+    """Return the body of the message, or None where it has none.
+
+    Raises:
+        InvalidRequestError: a text holds half a surrogate pair, which no UTF-8 can say.
+    """
+    try:
+        return request.body()
+    except (UnicodeEncodeError, ValueError):
+        # The exception would quote the text, and with it the prompt.
+        raise InvalidRequestError(
+            "a text of the request holds a lone surrogate (a broken emoji, or bytes decoded with 'surrogateescape'), "
+            "which cannot be sent. Repair it first, as in text.encode('utf-8', 'replace').decode()",
+            model=model_of(request),
+        ) from None
+
+
+def model_of(request: Request[Any]) -> str | None:
+    """Return the name of the model that a request is about, if it is about one."""
+    model: str | None = getattr(request, "model", None)
+    return model
+
+
+class Lines:
+    r"""Bytes in, lines out, cut at ``\n`` alone.
+
+    ``str.splitlines`` would also cut at U+0085 and U+2028, which stand unescaped in answers.
+    """
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes, return the lines that are complete now; blank ones are dropped."""
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest.clear()
+        if rest:
+            self._rest.append(rest)
+        return [line for line in lines if line.strip()]
+
+    def end(self) -> list[bytes]:
+        """Return what stands behind the last line break: an answer that is no stream has none."""
+        rest = b"".join(self._rest)
+        self._rest.clear()
+        return [rest] if rest.strip() else []
+
+
+class Decoder:
+    """The bytes of one answer in, its JSON objects out.
+
+    Args:
+        request: what is answered.
+        status, headers: of the answer; headers are found by lower-case names.
+        host: base URL, for errors.
+        now: the time (with a zone), for ``Retry-After`` as a date.
+    """
+
+    def __init__(
+        self, request: Request[Any], status: int, headers: Mapping[str, str], *, host: str, now: datetime
+    ) -> None:
+        self._request = request
+        self._status = status
+        self._headers = headers
+        self._host = host
+        self._now = now
+        self._lines = Lines()
+        self._refused = not 200 <= status < 300
+        self._body: list[bytes] = []
+        self._size = 0
+        self._last: dict[str, Any] | None = None
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Take bytes, return the objects that are complete now.
+
+        Raises:
+            OllamaError: one of them is an error, or no JSON object.
+        """
+        if self._request.streamed and not self._refused:
+            return [self._read(line) for line in self._lines.feed(data)]
+        self._body.append(data)
+        self._size += len(data)
+        # What refuses us need not be Ollama, and its page need not end.
+        return self.end() if self._refused and self._size > LONGEST_REFUSAL else []
+
+    @property
+    def complete(self) -> bool:
+        """The object that proves success has come."""
+        # A pull's objects have a status and no done; an inference's the other way round.
+        last = self._last
+        return last is not None and (last.get("done") is True or last.get("status") == "success")
+
+    def end(self) -> list[dict[str, Any]]:
+        """Return the last objects.
+
+        Raises:
+            OllamaError: the answer says no, or it is not complete.
+        """
+        body = b"".join(self._body)
+        if self._refused:
+            raise status_error(
+                self._status,
+                self._headers,
+                body,
+                path=self._request.target,
+                host=self._host,
+                model=model_of(self._request),
+                now=self._now,
+            )
+        if not self._request.streamed:
+            return [self._read(body)] if body.strip() else self._without_body()
+        objects = [self._read(line) for line in self._lines.end()]
+        if self._last is None:
+            raise self._error(IncompleteReplyError, "the answer is empty")
+        if not self.complete:
+            raise self._error(IncompleteReplyError, "the answer ended before its last object")
+        return objects
+
+    def _without_body(self) -> list[dict[str, Any]]:
+        if self._request.answered:
+            raise self._error(IncompleteReplyError, f"{self._request.target} answers without a body")
+        return []
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            raise self._not_json(line) from None
+        if not isinstance(found, dict):
+            raise self._error(NotOllamaError, f"{self._request.target} answers with JSON that is not Ollama's")
+        if found.get("error") is not None:
+            raise line_error(found["error"], path=self._request.target, host=self._host, model=model_of(self._request))
+        self._last = found
+        return found
+
+    def _not_json(self, line: bytes) -> OllamaError:
+        """Tell a cut answer of Ollama from an answer of something else."""
+        if self._last is None and not line.lstrip().startswith(b"{"):
+            kind = self._headers.get("content-type", "").partition(";")[0].strip()[:50]
+            what = f"{self._request.target} answers with {kind or 'something'} that is not JSON"
+            return self._error(NotOllamaError, what)
+        return self._error(IncompleteReplyError, "the answer holds a line that is cut or is not JSON")
+
+    def _error(self, kind: type[OllamaError], what: str) -> OllamaError:
+        return kind(what, host=self._host, model=model_of(self._request))
+
+
+class Collector(Generic[ReplyT]):
+    """Joins the objects of a streamed answer to one reply, which is validated once, at the end.
+
+    Texts and lists that come in pieces (answer, thinking, tool calls, log-probabilities) are put together; of the rest
+    the last value counts.
+    """
+
+    def __init__(self, request: Request[ReplyT], *, host: str) -> None:
+        self._request = request
+        self._host = host
+        self._merged: dict[str, Any] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._lists: dict[str, list[Any]] = {}
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Take one object of the answer."""
+        message = part.pop("message", None)
+        if isinstance(message, dict):
+            self._gather(message, "message.")
+            self._merged.setdefault("message", {}).update(message)
+        self._gather(part, "")
+        self._merged.update(part)
+
+    def _gather(self, part: dict[str, Any], prefix: str) -> None:
+        for key in ("response", "content", "thinking"):
+            text = part.pop(key, None)
+            if text:
+                self._texts.setdefault(prefix + key, []).append(text)
+        for key in ("tool_calls", "logprobs"):
+            items = part.pop(key, None)
+            if items:
+                self._lists.setdefault(prefix + key, []).extend(items)
+
+    def reply(self) -> ReplyT:
+        """Return the whole reply.
+
+        Raises:
+            NotOllamaError: its fields are not what Ollama sends.
+            RejectedReplyError: vectors are missing or broken.
+        """
+        joined: dict[str, Any] = {key: "".join(texts) for key, texts in self._texts.items()} | self._lists
+        for key, value in joined.items():
+            front, dot, name = key.partition(".")
+            if dot:
+                self._merged[front][name] = value
+            else:
+                self._merged[key] = value
+        reply = validated(self._request, self._merged, host=self._host)
+        if isinstance(self._request, EmbedRequest) and isinstance(reply, EmbedReply):
+            _check_vectors(self._request, reply, host=self._host)
+        return reply
+
+
+def validated(request: Request[ReplyT], part: dict[str, Any], *, host: str) -> ReplyT:
+    """Return the reply that a JSON object is.
+
+    Raises:
+        NotOllamaError: its fields are not what Ollama sends.
+    """
+    kind: type[Reply] = request.reply
+    try:
+        return kind.model_validate(part)  # type: ignore[return-value]  # a request's reply class is its ReplyT
+    except ValidationError as error:
+        what = f"{request.target} answers with JSON that is not Ollama's: {explain(kind, error)}"
+        raise NotOllamaError(what, host=host, model=model_of(request)) from None
+
+
+def _check_vectors(request: EmbedRequest, reply: EmbedReply, *, host: str) -> None:
+    def reject(what: str) -> RejectedReplyError:
+        return RejectedReplyError(what, host=host, model=request.model)
+
+    if len(reply.embeddings) != len(request.input):
+        # An empty text alone is answered as a mere load: nothing is missing then.
+        if not reply.embeddings and not any(request.input):
+            return
+        raise reject(f"{len(reply.embeddings)} vectors came for {len(request.input)} texts")
+    if len({len(vector) for vector in reply.embeddings}) > 1:
+        raise reject("the vectors are not equally long")
+    if any(not all(map(math.isfinite, vector)) for vector in reply.embeddings):
+        raise reject("a vector holds NaN or infinity")
+
+
+def as_embed_reply(request: EmbedRequest, replies: list[LegacyEmbedReply], *, host: str) -> EmbedReply:
+    """Make of the answers of ``/api/embeddings`` what ``/api/embed`` would have said: vectors of length 1.
+
+    Raises:
+        RejectedReplyError: a vector is missing or broken.
+    """
+    vectors = [_to_unit(reply.embedding[: request.dimensions]) for reply in replies]
+    joined = EmbedReply(model=request.model, embeddings=vectors if request.input else [])
+    if any(not vector for vector in joined.embeddings):
+        raise RejectedReplyError("a text got no vector", host=host, model=request.model)
+    _check_vectors(request, joined, host=host)
+    return joined
+
+
+def _to_unit(vector: list[float]) -> list[float]:
+    length = math.hypot(*vector)
+    return [value / length for value in vector] if length else vector

@@ -1,0 +1,374 @@
+"""What differs between the two clients: how bytes are sent, and how a wait for bytes is bounded and broken off.
+
+Both sides have the same shape, ``Wire`` for the server and ``Exchange`` for one request, so that `client.py` need not
+know which one it drives. httpx's transports are used without ``httpx.Client``: cookies, redirects and auth flows are
+exactly what must not happen here, and without them AsyncClient does thirteen times the requests a second
+(tests/benchmarks/transport.py).
+
+Either side raises `TimeoutError` when a deadline (of `time.monotonic`) passes, and else what httpx raises.
+"""
+
+import asyncio
+import contextlib
+import math
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from time import monotonic
+from typing import Any, cast
+
+import httpx
+
+from ollama_provider.api.connecting import headers_for, proxy_for, ssl_context_for
+from ollama_provider.api.settings import Settings
+
+#: Seconds an idle connection is kept; proxies in between close theirs after 60 or 75.
+KEEP_ALIVE = 30.0
+
+
+class Alarm:
+    """Rings when a deadline passes, from a thread of its own: a read that blocks cannot end itself at a given moment.
+
+    Args:
+        ring: called once, when the deadline passes; it must make the read return.
+    """
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self.rang = False
+        self._ring = ring
+        self._deadline = math.inf
+        self._wakes = math.inf
+        self._over = False
+        # Reentrant (a Condition's default): a signal handler may find its own thread in here.
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._watch, name="ollama-timeout", daemon=True)
+
+    @contextlib.contextmanager
+    def until(self, deadline: float) -> Iterator[None]:
+        """Ring if the block is not left by the deadline.
+
+        Raises:
+            TimeoutError: it rang, whatever the block made of it.
+        """
+        with self._changed:
+            self._deadline = deadline
+            if not self._thread.is_alive():
+                self._thread.start()
+            elif deadline < self._wakes:
+                self._changed.notify()
+        try:
+            yield
+        except Exception:
+            if self.rang:
+                raise TimeoutError from None
+            raise
+        finally:
+            with self._changed:
+                self._deadline = math.inf
+        if self.rang:
+            raise TimeoutError
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._over = True
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._over:
+                left = self._deadline - monotonic()
+                if left <= 0:
+                    self.rang = True
+                    self._ring()
+                    return
+                self._wakes = self._deadline
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+
+
+class Lane:
+    """One connection, or the place for one: a pool of one, so that the socket a request waits on is always known.
+
+    Args:
+        transport: where to send.
+    """
+
+    def __init__(self, transport: httpx.BaseTransport) -> None:
+        self.transport = transport
+        self.broken_off = False
+        self._socket: socket.socket | None = None
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Take the socket from what httpx reports of its own steps (its ``trace`` extension)."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self.broken_off:
+                self.break_off()
+
+    def break_off(self) -> None:
+        """Make a read that blocks return at once; may be called by any thread and by a signal handler.
+
+        Closing a socket would not wake the thread that reads it; shutting it down does.
+        """
+        self.broken_off = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class Exchange:
+    """One request and its answer, on one lane."""
+
+    def __init__(self, wire: "Wire", lane: Lane) -> None:
+        self._wire = wire
+        self._lane = lane
+        self._alarm = Alarm(lane.break_off)
+        self._response: httpx.Response | None = None
+        self._chunks: Iterator[bytes] = iter(())
+
+    def open(
+        self, method: str, url: httpx.URL, body: bytes | Iterable[bytes] | None, deadline: float
+    ) -> httpx.Response:
+        """Send the request, return the head of the answer."""
+        request = self._wire.request(method, url, body)
+        request.extensions["trace"] = self._lane.trace
+        with self._alarm.until(deadline):
+            self._response = self._lane.transport.handle_request(request)
+        self._chunks = iter(cast("httpx.SyncByteStream", self._response.stream))
+        return self._response
+
+    def read(self, deadline: float) -> bytes | None:
+        """Return the next bytes of the answer; None at its end."""
+        with self._alarm.until(deadline):
+            return next(self._chunks, None)
+
+    def close(self) -> None:
+        """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
+        self._alarm.stop()
+        try:
+            if self._response is not None:
+                with contextlib.suppress(httpx.HTTPError, OSError):
+                    self._response.close()
+        finally:
+            self._wire.leave(self._lane)
+
+
+class _Base:
+    """What both wires know about the server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._headers = headers_for(settings)
+        self._tls = ssl_context_for(settings)
+        self._proxy = proxy_for(settings)
+        # Only the connect is bounded by httpx; the rest by deadlines, which it does not have.
+        self._timeout = {"connect": settings.timeouts.connect, "read": None, "write": None, "pool": None}
+        self._urls: dict[str, httpx.URL] = {}
+        self.closed = False
+
+    def url(self, path: str) -> httpx.URL:
+        """Return the address of a path."""
+        if (known := self._urls.get(path)) is None:
+            known = self._urls[path] = httpx.URL(self.settings.base_url + path)
+        return known
+
+    def request(self, method: str, url: httpx.URL, body: Any) -> httpx.Request:
+        """Make the message."""
+        return httpx.Request(method, url, headers=self._headers, content=body, extensions={"timeout": self._timeout})
+
+
+class Wire(_Base):
+    """The server, for `Client`: a lane for each request in flight.
+
+    Args:
+        settings: where it is and how to treat it.
+        transport: used instead of the network.
+        concurrency: requests in flight at a time; others wait for their turn, and their clocks have not begun.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.BaseTransport | None,
+        concurrency: int,
+    ) -> None:
+        super().__init__(settings)
+        self._given = transport
+        self._slots = threading.Semaphore(concurrency)
+        self._idle: list[Lane] = []
+        self._busy: set[Lane] = set()
+        # Held until close(): who can take it may stop sleeping. A lock and no Event, whose set() in a signal handler
+        # could wait for ever for the thread it interrupted.
+        self._open = threading.Lock()
+        self._open.acquire()
+
+    def exchange(self) -> Exchange:
+        """Begin an exchange as soon as there is room for one, on a lane that is free or a new one."""
+        self._slots.acquire()
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = Lane(self._given or self._connect())
+        self._busy.add(lane)
+        return Exchange(self, lane)
+
+    def _connect(self) -> httpx.BaseTransport:
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE)
+        return httpx.HTTPTransport(verify=self._tls, proxy=self._proxy, limits=limits)
+
+    def leave(self, lane: Lane) -> None:
+        """Take a lane back, make room for the next exchange."""
+        self._busy.discard(lane)
+        self._slots.release()
+        if self.closed or lane.broken_off:
+            self._hang_up(lane)
+        else:
+            self._idle.append(lane)
+
+    def _hang_up(self, lane: Lane) -> None:
+        if lane.transport is not self._given:
+            lane.transport.close()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, or until the wire is closed."""
+        if self._open.acquire(timeout=seconds):
+            self._open.release()
+
+    def lock(self) -> threading.Lock:
+        """Return a lock between users of this wire."""
+        return threading.Lock()
+
+    def close(self) -> None:
+        """Break off all requests and hang up; may be called by any thread and by a signal handler, and twice."""
+        if not self.closed:
+            self.closed = True
+            self._open.release()
+        for lane in list(self._busy):
+            lane.break_off()
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._hang_up(self._idle.pop())
+
+
+class AsyncExchange:
+    """One request and its answer."""
+
+    def __init__(self, wire: "AsyncWire", transport: httpx.AsyncBaseTransport) -> None:
+        self._wire = wire
+        self._transport = transport
+        self._response: httpx.Response | None = None
+        self._chunks: AsyncIterator[bytes]
+
+    async def open(
+        self, method: str, url: httpx.URL, body: bytes | Iterable[bytes] | None, deadline: float
+    ) -> httpx.Response:
+        """Send the request, return the head of the answer."""
+        content = body if body is None or isinstance(body, bytes) else _each(body)
+        request = self._wire.request(method, url, content)
+        with _plain_errors():
+            async with asyncio.timeout(_left(deadline)):
+                self._response = await self._transport.handle_async_request(request)
+        self._chunks = aiter(cast("httpx.AsyncByteStream", self._response.stream))
+        return self._response
+
+    async def read(self, deadline: float) -> bytes | None:
+        """Return the next bytes of the answer; None at its end."""
+        with _plain_errors():
+            async with asyncio.timeout(_left(deadline)):
+                return await anext(self._chunks, None)
+
+    async def close(self) -> None:
+        """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
+        try:
+            if self._response is not None:
+                with contextlib.suppress(httpx.HTTPError, OSError), _plain_errors():
+                    await self._response.aclose()
+        finally:
+            self._wire.leave()
+
+
+def _left(deadline: float) -> float | None:
+    # Relative, since the clock of an event loop need not be time.monotonic.
+    return None if deadline == math.inf else deadline - monotonic()
+
+
+async def _each(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Let what aiohttp raises out as httpx errors also where httpx-aiohttp does not, or misnames it."""
+    try:
+        yield
+    except (TimeoutError, RuntimeError, httpx.HTTPError) as error:
+        cause = error.__cause__
+        if isinstance(error, httpx.ConnectTimeout) and not isinstance(cause, TimeoutError) and cause is not None:
+            # A connection that broke: aiohttp's base class of all its connection errors is taken for a timeout.
+            raise httpx.ReadError(str(error)) from cause
+        if isinstance(error, RuntimeError) and "closed" in str(error).lower():
+            raise httpx.ReadError("closed") from error
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] == "aiohttp":
+            raise httpx.RemoteProtocolError("not HTTP") from error
+        raise
+
+
+class AsyncWire(_Base):
+    """The server, for `AsyncClient`: one pool of connections.
+
+    Args:
+        settings: where it is and how to treat it.
+        transport: used instead of the network.
+        concurrency: requests in flight at a time; others wait for their turn, and their clocks have not begun.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None,
+        concurrency: int,
+    ) -> None:
+        super().__init__(settings)
+        self._given = transport
+        self._transport = transport
+        self._concurrency = concurrency
+        self._slots = asyncio.Semaphore(concurrency)
+        self._over = asyncio.Event()
+
+    async def exchange(self) -> AsyncExchange:
+        """Begin an exchange, as soon as there is room for one."""
+        await self._slots.acquire()
+        if self._transport is None:
+            self._transport = self._connect()
+        return AsyncExchange(self, self._transport)
+
+    def _connect(self) -> httpx.AsyncBaseTransport:
+        # Here, because it loads aiohttp, which the import of this module must not.
+        from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415
+
+        limits = httpx.Limits(max_connections=self._concurrency, keepalive_expiry=KEEP_ALIVE)
+        return AiohttpTransport(verify=self._tls, proxy=self._proxy, limits=limits, trust_env=False)
+
+    def leave(self) -> None:
+        """Make room for the next exchange."""
+        self._slots.release()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait so long, or until the wire is closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+
+    def lock(self) -> asyncio.Lock:
+        """Return a lock between users of this wire."""
+        return asyncio.Lock()
+
+    async def close(self) -> None:
+        """Break off all requests and hang up."""
+        self.closed = True
+        self._over.set()
+        if self._transport is not None and self._transport is not self._given:
+            await self._transport.aclose()
