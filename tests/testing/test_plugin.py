@@ -1,0 +1,106 @@
+"""The pytest fixtures, as somebody who tests a DAG sees them."""
+
+import sys
+
+import pytest
+
+# Pytester forgets the modules that a run in this process has loaded; a half-forgotten package has every class twice.
+import ollama_provider.testing.server  # noqa: F401
+
+pytest_plugins = ["pytester"]
+
+RUN = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio")
+
+
+def test_a_test_gets_a_fresh_server_and_a_connection(pytester: pytest.Pytester) -> None:
+    """No state passes from one test to the next, and the connection points at the server."""
+    pytester.makepyfile(
+        """
+        import json, os
+        import httpx
+
+        def ask(ollama):
+            return httpx.post(ollama.url + "/api/generate", json={"model": "llama3.2", "prompt": "x", "stream": False})
+
+        def test_one(ollama):
+            ollama.stand_in.script("scripted")
+            assert ask(ollama).json()["response"] == "scripted"
+            assert len(ollama.stand_in.requests) == 1
+
+        def test_two(ollama, ollama_conn):
+            assert ollama.stand_in.requests == []
+            assert ollama_conn == "ollama_default"
+            value = json.loads(os.environ["AIRFLOW_CONN_OLLAMA_DEFAULT"])
+            assert value == {"conn_type": "ollama", "host": "http://127.0.0.1", "port": ollama.port}
+
+        def test_three():
+            assert "AIRFLOW_CONN_OLLAMA_DEFAULT" not in os.environ
+        """
+    )
+
+    pytester.runpytest_inprocess(*RUN).assert_outcomes(passed=3)
+
+
+def test_settings_come_from_the_marker(pytester: pytest.Pytester) -> None:
+    """`@pytest.mark.ollama` gives arguments to the stand-in, and pytest knows the marker."""
+    pytester.makepyfile(
+        """
+        import httpx, pytest
+
+        @pytest.mark.ollama(version="0.1.30", models=["mine"])
+        def test_old(ollama):
+            assert httpx.get(ollama.url + "/api/version").json() == {"version": "0.1.30"}
+            assert [model["name"] for model in httpx.get(ollama.url + "/api/tags").json()["models"]] == ["mine:latest"]
+        """
+    )
+
+    pytester.runpytest_inprocess(*RUN, "--strict-markers").assert_outcomes(passed=1)
+
+
+def test_a_turn_nobody_asked_for_fails_the_test(pytester: pytest.Pytester) -> None:
+    """The test itself passes, its teardown fails and prints what is left."""
+    pytester.makepyfile(
+        """
+        from ollama_provider.testing import Fail
+
+        def test_unused(ollama):
+            ollama.stand_in.script("never asked for", model="qwen3")
+            ollama.stand_in.script(Fail("always"), always=True)
+        """
+    )
+
+    result = pytester.runpytest_inprocess(*RUN)
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*never asked for:", "*generate, chat, embed*of qwen3: 'never asked for'*"])
+
+
+def test_a_strict_test_fails_on_what_it_did_not_script(pytester: pytest.Pytester) -> None:
+    """The request is refused with a text that says so, and listed at teardown; looking at models is always allowed."""
+    pytester.makepyfile(
+        """
+        import httpx, pytest
+
+        @pytest.mark.ollama(strict=True)
+        def test_strict(ollama):
+            assert httpx.get(ollama.url + "/api/tags").status_code == 200
+            refused = httpx.post(ollama.url + "/api/chat", json={"model": "qwen3", "messages": []})
+            assert refused.status_code == 500
+            assert "no script for /api/chat of qwen3" in refused.json()["error"]
+        """
+    )
+
+    result = pytester.runpytest_inprocess(*RUN)
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*not scripted:", "*/api/chat of qwen3*"])
+
+
+def test_the_plugin_loads_nothing_heavy(pytester: pytest.Pytester) -> None:
+    """It is part of every pytest run on a machine where the package is installed."""
+    heavy = {"aiohttp", "airflow", "httpx", "pydantic"}
+    code = f"import sys, ollama_provider.testing.plugin; print(sorted({heavy} & set(sys.modules)))"
+
+    result = pytester.run(sys.executable, "-c", code)
+
+    result.stdout.fnmatch_lines(["[[]]"])
