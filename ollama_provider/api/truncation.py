@@ -1,0 +1,65 @@
+"""Was a prompt cut? For servers that do not say so.
+
+A server since 0.12.6 that is told ``truncate: false`` answers 400 to a prompt over its context, and that is the way to
+know. Older ones ignore the field: they cut the prompt, or drop the oldest messages of a chat, and answer 200. What is
+left to look at is how many tokens they say they read (``prompt_eval_count``), which gives a cut prompt away because it
+then depends on the context and no longer on the prompt:
+
+* all of the context: it was filled to the brim (measured on 0.24.0: 2048 of 2048);
+* ``num_keep`` and half of the rest, give or take two: what remains when the middle is thrown out (measured by users on
+  0.32: 2050 of 4096).
+
+The judgement is conservative: it says yes where nothing else explains the number, so some cut prompts pass unseen, in
+particular those whose beginning was in the server's cache, which it does not count before 0.30.1.
+"""
+
+import re
+
+from ollama_provider.api.schemas import ChatRequest, GenerateRequest, InferenceReply
+
+#: What the server keeps of a prompt's beginning unless ``options.num_keep`` says otherwise.
+NUM_KEEP = 4
+#: A token of ordinary text is shorter on average: 4 to 5 characters in English, 1 to 3 in most other languages.
+LONG_TOKEN = 6
+#: And no ordinary text has tokens that are longer on average than this.
+LONGEST_TOKEN = 12
+
+_RUN = re.compile(r"(\W)\1{3,}")
+
+
+def prompt_was_cut(
+    request: GenerateRequest | ChatRequest, reply: InferenceReply, *, context_length: int | None = None
+) -> bool:
+    """Say whether the server read less than the whole prompt.
+
+    Args:
+        request: what was asked; its ``options.num_ctx`` is the size of the context, where it is set.
+        reply: the whole answer.
+        context_length: size of the context in tokens where the request does not set it, as ``/api/ps`` tells for a
+            loaded model (0.10).
+
+    Returns:
+        True if the numbers leave no other explanation; False if not, or if the size of the context is not known.
+    """
+    options = request.options
+    window = (options.num_ctx if options else None) or context_length
+    count = reply.prompt_eval_count
+    if not window or window < 1 or not count:
+        return False
+    if count >= window:
+        return True
+    length = _length(request)
+    keep = options.num_keep if options and options.num_keep is not None else NUM_KEEP
+    halved = keep + (window - keep) // 2
+    if abs(count - halved) <= 2 and length > count * LONG_TOKEN:
+        return True
+    return length > window * LONGEST_TOKEN
+
+
+def _length(request: GenerateRequest | ChatRequest) -> int:
+    """Return the characters of the prompt; what a tokenizer packs together (blanks, rulers) counts as four."""
+    if isinstance(request, ChatRequest):
+        texts = [text for message in request.messages for text in (message.content, message.thinking or "")]
+    else:
+        texts = [request.system or "", request.prompt, request.suffix or ""]
+    return sum(len(_RUN.sub(r"\1\1\1\1", text)) for text in texts)
