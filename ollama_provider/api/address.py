@@ -52,13 +52,13 @@ def parse_address(
     chosen = own_scheme or (scheme or "").strip().lower() or ("https" if text.lower() == "ollama.com" else "http")
     if chosen not in _SCHEMES:
         raise InvalidRequestError(f"host: {chosen!r} is no scheme Ollama speaks; use http or https")
-    parts = urlsplit(f"//{rest if separator else text}")
-    if parts.query or parts.fragment:
-        raise InvalidRequestError(f"host: an address has no query and no fragment; {_ALLOWED}")
     try:
+        parts = urlsplit(f"//{_bracketed(rest if separator else text)}")
         name, own_port = parts.hostname or "", parts.port
     except ValueError:
         raise InvalidRequestError(f"host: the port must be a number from 1 to 65535; {_ALLOWED}") from None
+    if parts.query or parts.fragment:
+        raise InvalidRequestError(f"host: an address has no query and no fragment; {_ALLOWED}")
     name = _reachable(name or "127.0.0.1")
     number = own_port or port or _default_port(own_scheme, chosen, name)
     if not 1 <= number <= 65535:
@@ -69,6 +69,15 @@ def parse_address(
         login=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
     )
+
+
+def _bracketed(text: str) -> str:
+    """Put a bare IPv6 address, which a server may be told to bind to, into brackets."""
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return text
+    return f"[{text}]"
 
 
 def _default_port(own_scheme: str | None, scheme: str, name: str) -> int:

@@ -1,0 +1,94 @@
+"""Addresses in the style of OLLAMA_HOST are understood as Ollama understands them."""
+
+import pytest
+
+from ollama_provider.api.address import Address, parse_address
+from ollama_provider.api.errors import InvalidRequestError
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        (None, "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("gpu1", "http://gpu1:11434"),
+        ("1.2.3.4", "http://1.2.3.4:11434"),
+        ("gpu1:8000", "http://gpu1:8000"),
+        (":5678", "http://127.0.0.1:5678"),
+        ("http://gpu1", "http://gpu1:80"),
+        ("https://gpu1", "https://gpu1:443"),
+        ("HTTPS://gpu1", "https://gpu1:443"),
+        ("http://gpu1:11434", "http://gpu1:11434"),
+        ("gpu1:1/ollama/", "http://gpu1:1/ollama"),
+        ("https://ollama.example.com/base", "https://ollama.example.com:443/base"),
+        ("[::1]", "http://[::1]:11434"),
+        ("[::1]:1", "http://[::1]:1"),
+        ("ollama.com", "https://ollama.com:443"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:8000", "http://127.0.0.1:8000"),
+        ("http://0.0.0.0:11434", "http://127.0.0.1:11434"),
+        ("[::]", "http://[::1]:11434"),
+        ("::", "http://[::1]:11434"),
+        ("fe80::1", "http://[fe80::1]:11434"),
+        ("[::]:8000", "http://[::1]:8000"),
+        (' "gpu1:8000" ', "http://gpu1:8000"),
+        ("'gpu1'", "http://gpu1:11434"),
+        ("my_ollama", "http://my_ollama:11434"),
+        ("gpu1.", "http://gpu1.:11434"),
+    ],
+)
+def test_forms_of_ollama_host(host, url):
+    """Host, port, scheme, base path, quotes, IPv6 and the address a server binds to."""
+    assert parse_address(host) == Address(url)
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({"host": "gpu1", "port": 8000}, "http://gpu1:8000"),
+        ({"host": "gpu1:9000", "port": 8000}, "http://gpu1:9000"),
+        ({"host": "gpu1", "scheme": "https"}, "https://gpu1:443"),
+        ({"host": "gpu1", "scheme": "https", "port": 11434}, "https://gpu1:11434"),
+        ({"host": "gpu1", "scheme": "HTTP"}, "http://gpu1:11434"),
+        ({"host": "http://gpu1", "scheme": "https"}, "http://gpu1:80"),
+        ({"host": "http://gpu1", "port": 11434}, "http://gpu1:11434"),
+        ({"host": "gpu1", "path": "ollama"}, "http://gpu1:11434/ollama"),
+        ({"host": "gpu1/a", "path": "/b/"}, "http://gpu1:11434/a/b"),
+        ({"host": None, "port": 8000}, "http://127.0.0.1:8000"),
+    ],
+)
+def test_fields_of_a_connection_fill_the_gaps(fields, url):
+    """What the host itself says wins; port, scheme and path serve where it says nothing."""
+    assert parse_address(**fields).base_url == url
+
+
+def test_credentials_are_returned_apart():
+    """A login in the URL is kept, but not in the address, which stands in logs and errors."""
+    address = parse_address("http://me:p%40ss@gpu1:8000/base")
+
+    assert address == Address("http://gpu1:8000/base", login="me", password="p@ss")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"host": "ftp://gpu1"}, "use http or https"),
+        ({"host": "gpu1", "scheme": "gopher"}, "use http or https"),
+        ({"host": "gpu1:port"}, "1 to 65535"),
+        ({"host": "gpu1:99999"}, "1 to 65535"),
+        ({"host": "gpu1", "port": 70000}, "not between 1 and 65535"),
+        ({"host": "gpu 1"}, "'gpu1:11434'"),
+        ({"host": "http://gpu1?x=1"}, "no query"),
+        ({"host": "gpu1#x"}, "no query and no fragment"),
+        ({"host": "a..b"}, "'gpu1:11434'"),
+        ({"host": "[::1"}, "'gpu1:11434'"),
+        ({"host": "http://me:secret@a..b"}, "'gpu1:11434'"),
+        ({"host": "me:secret@gpu 1:x"}, "1 to 65535"),
+    ],
+)
+def test_what_is_no_address_is_refused(fields, says):
+    """The error says what is allowed, and no password that stood in the value."""
+    with pytest.raises(InvalidRequestError, match=says) as raised:
+        parse_address(**fields)
+
+    assert "secret" not in str(raised.value)
