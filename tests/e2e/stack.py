@@ -159,6 +159,10 @@ class Stack:
         lines = self.call("GET", path, headers={"Accept": "application/json"})["content"]
         return "\n".join(line["event"] if isinstance(line, dict) else line for line in lines)
 
+    def report(self) -> str:
+        """Return the end of each component's log, without the requests that the API server lists."""
+        return "\n".join(line for line in self.processes.report().splitlines() if "[http.access]" not in line)
+
     def _migrate(self) -> None:
         self.airflow("db", "migrate")
         if self._database.exists():

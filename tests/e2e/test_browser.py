@@ -1,0 +1,134 @@
+"""What a user does in Airflow's UI, from the connection form to the results of the night, in a real browser."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from ollama_provider.testing import Respond, Server
+from tests.e2e.processes import free_port
+from tests.e2e.stack import USER, Stack
+
+DAGS = Path(__file__).parents[2] / "dags"
+
+Screenshot = Callable[[Page | Locator, str], None]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Airflow with the DAGs of this project."""
+    with Stack(tmp_path_factory.mktemp("airflow"), dags=DAGS) as stack:
+        yield stack
+
+
+@pytest.fixture
+def airflow(page: Page, stack: Stack, tmp_path: Path) -> Page:
+    """Airflow's UI, logged in."""
+    page.goto(stack.url)
+    page.get_by_label("Username").fill(USER)
+    page.get_by_label("Password").fill(stack.password)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Welcome")).to_be_visible()
+    return page
+
+
+def test_the_form_makes_a_connection(airflow: Page, stack: Stack, screenshot: Screenshot) -> None:
+    """What is filled in is what the connection has, what is left empty is not there, and the API key is masked."""
+    airflow.goto(f"{stack.url}/connections")
+    airflow.get_by_role("button", name="Add Connection").click()
+    form = airflow.get_by_role("dialog")
+    form.get_by_label("Connection ID").fill("from_the_form")
+    choose_type(form, "Ollama")
+    form.get_by_label("Host").fill("https://ollama.example.com/base")
+    form.get_by_label("API key").fill("not-for-everybody")
+    screenshot(airflow, "connection-standard-fields")
+    form.get_by_role("button", name="Extra Fields", exact=True).click()
+    field(form, "Default model").get_by_role("textbox").fill("llama3.2")
+    field(form, "First token timeout").get_by_role("spinbutton").fill("600")
+    field(form, "Pull missing models").get_by_role("checkbox").press("Space")
+    screenshot(airflow, "connection-extra-fields")
+    form.get_by_role("button", name="Save").click()
+    expect(airflow.get_by_role("row", name="from_the_form")).to_be_visible()
+
+    made = stack.call("GET", "/connections/from_the_form")
+    extra = {name: value for name, value in json.loads(made["extra"]).items() if value is not None}
+    assert (made["conn_type"], made["host"], made["password"]) == ("ollama", "https://ollama.example.com/base", "***")
+    assert extra == {"model": "llama3.2", "first_token_timeout": 600, "auto_pull": False, "trust_env": True}
+
+
+def test_the_button_says_what_is_there(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
+    """A server that can be used is told by its version and its models."""
+    add_connection(stack, "test_success", ollama.url, model="llama3.2")
+
+    notice = press_test(airflow, stack, "test_success")
+
+    expect(notice).to_contain_text(f"Ollama 0.24.0 at {ollama.url}")
+    expect(notice).to_contain_text("llama3.2")
+    screenshot(airflow, "connection-test-success")
+
+
+def test_the_button_says_that_nobody_listens(airflow: Page, stack: Stack, screenshot: Screenshot) -> None:
+    """A connection that is refused is told in words, with the host."""
+    url = f"http://127.0.0.1:{free_port()}"
+    add_connection(stack, "test_refused", url)
+
+    notice = press_test(airflow, stack, "test_refused")
+
+    expect(notice).to_contain_text("refused")
+    expect(notice).to_contain_text(url)
+    screenshot(airflow, "connection-test-refused")
+
+
+def test_the_button_says_that_the_key_is_wrong(
+    airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot
+) -> None:
+    """A proxy that wants another API key is told by its status, and neither key nor header is shown."""
+    ollama.stand_in.script(Respond(401, "<html>Unauthorized</html>"), path="*", always=True)
+    add_connection(stack, "test_unauthorized", ollama.url, password="not-this-one")
+
+    notice = press_test(airflow, stack, "test_unauthorized")
+
+    expect(notice).to_contain_text("401")
+    expect(notice).to_contain_text(ollama.url)
+    expect(notice).not_to_contain_text("not-this-one")
+    screenshot(airflow, "connection-test-unauthorized")
+
+
+def choose_type(form: Locator, name: str) -> None:
+    """Choose the connection type: the box is a text field that filters a list."""
+    box = form.get_by_role("combobox", name="Connection Type")
+    box.focus()
+    box.press_sequentially(name)
+    box.press("Enter")
+    expect(form.get_by_role("button", name="Extra Fields", exact=True)).to_be_visible()
+
+
+def field(form: Locator, label: str) -> Locator:
+    """Return the part of the form with this label."""
+    return form.get_by_role("group").filter(has_text=re.compile(f"^{re.escape(label)}"))
+
+
+def add_connection(stack: Stack, name: str, url: str, **more: str) -> None:
+    """Make a connection without the form."""
+    parts = urlsplit(url)
+    extra = {name: more.pop(name) for name in {"model"} & more.keys()}
+    body = {
+        "connection_id": name,
+        "conn_type": "ollama",
+        "host": f"{parts.scheme}://{parts.hostname}",
+        "port": parts.port,
+    }
+    stack.call("POST", "/connections", json={**body, **more, "extra": json.dumps(extra)})
+
+
+def press_test(page: Page, stack: Stack, connection: str) -> Locator:
+    """Press the *Test* button of a connection's row; returns where the answer appears."""
+    page.goto(f"{stack.url}/connections")
+    page.get_by_role("row", name=connection).get_by_role("button", name="Test Connection").click()
+    notice = page.get_by_role("region", name="Notifications").get_by_role("status")
+    expect(notice).to_be_in_viewport(ratio=1)
+    return notice
