@@ -65,6 +65,7 @@ _TEXTS: tuple[tuple[_Kind, tuple[str, ...]], ...] = (
             r"unknown model architecture|error loading model|unable to load model|invalid file magic|exceeds file size",
             r"unsupported model|unsupported architecture|unsupported .*(format|quantization|version)",
             r"compatible with your version of ollama|llama-server binary not found|requires mlx support",
+            r"no such file or directory",
         ),
     ),
     # Transient.
@@ -240,9 +241,14 @@ def _read_text(status: int, text: str, path: str) -> tuple[_Kind, str, str | Non
     kind = by_text(text, path)
     if kind is None and path == _PULL_PATH and status == 500:
         kind = errors.PullFailedError
-    if kind is None and status == 404:
-        kind = errors.BadRequestError if text.strip() else errors.NotOllamaError
-    advice = "" if kind is errors.AuthenticationError and "cloud" in text.lower() else None
+    advice = None
+    if kind is errors.AuthenticationError:
+        # Ollama itself knows no credentials: it is the server's account at ollama.com that is refused.
+        advice = (
+            "The server may use no cloud models."
+            if "disabled" in text
+            else "Run 'ollama signin' on the server, or check login and password (or the API key) of the connection."
+        )
     return kind or _by_status(status), _say(f"{path} answers {status}", text), advice
 
 

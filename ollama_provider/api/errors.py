@@ -37,7 +37,8 @@
     └── RejectedReplyError             an answer came, and it is no good
         ├── InvalidOutputError            it does not fit the schema                       again
         ├── CutAnswerError                it ended at num_predict or the context           no
-        └── CutPromptError                the server dropped a part of the prompt          no
+        ├── CutPromptError                the server dropped a part of the prompt          no
+        └── ToolLoopError                 it calls tools again and again                   no
 """
 
 from enum import Enum
@@ -337,3 +338,9 @@ class CutPromptError(RejectedReplyError):
     """The server dropped a part of the prompt without a word."""
 
     advice = "Shorten the prompt, or raise options.num_ctx."
+
+
+class ToolLoopError(RejectedReplyError):
+    """The model went on calling tools instead of answering."""
+
+    advice = "Raise max_rounds, say in the prompt when to stop, or use a larger model."

@@ -1,0 +1,253 @@
+"""Every failure has one class, and the class says whether to try again."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_provider.api import classify, errors
+from ollama_provider.api.errors import OllamaError
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+RECORDINGS = Path(__file__).parents[1] / "data/recordings/exchanges.jsonl"
+
+#: What a real Ollama 0.24.0 answered, by the class it must be taken for.
+RECORDED: dict[type[OllamaError], str] = {
+    errors.ModelNotFoundError: """
+        chat-unknown-model copy-unknown embed-missing-model embed-unknown embeddings-unknown generate-after-delete
+        generate-emptyobj generate-name-key generate-unknown-model generate-unknown-model-nostream
+        generate-unload-unknown show-unknown""",
+    errors.UnsupportedError: """
+        chat-embed-model chat-embed-model-empty embed-textmodel-q generate-on-embed-model-load
+        generate-suffix-unsupported generate-think-high-unsupported load-bad-noblob-stream""",
+    errors.ContextLengthError: """
+        chat-too-long-single-truncate-false chat-too-long-truncate-false-q chat-too-long-truncate-false-stream
+        embed-list-one-toolong-truncate-false embed-textmodel-toolong-truncate-false embed-toolong-truncate-false""",
+    errors.BadRequestError: """
+        blob-digest-mismatch chat-format-invalid chat-format-invalid-q chat-images-badb64 chat-images-url
+        chat-messages-object chat-messages-string chat-missing-model chat-nobody chat-tools-arguments-string
+        chat-tools-bad copy-missing copy-nobody create-nomodel create-nothing-nostream delete-empty delete-nobody
+        embed-list-number embed-number embed-opts-wrongtype generate-array generate-badname generate-context-bad
+        generate-format-invalid-number generate-format-invalid-schema-ref generate-format-invalid-stream
+        generate-format-invalid-string generate-images-badb64 generate-images-dataurl
+        generate-keepalive-negative-string generate-logprobs-toomany generate-malformed generate-malformed2
+        generate-nobody generate-opts-not-object generate-opts-stop-string generate-opts-wrongtype
+        generate-opts-wrongtype-stop generate-prompt-list generate-prompt-number generate-request-br
+        generate-request-gzip generate-stream-string generate-template-bad pull-badname show-empty""",
+    errors.BrokenModelError: """
+        create-files-unknown-digest embed-bad-blob load-bad-arch load-bad-arch-stream load-bad-blob
+        load-bad-blob-stream load-bad-missing-stream""",
+    errors.OutOfMemoryError: """
+        toolarge-numctx-100m toolarge-numctx-100m-stream toolarge-numctx-1g toolarge-numctx-1g-stream""",
+    errors.RunnerError: """
+        load-timeout runner-killed-chat-nonstream runner-killed-chat-stream runner-killed-prompt-eval-stream
+        runner-killed-stream runner-sigabrt-stream runner-sigterm-stream""",
+    errors.TransientPullError: """
+        create-from-missing-nostream pull-existing-nonet pull-unknown pull-unknown-name-key pull-unknown-nostream""",
+    errors.GatewayError: "push-tiny push-tiny-nostream",
+    errors.AuthenticationError: "generate-cloud-suffix host-header-foreign origin-foreign",
+    errors.UnknownServerError: "load-garbage-blob",
+    errors.BlobNotFoundError: "blob-head-missing",
+    errors.EndpointNotFoundError: """
+        options-tags put-tags unknown-path-post wrong-method-delete-post wrong-method-generate-get""",
+}
+
+
+def recorded_failures() -> dict[str, dict[str, Any]]:
+    with RECORDINGS.open() as lines:
+        exchanges = [json.loads(line) for line in lines]
+    return {
+        exchange["name"]: exchange
+        for exchange in exchanges
+        if exchange.get("status", 0) >= 400 or any("error" in line for line in exchange.get("lines", []))
+    }
+
+
+def classified(exchange: dict[str, Any]) -> OllamaError:
+    path = exchange["request"]["path"]
+    lines = [line for line in exchange.get("lines", []) if "error" in line]
+    if lines:
+        return classify.line_error(lines[0]["error"], path=path, host="http://h", model="m")
+    body = json.dumps(exchange["body"]) if "body" in exchange else exchange.get("text", "")
+    return status(exchange["status"], body, path=path)
+
+
+def status(
+    number: int, body: str | dict[str, Any] = "", *, path: str = "/api/generate", headers: dict[str, str] | None = None
+) -> OllamaError:
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
+    return classify.status_error(number, headers or {}, data, path=path, host="http://h", model="m", now=NOW)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in RECORDED.items() for name in names.split()])
+def test_recorded_failures(kind, name):
+    """What a real server answered is taken for what it was."""
+    assert type(classified(recorded_failures()[name])) is kind
+
+
+def test_no_recorded_failure_is_left_out():
+    """The table above speaks of all failures that were recorded."""
+    assert {name for names in RECORDED.values() for name in names.split()} == set(recorded_failures())
+
+
+TEXTS = [
+    (errors.OverloadedError, 503, "server busy, please try again.  maximum pending requests exceeded"),
+    (errors.OverloadedError, 500, "llm busy - no slots available"),
+    (errors.OverloadedError, 500, "unexpected server status: llm server loading model"),
+    (errors.OverloadedError, 503, "timed out waiting for a concurrent request slot"),
+    (errors.RunnerError, 500, "llama runner process has terminated: signal: killed"),
+    (errors.RunnerError, 500, "llama-server process has terminated: exit status 2"),
+    (errors.RunnerError, 500, "llama runner process no longer running: -1"),
+    (errors.RunnerError, 500, "an unknown error was encountered while running the model"),
+    (errors.RunnerError, 500, 'POST predict: Post "http://127.0.0.1:40001/completion": EOF'),
+    (errors.RunnerError, 400, 'do embedding request: Post "http://127.0.0.1:40001/embedding": EOF'),
+    (errors.RunnerError, 500, 'do embedding request: Post "http://127.0.0.1:1/x": dial tcp: connection refused'),
+    (errors.RunnerError, 500, "timed out waiting for llama-server to start - progress 0.10"),
+    (errors.OutOfMemoryError, 500, "llama runner process has terminated: cudaMalloc failed: out of memory"),
+    (errors.OutOfMemoryError, 500, "error loading model: unable to allocate CUDA0 buffer"),
+    (errors.OutOfMemoryError, 500, "model requires 20 GiB but only 10 GiB are available"),
+    (errors.BrokenModelError, 500, "llama runner process has terminated: error loading model: unknown"),
+    (errors.BrokenModelError, 500, "unknown model architecture: 'foo'"),
+    (errors.BrokenModelError, 500, "this model is no longer compatible with your version of Ollama"),
+    (errors.BrokenModelError, 500, "invalid file magic"),
+    (errors.ModelNotFoundError, 404, 'model "x" not found, try pulling it first'),
+    (errors.ModelNotFoundError, 404, "model 'x' not found, try pulling it first"),
+    (errors.ContextLengthError, 400, "input exceeds maximum context length and cannot be truncated further"),
+    (errors.ContextLengthError, 500, "the request exceeds the available context size"),
+    (errors.ContextLengthError, 400, "the prompt is longer than the context length currently available"),
+    (errors.UnsupportedError, 501, "This server does not support embeddings. Start it with `--embeddings`"),
+    (errors.UnsupportedError, 400, 'think value "low" is not supported for this model'),
+    (errors.BadRequestError, 400, "embedding contains NaN or Inf values"),
+    (errors.BadRequestError, 500, "failed to encode response: json: unsupported value: NaN"),
+    (errors.BadRequestError, 400, 'time: unknown unit "d" in duration "1d"'),
+    (errors.QuotaError, 429, "you (me) have reached your session usage limit, upgrade for higher limits"),
+    (errors.OverloadedError, 429, "slow down"),
+    (errors.AuthenticationError, 401, "unauthorized"),
+    (errors.GatewayError, 502, 'Post "https://ollama.com:443/api/generate": dial tcp: lookup ollama.com: no such host'),
+    (errors.GatewayError, 500, 'Post "https://ollama.com:443/api/generate": net/http: TLS handshake timeout'),
+    (errors.UnknownServerError, 500, "something new"),
+    (errors.BadRequestError, 400, "something new"),
+]
+
+
+@pytest.mark.parametrize(("kind", "number", "text"), TEXTS, ids=[text[:40] for _, _, text in TEXTS])
+def test_texts_of_other_versions(kind, number, text):
+    """Texts of servers from 0.1 to 0.33 are known, whatever status they come with."""
+    assert type(status(number, {"error": text})) is kind
+
+
+PULLS = [
+    (errors.PullFailedError, "pull model manifest: file does not exist"),
+    (errors.PullFailedError, "pull model manifest: 412: the model requires a newer version of Ollama"),
+    (errors.PullFailedError, 'pull model manifest: Get "https://r/v2/": x509: certificate signed by unknown authority'),
+    (errors.PullFailedError, "unauthorized: access denied"),
+    (errors.PullFailedError, "write /models/blobs/sha256-1-partial-0: no space left on device"),
+    (errors.PullFailedError, "something new"),
+    (errors.TransientPullError, 'pull model manifest: Get "https://r/v2/": dial tcp 1.2.3.4:443: i/o timeout'),
+    (errors.TransientPullError, "pull model manifest: 503: unavailable"),
+    (errors.TransientPullError, "pull model manifest: 429: too many requests"),
+    (errors.TransientPullError, "max retries exceeded: unexpected EOF"),
+    (errors.TransientPullError, "digest mismatch, file must be downloaded again: want sha256:1, got sha256:2"),
+    (errors.TransientPullError, "context deadline exceeded"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), PULLS, ids=[text[:50] for _, text in PULLS])
+def test_why_a_pull_failed(kind, text):
+    """A pull says why in its stream, or with a 500; both are read alike, and the server's words are kept."""
+    in_stream = classify.line_error(text, path="/api/pull", host="http://h", model="m")
+    with_status = status(500, {"error": text}, path="/api/pull")
+
+    assert type(in_stream) is type(with_status) is kind
+    assert in_stream.retryable is (kind is errors.TransientPullError)
+    assert text.split()[0] in str(in_stream)
+
+
+HTML = "<html><head><title>Sign in\n please</title></head><body>secret</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "body", "says"),
+    [
+        (errors.NotOllamaError, 404, HTML, "'Sign in please'"),
+        (errors.NotOllamaError, 404, {"detail": "Not Found"}, "404"),
+        (errors.NotOllamaError, 404, {"error": "no such route"}, "no such route"),
+        (errors.EndpointNotFoundError, 404, "404 page not found", "there is no /api/generate"),
+        (errors.AuthenticationError, 401, HTML, "login and password"),
+        (errors.AuthenticationError, 403, HTML, "login and password"),
+        (errors.AuthenticationError, 403, "", "Host header"),
+        (errors.AuthenticationError, 407, HTML, "407"),
+        (errors.BadRequestError, 413, HTML, "send less"),
+        (errors.OverloadedError, 503, HTML, "503"),
+        (errors.GatewayError, 502, HTML, "proxy"),
+        (errors.GatewayError, 504, "", "without a body"),
+        (errors.GatewayError, 408, "", "408"),
+        (errors.UnknownServerError, 520, HTML, "520"),
+        (errors.BadRequestError, 418, "", "418"),
+        (errors.UnknownServerError, 500, "plain text that may echo the prompt", "500"),
+        (errors.UnknownServerError, 500, {"error": {}}, "does not say why"),
+        (errors.NotOllamaError, 302, "", "redirect"),
+    ],
+)
+def test_what_is_not_ollama_is_told_by_its_status(kind, number, body, says):
+    """Proxies answer with anything; only a page's title is quoted of it."""
+    error = status(number, body)
+
+    assert type(error) is kind
+    assert says in str(error)
+    assert "secret" not in str(error)
+    assert "echo" not in str(error)
+
+
+def test_a_redirect_names_its_target_without_the_rest():
+    """The host is told, for it explains the redirect; path and query may hold a session."""
+    error = status(302, headers={"location": "https://login.example.com/sso?token=secret"})
+
+    assert "login.example.com" in str(error)
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "the request exceeds the available context size",
+        {"message": "the request exceeds the available context size"},
+        {"code": 400, "message": "too long", "type": "exceed_context_size_error"},
+        json.dumps({"error": {"code": 400, "message": "too long", "type": "exceed_context_size_error"}}),
+    ],
+    ids=["text", "object", "object with a type", "JSON in a text"],
+)
+def test_an_error_may_be_text_or_object_or_json_in_a_text(value):
+    """All shapes that versions give to the `error` field are read."""
+    assert type(status(400, {"error": value})) is errors.ContextLengthError
+
+
+def test_a_servers_text_is_bounded_and_loses_its_links():
+    """A text may echo the request, and the link to sign in carries the server's key."""
+    error = status(401, {"error": "unauthorized: https://ollama.com/connect?name=h&key=secret " + "x" * 1000})
+
+    assert "secret" not in str(error)
+    assert len(str(error)) < 600
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("Sun, 22 Nov 2026 12:01:30 GMT", 90),
+        ("Sun, 22 Nov 2026 11:00:00 GMT", 0),
+        ("soon", None),
+        ("", None),
+        ("-5", None),
+    ],
+)
+def test_retry_after(value, seconds):
+    """A proxy's wish is read in both forms, and an unreadable one is no wish."""
+    assert status(503, headers={"retry-after": value}).retry_after == seconds
+
+
+def test_retry_after_counts_from_the_time_given():
+    """A date means the seconds from now until then."""
+    assert classify.read_retry_after("Sun, 22 Nov 2026 12:01:30 GMT", NOW + timedelta(seconds=60)) == 30
