@@ -1,6 +1,6 @@
 """From a question to the bytes of a reply: load, slot, tokens, lines, metrics."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ollama_provider.testing.answers import Question, Speech, say
@@ -8,15 +8,14 @@ from ollama_provider.testing.catalogue import Model
 from ollama_provider.testing.fields import read_keep_alive
 from ollama_provider.testing.go import Json, dumps, timestamp
 from ollama_provider.testing.options import WrongTypeError, read_options, reloading
+from ollama_provider.testing.replies import Spoken, content_of, envelope, logprobs_of, stream, tool_calls_of
 from ollama_provider.testing.scheduler import LoadError, QueueFullError, Runner
 from ollama_provider.testing.script import Answer
 from ollama_provider.testing.state import Call, RefusalError, State
-from ollama_provider.testing.steps import Head, Line, Pause, Step, Steps, Whole
+from ollama_provider.testing.steps import Pause, Step, Steps, Whole
 from ollama_provider.testing.tokens import token_ids, tokenise
 
 _IMAGE_TOKENS = 7
-_TOOL_CALL_TOKENS = 2
-_TOP = [" the", " a", " of", " and", " to", " in", " is", " it", " that", " for"]
 
 
 @dataclass(slots=True)
@@ -40,20 +39,6 @@ class Work:
     images: int = 0
     history: list[int] = field(default_factory=list)
     think: bool | str | None = False
-
-
-@dataclass(slots=True)
-class _Tokens:
-    """What is said, cut where the options cut it."""
-
-    thinking: list[str]
-    text: list[str]
-    done_reason: str
-    tool_calls: tuple[tuple[str, Mapping[str, Json]], ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.thinking) + len(self.text) + _TOOL_CALL_TOKENS * len(self.tool_calls)
 
 
 def read_model_options(call: Call, model: Model) -> dict[str, Json]:
@@ -106,7 +91,7 @@ def unloaded(state: State, call: Call, model: Model) -> Step:
 
 
 def _acknowledge(state: State, call: Call, reason: str) -> Whole:
-    body = _envelope(call, timestamp(state.clock())) | _content(call, "") | {"done": True}
+    body = envelope(call, timestamp(state.clock())) | content_of(call, "") | {"done": True}
     if state.since("0.1.35"):
         body["done_reason"] = reason
     return Whole(200, dumps(body).encode())
@@ -157,70 +142,13 @@ def _answer(state: State, work: Work, options: Mapping[str, Json], runner: Runne
         context["context"] = [*work.history, *token_ids(prompt), *token_ids(spoken.thinking + spoken.text)]
     end = {"done": True} | ({"done_reason": spoken.done_reason} if state.since("0.1.35") else {}) | context
     if call.streams:
-        yield from _stream(state, call, spoken, between, lambda: end | metrics())
+        yield from stream(state, call, spoken, between, lambda: end | metrics())
         return
     if between:
         yield Pause(between * spoken.count)
-    content = _content(call, "".join(spoken.text), "".join(spoken.thinking), _tool_calls(state, spoken))
-    logprobs = _logprobs(state, call, spoken.thinking + spoken.text)
-    yield Whole(200, dumps(_envelope(call, timestamp(state.clock())) | content | end | logprobs | metrics()).encode())
-
-
-def _stream(
-    state: State, call: Call, spoken: _Tokens, between: float, end: Callable[[], dict[str, Json]]
-) -> Iterator[Step]:
-    yield Head()
-    stamp, with_logprobs = timestamp(state.clock()), call.body.get("logprobs")
-    for content in _deltas(call, spoken):
-        if between:
-            yield Pause(between)
-            stamp = timestamp(state.clock())
-        token = content.pop("token")
-        logprobs = _logprobs(state, call, [token]) if with_logprobs else {}
-        yield Line(dumps(_envelope(call, stamp) | content | {"done": False} | logprobs).encode() + b"\n")
-    if spoken.tool_calls:
-        content = _content(call, "", tool_calls=_tool_calls(state, spoken))
-        yield Line(dumps(_envelope(call, stamp) | content | {"done": False}).encode() + b"\n")
-    yield Line(dumps(_envelope(call, timestamp(state.clock())) | _content(call, "") | end()).encode() + b"\n")
-
-
-def _deltas(call: Call, spoken: _Tokens) -> Iterator[dict[str, Json]]:
-    for token in spoken.thinking:
-        yield _content(call, "", token) | {"token": token}
-    for token in spoken.text:
-        yield _content(call, token) | {"token": token}
-
-
-def _envelope(call: Call, stamp: str) -> dict[str, Json]:
-    return {"model": call.body["model"], "created_at": stamp}
-
-
-def _content(call: Call, text: str, thinking: str = "", tool_calls: list[Json] | None = None) -> dict[str, Json]:
-    extra: dict[str, Json] = {"thinking": thinking} if thinking else {}
-    if call.request.path == "/api/generate":
-        return {"response": text} | extra
-    if tool_calls:
-        extra["tool_calls"] = tool_calls
-    return {"message": {"role": "assistant", "content": text} | extra}
-
-
-def _tool_calls(state: State, spoken: _Tokens) -> list[Json]:
-    calls = []
-    for index, (name, arguments) in enumerate(spoken.tool_calls):
-        call = {"function": {"index": index, "name": name, "arguments": dict(arguments)}}
-        calls.append(({"id": f"call_standin{index}"} if state.since("0.12.10") else {}) | call)
-    return calls
-
-
-def _logprobs(state: State, call: Call, tokens: list[str]) -> dict[str, Json]:
-    if not call.body.get("logprobs") or not state.since("0.12.11"):
-        return {}
-    top = [_logprob(token, -1.0 - rank) for rank, token in enumerate(_TOP[: call.body.get("top_logprobs", 0)])]
-    return {"logprobs": [_logprob(token, -0.5) | ({"top_logprobs": top} if top else {}) for token in tokens]}
-
-
-def _logprob(token: str, value: float) -> dict[str, Json]:
-    return {"token": token, "logprob": value, "bytes": list(token.encode())}
+    content = content_of(call, "".join(spoken.text), "".join(spoken.thinking), tool_calls_of(state, spoken))
+    logprobs = logprobs_of(state, call, spoken.thinking + spoken.text)
+    yield Whole(200, dumps(envelope(call, timestamp(state.clock())) | content | end | logprobs | metrics()).encode())
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -237,7 +165,7 @@ def _debug_info(state: State, work: Work) -> Whole:
     content: dict[str, Json] = {"response": ""}
     if work.call.request.path == "/api/chat":
         content = {"message": {"role": "", "content": ""}}
-    body = _envelope(work.call, timestamp(state.clock())) | content
+    body = envelope(work.call, timestamp(state.clock())) | content
     return Whole(200, dumps(body | {"done": False, "_debug_info": {"rendered_template": work.rendered}}).encode())
 
 
@@ -257,7 +185,7 @@ def _prompt_count(state: State, work: Work, tokens: int, num_ctx: int) -> int:
     return num_ctx // 2 + 2
 
 
-def _speak(state: State, work: Work, options: Mapping[str, Json], prompt_count: int, num_ctx: int) -> _Tokens:
+def _speak(state: State, work: Work, options: Mapping[str, Json], prompt_count: int, num_ctx: int) -> Spoken:
     speech = _speech(work)
     if work.think is None:
         speech = Speech(f"<think>\n{speech.thinking}\n</think>\n\n{speech.text}", "", speech.tool_calls)
@@ -276,7 +204,7 @@ def _speak(state: State, work: Work, options: Mapping[str, Json], prompt_count: 
     reason = "length" if cut and not stopped else "stop"
     if work.call.plan.answer is not None and work.call.plan.answer.done_reason:
         reason = work.call.plan.answer.done_reason
-    return _Tokens(thinking[:limit], words[: max(0, limit - len(thinking))], reason, speech.tool_calls)
+    return Spoken(thinking[:limit], words[: max(0, limit - len(thinking))], reason, speech.tool_calls)
 
 
 def _speech(work: Work) -> Speech:

@@ -13,6 +13,7 @@ Json = Any
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
 _ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 _BLANK = " \t\n\r"
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
@@ -25,7 +26,9 @@ class BadRequestError(ValueError):
 
 def dumps(value: Json) -> str:
     r"""JSON as `encoding/json` writes it: no blanks, `<`, `>` and `&` escaped, U+2028 escaped, U+0085 raw."""
-    return _encode(value).translate(_ESCAPED)
+    text = _encode(value)
+    # A search is many times faster than a translation, and there is seldom something to translate.
+    return text.translate(_ESCAPED) if _TO_ESCAPE.search(text) else text
 
 
 def loads(text: str | bytes) -> Json:

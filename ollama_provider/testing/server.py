@@ -98,7 +98,8 @@ class Server:
         transport = request.transport
         if transport is None:
             raise asyncio.CancelledError
-        body = await request.read()
+        # Not request.read(): Ollama has no limit for the size of a body.
+        body = await request.content.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
         steps = self.stand_in.exchange(
             Request(request.method, unquote(request.raw_path.partition("?")[0]), headers, body)
@@ -137,7 +138,12 @@ class Server:
 
     async def _wait(self, step: Wait) -> None:
         passed = asyncio.Event()
-        step.gate.on_open(lambda: self._loop.call_soon_threadsafe(passed.set))
+
+        def wake() -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(passed.set)
+
+        step.gate.on_open(wake)
         await passed.wait()
 
 

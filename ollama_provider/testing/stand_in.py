@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ollama_provider.testing import fields, library
 from ollama_provider.testing.catalogue import Model, default_models, default_registry
@@ -171,8 +172,6 @@ class StandIn:
         model = self.model(name)
         self._state.scheduler.unload(model)
         self._state.uninstall(model)
-        for digest, _ in model.layers:
-            self._state.blobs.pop(digest, None)
 
     def retag(self, name: str) -> Model:
         """Put other weights under *name*: another digest, as after a pull of a moved tag.
@@ -370,6 +369,7 @@ def _origin(request: Request) -> str:
     return request.headers.get("origin", "").rpartition("://")[2]
 
 
+@lru_cache(maxsize=256)
 def _is_local(host: str) -> bool:
     """Whether a server that is bound to loopback accepts this Host header or Origin."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host

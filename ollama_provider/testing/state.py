@@ -104,9 +104,13 @@ class State:
         self.blobs.update(model.layers)
 
     def uninstall(self, model: Model) -> None:
-        """Remove a manifest; a loaded copy stays loaded."""
+        """Remove a manifest and the layers that no other model has; a loaded copy stays loaded."""
         del self.models[model.parsed.key]
         del self.modified[model.parsed.key]
+        kept = {digest for other in self.models.values() for digest, _ in other.layers}
+        for digest, _ in model.layers:
+            if digest not in kept:
+                self.blobs.pop(digest, None)
 
     def find(self, text: str) -> Model | None:
         """The installed model of this name."""

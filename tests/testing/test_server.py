@@ -1,0 +1,168 @@
+"""The stand-in behind its socket: HTTP manners, many requests at a time, clients that leave."""
+
+import asyncio
+import http.client
+import json
+
+import httpx
+import pytest
+
+from ollama_provider.testing import Gate, Pace, Server, Stall, StandIn, serve
+
+ASK = {"model": "llama3.2", "prompt": "hello", "stream": False}
+
+
+def raw(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
+    """Without a client's own idea of a path."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    response.content = response.read()
+    connection.close()
+    return response
+
+
+def test_liveness(ollama: Server) -> None:
+    """GET / is text; HEAD has the same headers and no body."""
+    assert raw(ollama, "GET", "/").content == b"Ollama is running"
+    assert raw(ollama, "HEAD", "/").getheader("Content-Length") == "17"
+    assert raw(ollama, "HEAD", "/api/tags").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status", "location"),
+    [
+        ("//api/chat", "POST", 307, "/api/chat"),
+        ("//api/tags", "GET", 307, "/api/tags"),
+        ("/api/tags/", "GET", 301, "/api/tags"),
+        ("/api/chat/", "POST", 307, "/api/chat"),
+    ],
+)
+def test_unclean_paths_are_redirected(ollama: Server, path: str, method: str, status: int, location: str) -> None:
+    """A base URL with a trailing slash in front of an absolute path ends in a redirect with an empty body."""
+    response = raw(ollama, method, path)
+
+    assert (response.status, response.getheader("Location"), response.content) == (status, location, b"")
+
+
+def test_a_query_does_not_change_the_path(ollama: Server) -> None:
+    """Only the path decides which endpoint answers."""
+    assert raw(ollama, "GET", "/api/version?x=1").status == 200
+
+
+def test_foreign_hosts_are_refused_with_an_empty_body(ollama: Server) -> None:
+    """As a server does that is bound to loopback, against DNS rebinding."""
+    refused = raw(ollama, "GET", "/api/version", Host="ollama.example.com")
+
+    assert (refused.status, refused.content) == (403, b"")
+    for host in ("localhost:1", "127.0.0.1", "[::1]:11434", "box.local", "10.1.2.3:80"):
+        assert raw(ollama, "GET", "/api/version", Host=host).status == 200
+
+
+@pytest.mark.ollama(loopback=False)
+def test_a_server_for_everybody_accepts_any_host(ollama: Server) -> None:
+    """As one that is bound to 0.0.0.0."""
+    assert raw(ollama, "GET", "/api/version", Host="ollama.example.com").status == 200
+
+
+def test_bodies_may_be_large(ollama: Server) -> None:
+    """Ollama has no limit: a 413 always comes from a proxy."""
+    response = httpx.post(f"{ollama.url}/api/generate", json=ASK | {"prompt": "word " * 600_000})
+
+    assert response.status_code == 200
+
+
+def test_requests_are_logged(ollama: Server) -> None:
+    """Method, path, headers and JSON body are there for a test to look at."""
+    httpx.post(f"{ollama.url}/api/generate", json=ASK, headers={"X-Team": "data"})
+
+    (seen,) = ollama.stand_in.requests
+
+    assert (seen.method, seen.path, seen.model, seen.json) == ("POST", "/api/generate", "llama3.2", ASK)
+    assert seen.headers["x-team"] == "data"
+
+
+async def test_one_slot_serves_first_come_first_served() -> None:
+    """With parallel=1 the others wait in their order; their wait is in total_duration and in nothing else."""
+    stand_in = StandIn()
+    gate = Gate()
+    stand_in.script(("first", Stall(until=gate)), "second", "third")
+    with serve(stand_in) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+            tasks = []
+            for number in range(3):
+                tasks.append(asyncio.create_task(client.post("/api/generate", json=ASK | {"prompt": str(number)})))
+                await asyncio.to_thread(stand_in.wait_until, lambda s, n=number: len(s.open_requests) == n + 1)
+            done_before = [task.done() for task in tasks]
+            gate.open()
+            replies = [response.json() for response in await asyncio.gather(*tasks)]
+
+    assert done_before == [False] * 3
+    assert [reply["response"] for reply in replies] == ["first", "second", "third"]
+
+
+async def test_as_many_slots_as_it_was_given() -> None:
+    """With parallel=2 two requests are answered while a third waits."""
+    stand_in = StandIn(parallel=2)
+    gates = [Gate(), Gate()]
+    stand_in.script(*(("held", Stall(until=gate)) for gate in gates), "free")
+    with serve(stand_in) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+            held = [asyncio.create_task(client.post("/api/generate", json=ASK)) for _ in gates]
+            await asyncio.to_thread(stand_in.wait_until, lambda s: len(s.open_requests) == 2)
+            third = asyncio.create_task(client.post("/api/generate", json=ASK))
+            await asyncio.to_thread(stand_in.wait_until, lambda s: len(s.open_requests) == 3)
+            gates[1].open()
+            free = await third
+            still_held = [task.done() for task in held]
+            gates[0].open()
+            await asyncio.gather(*held)
+
+    assert free.json()["response"] == "free"
+    assert still_held.count(False) == 1
+
+
+def test_a_client_that_leaves_while_the_model_loads_aborts_the_load(ollama: Server) -> None:
+    """The next request starts the load from the beginning."""
+    ollama.stand_in.script(Pace(load=30))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{ollama.url}/api/generate", json=ASK, timeout=0.05)
+    ollama.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+    aborted = ollama.stand_in.loads
+
+    assert aborted == []
+    assert httpx.post(f"{ollama.url}/api/generate", json=ASK).status_code == 200
+    assert ollama.stand_in.loads == ["llama3.2:latest"]
+
+
+def test_a_client_that_leaves_the_stream_frees_the_slot(ollama: Server) -> None:
+    """Closing the response is what cancels the work."""
+    ollama.stand_in.script(("word " * 1000, Pace(between_tokens=0.01)))
+    with httpx.stream("POST", f"{ollama.url}/api/generate", json=ASK | {"stream": True}) as response:
+        first = next(response.iter_lines())
+    ollama.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
+    assert json.loads(first)["response"] == "word"
+    assert httpx.post(f"{ollama.url}/api/generate", json=ASK).status_code == 200
+
+
+def test_a_taken_port_is_an_error() -> None:
+    """Nothing is left behind by the server that could not listen."""
+    with serve() as first, pytest.raises(OSError, match="address already in use"), serve(port=first.port):
+        pass
+
+
+def test_start_and_stop_may_be_repeated(ollama: Server) -> None:
+    """Stopping what is stopped and starting what runs changes nothing."""
+    ollama.start()
+    ollama.stop()
+    ollama.stop()
+    ollama.start()
+
+    assert httpx.get(f"{ollama.url}/api/version").status_code == 200
+
+
+def test_a_condition_that_never_holds_times_out(ollama: Server) -> None:
+    """`wait_until` says what is open instead of waiting for ever."""
+    with pytest.raises(TimeoutError, match="open requests"):
+        ollama.stand_in.wait_until(lambda _: False, seconds=0.01)
