@@ -1,0 +1,149 @@
+"""A batch without Airflow: ``python -m ollama_provider.batch --help``.
+
+Exit status: 0 complete, 3 incomplete (stopped; the same command goes on from there), 1 failed, 2 wrong arguments.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ollama_provider.api.address import parse_address
+from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.schemas import Options
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.errors import BatchError
+from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.progress import Bar
+from ollama_provider.batch.spec import BatchSpec, StopSignal
+
+COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ollama_provider.batch",
+        description="Send each row of a file to a model. Started again after a crash, it goes on from where it was.",
+        epilog="Exit status: 0 complete, 3 incomplete (stopped), 1 failed, 2 wrong arguments.",
+    )
+    what = parser.add_argument_group("what to do")
+    what.add_argument("--host", help="URL of the server (default: OLLAMA_HOST, else http://127.0.0.1:11434)")
+    what.add_argument("--model", required=True, help="name, or name@sha256:… to demand these weights")
+    what.add_argument("--rows", required=True, metavar="FILE", help=".jsonl, .csv or .parquet; a glob in quotes")
+    prompt = what.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEMPLATE", help="Jinja; the column 'text' is {{ row.text }}")
+    prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file with that template")
+    what.add_argument("--output", required=True, metavar="DIR", help="directory for results, and for resuming")
+    what.add_argument("--system", metavar="TEXT", help="system message for all rows")
+    what.add_argument("--id-column", metavar="NAME", help="column that is carried through to the results")
+    what.add_argument(
+        "--option",
+        "-o",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the model: -o num_predict=200",
+    )
+    what.add_argument("--keep-alive", metavar="TIME", help="how long the model stays loaded afterwards: 5m, 0, -1")
+    what.add_argument("--think", nargs="?", const="true", default="false", metavar="LEVEL", help="let the model reason")
+    how = parser.add_argument_group("how to do it")
+    how.add_argument(
+        "--concurrency", type=_concurrency, default="auto", metavar="N", help="a number, or auto (default)"
+    )
+    how.add_argument("--requests-per-minute", type=float, metavar="N")
+    how.add_argument("--mode", choices=["all", "failed_only"], default="all", help="failed_only asks failed rows again")
+    how.add_argument("--on-truncation", choices=["dead_letter", "fail", "flag"], default="dead_letter")
+    how.add_argument("--allow-cut", action="store_true", help="an answer that ended at num_predict is good")
+    how.add_argument("--on-broken-row", choices=["fail", "dead_letter"], default="fail")
+    how.add_argument("--on-digest-change", choices=["stop", "continue"], default="stop")
+    how.add_argument("--max-attempts", type=int, default=Limits.max_attempts, metavar="N")
+    how.add_argument("--max-failed-rows", type=int, metavar="N", help="tolerate so many (default: none)")
+    how.add_argument("--max-failed-ratio", type=float, metavar="SHARE", help="tolerate 0.01 for 1 %% of the rows")
+    how.add_argument("--max-outage", type=float, default=Limits.max_outage, metavar="SECONDS")
+    how.add_argument("--checkpoint-every", type=float, default=BatchSpec.checkpoint_every, metavar="SECONDS")
+    how.add_argument("--report-every", type=float, default=BatchSpec.report_every, metavar="SECONDS")
+    return parser
+
+
+def _concurrency(text: str) -> Any:
+    if text == "auto":
+        return text
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _options(pairs: Sequence[str]) -> Options:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return Options.model_validate(found)
+
+
+def _settings(host: str | None) -> Settings:
+    return Settings.model_validate(vars(parse_address(host or os.environ.get("OLLAMA_HOST") or "127.0.0.1")))
+
+
+def _spec(arguments: argparse.Namespace) -> BatchSpec:
+    think = {"true": True, "false": False}.get(arguments.think, arguments.think)
+    return BatchSpec(
+        model=arguments.model,
+        rows=arguments.rows,
+        prompt=arguments.prompt if arguments.prompt is not None else arguments.prompt_file,
+        system=arguments.system,
+        id_column=arguments.id_column,
+        options=_options(arguments.option),
+        keep_alive=arguments.keep_alive,
+        think=think,
+        mode=arguments.mode,
+        concurrency=arguments.concurrency,
+        requests_per_minute=arguments.requests_per_minute,
+        limits=Limits(
+            max_attempts=arguments.max_attempts,
+            max_failed_rows=arguments.max_failed_rows,
+            max_failed_ratio=arguments.max_failed_ratio,
+            max_outage=arguments.max_outage,
+        ),
+        on_truncation=arguments.on_truncation,
+        allow_cut=arguments.allow_cut,
+        on_broken_row=arguments.on_broken_row,
+        on_digest_change=arguments.on_digest_change,
+        checkpoint_every=arguments.checkpoint_every,
+        report_every=arguments.report_every,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a batch from the command line; return the exit status."""
+    given = _parser().parse_args(arguments)
+    by_hand = sys.stderr.isatty()
+    logging.basicConfig(
+        level=logging.WARNING if by_hand else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    stop = StopSignal()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stop.set(f"stopped by {signal.Signals(number).name}"))
+    try:
+        summary = run_batch(
+            _spec(given), _settings(given.host), given.output, stop=stop, on_progress=Bar().show if by_hand else None
+        )
+    except (BatchError, OllamaError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  # this is a command
+        return FAILED
+    print(summary.as_json().decode(), end="")  # noqa: T201
+    return COMPLETE if summary.complete else INCOMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,507 @@
+"""Does what the plan says, N at a time.
+
+`run_batch` is the way in. Rows are read in one thread, parts are written in another, and requests are sent from an
+event loop with one coroutine for each that may be in flight.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ollama_provider.api.client import AsyncClient
+from ollama_provider.api.errors import ModelNotFoundError, OllamaError, OverloadedError
+from ollama_provider.api.events import Listener
+from ollama_provider.api.pulling import check_pull_allowed
+from ollama_provider.api.schemas import (
+    InferenceReply,
+    PullRequest,
+    ShowReply,
+    ShowRequest,
+    TagsRequest,
+    VersionRequest,
+)
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch import preflight, rounds, sinks
+from ollama_provider.batch.concurrency import Climb, Fixed
+from ollama_provider.batch.errors import ModelChangedError, StorageError, TooManyFailedError
+from ollama_provider.batch.intake import Intake, Prepared
+from ollama_provider.batch.journal import Journal, shared_fields
+from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
+from ollama_provider.batch.progress import Meter, Progress, Tally
+from ollama_provider.batch.records import Outcome, Provenance, Summary
+from ollama_provider.batch.sources import count_rows
+from ollama_provider.batch.spec import BatchSpec, StoppedError, StopSignal
+from ollama_provider.batch.storage import Storage, open_storage, write
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of outcomes that make a part before its time, and that hold new requests back until it is written.
+_PART, _UNSEALED = 8 << 20, 64 << 20
+_PROGRESS = "progress.json"
+COMPLETE = "complete"
+#: Seconds between two calls of `on_progress`.
+_TICK = 1.0
+#: Seconds for a look at the digest before a part is sealed; and at the end of a run that was told to stop.
+_LOOK, _LAST_LOOK = 10.0, 1.0
+
+
+def run_batch(
+    spec: BatchSpec,
+    settings: Settings,
+    directory: Any,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: StopSignal | None = None,
+    listener: Listener | None = None,
+) -> Summary:
+    """Run a batch to its end, or until it is told to stop. The next run in the same directory goes on from there.
+
+    Args:
+        spec: what to do.
+        settings: the server, and how to treat it.
+        directory: where the results go, or an opened `Storage`; see `ollama_provider.batch.storage.open_storage`.
+        on_progress: called every second and at the end.
+        stop: ends the run early, within some seconds.
+        listener: told of the client's events.
+
+    Returns:
+        How it went. ``complete`` is False when it was told to stop, and when ``mode="failed_only"`` left rows alone.
+
+    Raises:
+        BatchError: see the tree in `ollama_provider.batch.errors`.
+        OllamaError: one that fails every row, or an outage that outlasted ``limits.max_outage``.
+    """
+    stop = stop or StopSignal()
+    storage = open_storage(directory)
+    lock = storage.lock()
+    try:
+        lock.take(stop.pause)
+        return asyncio.run(
+            _Run(
+                spec,
+                settings,
+                storage,
+                renew_lock=lock.renew,
+                on_progress=on_progress,
+                stop=stop,
+                listener=listener,
+            ).run()
+        )
+    except StoppedError as stopped:  # before anything was done
+        return Summary(complete=False, reason=str(stopped), directory=storage.location)
+    except OSError as error:
+        raise StorageError(
+            f"{storage.location} cannot be written: {error.strerror or error}. What was sealed there is kept, and the "
+            "next run goes on from it."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            lock.release()
+        storage.close()
+
+
+class _Run:
+    """One run of a batch: what all its coroutines share."""
+
+    def __init__(
+        self,
+        spec: BatchSpec,
+        settings: Settings,
+        storage: Storage,
+        *,
+        renew_lock: Callable[[], None],
+        on_progress: Callable[[Progress], None] | None,
+        stop: StopSignal,
+        listener: Listener | None,
+    ) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._storage = storage
+        self._renew_lock = renew_lock
+        self._on_progress = on_progress or (lambda _: None)
+        self._stop = stop
+        self._listener = listener
+        self._model, _ = preflight.split_model(spec.model)
+        self._intake = Intake(spec)
+        self._order = sinks.Order(with_ids=spec.id_column is not None)
+        self._climb = Climb() if spec.concurrency == "auto" else Fixed(spec.concurrency)
+        self._plan = Plan(spec.limits, interval=60 / spec.requests_per_minute if spec.requests_per_minute else 0.0)
+        self._tally = Tally()
+        self._more = True
+        self._workers: set[int] = set()
+        self._idle = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reader, self._writer = ThreadPoolExecutor(1, "batch-rows"), ThreadPoolExecutor(1, "batch-parts")
+        # Known when the server was asked; an empty input needs no server.
+        self._provenance: Provenance | None = None
+
+    async def run(self) -> Summary:
+        self._loop = asyncio.get_running_loop()
+        self._began = self._now()
+        self._meter = Meter(self._began)
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._changed, self._hungry, self._full = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        timeouts = self._settings.timeouts.model_copy(update={"first_token": self._spec.load_timeout})
+        patient = self._settings.model_copy(update={"timeouts": timeouts})
+        once = self._settings.model_copy(update={"max_attempts": 1})
+        try:
+            self._round = rounds.current_round(self._storage, self._spec.mode)
+            self._journal = await self._write(Journal, self._storage, self._round.number)
+            async with (
+                AsyncClient(patient, listener=self._listener) as self._control,
+                AsyncClient(once, listener=self._listener, concurrency=self._climb.most) as self._client,
+            ):
+                self._stop.subscribe(partial(self._loop.call_soon_threadsafe, self._on_stop))
+                return await self._finish(await self._work_until_over())
+        finally:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+            self._writer.shutdown(wait=True)
+            self._order.close()
+
+    async def _work_until_over(self) -> str:
+        """Work until something ends it; whatever that was, close the requests and seal what there is."""
+        self._spawn(self._work_through())
+        try:
+            await self._over
+        except StoppedError as stopped:
+            return str(stopped)
+        finally:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._seal(_LAST_LOOK)
+        return COMPLETE
+
+    # What ends a run
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(error)
+
+    def _end(self, error: BaseException | None = None) -> None:
+        if not self._over.done():
+            if error is None:
+                self._over.set_result(None)
+            else:
+                self._over.set_exception(error)
+
+    def _on_stop(self) -> None:
+        self._end(StoppedError(self._stop.reason))
+
+    # Before the first row
+
+    async def _work_through(self) -> None:
+        sample = await self._read(self._intake.sample)
+        if sample is not None:
+            await self._prepare(sample)
+        self._round = replace(self._round, settings=self._spec.settings())
+        await self._write(rounds.begin, self._storage, self._round)
+        if sample is None:
+            self._end()
+            return
+        self._spawn(self._seal_at_times())
+        self._spawn(self._report())
+        await self._feed()
+
+    async def _read(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._reader, work, *arguments)
+
+    async def _write(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._writer, work, *arguments)
+
+    async def _prepare(self, sample: list[str]) -> None:
+        """Learn what the server and the model are, and fix what is fixed for a run."""
+        version = await self._control.send(VersionRequest())
+        show = await self._show()
+        replies = preflight.Replies(version, show, await self._control.send(TagsRequest()))
+        host = self._settings.base_url
+        found = preflight.conclude(self._spec, sample, self._round.num_ctx, host, replies)
+        self._task, self._keys, self._judge = found.task, found.keys, found.judge
+        self._round = replace(self._round, num_ctx=found.num_ctx)
+        self._digest = found.provenance.digest
+        self._set_provenance(found.provenance)
+
+    def _set_provenance(self, provenance: Provenance) -> None:
+        self._provenance = provenance
+        self._shared = shared_fields(vars(provenance))
+
+    async def _show(self) -> ShowReply:
+        try:
+            return await self._control.send(ShowRequest(model=self._model))
+        except ModelNotFoundError as missing:
+            check_pull_allowed(self._model, self._settings, missing)
+            logger.info("Model %s is not at %s: pulling it.", self._model, self._settings.base_url)
+            await self._control.send(PullRequest(model=self._model))
+            return await self._control.send(ShowRequest(model=self._model))
+
+    # Rows in
+
+    async def _feed(self) -> None:
+        """Read rows as they are needed, always one portion ahead."""
+        self._spawn(self._count())
+        portion = self._loop.create_task(self._read(self._intake.portion, self._keys))
+        while rows := await portion:
+            portion = self._loop.create_task(self._read(self._intake.portion, self._keys))
+            for row in rows:
+                self._take(row)
+            if self._plan.waiting and not self._workers:
+                await self._load()
+                self._hire()
+            self._wake()
+            while self._plan.fresh > self._climb.target:
+                self._hungry.clear()
+                await self._hungry.wait()
+        self._more = False
+        self._meter.total = len(self._order)
+        self._wake()
+        if not self._workers:
+            self._end()
+
+    async def _count(self) -> None:
+        total = await self._loop.run_in_executor(None, count_rows, self._spec.rows)
+        self._meter.total = self._meter.total or total
+
+    def _take(self, row: Prepared) -> None:
+        number, state = self._journal.find(row.key)
+        match choose(state, self._spec.mode):
+            case Choice.SKIP:
+                self._tally.skipped += 1
+                self._order.add(None, row.row_id)
+                return
+            case Choice.REUSE:
+                self._tally.reused += 1
+            case Choice.RUN if row.fault is not None:
+                self._plan.unaskable()
+                self._settle(number, Outcome(key=row.key.hex(), status="failed", error=row.fault))
+            case Choice.RUN:
+                self._journal.asked(number)
+                self._plan.admit(Ticket(number, row.prompt))
+        self._order.add(number, row.row_id)
+
+    async def _load(self) -> None:
+        """Have the model loaded before the first row, with a patience of its own."""
+        began = self._now()
+        await self._control.send(self._task.load())
+        logger.info(
+            "Model %s is loaded (%.1f s), context %s.",
+            self._model,
+            self._now() - began,
+            self._task.sent_options.num_ctx,
+        )
+
+    # Requests out
+
+    def _hire(self) -> None:
+        """Have as many workers as there may be requests in flight."""
+        for slot in range(self._climb.target):
+            if slot not in self._workers:
+                self._workers.add(slot)
+                self._spawn(self._work(slot))
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed.clear()
+
+    async def _work(self, slot: int) -> None:
+        try:
+            while slot < self._climb.target:
+                step = self._plan.next(self._now(), self._climb.target, more=self._more)
+                if step.do is Do.SEND and step.ticket is not None:
+                    await self._send(step.ticket)
+                elif not self._more and not self._plan.unfinished:
+                    break
+                else:
+                    await self._wait(step.until)
+        finally:
+            self._workers.discard(slot)
+        if not self._workers and not self._more:
+            self._end()
+
+    def _now(self) -> float:
+        return self._loop.time()
+
+    async def _wait(self, until: float) -> None:
+        """Wait until something changes, or until that moment (0 is never)."""
+        self._idle += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until or None):
+                    await self._changed.wait()
+        finally:
+            self._idle -= 1
+
+    async def _send(self, ticket: Ticket) -> None:
+        """Ask for one row, and do what follows from the answer."""
+        if self._plan.fresh <= self._climb.target:
+            self._hungry.set()
+        target, began = self._climb.target, self._now()
+        reply: InferenceReply | None = None
+        try:
+            request = self._task.request(ticket.prompt, ticket.images, cut_allowed=ticket.cut_allowed)
+            reply = await self._client.send(request)
+            seconds = self._now() - began
+            outcome = self._judge.accept(self._journal.hex_key(ticket.number), ticket, request, reply, seconds)
+        except OllamaError as error:
+            self._failed(ticket, error, reply, self._now() - began)
+        else:
+            self._plan.succeeded(ticket)
+            self._climb.observe(target, seconds, reply.queue_seconds, outcome.tokens)
+            self._settle(ticket.number, outcome)
+            if self._climb.target > len(self._workers):
+                self._hire()
+        if self._idle:
+            self._wake()
+        while self._journal.unsealed > _UNSEALED:
+            await self._wait(0)
+
+    def _failed(self, ticket: Ticket, error: OllamaError, reply: InferenceReply | None, seconds: float) -> None:
+        if self._judge.let_it_cut(ticket, error):
+            ticket.cut_allowed = True
+            self._plan.again(ticket)
+            return
+        if self._judge.ends_batch(error):
+            self._end(error)
+            return
+        pauses = self._plan.generation
+        match self._plan.failure(ticket, error, self._now()):
+            case Verdict.STOP:
+                self._end(error)
+            case Verdict.FAILED:
+                key = self._journal.hex_key(ticket.number)
+                self._settle(ticket.number, self._judge.reject(key, ticket, error, reply, seconds))
+        if self._plan.generation != pauses:
+            logger.warning("Everybody waits %.0f s, no row is lost: %s", self._plan.pause, error)
+            if isinstance(error, OverloadedError):
+                self._climb.overloaded()
+
+    def _settle(self, number: int, outcome: Outcome) -> None:
+        self._journal.add(number, outcome, self._shared)
+        self._tally.add(outcome)
+        if outcome.error is not None and self._plan.hopeless():
+            self._end(
+                TooManyFailedError(
+                    f"All of the first {self._plan.failed} rows failed ({self._tally.reasons()}), so the rest was not "
+                    f"asked. What was sealed is in {self._storage.location}/parts."
+                )
+            )
+        if self._journal.unsealed >= _PART:
+            self._full.set()
+
+    # Outcomes out
+
+    async def _seal_at_times(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._spec.checkpoint_every):
+                    await self._full.wait()
+            self._full.clear()
+            await self._seal(_LOOK)
+            self._wake()
+
+    async def _seal(self, patience: float) -> None:
+        """Make a part of what came since the last one, if the model is still the same."""
+        if self._journal.cut_off():
+            await self._check_digest(patience)
+            await self._write(self._journal.seal)
+        await self._write(self._renew_lock)
+
+    async def _check_digest(self, patience: float) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                digest = preflight.digest_of(await self._control.send(TagsRequest()), self._model)
+        except (OllamaError, TimeoutError):
+            return  # The server is gone or busy. What came, came before that.
+        if digest is None or digest == self._digest:
+            return
+        what = (
+            f"Model {self._model!r} at {self._settings.base_url} changed during the run, "
+            f"from digest {self._digest} to {digest}."
+        )
+        if self._spec.on_digest_change == "stop":
+            raise ModelChangedError(f"{what} What it answered before is kept; start again to ask the new one.")
+        logger.warning("%s The results from here on are the new one's.", what)
+        self._digest = digest
+        if self._provenance is not None:
+            self._set_provenance(replace(self._provenance, digest=digest))
+
+    async def _report(self) -> None:
+        due = self._now() + self._spec.report_every
+        while True:
+            await asyncio.sleep(min(_TICK, self._spec.report_every))
+            progress = self._progress("running")
+            self._on_progress(progress)
+            if self._now() >= due:
+                due += self._spec.report_every
+                logger.info("%s", progress.line())
+                await self._write(write, self._storage, _PROGRESS, progress.as_json())
+
+    def _progress(self, state: str) -> Progress:
+        return self._meter.read(
+            self._now(),
+            ok=self._plan.ok,
+            failed=self._plan.failed,
+            reused=self._tally.reused,
+            tokens=self._tally.tokens,
+            concurrency=self._plan.bound(self._climb.target),
+            state=state,
+        )
+
+    async def _finish(self, reason: str) -> Summary:
+        failed = self._plan.failed
+        if reason == COMPLETE:
+            try:
+                failed = await self._write(
+                    sinks.write_results, self._storage, self._journal, self._order, self._stop.check
+                )
+            except StoppedError as stopped:
+                reason = str(stopped)
+        if reason == COMPLETE and self._tally.skipped:
+            reason = "rows that were never asked were left alone"
+        summary = self._summary(reason, failed)
+        if summary.complete:
+            await self._write(write, self._storage, sinks.SUMMARY, summary.as_json())
+        progress = self._progress(COMPLETE if summary.complete else "incomplete")
+        self._on_progress(progress)
+        logger.info("%s", progress.line())
+        await self._write(write, self._storage, _PROGRESS, progress.as_json())
+        if summary.complete and self._spec.limits.too_many(failed, summary.rows):
+            raise TooManyFailedError(
+                f"{failed} of {summary.rows} rows failed ({self._tally.reasons()}); all others have their results. "
+                f"See {self._storage.location}/{sinks.FAILED}.",
+                summary,
+            )
+        return summary
+
+    def _summary(self, reason: str, failed: int) -> Summary:
+        seconds = self._now() - self._began
+        rows, ok, tally = len(self._order), self._plan.ok, self._tally
+        return Summary(
+            complete=reason == COMPLETE,
+            reason=reason,
+            directory=self._storage.location,
+            rows=rows,
+            ok=ok,
+            failed=failed,
+            reused=rows - ok - failed - tally.skipped if reason == COMPLETE else tally.reused,
+            skipped=tally.skipped,
+            requests=self._plan.sends,
+            prompt_tokens=tally.prompt_tokens,
+            tokens=tally.tokens,
+            seconds=round(seconds, 3),
+            tokens_per_second=round(tally.tokens / seconds, 1),
+            concurrency=self._climb.target,
+            errors=dict(tally.errors),
+            provenance=self._provenance,
+        )

@@ -1,0 +1,124 @@
+"""Rows in, prompts and keys out, some hundred at a time: reading and rendering happen in a thread of their own."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.journal import Keys
+from ollama_provider.batch.prompts import Prompts, RenderError
+from ollama_provider.batch.records import Row
+from ollama_provider.batch.sources import RAW, canonical, read_rows
+from ollama_provider.batch.spec import BatchSpec
+
+#: Rows that are looked at before anything is sent.
+_SAMPLE = 100
+#: A portion ends after so many rows or characters of prompts, whichever is first.
+_ROWS, _CHARACTERS = 256, 1 << 20
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A row, ready to be asked: or not, and then *fault* says why.
+
+    Attributes:
+        key: of its work.
+        prompt: rendered; empty with a fault.
+        row_id: value of the id column, None if there is none.
+        fault: class and text of what is wrong with the row.
+    """
+
+    key: bytes
+    prompt: str
+    row_id: Any
+    fault: dict[str, str] | None = None
+
+
+class Intake:
+    """Reads and renders the rows of a batch, once, in their order.
+
+    Args:
+        spec: whose rows.
+    """
+
+    def __init__(self, spec: BatchSpec) -> None:
+        self._spec = spec
+        self._prompts = Prompts(spec.template())
+        self._rows: Iterator[Row] = iter(read_rows(spec.rows))
+
+    def sample(self) -> list[str] | None:
+        """Look at the first rows, and return those prompts that can be made of them; None if there are no rows.
+
+        Raises:
+            InputError: none of them has a column that the template or ``id_column`` names; or one cannot be read, and
+                the policy is to fail then.
+        """
+        head: list[Row] = []
+        size = 0
+        for row in islice(self._rows, _SAMPLE):
+            self._refuse_broken(row)
+            head.append(row)
+            size += sum(len(value) for value in row.columns.values() if isinstance(value, str))
+            if size >= _CHARACTERS:
+                break
+        if not head:
+            return None
+        self._rows = chain(head, self._rows)
+        good = [row.columns for row in head if row.fault is None]
+        if not good:
+            return []
+        columns = set(chain.from_iterable(good))
+        self._prompts.check(columns)
+        if self._spec.id_column is not None and self._spec.id_column not in columns:
+            raise InputError(
+                f"The id column {self._spec.id_column!r} is missing; the rows have the columns "
+                f"{', '.join(map(repr, sorted(columns)))}."
+            )
+        return list(self._rendered(good))
+
+    def _rendered(self, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+        for columns in rows:
+            try:
+                yield self._prompts.render(columns)
+            except RenderError:
+                continue
+
+    def portion(self, keys: Keys) -> list[Prepared]:
+        """Return the next rows; none at the end of the input.
+
+        Raises:
+            InputError: the input cannot be read; or a row cannot, and the policy is to fail then.
+        """
+        portion: list[Prepared] = []
+        size = 0
+        for row in self._rows:
+            prepared = self._prepare(row, keys)
+            portion.append(prepared)
+            size += len(prepared.prompt)
+            if len(portion) >= _ROWS or size >= _CHARACTERS:
+                break
+        return portion
+
+    def _prepare(self, row: Row, keys: Keys) -> Prepared:
+        columns = row.columns
+        if row.fault is not None:
+            self._refuse_broken(row)
+            fault = {"class": "BrokenRow", "text": f"{row.place}: {row.fault}"}
+            # Its place is part of the key, so that each broken line is told apart and named.
+            return Prepared(keys.unasked(f"{row.place}: {columns[RAW]}"), "", None, fault)
+        row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
+        try:
+            prompt = self._prompts.render(columns)
+            return Prepared(keys.key(prompt), prompt, row_id)
+        except RenderError as error:
+            return Prepared(keys.unasked(canonical(columns)), "", row_id, {"class": "RenderError", "text": str(error)})
+        except UnicodeEncodeError:
+            fault = {"class": "RenderError", "text": "the prompt holds half a surrogate pair, which no UTF-8 can say"}
+            return Prepared(keys.unasked(canonical(columns)), "", row_id, fault)
+
+    def _refuse_broken(self, row: Row) -> None:
+        if row.fault is not None and self._spec.on_broken_row == "fail":
+            raise InputError(
+                f'{row.place}: {row.fault}. Repair it, or let such rows fail alone with on_broken_row="dead_letter".'
+            )

@@ -1,0 +1,298 @@
+"""What to do next: run, reuse, try later, pause everybody, stop. No network, no clock: `now` is an argument.
+
+Three kinds of failure, told apart by `Blame`, and three answers:
+
+* *The request's own*: the row goes to the end of the queue, and after its attempts to the failed ones.
+* *The server's*, for a while (busy, down, restarting): one pause for everybody, however many requests report it, and a
+  slow start afterwards. No row loses an attempt, and the row that happened to notice it goes first again.
+* *The setup's* (no permission, no such model): every row would fail alike, so the batch stops at once.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal
+
+from ollama_provider.api.errors import Blame, OllamaError, TransportError
+from ollama_provider.batch.journal import State
+
+Mode = Literal["all", "failed_only"]
+
+#: Seconds of the first pause; each one without a success in between is twice as long as the one before.
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+#: A row during which the server keeps failing although it answers other rows is to blame itself after so many times.
+_SERVER_FAILURES = 5
+#: So many failed rows and not one good: the rest will be no better.
+_HOPELESS = 20
+#: Rows that wait for another attempt; more of them, and the first of them goes before new rows.
+_WAITING = 1000
+#: A reply that broke off so many seconds before the server was found gone broke off because of that.
+_SAME_OUTAGE = 5.0
+
+
+class Choice(Enum):
+    """What to do with a row that was just read."""
+
+    RUN = auto()
+    #: Its outcome is there, or on its way.
+    REUSE = auto()
+    #: Leave it alone: it has no outcome, and only failed rows were asked for.
+    SKIP = auto()
+
+
+def choose(state: State, mode: Mode) -> Choice:
+    """Decide from what the journal knows of the row's key."""
+    match state:
+        case State.NEW:
+            return Choice.RUN if mode == "all" else Choice.SKIP
+        case State.FAILED_BEFORE:
+            return Choice.RUN
+        case _:
+            return Choice.REUSE
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up.
+
+    Attributes:
+        max_attempts: attempts for a row, the first included; an outage uses up none.
+        max_failed_rows: failed rows that the batch tolerates; None leaves it to the ratio.
+        max_failed_ratio: failed rows that the batch tolerates, of all rows (0.05 is 5 %).
+        max_outage: seconds without one answer while the server is busy or gone.
+        retry_delay: seconds before a row's own failure is tried again, if nothing else is to do.
+    """
+
+    max_attempts: int = 3
+    max_failed_rows: int | None = None
+    max_failed_ratio: float | None = None
+    max_outage: float = 1800.0
+    retry_delay: float = 1.0
+
+    def too_many(self, failed: int, rows: int) -> bool:
+        """Tell whether so many failed rows of so many are more than tolerated. Without a limit, one is too many."""
+        if self.max_failed_rows is None and self.max_failed_ratio is None:
+            return failed > 0
+        by_count = self.max_failed_rows is not None and failed > self.max_failed_rows
+        by_ratio = self.max_failed_ratio is not None and failed > self.max_failed_ratio * rows
+        return by_count or by_ratio
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request to be sent, for one or more rows with the same key.
+
+    Attributes:
+        number: the journal's number of the key.
+        prompt: as rendered.
+        cut_allowed: the server may cut the prompt this time.
+        attempts: failed attempts that were the row's own fault.
+        generation: the plan's generation when it was sent.
+        not_before: clock time of the next attempt.
+    """
+
+    number: int
+    prompt: str
+    images: tuple[str, ...] = ()
+    cut_allowed: bool = False
+    attempts: int = 0
+    generation: int = 0
+    not_before: float = 0.0
+    server_failures: int = 0
+    seen_successes: int = -1
+
+
+class Do(Enum):
+    """What a worker does now."""
+
+    SEND = auto()
+    #: Nothing can be sent before `Step.until` or before something happens.
+    WAIT = auto()
+    #: There is nothing to send; more may come from the input or back from a worker.
+    IDLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The plan's word to a worker."""
+
+    do: Do
+    ticket: Ticket | None = None
+    until: float = 0.0
+
+
+class Verdict(Enum):
+    """What became of a failed attempt."""
+
+    #: The ticket is in the queue again.
+    AGAIN = auto()
+    #: The row failed for good.
+    FAILED = auto()
+    #: The batch stops.
+    STOP = auto()
+
+
+@dataclass
+class Plan:
+    """The queue of tickets and the rules that order it.
+
+    Attributes:
+        limits: when to give up.
+        interval: seconds between two sends at least (60 / requests_per_minute).
+        ok, failed: tickets that came to an end.
+        generation: counts the pauses; a failure that was sent before the last pause began causes none of its own.
+        in_flight: tickets sent and not yet back.
+        sends: requests sent in all.
+    """
+
+    limits: Limits
+    interval: float = 0.0
+    ok: int = 0
+    failed: int = 0
+    generation: int = 0
+    in_flight: int = 0
+    sends: int = 0
+    _fresh: deque[Ticket] = field(default_factory=deque)
+    _later: deque[Ticket] = field(default_factory=deque)
+    _paused_until: float = 0.0
+    _pause: float = 0.0
+    _outage_since: float | None = None
+    _cap: int | None = None
+    _next_send: float = 0.0
+    _broken: deque[tuple[float, Ticket]] = field(default_factory=lambda: deque(maxlen=256))
+
+    @property
+    def waiting(self) -> int:
+        """Tickets that are not sent yet, or to be sent again."""
+        return len(self._fresh) + len(self._later)
+
+    @property
+    def fresh(self) -> int:
+        """Tickets that were never sent, or only into an outage."""
+        return len(self._fresh)
+
+    @property
+    def unfinished(self) -> int:
+        """Tickets without an outcome."""
+        return self.waiting + self.in_flight
+
+    @property
+    def pause(self) -> float:
+        """Seconds of the last pause; 0 when it is over and forgotten."""
+        return self._pause
+
+    def bound(self, concurrency: int) -> int:
+        """Return how many requests may be in flight: *concurrency*, or fewer just after a pause."""
+        return concurrency if self._cap is None else min(self._cap, concurrency)
+
+    def admit(self, ticket: Ticket) -> None:
+        """Put a new ticket at the end of the queue."""
+        self._fresh.append(ticket)
+
+    def next(self, now: float, concurrency: int, *, more: bool) -> Step:
+        """Say what a worker does now.
+
+        Args:
+            now: seconds of a clock that never goes back.
+            concurrency: requests that may be in flight.
+            more: the input has more rows to come.
+        """
+        if now < self._paused_until:
+            return Step(Do.WAIT, until=self._paused_until)
+        if not self.waiting or self.in_flight >= self.bound(concurrency):
+            return Step(Do.IDLE)
+        if now < self._next_send:
+            return Step(Do.WAIT, until=self._next_send)
+        queue = self._queue(now, more=more)
+        if queue is None:
+            return Step(Do.IDLE) if more else Step(Do.WAIT, until=self._later[0].not_before)
+        ticket = queue.popleft()
+        self.sends += 1
+        ticket.generation = self.generation
+        self.in_flight += 1
+        if self.interval:
+            self._next_send = max(now, self._next_send) + self.interval
+        return Step(Do.SEND, ticket)
+
+    def _queue(self, now: float, *, more: bool) -> "deque[Ticket] | None":
+        enough = _WAITING if self.ok else _HOPELESS
+        if self._fresh and len(self._later) < enough:
+            return self._fresh
+        if self._later and self._later[0].not_before <= now and (not more or len(self._later) >= enough):
+            return self._later
+        return self._fresh or None
+
+    def succeeded(self, ticket: Ticket) -> None:
+        """Note a good answer."""
+        self.in_flight -= 1
+        self.ok += 1
+        self._answered(ticket)
+
+    def _answered(self, ticket: Ticket) -> None:
+        """The server is at work: an outage is over, and after a pause twice as many may go."""
+        if ticket.generation == self.generation:
+            self._outage_since = None
+            self._pause = 0.0
+            if self._cap is not None:
+                self._cap = 2 * self._cap if self._cap < 1 << 16 else None
+
+    def again(self, ticket: Ticket) -> None:
+        """Send at once again, in another form: no attempt is used up."""
+        self.in_flight -= 1
+        self._answered(ticket)
+        self._fresh.appendleft(ticket)
+
+    def unaskable(self) -> None:
+        """Note a row that failed before it became a request."""
+        self.failed += 1
+
+    def failure(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
+        """Judge a failed attempt."""
+        self.in_flight -= 1
+        if error.blame is Blame.SETUP:
+            return Verdict.STOP
+        if error.blame is Blame.SERVER and not self._rows_own_fault(ticket):
+            return self._outage(ticket, error, now)
+        if isinstance(error, TransportError) and ticket.generation != self.generation:
+            # Sent before the outage that everybody is waiting for: it broke because of that.
+            self._fresh.appendleft(ticket)
+            return Verdict.AGAIN
+        if not isinstance(error, TransportError):
+            self._answered(ticket)
+        ticket.attempts += 1
+        allowed = min(self.limits.max_attempts, error.max_attempts or self.limits.max_attempts)
+        if error.retryable and ticket.attempts < allowed:
+            ticket.not_before = now + self.limits.retry_delay
+            self._later.append(ticket)
+            if isinstance(error, TransportError):
+                self._broken.append((now, ticket))
+            return Verdict.AGAIN
+        self.failed += 1
+        return Verdict.FAILED
+
+    def _rows_own_fault(self, ticket: Ticket) -> bool:
+        if self.ok > ticket.seen_successes >= 0:
+            ticket.server_failures += 1
+        ticket.seen_successes = self.ok
+        return ticket.server_failures >= _SERVER_FAILURES
+
+    def _outage(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
+        self._fresh.appendleft(ticket)
+        if ticket.generation != self.generation:
+            return Verdict.AGAIN
+        self.generation += 1
+        self._outage_since = now if self._outage_since is None else self._outage_since
+        if now - self._outage_since >= self.limits.max_outage:
+            return Verdict.STOP
+        self._pause = min(self._pause * 2 or _PAUSE, _LONGEST_PAUSE)
+        self._paused_until = now + max(self._pause, error.retry_after or 0.0)
+        self._cap = 1
+        while self._broken:
+            when, broken = self._broken.pop()
+            if now - when <= _SAME_OUTAGE and broken.attempts:
+                broken.attempts -= 1
+        return Verdict.AGAIN
+
+    def hopeless(self) -> bool:
+        """Tell whether so many rows failed, and none succeeded, that going on makes no sense."""
+        return not self.ok and self.failed >= _HOPELESS and self.limits.too_many(self.failed, self.failed)

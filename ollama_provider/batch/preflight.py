@@ -1,0 +1,177 @@
+"""What must hold before the first row is sent. No network: the replies are arguments."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import ceil
+
+from ollama_provider.api.errors import UnsupportedError
+from ollama_provider.api.names import same_model
+from ollama_provider.api.schemas import ShowReply, TagsReply, VersionReply
+from ollama_provider.batch.errors import InputError, ModelChangedError
+from ollama_provider.batch.journal import Keys
+from ollama_provider.batch.records import Provenance
+from ollama_provider.batch.replies import Judge
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.tasks import Generate
+
+_PINNED = re.compile(r"(?P<name>.+)@sha256:(?P<digest>[0-9a-fA-F]{6,64})")
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
+
+#: Bytes of text a token stands for at least. English has over 4, most other languages over 3 (UTF-8), digits and
+#: rare characters fewer; a prompt that does not fit all the same is refused by the server and seen, never cut.
+_BYTES_PER_TOKEN = 3
+#: Tokens that a model's own template puts around the prompt.
+_TEMPLATE_TOKENS = 128
+#: Room for an answer whose length the user did not bound.
+_ANSWER_TOKENS = 1024
+_SMALLEST, _STEP = 4096, 2048
+
+
+def split_model(model: str) -> tuple[str, str | None]:
+    """Return name and wanted digest of ``name`` or ``name@sha256:…``.
+
+    Raises:
+        InputError: the part behind ``@`` is no digest.
+    """
+    if "@" not in model:
+        return model, None
+    pinned = _PINNED.fullmatch(model)
+    if pinned is None:
+        raise InputError(f"{model!r}: behind '@' there must be 'sha256:' and at least six hex digits.")
+    return pinned["name"], pinned["digest"].lower()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run fixes before its first row.
+
+    Attributes:
+        task: what is asked for each row.
+        keys: makes the keys of the rows.
+        judge: decides what replies are worth.
+        provenance: what all results have in common.
+        num_ctx: the context that was chosen, to be kept for later runs; None where the user gave one.
+    """
+
+    task: Generate
+    keys: Keys
+    judge: Judge
+    provenance: Provenance
+    num_ctx: int | None
+
+
+def conclude(
+    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, replies: "Replies"
+) -> Findings:
+    """Check that the batch can be done there, and fix how.
+
+    Args:
+        spec: the batch.
+        sample: the first prompts.
+        earlier_num_ctx: the context that an earlier run in this directory chose: never less than that.
+        host: base URL of the server.
+        replies: what the server says.
+
+    Raises:
+        ModelChangedError: the digest is not the demanded one.
+        UnsupportedError: the model cannot do what is asked.
+    """
+    name, wanted = split_model(spec.model)
+    digest = digest_of(replies.tags, name)
+    check_digest(name, digest, wanted, host)
+    num_ctx = None
+    if spec.options.num_ctx is None:
+        chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=replies.show)
+        num_ctx = max(chosen, earlier_num_ctx or 0)
+    task = Generate(name, spec.options, num_ctx, spec.system, spec.keep_alive, spec.think)
+    check_capabilities(name, replies.show, task.capabilities, host)
+    options = task.sent_options.model_dump_json(exclude_none=True).encode()
+    provenance = Provenance(
+        model=name,
+        digest=digest,
+        server=host,
+        server_version=replies.version.version,
+        options_hash=blake2b(options, digest_size=8).hexdigest(),
+        seed=spec.options.seed,
+        num_ctx=task.sent_options.num_ctx,
+    )
+    judge = Judge(
+        task=task,
+        host=host,
+        model=name,
+        refuses_long_prompts=refuses_long_prompts(replies.version.version),
+        on_truncation=spec.on_truncation,
+        allow_cut=spec.allow_cut,
+    )
+    return Findings(task, Keys(digest or name, task.identity()), judge, provenance, num_ctx)
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What the server says of itself and the model."""
+
+    version: VersionReply
+    show: ShowReply
+    tags: TagsReply
+
+
+def digest_of(tags: TagsReply, name: str) -> str | None:
+    """Return the digest of a model; None if the server does not list it."""
+    return next((model.digest for model in tags.models if same_model(model.tag, name) and model.digest), None)
+
+
+def check_digest(name: str, found: str | None, wanted: str | None, host: str) -> None:
+    """Compare the digest with the one that the user demands.
+
+    Raises:
+        ModelChangedError: it is another one.
+    """
+    if wanted is not None and (found is None or not found.startswith(wanted)):
+        raise ModelChangedError(
+            f"Model {name!r} at {host} has the digest {found or '(none)'}, not the demanded {wanted}. "
+            "Pull the wanted version there, or change the digest behind '@' if the new one is meant."
+        )
+
+
+def check_capabilities(name: str, show: ShowReply, needed: Sequence[str], host: str) -> None:
+    """Compare what the model can do with what is asked of it. Servers before 0.6.4 do not say.
+
+    Raises:
+        UnsupportedError: it lacks something.
+    """
+    lacking = [capability for capability in needed if capability not in (show.capabilities or needed)]
+    if lacking:
+        raise UnsupportedError(
+            f"the model lacks {' and '.join(map(repr, lacking))}; it has {', '.join(show.capabilities or [])}",
+            host=host,
+            model=name,
+        )
+
+
+def refuses_long_prompts(version: str) -> bool:
+    """Tell whether a server of this version obeys ``truncate: false``; one built from source says 0.0.0."""
+    found = _VERSION.match(version)
+    return found is not None and tuple(map(int, found.groups())) >= (0, 12, 6)
+
+
+def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: int | None, show: ShowReply) -> int:
+    """Return the context for a run, in tokens, from a sample of its prompts.
+
+    It fits the longest of them with a quarter to spare and the answer, and is never below 4096 or what the model's own
+    parameters say, nor above what the model was trained for.
+
+    Args:
+        prompts: the sample.
+        system: system message.
+        num_predict: the user's bound for the answer; None or negative is no bound.
+        show: what the server says of the model.
+    """
+    longest = max((len(prompt.encode(errors="replace")) for prompt in prompts), default=0)
+    tokens = 1.25 * (longest + len((system or "").encode())) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS
+    answer = num_predict if num_predict is not None and num_predict > 0 else _ANSWER_TOKENS
+    own = _NUM_CTX.search(show.parameters)
+    wanted = max(_SMALLEST, int(own[1]) if own else 0, _STEP * ceil((tokens + answer) / _STEP))
+    return min(wanted, show.context_length or wanted)

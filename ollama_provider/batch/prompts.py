@@ -1,0 +1,124 @@
+"""From a row to its prompt: a Jinja template, rendered in a sandbox.
+
+``{{ row.text }}`` is the column ``text``, whatever it is called: a column named ``items`` or ``values`` wins over the
+method of that name. A column that is missing, null or NaN fails its row instead of becoming an empty place in the
+prompt; a template that can do without it says so: ``{{ row.title | default("untitled", true) }}``.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ollama_provider.batch.errors import InputError
+
+
+class RenderError(ValueError):
+    """The template cannot be rendered with this row; the text never quotes the row's values."""
+
+
+class _MissingValueError(TemplateError):
+    pass
+
+
+def _print(value: Any) -> Any:
+    if value is None or value != value:  # noqa: PLR0124  # NaN is the one value that differs from itself
+        raise _MissingValueError('it prints a value that is null; allow that with {{ … | default("", true) }}')
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise _MissingValueError("it prints bytes that are not UTF-8 text") from None
+    return value
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+class _Undefined(StrictUndefined):
+    """Jinja's own text would show the row."""
+
+    @property
+    def _undefined_message(self) -> str:
+        return f"the column {self._undefined_name!r} is missing"
+
+
+class Prompts:
+    """Renders one template for many rows.
+
+    Args:
+        template: Jinja; the row is ``row``.
+
+    Raises:
+        InputError: the template has a syntax error, or knows a name other than ``row``.
+    """
+
+    def __init__(self, template: str) -> None:
+        self._environment = _Environment(undefined=_Undefined, finalize=_print, autoescape=False)
+        try:
+            tree = self._environment.parse(template)
+            self._template = self._environment.from_string(template)
+        except TemplateSyntaxError as error:
+            raise InputError(f"The prompt's template has an error in line {error.lineno}: {error.message}") from None
+        self.needed = _columns(tree)
+        unknown = sorted(find_undeclared_variables(tree) - {"row"} - set(self._environment.globals))
+        if unknown:
+            raise InputError(f"The prompt's template knows only 'row': write row.{unknown[0]} for that column.")
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Compare the template with the columns that the rows have.
+
+        Raises:
+            InputError: the template prints a column that there is not; the text names it and those there are.
+        """
+        known = set(columns)
+        missing = sorted(self.needed - known)
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise InputError(
+                f"The prompt's template uses {names}, but the rows have only the columns "
+                f"{', '.join(map(repr, sorted(known)))}."
+            )
+
+    def render(self, columns: Mapping[str, Any]) -> str:
+        """Return the prompt of a row.
+
+        Raises:
+            RenderError: the row lacks a column or has null in it, or the template fails on a value.
+        """
+        try:
+            return self._template.render(row=columns)
+        except TemplateError as error:
+            raise RenderError(f"the prompt's template cannot be rendered: {error.message}") from None
+        except Exception as error:  # a template runs code of its own: any error is the row's
+            raise RenderError(f"the prompt's template cannot be rendered: {type(error).__name__}") from None
+
+
+def _columns(tree: nodes.Template) -> set[str]:
+    """Return the columns that the template cannot do without.
+
+    A column that some place of the template guards (``is defined``, ``default``) may be missing.
+    """
+    used = {_column(node) for node in tree.find_all((nodes.Getattr, nodes.Getitem))}
+    guarded = {
+        _column(inner)
+        for node in tree.find_all((nodes.Test, nodes.Filter))
+        if node.name in {"defined", "undefined", "default", "d"}
+        for inner in node.find_all((nodes.Getattr, nodes.Getitem))
+    }
+    return {name for name in used - guarded if name is not None}
+
+
+def _column(node: nodes.Node) -> str | None:
+    match node:
+        case nodes.Getattr(node=nodes.Name(name="row"), attr=name):
+            return name
+        case nodes.Getitem(node=nodes.Name(name="row"), arg=nodes.Const(value=str(name))):
+            return name
+    return None

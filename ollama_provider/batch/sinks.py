@@ -1,0 +1,158 @@
+"""Where outcomes go: all rows and the failed rows, in the order of the input, and the summary.
+
+The parts hold outcomes in the order in which they came. The input's order is kept as one number a row, so the results
+are a streaming merge: look up the place, copy the line, put index and id into it. Neither rows nor outcomes are ever in
+memory together.
+"""
+
+import json
+import tempfile
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from datetime import date, time
+from math import isfinite
+from typing import IO, Any, BinaryIO
+
+from ollama_provider.batch.journal import AFTER_KEY, Journal
+from ollama_provider.batch.storage import Storage, Writing
+
+RESULTS, FAILED, SUMMARY = "results.jsonl", "failed.jsonl", "summary.json"
+
+_BUFFER = 1 << 20
+_OPEN_PARTS = 100
+_MISSING = 2**32 - 1
+
+
+def as_json(value: Any) -> bytes:
+    """Return the value of an id column as JSON: dates in ISO 8601, decimals as text, bytes in hex, NaN as null."""
+    if isinstance(value, float) and not isfinite(value):
+        return b"null"
+    try:
+        return json.dumps(value, default=_as_text, allow_nan=False).encode()
+    except (TypeError, ValueError):  # NaN or odd keys somewhere inside
+        return json.dumps(repr(value)).encode()
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+
+
+class Order:
+    """The rows of the input: for each the number of its key, and its id.
+
+    Four bytes a row in memory; the ids lie in a temporary file, which a crash may take with it.
+    """
+
+    def __init__(self, *, with_ids: bool) -> None:
+        self._numbers = array("I")
+        self._ids: IO[bytes] | None = tempfile.TemporaryFile(buffering=_BUFFER) if with_ids else None  # noqa: SIM115  # closed by close()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, number: int | None, row_id: Any) -> None:
+        """Append a row; *number* None is a row without an outcome."""
+        self._numbers.append(_MISSING if number is None else number)
+        if self._ids is not None:
+            self._ids.write(as_json(row_id) + b"\n")
+
+    def rows(self) -> Iterator[tuple[int, int, bytes]]:
+        """Return index, number and id (as JSON) of each row that has an outcome."""
+        if self._ids is not None:
+            self._ids.seek(0)
+        for index, number in enumerate(self._numbers):
+            row_id = self._ids.readline()[:-1] if self._ids is not None else b"null"
+            if number != _MISSING:
+                yield index, number, row_id
+
+    def close(self) -> None:
+        """Forget the ids."""
+        if self._ids is not None:
+            self._ids.close()
+
+
+class _Parts:
+    """The parts, read at any place, with a bounded number of them open."""
+
+    def __init__(self, storage: Storage, journal: Journal) -> None:
+        self._storage = storage
+        self._journal = journal
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def line(self, part: int, offset: int) -> bytes:
+        file = self._file(part)
+        if file.tell() != offset:
+            file.seek(offset)
+        return file.readline()
+
+    def _file(self, part: int) -> BinaryIO:
+        file = self._open.get(part)
+        if file is None:
+            if len(self._open) >= _OPEN_PARTS:
+                self._open.popitem(last=False)[1].close()
+            # Rows come nearly in order, so a small buffer finds most lines in what it has read already.
+            file = self._open[part] = self._storage.local(self._journal.part(part)).open("rb", buffering=1 << 16)
+        else:
+            self._open.move_to_end(part)
+        return file
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+
+
+class _Buffered:
+    def __init__(self, file: Writing) -> None:
+        self._file = file
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, *pieces: bytes) -> None:
+        self._pieces += pieces
+        self._size += sum(map(len, pieces))
+        if self._size >= _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pieces:
+            self._file.write(b"".join(self._pieces))
+            self._pieces, self._size = [], 0
+
+
+def write_results(storage: Storage, journal: Journal, order: Order, check: Callable[[], None] = lambda: None) -> int:
+    """Make ``results.jsonl`` and ``failed.jsonl``: one line a row, ASCII, in the order of the input.
+
+    Args:
+        storage: the directory.
+        journal: every outcome in it must be sealed.
+        order: the rows.
+        check: called now and then; may raise to give up.
+
+    Returns:
+        How many rows failed.
+
+    Raises:
+        OSError: one of them could not be written; an older one is still there then.
+    """
+    parts = _Parts(storage, journal)
+    failures = 0
+    try:
+        with storage.create(RESULTS) as results_file, storage.create(FAILED) as failed_file:
+            results, failed = _Buffered(results_file), _Buffered(failed_file)
+            for index, number, row_id in order.rows():
+                line = parts.line(*journal.place(number))
+                pieces = line[:AFTER_KEY], b',"index":%d,"id":%b' % (index, row_id), line[AFTER_KEY:]
+                results.add(*pieces)
+                if not line.startswith(b',"status":"ok"', AFTER_KEY):
+                    failed.add(*pieces)
+                    failures += 1
+                if not index % 1000:
+                    check()
+            results.flush()
+            failed.flush()
+    finally:
+        parts.close()
+    return failures

@@ -1,0 +1,255 @@
+"""The directory of a batch: a local one, or one in an object store.
+
+A file appears whole or not at all. Locally it is written beside its place, forced to the disk and renamed; in an object
+store it is made in a local temporary file and uploaded, since an upload becomes visible when it is complete.
+
+Everything that changes anything goes through the five methods of `Disk`: a test that dies at the k-th of them has died
+at every point where a crash can happen.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+from ollama_provider.batch.errors import StorageError
+from ollama_provider.batch.locks import FileLock, LeaseLock, Lock
+
+
+class Disk:
+    """The only hands that change anything."""
+
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        """Append *data* to an open file."""
+        file.write(data)
+
+    def sync(self, file: BinaryIO) -> None:
+        """Bring what was written to the disk itself."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Put *source* in the place of *target*, which makes it visible, and make that last."""
+        source.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def upload(self, source: Path, target: Any) -> None:
+        """Copy a local file to *target* of an object store."""
+        with source.open("rb") as file:
+            remote = target.open("wb")
+            try:
+                shutil.copyfileobj(file, remote, 1 << 20)
+            except BaseException:
+                # Closing would make what came so far visible as if it were all.
+                with contextlib.suppress(Exception):
+                    remote.discard()
+                raise
+            remote.close()
+
+    def delete(self, target: Any) -> None:
+        """Remove a file or object; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()
+
+
+class Writing:
+    """A file that is being made. It appears under its name when the ``with`` block of `Storage.create` ends well."""
+
+    def __init__(self, disk: Disk, file: BinaryIO) -> None:
+        self._disk = disk
+        self._file = file
+
+    def write(self, data: bytes) -> None:
+        """Append *data*; callers put small pieces together first."""
+        self._disk.write(self._file, data)
+
+
+class Storage(Protocol):
+    """What the batch needs of a directory. Names are relative, with ``/`` between folder and file."""
+
+    #: For people.
+    location: str
+
+    def names(self, folder: str) -> list[str]:
+        """Return the sorted names of the files in *folder*, such as ``parts/a.jsonl``; none if it is not there."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file; None if it is not there."""
+
+    def create(self, name: str) -> contextlib.AbstractContextManager[Writing]:
+        """Make a file that replaces an older one when the block ends well; after an exception nothing has changed."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+
+    def local(self, name: str) -> Path:
+        """Return a local file with the content of *name*, which never changes once it is there."""
+
+    def lock(self) -> Lock:
+        """Return the lock of the directory, not yet taken."""
+
+    def close(self) -> None:
+        """Remove what was kept for a while."""
+
+
+def write(storage: Storage, name: str, data: bytes) -> None:
+    """Make a small file."""
+    with storage.create(name) as file:
+        file.write(data)
+
+
+def open_storage(location: str | os.PathLike[str] | Any, disk: Disk | None = None) -> Storage:
+    """Return the directory at *location*, made if it is not there.
+
+    Args:
+        location: a local path, a ``file://`` URL, or an object that behaves like a `pathlib.Path` and leads elsewhere
+            (Airflow's ``ObjectStoragePath``, ``upath.UPath``). Another URL is given to ``upath.UPath``.
+        disk: what does the changing; tests give one that fails.
+
+    Raises:
+        StorageError: it cannot be made or written.
+    """
+    disk = disk or Disk()
+    try:
+        path = local_path(location)
+        if path is not None:
+            return LocalStorage(path, disk)
+        if isinstance(location, str):
+            from upath import UPath  # noqa: PLC0415  # only who writes to a store by URL needs it
+
+            location = UPath(location)
+        return ObjectStorage(location, disk)
+    except OSError as error:
+        raise StorageError(f"The directory {location} cannot be used: {error.strerror or error}") from error
+
+
+def local_path(location: Any) -> Path | None:
+    """Return the path on this machine that *location* means; None if it leads elsewhere."""
+    if isinstance(location, str):
+        if "://" not in location:
+            return Path(location)
+        url = urlsplit(location)
+        return Path(unquote(url.path)) if url.scheme == "file" else None
+    if isinstance(location, Path) and not hasattr(location, "fs"):
+        return location
+    return Path(location.path) if getattr(location, "protocol", None) in {"", "file", "local"} else None
+
+
+class LocalStorage:
+    """A directory of this machine, or one mounted here."""
+
+    def __init__(self, root: Path, disk: Disk) -> None:
+        self._root = root
+        self._disk = disk
+        self.location = str(root)
+        (root / "parts").mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK) or not os.access(root / "parts", os.W_OK):
+            raise PermissionError(13, "Permission denied", str(root))
+
+    def names(self, folder: str) -> list[str]:
+        """See `Storage`."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(f"{folder}/{entry.name}" for entry in os.scandir(self._root / folder) if entry.name[0] != ".")
+        return []
+
+    def read(self, name: str) -> bytes | None:
+        """See `Storage`."""
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[Writing]:
+        """See `Storage`."""
+        target = self._root / name
+        # The same name at every try, so that what a kill left behind is written over and does not pile up.
+        beside = target.with_name(f".{target.name}.tmp")
+        try:
+            with beside.open("wb") as file:
+                yield Writing(self._disk, file)
+                self._disk.sync(file)
+            self._disk.rename(beside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._disk.delete(beside)
+            raise
+
+    def delete(self, name: str) -> None:
+        """See `Storage`."""
+        self._disk.delete(self._root / name)
+
+    def local(self, name: str) -> Path:
+        """See `Storage`."""
+        return self._root / name
+
+    def lock(self) -> Lock:
+        """See `Storage`."""
+        return FileLock(self._root / ".lock", self.location)
+
+    def close(self) -> None:
+        """See `Storage`."""
+
+
+class ObjectStorage:
+    """A directory in an object store, through an object that behaves like a `pathlib.Path`."""
+
+    def __init__(self, root: Any, disk: Disk) -> None:
+        self._root = root
+        self._disk = disk
+        self.location = str(root)
+        self._kept = tempfile.TemporaryDirectory(prefix="ollama-batch-")
+
+    def names(self, folder: str) -> list[str]:
+        """See `Storage`."""
+        try:
+            return sorted(f"{folder}/{entry.name}" for entry in (self._root / folder).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes | None:
+        """See `Storage`."""
+        try:
+            with (self._root / name).open("rb") as file:
+                data: bytes = file.read()
+                return data
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[Writing]:
+        """See `Storage`."""
+        beside = Path(self._kept.name, name.replace("/", "%"))
+        with beside.open("wb") as file:
+            yield Writing(self._disk, file)
+        self._disk.upload(beside, self._root / name)
+        if not name.startswith("parts/"):  # parts are read again when the results are put together
+            beside.unlink()
+
+    def delete(self, name: str) -> None:
+        """See `Storage`."""
+        self._disk.delete(self._root / name)
+
+    def local(self, name: str) -> Path:
+        """See `Storage`."""
+        kept = Path(self._kept.name, name.replace("/", "%"))
+        if not kept.exists():
+            with (self._root / name).open("rb") as remote, kept.open("wb") as file:
+                shutil.copyfileobj(remote, file, 1 << 20)
+        return kept
+
+    def lock(self) -> Lock:
+        """See `Storage`."""
+        return LeaseLock(self)
+
+    def close(self) -> None:
+        """See `Storage`."""
+        self._kept.cleanup()
