@@ -5,7 +5,7 @@ from collections import Counter
 from functools import lru_cache
 
 _ASKS = re.compile(r"\b(summar\w*|tl;?dr|abstract|gist|in (one|two|a few) sentences?)\b", re.IGNORECASE)
-_FENCE = re.compile(r"```.*?(```|\Z)|^\s*\.\. [\w-]+::.*$|<!--.*?-->", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"```.*?(```|\Z)|^[ \t]*\.\. [^\n]*$(\n[ \t]+:[^\n]*$)*|<!--.*?-->", re.DOTALL | re.MULTILINE)
 _NOISE = (
     (re.compile(r"!\[[^\]]*\]\([^)]*\)"), " "),  # images and badges
     (re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)"), " "),
@@ -15,10 +15,20 @@ _NOISE = (
     (re.compile(r"<[^>\n]{1,200}>"), " "),  # HTML
     (re.compile(r"https?://\S+"), " "),
     (re.compile(r"\*\*|__|``?"), ""),
+    (re.compile(r"(?<![\w*])[*_](\w[^*_\n]*\w)[*_](?![\w*])"), r"\1"),  # emphasis
+    (re.compile(r"(?<=\w)_(?=[\s.,;:)]|$)"), ""),  # RST references
+    (re.compile(r"^\s*(>>>|\.\.\.|\$) .*$", re.MULTILINE), ""),  # sessions
 )
 _RULE = re.compile(r"\s*([=\-~^*#_+|:.\"'\s])\1{2,}\s*")
-_BULLET = re.compile(r"^\s*([-*+•>]|\d+[.)]|#+|\|)\s*")
+_BULLET = re.compile(r"^\s*([-*+•>]|\d+[.)]|#+|\|)(\s+|$)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_CODE = re.compile(r"#\d|[=_{}<>\\/@]|\w\(|\w\.\w")
+_BESIDE_THE_POINT = re.compile(
+    r"\b(licen[sc]ed?|changelog|documentation|docs|sponsor|tidelift|install(ed)?|issues?|support for python|see the)\b|\?$",
+    re.IGNORECASE,
+)
+_DEFINITION = re.compile(r"\b(is an?|are|provides|lets you|allows|implements|makes it)\b")
+_CANDIDATES = 100
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON = frozenset(
     """
@@ -44,7 +54,8 @@ def summarise(prompt: str, sentences: int = 2) -> str:
     Returns:
         The empty string if there is no sentence besides the instruction.
     """
-    found = _sentences(prompt)
+    # Text that explains stands at the beginning; what follows is changelogs.
+    found = _sentences(prompt)[:_CANDIDATES]
     words = [[word for word in map(str.lower, _WORD.findall(sentence)) if word not in _COMMON] for sentence in found]
     frequency = Counter(word for sentence in words for word in set(sentence))
 
@@ -53,9 +64,12 @@ def summarise(prompt: str, sentences: int = 2) -> str:
         if not distinct:
             return 0.0
         central = sum(frequency[word] for word in distinct) / (len(distinct) + 4)
-        early = 1.0 + 1.0 / (1 + position)
+        early = 1.0 + 2.0 / (1 + position)
         short = 1.0 if len(words[position]) >= 5 else 0.4
-        return central * early * short
+        prose = 1.0 / (1 + len(_CODE.findall(found[position])) / 3)
+        point = 0.4 if _BESIDE_THE_POINT.search(found[position]) else 1.0
+        definition = 1.3 if _DEFINITION.search(found[position]) else 1.0
+        return central * early * short * prose * point * definition
 
     best = sorted(range(len(found)), key=lambda position: (-weight(position), position))[:sentences]
     return " ".join(found[position] for position in sorted(best))
