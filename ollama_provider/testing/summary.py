@@ -24,7 +24,7 @@ _BULLET = re.compile(r"^\s*([-*+•>]|\d+[.)]|#+|\|)(\s+|$)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _CODE = re.compile(r"#\d|[=_{}<>\\/@]|\w\(|\w\.\w")
 _BESIDE_THE_POINT = re.compile(
-    r"\b(licen[sc]ed?|changelog|documentation|docs|sponsor|tidelift|install(ed)?|issues?|support for python|see the)\b|\?$",
+    r"\b(licen[sc]ed?|changelog|documentation|docs|sponsor|tidelift|install(ed)?|issues?|see the)\b|\?$",
     re.IGNORECASE,
 )
 _DEFINITION = re.compile(r"\b(is an?|are|provides|lets you|allows|implements|makes it)\b")
@@ -80,7 +80,7 @@ def _sentences(prompt: str) -> list[str]:
     for paragraph in _paragraphs(prompt):
         for sentence in _SENTENCE.split(paragraph):
             text = " ".join(sentence.split())
-            if 25 <= len(text) <= 400 and text[-1] in ".!?" and not _ASKS.search(text):
+            if 25 <= len(text) <= 400 and text[-1] in ".!?" and text[0] != "*" and not _ASKS.search(text):
                 found.append(text)
     if found:
         return found

@@ -38,11 +38,8 @@ WEATHER = {
 
 
 def generate(prompt: str, **fields: object) -> dict:
-    return (
-        StandIn()
-        .answer("POST", "/api/generate", {"model": "llama3.2", "prompt": prompt, "stream": False, **fields})
-        .json
-    )
+    body = {"model": "llama3.2", "prompt": prompt, "stream": False, **fields}
+    return StandIn().answer("POST", "/api/generate", body).json
 
 
 def chat(*messages: tuple[str, str], model: str = "llama3.2", **fields: object) -> dict:
