@@ -1,0 +1,103 @@
+"""How long an attempt waits for its next byte, and what it is called when none comes."""
+
+import math
+
+import pytest
+
+from ollama_provider.api import errors
+from ollama_provider.api.patience import patience_for
+from ollama_provider.api.schemas import (
+    CreateRequest,
+    EmbedRequest,
+    GenerateRequest,
+    PullRequest,
+    PushRequest,
+    Request,
+    TagsRequest,
+    VersionRequest,
+)
+from ollama_provider.api.settings import Timeouts
+
+GENERATE = GenerateRequest(model="m")
+TIMEOUTS = Timeouts(first_token=900, idle=120, pull_stall=300)
+
+
+def given_up(patience):
+    return patience.give_up(host="http://h", model="m")
+
+
+def test_the_first_token_has_its_own_patience():
+    """Queue, load and prompt come before the first byte, so it may take long."""
+    patience = patience_for(GENERATE, TIMEOUTS, now=1000)
+
+    assert patience.deadline == 1900
+    error = given_up(patience)
+    assert type(error) is errors.FirstTokenTimeoutError
+    assert "900 s" in str(error)
+
+
+def test_once_it_began_only_a_pause_counts():
+    """Every byte gives the answer another idle_timeout."""
+    patience = patience_for(GENERATE, TIMEOUTS, now=0)
+
+    patience.hear(800)
+    assert patience.deadline == 920
+    patience.hear(910)
+    assert patience.deadline == 1030
+    assert type(given_up(patience)) is errors.IdleTimeoutError
+
+
+def test_the_total_bounds_the_whole_attempt():
+    """An answer that keeps coming ends at total_timeout, if there is one."""
+    patience = patience_for(GENERATE, Timeouts(first_token=900, idle=120, total=100), now=0)
+
+    assert patience.deadline == 100
+    patience.hear(90)
+    assert patience.deadline == 100
+    assert type(given_up(patience)) is errors.TotalTimeoutError
+    assert not given_up(patience).retryable
+
+
+def test_an_embedding_has_to_be_worked_for_as_well():
+    """It queues and loads like a generation."""
+    assert patience_for(EmbedRequest(model="m", input="a"), TIMEOUTS, now=0).deadline == 900
+
+
+@pytest.mark.parametrize(
+    ("request_", "seconds"), [(VersionRequest(), 30), (TagsRequest(), 30), (CreateRequest(model="m"), 3600)]
+)
+def test_what_no_model_works_on_has_a_patience_of_its_own(request_, seconds):
+    """Metadata comes soon or never, whatever the timeouts of generation are."""
+    patience = patience_for(request_, Timeouts(first_token=1, idle=1, total=1), now=0)
+
+    assert patience.deadline == seconds
+    patience.hear(5)
+    assert patience.deadline == seconds + 5
+    assert type(given_up(patience)) is errors.ResponseTimeoutError
+
+
+@pytest.mark.parametrize("kind", [PullRequest, PushRequest])
+def test_a_pull_may_take_for_ever_as_long_as_it_moves(kind: type[Request]):
+    """Neither total_timeout nor idle_timeout ends a pull; lines without a byte more do."""
+    patience = patience_for(kind(model="m"), Timeouts(total=1, idle=1, pull_stall=300), now=0)
+    line = {"status": "pulling 0123", "digest": "sha256:0123", "total": 10**9}
+
+    patience.take({**line, "completed": 1000}, 100)
+    assert patience.deadline == 400
+    for now in range(101, 399):
+        patience.hear(now)
+        patience.take({**line, "completed": 1000}, now)
+    assert patience.deadline == 400
+    error = given_up(patience)
+    assert type(error) is errors.PullStalledError
+    assert "pulling 0123" in str(error)
+
+
+def test_without_a_total_there_is_no_end():
+    """The default is no bound of the whole: a long answer is none to be cut."""
+    patience = patience_for(GENERATE, TIMEOUTS, now=0)
+    for now in range(0, 10**6, 100):
+        patience.hear(now)
+
+    assert patience.deadline == 10**6 - 100 + 120
+    assert patience.deadline < math.inf
