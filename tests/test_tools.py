@@ -1,0 +1,304 @@
+"""Tools of a chat: what is offered to a model, what its calls come to, and when to stop."""
+
+import datetime as dt
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
+from ollama_provider.api.schemas import ChatReply, ChatRequest, Message, ToolCall, ToolCallFunction
+from ollama_provider.tools import KEPT, Conversation, FunctionTool, Toolbox, ToolError
+
+
+class Place(BaseModel):
+    """A place on earth."""
+
+    city: str
+    country: str | None = None
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+class Folder(BaseModel):
+    inside: list["Folder"] = []
+
+
+def forecast(place: Place, days: int = 2, *, unit: Literal["C", "F"] = "C") -> str:
+    """Return the weather to come.
+
+    It is made up.
+
+    Args:
+        place: where,
+            anywhere on earth.
+        days (int): how many.
+
+    Returns:
+        A sentence.
+    """
+    return f"{days} days in {place.city} at 20 °{unit}"
+
+
+def call(name: str, call_id: str | None = None, **arguments) -> ToolCall:
+    return ToolCall(id=call_id, function=ToolCallFunction(name=name, arguments=arguments))
+
+
+def reply(*calls: ToolCall, text: str = "") -> ChatReply:
+    return ChatReply(
+        model="m", done=True, message=Message(role="assistant", content=text, tool_calls=list(calls) or None)
+    )
+
+
+def properties(function) -> dict:
+    return FunctionTool(function).offer.function.parameters["properties"]
+
+
+def test_a_function_is_offered_by_its_signature_and_docstring():
+    """Name, description, arguments, their meaning and which are needed come from the function alone."""
+    offer = FunctionTool(forecast).offer.function
+
+    assert offer.name == "forecast"
+    assert offer.description == "Return the weather to come.\n\nIt is made up."
+    assert offer.parameters == {
+        "type": "object",
+        "properties": {
+            "place": {
+                "type": "object",
+                "description": "where, anywhere on earth.",
+                "properties": {
+                    "city": {"type": "string"},
+                    "country": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                },
+                "required": ["city"],
+            },
+            "days": {"type": "integer", "description": "how many."},
+            "unit": {"type": "string", "enum": ["C", "F"]},
+        },
+        "required": ["place"],
+    }
+
+
+def test_sphinx_docstrings_are_read_too():
+    """Not every code base writes Google's style."""
+
+    def add(first: int, second: int) -> int:
+        """Add.
+
+        :param first: the one
+        :param int second: the other
+        """
+
+    offer = FunctionTool(add).offer.function
+
+    assert offer.description == "Add."
+    assert [one["description"] for one in offer.parameters["properties"].values()] == ["the one", "the other"]
+
+
+def test_only_words_that_the_server_keeps_are_sent():
+    """What it would drop (defaults, bounds, references) would mislead whoever reads the request."""
+
+    def book(
+        where: list[Place],
+        pet: Annotated[Cat | Dog, Field(discriminator="kind")],
+        nights: Annotated[int, Field(ge=1, le=30)] = 1,
+        only: Literal["x"] = "x",
+    ) -> None: ...
+
+    def words(schema) -> set[str]:
+        inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", ())]
+        inner += [schema["items"]] if "items" in schema else []
+        return set(schema).union(*map(words, inner))
+
+    assert words(FunctionTool(book).offer.function.parameters) <= set(KEPT)
+    assert properties(book)["only"]["enum"] == ["x"]
+    assert [one["properties"]["kind"]["enum"] for one in properties(book)["pet"]["anyOf"]] == [["cat"], ["dog"]]
+
+
+def test_the_form_of_a_text_is_told():
+    """The server drops ``format``, and without it a model cannot know how a date is written."""
+
+    def when(day: dt.date) -> None: ...
+
+    assert properties(when)["day"] == {"type": "string", "description": "(format: date)"}
+
+
+def test_annotated_descriptions_are_kept():
+    """A description beside the annotation counts where the docstring has none."""
+
+    def near(city: Annotated[str, Field(description="a big one")]) -> None: ...
+
+    assert properties(near)["city"]["description"] == "a big one"
+
+
+def test_names_that_pydantic_reserves_are_names_of_arguments_like_any_other():
+    """The author of a tool need not know how arguments are checked."""
+
+    def use(schema: str, copy: bool, _x: int = 0, model_config: str = "") -> str:
+        return f"{schema} {copy} {_x} {model_config}"
+
+    assert FunctionTool(use)({"schema": "s", "copy": True, "_x": 3, "model_config": "m"}) == "s True 3 m"
+
+
+def test_arguments_are_read_as_the_function_wants_them():
+    """The function gets its own types, and its defaults for what the model left out."""
+    assert FunctionTool(forecast)({"place": {"city": "Paris"}, "days": "3"}) == "3 days in Paris at 20 °C"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "place: Field required"),
+        ({"place": {"city": ["Paris"]}}, "place.city: Input should be a valid string"),
+        ({"place": {"city": "Paris"}, "days": "many"}, "days: Input should be a valid integer"),
+        ({"place": {"city": "Paris"}, "town": 1}, "town: there is no such argument; there are place, days, unit"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments, words):
+    """The model is told which argument is wrong and what is allowed, so that it can do better."""
+    with pytest.raises(ToolError, match="the arguments do not fit") as caught:
+        FunctionTool(forecast)(arguments)
+
+    assert words in str(caught.value)
+
+
+class Unreadable:
+    pass
+
+
+def star(*numbers: int) -> None: ...
+def positional(x: int, /) -> None: ...
+def unknown(x: "Nowhere") -> None: ...  # noqa: F821
+def unreadable(x: Unreadable) -> None: ...
+def endless(x: Folder) -> None: ...
+async def late(x: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x, "no name"),
+        (late, "late is async"),
+        (star, "star takes *numbers"),
+        (positional, "positional takes x"),
+        (unknown, "'Nowhere' is not defined"),
+        (unreadable, "annotations of unreadable"),
+        (endless, "a Folder that contains itself"),
+    ],
+)
+def test_what_no_model_could_call_is_refused(function, words):
+    """It is refused by name before anything is sent."""
+    with pytest.raises(InvalidRequestError) as caught:
+        Toolbox([function])
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        ([forecast, {"name": "other"}], "functions or schemas, not both"),
+        ([forecast, forecast], "several of the name 'forecast'"),
+        (["forecast"], "tools.0: a function or a schema (a dict) is needed, not str"),
+        ([{"type": "function"}], "tools.0: the schema has no name"),
+        ([{"name": "f", "parametres": {}}], "did you mean 'parameters'?"),
+    ],
+)
+def test_what_is_no_list_of_tools_is_refused(tools, words):
+    """The place and the fault are named."""
+    with pytest.raises(InvalidRequestError) as caught:
+        Toolbox(tools)
+
+    assert words in str(caught.value)
+
+
+def test_schemas_are_offered_as_they_are():
+    """With or without the wrapping that the API has around them."""
+    function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+
+    for given in (function, {"type": "function", "function": function}):
+        box = Toolbox([given])
+        assert not box.callable
+        assert [tool.model_dump() for tool in box.offered] == [{"type": "function", "function": function}]
+
+
+def give(value):
+    """A tool that returns *value*."""
+
+    def tool() -> object:
+        return value
+
+    return tool
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("as it is", "as it is"),
+        ({"a": [1, None]}, '{"a":[1,null]}'),
+        (Place(city="Köln"), '{"city":"Köln","country":null}'),
+        (dt.date(2026, 1, 2), '"2026-01-02"'),
+        (None, "null"),
+    ],
+)
+def test_what_a_tool_returns_is_told_as_json(value, text):
+    """Plain text stays as it is."""
+    assert Toolbox([give(value)]).call(call("tool")) == text
+
+
+def test_what_is_not_json_is_told_as_text():
+    """A tool may return anything; the model reads what ``str`` makes of it."""
+    assert Toolbox([give(Unreadable)]).call(call("tool")) == str(Unreadable)
+
+
+def test_a_tool_that_was_not_offered_is_an_error_for_the_model():
+    """It is told what there is."""
+    with pytest.raises(ToolError, match=r"there is no tool 'rm'; there are forecast"):
+        Toolbox([forecast]).call(call("rm"))
+
+
+def test_what_a_tool_raises_is_let_through():
+    """Whether the task dies of it is for the caller to say; a ValidationError of its own is no misfit of arguments."""
+
+    def broken(x: int) -> None:
+        Place(city=["no"])
+
+    with pytest.raises(ValueError, match="city"):
+        Toolbox([broken]).call(call("broken", x=1))
+
+
+def test_a_conversation_grows_by_calls_and_their_outcomes():
+    """The model gets its own message back, and each outcome by the name and the id of its call."""
+    talk = Conversation(ChatRequest(model="m", messages="Weather?").messages, max_rounds=2)
+    first, second = call("forecast", "call_1", place={"city": "Paris"}), call("forecast", "call_2")
+
+    calls = talk.hear(reply(first, second))
+    talk.tell(first, "sunny")
+    talk.tell(second, "an error")
+
+    assert calls == [first, second]
+    assert [message.role for message in talk.messages] == ["user", "assistant", "tool", "tool"]
+    assert talk.messages[1].tool_calls == [first, second]
+    assert [(m.tool_name, m.tool_call_id, m.content) for m in talk.messages[2:]] == [
+        ("forecast", "call_1", "sunny"),
+        ("forecast", "call_2", "an error"),
+    ]
+    assert talk.hear(reply(text="Sunny.")) == []
+    assert (talk.rounds, talk.calls) == (1, {"forecast": 2})
+
+
+def test_a_conversation_ends_at_its_bound():
+    """A model that calls tools for ever is stopped, and the error says how often it called which."""
+    talk = Conversation([], max_rounds=2)
+    talk.hear(reply(call("forecast")))
+    talk.hear(reply(call("forecast"), call("other")))
+
+    with pytest.raises(ToolLoopError, match=r"after 2 rounds \(forecast 3 times, other 1 time\)"):
+        talk.hear(reply(call("forecast")))
