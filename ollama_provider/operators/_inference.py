@@ -1,0 +1,172 @@
+"""What generate and chat share: formats, cut prompts and answers, and what goes to XCom."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ollama_provider.api.errors import (
+    ContextLengthError,
+    CutAnswerError,
+    CutPromptError,
+    InvalidOutputError,
+    InvalidRequestError,
+    RejectedReplyError,
+)
+from ollama_provider.api.output import Output
+from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest, Think
+from ollama_provider.api.truncation import prompt_was_cut
+from ollama_provider.operators._base import OllamaOperator, one_of
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+Answer = GenerateReply | ChatReply
+
+
+class InferenceOperator(OllamaOperator):
+    """A task that asks a model once.
+
+    A subclass names its kind of request and, in `request_fields`, the fields that only this kind has.
+
+    Args:
+        options: the model's options (``{"temperature": 0, "num_ctx": 8192}``); they are laid over the connection's,
+            key by key. A misspelt name is refused.
+        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for ever.
+        think: reasoning on or off, or ``"low"``, ``"medium"``, ``"high"``, ``"max"``. Off by default, and sent
+            explicitly, since servers from 0.12.5 on let a model think that nobody asked to.
+        format: ``"json"`` or a JSON schema (dict, or JSON text out of a template). The answer is validated and goes to
+            XCom as data.
+        output_type: instead of *format*: a pydantic class, a dataclass, or ``list[...]`` of one. XCom gets plain data.
+        output: ``"text"``: XCom gets the answer, as text or, with a format, as data. ``"reply"``: the server's whole
+            reply as a dict, with ``answer_cut`` and ``prompt_cut`` added and, with a format, the data as ``data``.
+        on_truncation: what to do when the context was too small for the prompt, or the answer ended at
+            ``num_predict``: ``"warn"`` in the log and flag it, or ``"fail"``.
+        auto_pull: pull the model if the server lacks it; None is the connection's setting.
+        first_token_timeout: seconds for queue, load and prompt; None is the connection's setting.
+        idle_timeout: seconds between two pieces of the answer; None is the connection's setting.
+        total_timeout: seconds for one attempt in all; None is the connection's setting.
+
+    A second XCom value, ``usage``, holds server, model, digest, tokens, seconds, tokens a second and the two flags.
+    """
+
+    template_fields: Sequence[str] = (*OllamaOperator.template_fields, "options", "keep_alive", "format")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "format": "json"}
+    hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
+    request_kind: ClassVar[type[GenerateRequest] | type[ChatRequest]]
+
+    def __init__(
+        self,
+        *,
+        options: dict[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        think: Think = False,
+        format: Literal["json"] | dict[str, Any] | str | None = None,  # noqa: A002  # Ollama's name of the field
+        output_type: Any = None,
+        output: Literal["text", "reply"] = "text",
+        on_truncation: Literal["warn", "fail"] = "warn",
+        auto_pull: bool | None = None,
+        first_token_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        total_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        self.keep_alive = keep_alive
+        self.think = think
+        self.format = format
+        self.output_type = output_type
+        # Not self.output: every operator has that name, for the XComArg of its result.
+        self.answer_as = output
+        self.on_truncation = on_truncation
+        self.auto_pull = auto_pull
+        self.first_token_timeout = first_token_timeout
+        self.idle_timeout = idle_timeout
+        self.total_timeout = total_timeout
+
+    def request_fields(self) -> dict[str, Any]:
+        """Return the fields that only this kind of request has, checked for being empty."""
+        raise NotImplementedError
+
+    def perform(self, context: "Context") -> Any:
+        """Ask, and return the answer."""
+        output = self.read_format()
+        request = self.hook.request(
+            self.request_kind,
+            model=self.model,
+            options=self.options,
+            keep_alive=self.keep_alive,
+            think=self.think,
+            format=output and output.format,
+            truncate=False,
+            **self.request_fields(),
+        )
+        reply, prompt_cut = self.ask(request)
+        return self.deliver(context, reply, prompt_cut=prompt_cut, output=output)
+
+    def read_format(self) -> Output | None:
+        """Return what the answer must look like; None for plain text."""
+        one_of("output", self.answer_as, "text", "reply")
+        one_of("on_truncation", self.on_truncation, "warn", "fail")
+        if self.format is not None and self.output_type is not None:
+            raise InvalidRequestError("give format or output_type, not both")
+        wanted = self.output_type if self.format is None else self.format
+        return None if wanted is None else Output(wanted)
+
+    def ask(self, request: GenerateRequest | ChatRequest) -> tuple[Answer, bool]:
+        """Send the request; return the reply, and whether the server dropped a part of the prompt.
+
+        A server since 0.12.6 refuses such a prompt, and is asked once more, to cut it. Older ones do not say; there the
+        count of tokens is compared with ``options.num_ctx``, where that is set.
+        """
+        send: Callable[..., Answer] = self.hook.send
+        try:
+            reply = send(request)
+        except ContextLengthError:
+            if self.on_truncation == "fail":
+                raise
+            return send(request.model_copy(update={"truncate": None})), True
+        return reply, prompt_was_cut(request, reply)
+
+    def deliver(self, context: "Context", reply: Answer, *, prompt_cut: bool, output: Output | None) -> Any:
+        """Log and push the usage, judge the reply, and return what goes to XCom."""
+        cuts = {"answer_cut": reply.answer_cut, "prompt_cut": prompt_cut}
+        numbers = {
+            "prompt_tokens": reply.prompt_eval_count,
+            "tokens": reply.eval_count,
+            "seconds": round(reply.seconds, 3),
+            "load_seconds": round(reply.load_seconds, 3),
+            "queue_seconds": round(reply.queue_seconds, 3),
+            "tokens_per_second": reply.tokens_per_second and round(reply.tokens_per_second, 1),
+            "done_reason": reply.done_reason,
+        }
+        self.report(context, reply.model, numbers | cuts)
+        for fault in self.faults(reply, prompt_cut=prompt_cut):
+            if self.on_truncation == "fail":
+                raise fault
+            self.log.warning("%s", fault)
+        answer = self.read_answer(reply, output)
+        if self.answer_as == "text":
+            return answer
+        data = {} if output is None else {"data": answer}
+        return reply.model_dump(mode="json", exclude_none=True) | cuts | data
+
+    def faults(self, reply: Answer, *, prompt_cut: bool) -> Iterator[RejectedReplyError]:
+        """Yield what is wrong with an answer that came."""
+        where: dict[str, Any] = {"host": self.hook.settings.base_url, "model": reply.model}
+        if prompt_cut:
+            yield CutPromptError("the prompt was longer than the context, and the server dropped a part of it", **where)
+        if reply.answer_cut:
+            thought = ", all of them spent on thinking" if reply.thinking and not reply.text else ""
+            yield CutAnswerError(f"the answer was cut after {reply.eval_count} tokens{thought}", **where)
+
+    def read_answer(self, reply: Answer, output: Output | None) -> Any:
+        """Return the answer as text or, with a format, as data."""
+        if output is None:
+            return reply.text
+        try:
+            return output.read(reply.text)
+        except InvalidOutputError as error:
+            error.host, error.model = self.hook.settings.base_url, reply.model
+            # Half a JSON text is no news when the answer was cut, and asking again would cut it again.
+            raise next(self.faults(reply, prompt_cut=False), error) from None

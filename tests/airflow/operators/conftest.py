@@ -1,0 +1,71 @@
+"""One task in a DAG, run by Airflow, and what is left of it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+_DAG = """
+from datetime import datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+from ollama_provider.operators import *
+
+{above}
+
+default_args = {{"retry_delay": timedelta(0)}}
+with DAG(
+    "under_test",
+    schedule=None,
+    start_date=datetime(2026, 1, 1),
+    template_searchpath={searchpath!r},
+    default_args=default_args,
+    **{dag!r},
+):
+    {tasks}
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What is left of a task.
+
+    Attributes:
+        state: "success" or "failed".
+        tries: how often Airflow ran it.
+        value: what downstream tasks get.
+        usage: its XCom value ``usage``.
+        log: its log lines.
+    """
+
+    state: str
+    tries: int
+    value: Any
+    usage: dict[str, Any] | None
+    log: str
+
+
+RunTask = Callable[..., Ran]
+
+
+@pytest.fixture
+def run_task(run_dag, ollama_conn, tmp_path, capfd) -> RunTask:
+    """Return a function that runs the task ``t`` of a DAG, with the connection ``ollama_default`` to the stand-in.
+
+    Its argument is the source that makes the task, and those before it; *above* is source that comes first, and other
+    keywords are the DAG's. Prompt files are looked for in `tmp_path`.
+    """
+
+    def run(tasks: str, *, above: str = "", **dag: Any) -> Ran:
+        capfd.readouterr()
+        tasks = dedent(tasks).strip().replace("\n", "\n    ")
+        run = run_dag(_DAG.format(above=dedent(above), tasks=tasks, searchpath=[str(tmp_path)], dag=dag))
+        (instance,) = (instance for instance in run.get_task_instances() if instance.task_id == "t")
+        value, usage = (instance.xcom_pull(task_ids="t", key=key) for key in ("return_value", "usage"))
+        assert json.loads(json.dumps([value, usage], allow_nan=False)) == [value, usage], "not plain JSON data"
+        return Ran(str(instance.state), instance.try_number, value, usage, capfd.readouterr().out)
+
+    return run
