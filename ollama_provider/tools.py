@@ -236,7 +236,7 @@ def _as_text(value: Any) -> str:
         return str(value)
 
 
-class Conversation:
+class ToolChat:
     """A chat in which a model calls tools until it has an answer.
 
     Args:

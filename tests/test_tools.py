@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
 from ollama_provider.api.schemas import ChatReply, ChatRequest, Message, ToolCall, ToolCallFunction
-from ollama_provider.tools import KEPT, Conversation, FunctionTool, Toolbox, ToolError
+from ollama_provider.tools import KEPT, ToolChat, FunctionTool, Toolbox, ToolError
 
 
 class Place(BaseModel):
@@ -274,9 +274,9 @@ def test_what_a_tool_raises_is_let_through():
         Toolbox([broken]).call(call("broken", x=1))
 
 
-def test_a_conversation_grows_by_calls_and_their_outcomes():
+def test_a_chat_grows_by_calls_and_their_outcomes():
     """The model gets its own message back, and each outcome by the name and the id of its call."""
-    talk = Conversation(ChatRequest(model="m", messages="Weather?").messages, max_rounds=2)
+    talk = ToolChat(ChatRequest(model="m", messages="Weather?").messages, max_rounds=2)
     first, second = call("forecast", "call_1", place={"city": "Paris"}), call("forecast", "call_2")
 
     calls = talk.hear(reply(first, second))
@@ -294,9 +294,9 @@ def test_a_conversation_grows_by_calls_and_their_outcomes():
     assert (talk.rounds, talk.calls) == (1, {"forecast": 2})
 
 
-def test_a_conversation_ends_at_its_bound():
+def test_a_chat_ends_at_its_bound():
     """A model that calls tools for ever is stopped, and the error says how often it called which."""
-    talk = Conversation([], max_rounds=2)
+    talk = ToolChat([], max_rounds=2)
     talk.hear(reply(call("forecast")))
     talk.hear(reply(call("forecast"), call("other")))
 

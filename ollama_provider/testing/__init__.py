@@ -28,7 +28,8 @@ chat, embed and embeddings. A turn is
       status when early or not streamed, else a line; `Fail("max retries exceeded: EOF")` with `path="pull"`;
     * `Respond(502, "<html>…", headers={"Retry-After": "1"})` is something that answers in Ollama's place;
     * `Stall(after=None, until=None)` is silence, until `gate.open()` if a `Gate` is given;
-    * `Cut(after=None, reset=False)` breaks the connection; `Unfinished(after=3)` is a clean end without `done`;
+    * `Cut(after=None, reset=False)` breaks the connection, `CutUpload(after=1000)` with `path="blobs"` while the client
+      still sends; `Unfinished(after=3)` is a clean end without `done`;
     * `Insert(b"{broken
 ", after=1)` is raw bytes; `StuckDownload(after=2)` a pull that repeats its progress for ever;
 * or a tuple of these for one request: `(Answer("a b c"), Pace(between_tokens=0.01), Cut(after=2))`.
@@ -46,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ollama_provider.testing.catalogue import Model, default_models, default_registry
-    from ollama_provider.testing.faults import Cut, Fail, Insert, Respond, Stall, StuckDownload, Unfinished
+    from ollama_provider.testing.faults import Cut, CutUpload, Fail, Insert, Respond, Stall, StuckDownload, Unfinished
     from ollama_provider.testing.script import Answer, Ordinary, Pace
     from ollama_provider.testing.server import Server, serve
     from ollama_provider.testing.stand_in import Seen, StandIn
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Cut",
+    "CutUpload",
     "Fail",
     "Gate",
     "Insert",
@@ -77,7 +79,7 @@ __all__ = [
 # Loaded when they are asked for: pytest imports this package in every run on a machine where it is installed.
 _HOMES = {
     "catalogue": ("Model", "default_models", "default_registry"),
-    "faults": ("Cut", "Fail", "Insert", "Respond", "Stall", "StuckDownload", "Unfinished"),
+    "faults": ("Cut", "CutUpload", "Fail", "Insert", "Respond", "Stall", "StuckDownload", "Unfinished"),
     "script": ("Answer", "Ordinary", "Pace"),
     "server": ("Server", "serve"),
     "stand_in": ("Seen", "StandIn"),

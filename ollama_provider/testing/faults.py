@@ -180,6 +180,23 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class CutUpload:
+    """The connection breaks while the client still sends its body, and nothing of it is kept.
+
+    Attributes:
+        after: Bytes of the body that are read before.
+        reset: With RST instead of FIN.
+    """
+
+    after: int
+    reset: bool = True
+
+    def apply(self, _: Steps, earliest: Earliest, /) -> Steps:  # noqa: ARG002 - Ollama is not asked
+        """See `Fault`."""
+        yield Break(self.reset)
+
+
+@dataclass(frozen=True, slots=True)
 class Unfinished:
     """The stream ends cleanly without its last line: the repeat guard, or a runner that went away.
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ollama_provider.testing.faults import Fault
+from ollama_provider.testing.faults import CutUpload, Fault
 from ollama_provider.testing.go import Json
 from ollama_provider.testing.names import parse
 
@@ -159,6 +159,14 @@ class Script:
                 self.unscripted.append(f"{path} of {model or 'no model'}")
                 return None
         return Plan()
+
+    def body_limit(self, path: str) -> int | None:
+        """How many bytes of its body the next request may send; None if no `CutUpload` is scripted for *path*."""
+        with self._lock:
+            for rule in self._rules:
+                if path in rule.paths and isinstance(rule.turns[0], CutUpload):
+                    return rule.turns[0].after
+        return None
 
     @property
     def unused(self) -> list[str]:

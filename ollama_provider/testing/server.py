@@ -98,12 +98,12 @@ class Server:
         transport = request.transport
         if transport is None:
             raise asyncio.CancelledError
+        path = unquote(request.raw_path.partition("?")[0])
+        limit = self.stand_in.body_limit(request.method, path)
         # Not request.read(): Ollama has no limit for the size of a body.
-        body = await request.content.read()
+        body = await request.content.read(-1 if limit is None else limit)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        steps = self.stand_in.exchange(
-            Request(request.method, unquote(request.raw_path.partition("?")[0]), headers, body)
-        )
+        steps = self.stand_in.exchange(Request(request.method, path, headers, body))
         self._connections.add(transport)
         try:
             return await self._send(request, transport, steps)

@@ -146,7 +146,8 @@ class StandIn:
         Args:
             turns: A turn is an answer (text; a dict or list becomes JSON text; `Answer`), a `Pace`, a fault, or a tuple
                 of these for one request.
-            path: `"pull"` or `"/api/pull"`; `"*"` is any. By default generate, chat, embed and embeddings.
+            path: `"pull"` or `"/api/pull"`; `"blobs"` is the upload of any blob; `"*"` is any. By default generate,
+                chat, embed and embeddings.
             model: Only requests for this model, in any spelling.
             where: Only requests whose JSON body satisfies this.
             times: Each turn is for so many requests.
@@ -277,13 +278,21 @@ class StandIn:
         data = body if json is None else dumps(json).encode()
         return collect(self.exchange(Request(method, path, headers or {}, data)))
 
+    def body_limit(self, method: str, path: str) -> int | None:
+        """How many bytes of the body to read before the connection breaks; None is all, and no break."""
+        return self._script.body_limit(_scripted_path(method, path))
+
     def exchange(self, request: Request) -> Steps:
         """The steps of an answer. Closing the iterator before its end is the client's hanging up."""
         with self._noted(request) as seen:
             if (refused := self._refused_at_the_door(request)) is not None:
                 yield refused
                 return
-            plan = self._script.take(request.path, seen.model, seen.json if isinstance(seen.json, dict) else {})
+            plan = self._script.take(
+                _scripted_path(request.method, request.path),
+                seen.model,
+                seen.json if isinstance(seen.json, dict) else {},
+            )
             if plan is None:
                 yield _error(
                     500, f"the stand-in is strict and has no script for {request.path} of {seen.model or 'no model'}"
@@ -359,6 +368,11 @@ class StandIn:
             yield Line(dumps({"error": refusal.text}).encode() + b"\n")
         else:
             yield _error(refusal.status, refusal.text, "application/json" if refusal.late and streamed else JSON)
+
+
+def _scripted_path(method: str, path: str) -> str:
+    """The path by which a script speaks of a request."""
+    return "/api/blobs" if method == "POST" and path.startswith("/api/blobs/") else path
 
 
 def _error(status: int, text: str, content_type: str = JSON) -> Whole:

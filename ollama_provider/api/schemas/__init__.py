@@ -1,6 +1,7 @@
 """The wire: each Request names its path, its reply, and whether it may be repeated."""
 
 from ollama_provider.api.schemas.base import Metrics, Part, Reply, ReplyT, Request
+from ollama_provider.api.schemas.blobs import HeadBlobRequest, PushBlobRequest
 from ollama_provider.api.schemas.embedding import (
     EmbedReply,
     EmbedRequest,
@@ -56,6 +57,7 @@ __all__ = [
     "Format",
     "GenerateReply",
     "GenerateRequest",
+    "HeadBlobRequest",
     "Image",
     "InferenceReply",
     "InferenceRequest",
@@ -71,6 +73,7 @@ __all__ = [
     "PsReply",
     "PsRequest",
     "PullRequest",
+    "PushBlobRequest",
     "PushRequest",
     "Reply",
     "ReplyT",
