@@ -18,7 +18,8 @@ ARTICLE = """Summarise this text in two sentences.
 # The harbour
 
 ![badge](https://example.com/badge.svg)
-The harbour of the old town was rebuilt after the flood of 1953. Today the harbour serves fishing boats and a small ferry.
+The harbour of the old town was rebuilt after the flood of 1953.
+Today the harbour serves fishing boats and a small ferry.
 
 * Boats are repaired in the harbour during the winter.
 

@@ -1,0 +1,220 @@
+"""Pulls, pushes, creation and blobs."""
+
+import hashlib
+import json
+from itertools import takewhile
+
+from ollama_provider.testing import Cut, Model, Reply, StandIn
+from ollama_provider.testing.steps import Line, Pause, Request, Steps
+
+
+def post(stand_in: StandIn, path: str, **body: object) -> Reply:
+    return stand_in.answer("POST", f"/api/{path}", body)
+
+
+def names(stand_in: StandIn) -> set[str]:
+    return {model["name"] for model in stand_in.answer("GET", "/api/tags").json["models"]}
+
+
+def test_a_pull_reports_each_layer_and_ends_with_success() -> None:
+    """One layer after another, `completed` missing while it is 0; the model is there only at the end."""
+    stand_in = StandIn()
+
+    lines = post(stand_in, "pull", model="mistral").lines
+
+    assert lines[0] == {"status": "pulling manifest"}
+    assert set(lines[1]) == {"status", "digest", "total"}
+    assert lines[1]["status"] == f"pulling {lines[1]['digest'].removeprefix('sha256:')[:12]}"
+    completed = [line.get("completed", 0) for line in lines if line.get("digest") == lines[1]["digest"]]
+    assert completed == sorted(completed)
+    assert completed[-1] == lines[1]["total"]
+    assert [line["status"] for line in lines[-3:]] == ["verifying sha256 digest", "writing manifest", "success"]
+    assert "mistral:latest" in names(stand_in)
+    assert stand_in.downloads == {"mistral:latest": 1}
+
+
+def test_a_pull_without_stream_says_success_alone() -> None:
+    """One object, content type without charset."""
+    reply = post(StandIn(), "pull", name="mistral", stream=False)
+
+    assert (reply.json, reply.headers["content-type"]) == ({"status": "success"}, "application/json")
+
+
+def test_an_unknown_model_fails_in_band_or_with_500() -> None:
+    """Never with 404."""
+    stand_in = StandIn()
+
+    assert post(stand_in, "pull", model="nope").lines[-1] == {"error": "pull model manifest: file does not exist"}
+    assert post(stand_in, "pull", model="nope", stream=False).status == 500
+    assert post(stand_in, "pull", model="a b").json == {"error": "invalid model name"}
+
+
+def test_a_model_that_is_there_is_not_downloaded_again() -> None:
+    """One line a layer, at 100 %."""
+    stand_in = StandIn()
+
+    lines = post(stand_in, "pull", model="llama3.2").lines
+
+    assert all(line["completed"] == line["total"] for line in lines if "digest" in line)
+    assert lines[-1] == {"status": "success"}
+    assert stand_in.downloads == {}
+
+
+def test_a_moved_tag_is_replaced() -> None:
+    """Old layers are removed, and the digest is the new one."""
+    stand_in = StandIn()
+    stand_in.offer(Model("llama3.2", ("completion",), revision=1))
+
+    lines = post(stand_in, "pull", model="llama3.2").lines
+
+    assert {"status": "removing unused layers"} in lines
+    assert stand_in.model("llama3.2").revision == 1
+    assert stand_in.downloads == {"llama3.2:latest": 1}
+
+
+def test_an_interrupted_pull_resumes() -> None:
+    """What had come before the cut is not fetched again; the model is not there meanwhile."""
+    stand_in = StandIn()
+    stand_in.script(Cut(after=4), path="pull")
+    cut = post(stand_in, "pull", model="mistral")
+    was_there = "mistral:latest" in names(stand_in)
+
+    resumed = post(stand_in, "pull", model="mistral").lines
+
+    assert cut.cut
+    assert not was_there
+    assert resumed[1]["completed"] >= cut.lines[-1]["completed"] > 0
+    assert resumed[-1] == {"status": "success"}
+
+
+def test_pulls_at_the_same_time_share_the_download() -> None:
+    """All see the same counter, and when the first of them leaves the download goes on for those who wait."""
+    stand_in = StandIn(pull_seconds=1)
+    first, second, third = (
+        stand_in.exchange(Request("POST", "/api/pull", {}, b'{"model":"mistral"}')) for _ in range(3)
+    )
+    for steps in (first, second, third):
+        _until_a_pause(steps)
+    moved, seen = _until_a_pause(first), _until_a_pause(second)
+    first.close()
+    last = [_lines(steps)[-1] for steps in (second, third)]
+
+    assert moved[-1]["completed"] == seen[-1]["completed"] > 0
+    assert last == [{"status": "success"}] * 2
+    assert stand_in.downloads == {"mistral:latest": 1}
+
+
+def _until_a_pause(steps: Steps) -> list[dict]:
+    return [
+        json.loads(step.data)
+        for step in takewhile(lambda step: not isinstance(step, Pause), steps)
+        if isinstance(step, Line)
+    ]
+
+
+def _lines(steps: Steps) -> list[dict]:
+    return [json.loads(step.data) for step in steps if isinstance(step, Line)]
+
+
+def test_a_push_ends_with_success() -> None:
+    """It looks like one, and nothing leaves this machine."""
+    lines = post(StandIn(), "push", model="llama3.2").lines
+
+    assert [lines[0]["status"], lines[-2]["status"], lines[-1]["status"]] == [
+        "retrieving manifest",
+        "pushing manifest",
+        "success",
+    ]
+    assert "not found" in post(StandIn(), "push", model="nope").lines[-1]["error"]
+
+
+def test_a_model_from_another_one() -> None:
+    """The weights are shared, system and parameters are its own, and show says all of it."""
+    stand_in = StandIn()
+
+    made = post(
+        stand_in,
+        "create",
+        model="pirate",
+        **{"from": "llama3.2"},
+        system="You are a pirate.",
+        parameters={"temperature": 0.1, "stop": ["Arr"]},
+        messages=[{"role": "user", "content": "hi"}],
+        license=["MIT"],
+    )
+    shown = post(stand_in, "show", model="pirate").json
+
+    assert made.lines[-1] == {"status": "success"}
+    assert "using existing layer" in made.lines[0]["status"]
+    assert shown["system"] == "You are a pirate."
+    assert shown["parameters"] == 'stop                           "Arr"\ntemperature                    0.1'
+    assert shown["messages"] == [{"role": "user", "content": "hi"}]
+    assert shown["license"] == "MIT"
+    assert "PARAMETER temperature 0.1" in shown["modelfile"]
+    assert shown["details"]["parent_model"] == "llama3.2:latest"
+
+
+def test_the_parameters_of_a_model_are_defaults() -> None:
+    """A request overrides them."""
+    stand_in = StandIn([Model("short", parameters={"num_predict": 3})])
+    ask = {"model": "short", "prompt": "hello", "stream": False}
+
+    assert stand_in.answer("POST", "/api/generate", ask).json["eval_count"] == 3
+    assert stand_in.answer("POST", "/api/generate", ask | {"options": {"num_predict": 5}}).json["eval_count"] == 5
+
+
+def test_creating_from_a_missing_model_pulls_it() -> None:
+    """One `success`, at the end."""
+    stand_in = StandIn()
+
+    lines = post(stand_in, "create", model="mine", **{"from": "mistral"}).lines
+
+    assert {"mine:latest", "mistral:latest"} <= names(stand_in)
+    assert lines.count({"status": "success"}) == 1
+
+
+def test_a_model_from_an_uploaded_file() -> None:
+    """The blob has to be there, under the digest of its bytes."""
+    stand_in, data = StandIn(), b"GGUF"
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    blob = f"/api/blobs/{digest}"
+    missing = post(stand_in, "create", model="mine", files={"m.gguf": digest}, stream=False)
+
+    assert missing.status == 500
+    assert stand_in.answer("HEAD", blob).status == 404
+    assert stand_in.answer("POST", blob, body=data).status == 201
+    assert stand_in.answer("POST", blob, body=data).status == 200
+    assert stand_in.answer("HEAD", blob).status == 200
+    assert post(stand_in, "create", model="mine", files={"m.gguf": digest}, stream=False).json == {"status": "success"}
+    assert stand_in.answer("POST", "/api/blobs/sha256:12", body=data).json == {"error": "invalid digest format"}
+
+
+def test_a_quantised_model_is_smaller() -> None:
+    """With its level in the details."""
+    stand_in = StandIn()
+
+    post(stand_in, "create", model="small", **{"from": "llama3.2"}, quantize="q4_0")
+
+    assert stand_in.model("small").quantization_level == "q4_0"
+    assert stand_in.model("small").size < stand_in.model("llama3.2").size
+
+
+def test_a_copy_has_the_same_digest() -> None:
+    """And goes by another name."""
+    stand_in = StandIn()
+
+    assert post(stand_in, "copy", source="llama3.2", destination="mine").body == b""
+    assert stand_in.model("mine").digest == stand_in.model("llama3.2").digest
+
+
+def test_a_deleted_model_has_to_be_downloaded_again() -> None:
+    """Unless another one has the same weights."""
+    stand_in = StandIn()
+    post(stand_in, "copy", source="qwen3", destination="mine")
+
+    for name in ("llama3.2", "qwen3"):
+        assert stand_in.answer("DELETE", "/api/delete", {"model": name}).status == 200
+        assert stand_in.answer("DELETE", "/api/delete", {"model": name}).json == {"error": f"model '{name}' not found"}
+        post(stand_in, "pull", model=name)
+
+    assert stand_in.downloads == {"llama3.2:latest": 1}
