@@ -56,7 +56,7 @@ e2e-celery: .venv-celery/.ready ## CeleryExecutor, PostgreSQL, Redis and two wor
 
 .PHONY: wheel
 wheel: $(VENV)/.e2e ## The wheel, installed alone beside every supported Airflow
-	$(BIN)/python -m pytest tests/e2e/test_wheel.py
+	$(BIN)/python -m pytest -o tmp_path_retention_policy=failed tests/e2e/test_wheel.py
 
 .PHONY: live
 live: setup ## The contract against a real server: OLLAMA_HOST=http://gpu1:11434 make live

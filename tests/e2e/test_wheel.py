@@ -1,0 +1,88 @@
+"""The package as users get it: the wheel, alone in a new environment, beside each supported Airflow."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import ollama_provider
+
+ROOT = Path(__file__).parents[2]
+LINES = sorted(path.stem.removeprefix("airflow-") for path in (ROOT / "constraints").glob("airflow-*.txt"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source tree."""
+    directory = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory], cwd=ROOT, check=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
+    """Every module is there, with the mark that it is typed and the license; no test, DAG or tool is."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider").rglob("*.py")}
+    metadata = f"airflow_provider_ollama-{ollama_provider.__version__}.dist-info/"
+
+    others = {name for name in names if not name.startswith(metadata)}
+
+    assert others == modules | {"ollama_provider/py.typed"}
+    assert f"{metadata}licenses/LICENSE" in names
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    """Name, version, license and the two entry points are those of the project."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(path).decode())
+        entry_points = archive.read(path.replace("METADATA", "entry_points.txt")).decode()
+
+    assert metadata["Name"] == "airflow-provider-ollama"
+    assert metadata["Version"] == ollama_provider.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "ollama_provider.provider_info:get_provider_info" in entry_points
+    assert "ollama_provider.testing.plugin" in entry_points
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("line", LINES)
+def test_airflow_finds_the_wheel(wheel: Path, line: str, tmp_path: Path) -> None:
+    """Installed with nothing but its own dependencies, Airflow lists it, with its connection type and hook."""
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
+    constraints = ROOT / "constraints" / f"airflow-{line}.txt"
+    subprocess.run([programs / "pip", "install", "--quiet", "--constraint", constraints, wheel], check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    environment["AIRFLOW_HOME"] = str(tmp_path / "airflow")
+
+    def ask(*command: str) -> list[dict[str, str]]:
+        # From a directory without the source tree: what answers is the wheel.
+        done = subprocess.run(
+            [programs / "airflow", *command, "--output", "json"],
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    (provider,) = (found for found in ask("providers", "list") if found["package_name"] == "airflow-provider-ollama")
+    (hook,) = (found for found in ask("providers", "hooks") if found["connection_type"] == "ollama")
+
+    assert provider["version"] == ollama_provider.__version__
+    assert (hook["hook_name"], hook["class"]) == ("Ollama", "ollama_provider.hooks.OllamaHook")
+    subprocess.run(
+        [programs / "python", "-c", "import ollama_provider.operators, ollama_provider.sensors"],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
