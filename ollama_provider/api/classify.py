@@ -306,8 +306,9 @@ _BY_CAUSE: tuple[tuple[tuple[type[BaseException], ...], _Kind, str], ...] = (
 def _read_failure(error: Exception, *, answered: bool) -> tuple[_Kind, str]:
     causes = list(_causes(error))
     for kinds, kind, what in _BY_CAUSE:
-        if (cause := next((cause for cause in causes if isinstance(cause, kinds)), None)) is not None:
-            return kind, what.format(_reason(cause))
+        found = [cause for cause in causes if isinstance(cause, kinds)]
+        if found:
+            return kind, what.format(_reason(found[-1]))
     if answered:
         return errors.IncompleteReplyError, "the connection broke in the middle of the answer"
     if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
@@ -320,17 +321,22 @@ def _read_failure(error: Exception, *, answered: bool) -> tuple[_Kind, str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Walk from an error down to what caused it: httpx wraps what a socket raised, more than once."""
+    """Walk from an error down to what caused it: httpx wraps what a socket raised, more than once.
+
+    Its core keeps the inner one as its argument and cuts the ``__cause__``. The ``__context__`` is of no use: at its
+    end stands whatever the caller happens to be handling.
+    """
     current: BaseException | None = error
     while current is not None:
         yield current
-        current = current.__cause__
+        inner = current.args[0] if current.args else None
+        current = current.__cause__ or (inner if isinstance(inner, BaseException) else None)
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return quote(error.verify_message or str(error))
-    if isinstance(error, ssl.SSLError) and error.reason:
+    if isinstance(error, ssl.SSLError) and getattr(error, "reason", None):
         return error.reason.replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -6,7 +6,7 @@ A status of 200 is not success: an inference succeeded when its last object says
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Generic
 
@@ -107,18 +107,21 @@ class Decoder:
         self._size = 0
         self._last: dict[str, Any] | None = None
 
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Take bytes, return the objects that are complete now.
+    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """Take bytes, give the objects that are complete now.
 
         Raises:
-            OllamaError: one of them is an error, or no JSON object.
+            OllamaError: one of them is an error, or no JSON object; those before it are given first.
         """
         if self._request.streamed and not self._refused:
-            return [self._read(line) for line in self._lines.feed(data)]
+            for line in self._lines.feed(data):
+                yield self._read(line)
+            return
         self._body.append(data)
         self._size += len(data)
         # What refuses us need not be Ollama, and its page need not end.
-        return self.end() if self._refused and self._size > LONGEST_REFUSAL else []
+        if self._refused and self._size > LONGEST_REFUSAL:
+            yield from self.end()
 
     @property
     def complete(self) -> bool:
@@ -127,8 +130,8 @@ class Decoder:
         last = self._last
         return last is not None and (last.get("done") is True or last.get("status") == "success")
 
-    def end(self) -> list[dict[str, Any]]:
-        """Return the last objects.
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Give the last objects.
 
         Raises:
             OllamaError: the answer says no, or it is not complete.
@@ -144,19 +147,15 @@ class Decoder:
                 model=model_of(self._request),
                 now=self._now,
             )
-        if not self._request.streamed:
-            return [self._read(body)] if body.strip() else self._without_body()
-        objects = [self._read(line) for line in self._lines.end()]
-        if self._last is None:
+        if self._request.streamed:
+            for line in self._lines.end():
+                yield self._read(line)
+        elif body.strip():
+            yield self._read(body)
+        if self._last is None and self._request.answered:
             raise self._error(IncompleteReplyError, "the answer is empty")
-        if not self.complete:
+        if self._request.streamed and not self.complete:
             raise self._error(IncompleteReplyError, "the answer ended before its last object")
-        return objects
-
-    def _without_body(self) -> list[dict[str, Any]]:
-        if self._request.answered:
-            raise self._error(IncompleteReplyError, f"{self._request.target} answers without a body")
-        return []
 
     def _read(self, line: bytes) -> dict[str, Any]:
         try:

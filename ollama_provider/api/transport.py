@@ -263,7 +263,11 @@ class AsyncExchange:
         self, method: str, url: httpx.URL, body: bytes | Iterable[bytes] | None, deadline: float
     ) -> httpx.Response:
         """Send the request, return the head of the answer."""
-        content = body if body is None or isinstance(body, bytes) else _each(body)
+        if body is None or (isinstance(body, bytes) and method != "DELETE"):
+            content: bytes | AsyncIterator[bytes] | None = body
+        else:
+            # aiohttp sends a DELETE again by itself when the connection breaks, unless the body is gone by then.
+            content = _each([body] if isinstance(body, bytes) else body)
         request = self._wire.request(method, url, content)
         with _plain_errors():
             async with asyncio.timeout(_left(deadline)):

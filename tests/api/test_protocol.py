@@ -46,7 +46,7 @@ def as_lines(*objects: object) -> bytes:
 def decode(request, *chunks: bytes, status: int = 200, headers: dict[str, str] | None = None):
     decoder = Decoder(request, status, headers or {}, host="http://h", now=datetime.now(UTC))
     objects = [found for chunk in chunks for found in decoder.feed(chunk)]
-    return objects + decoder.end()
+    return objects + list(decoder.end())
 
 
 def reply(request, *objects):

@@ -1,0 +1,72 @@
+"""One AsyncClient for all coroutines of an event loop that talk to the same server in the same way.
+
+A triggerer runs a thousand waiting tasks in one loop: a client, and so a pool of connections, a task would cost more
+than all they do with it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from weakref import WeakKeyDictionary
+
+from ollama_provider.api.client import AsyncClient
+from ollama_provider.api.events import Listener
+from ollama_provider.api.settings import Settings
+
+
+@dataclass
+class _Shared:
+    """A client and how many use it."""
+
+    settings: Settings
+    concurrency: int
+    client: AsyncClient
+    users: int = 0
+
+
+@dataclass
+class _Loop:
+    """The clients of one event loop."""
+
+    clients: list[_Shared] = field(default_factory=list)
+    making: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def shared_client(settings: Settings, *, listener: Listener, concurrency: int) -> AsyncIterator[AsyncClient]:
+    """Yield the client that all who ask with equal arguments in this loop use; the last one who leaves closes it.
+
+    Args:
+        settings: where the server is and how to treat it.
+        listener: told of the calls of all users, if this is the first one; it runs in the task whose call it is about.
+        concurrency: requests in flight at a time; others wait for their turn.
+
+    Raises:
+        InvalidRequestError: see `AsyncClient`.
+    """
+    loop = _loops.setdefault(asyncio.get_running_loop(), _Loop())
+    async with loop.making:
+        shared = next((s for s in loop.clients if s.settings == settings and s.concurrency == concurrency), None)
+        if shared is None:
+            # In a thread: certificates are read from files, and aiohttp takes half a second to load.
+            client = await asyncio.to_thread(_make, settings, listener, concurrency)
+            shared = _Shared(settings, concurrency, client)
+            loop.clients.append(shared)
+        shared.users += 1
+    try:
+        yield shared.client
+    finally:
+        shared.users -= 1
+        if not shared.users:
+            loop.clients.remove(shared)
+            await shared.client.close()
+
+
+def _make(settings: Settings, listener: Listener, concurrency: int) -> AsyncClient:
+    import_module("httpx_aiohttp")
+    return AsyncClient(settings, listener=listener, concurrency=concurrency)
