@@ -30,12 +30,11 @@ chat, embed and embeddings. A turn is
     * `Stall(after=None, until=None)` is silence, until `gate.open()` if a `Gate` is given;
     * `Cut(after=None, reset=False)` breaks the connection, `CutUpload(after=1000)` with `path="blobs"` while the client
       still sends; `Unfinished(after=3)` is a clean end without `done`;
-    * `Insert(b"{broken
-", after=1)` is raw bytes; `StuckDownload(after=2)` a pull that repeats its progress for ever;
+    * `Insert(b"{broken\n", after=1)` is raw bytes; `StuckDownload(after=2)` a pull that repeats its progress for ever;
 * or a tuple of these for one request: `(Answer("a b c"), Pace(between_tokens=0.01), Cut(after=2))`.
 
     stand_in.script(Fail("server busy, please try again.  maximum pending requests exceeded", status=503), times=2)
-    stand_in.script(Cut(after=3), model="qwen3", where=lambda body: "boom" in body["prompt"])
+    stand_in.script(Cut(after=3), model="qwen3", where=lambda body: "boom" in body.get("prompt", ""))
 
 **State.** `stand_in.install(Model("m", ("embedding",)))`, `.remove("llama3.2")`, `.retag("llama3.2")` (another digest),
 `.offer(…)` and `.withdraw(…)` (registry); `.requests`, `.open_requests`, `.loads`, `.downloads`,

@@ -161,7 +161,7 @@ class Script:
         return Plan()
 
     def body_limit(self, path: str) -> int | None:
-        """How many bytes of its body the next request may send; None if no `CutUpload` is scripted for *path*."""
+        """Bytes of its body the next request may send; None if no `CutUpload` is scripted for *path*."""
         with self._lock:
             for rule in self._rules:
                 if path in rule.paths and isinstance(rule.turns[0], CutUpload):

@@ -110,7 +110,7 @@ class Server:
         finally:
             self._connections.discard(transport)
             # The client hung up, or the server stops: the stand-in gives slot and place in the queue back.
-            steps.close()  # type: ignore[attr-defined]
+            steps.close()
 
     async def _send(self, request: web.BaseRequest, transport: asyncio.Transport, steps: Steps) -> web.StreamResponse:
         stream: web.StreamResponse | None = None

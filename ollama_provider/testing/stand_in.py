@@ -1,49 +1,19 @@
 """A pure Ollama: a request in, the steps of a reply out. No socket, no waiting, no model."""
 
-import ipaddress
-import posixpath
-import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
-from ollama_provider.testing import fields, library
+from ollama_provider.testing import library
 from ollama_provider.testing.catalogue import Model, default_models, default_registry
-from ollama_provider.testing.creating import create
-from ollama_provider.testing.embedding import embed, embeddings
-from ollama_provider.testing.faults import Earliest
 from ollama_provider.testing.go import BadRequestError, Json, decode, dumps
-from ollama_provider.testing.inference import chat, generate
-from ollama_provider.testing.pulling import pull, push
+from ollama_provider.testing.routes import earliest, error, handle
 from ollama_provider.testing.scheduler import FOR_EVER, Scheduler
-from ollama_provider.testing.script import Plan, Script, Turn, rule
-from ollama_provider.testing.state import Call, RefusalError, State, wall_clock
-from ollama_provider.testing.steps import JSON, Head, Line, Reply, Request, Steps, Whole, collect
-
-_Handler = Callable[[State, Call], Steps]
-
-_ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
-    "/api/generate": ("0.1.0", {"POST": generate}),
-    "/api/chat": ("0.1.14", {"POST": chat}),
-    "/api/embed": ("0.2.6", {"POST": embed}),
-    "/api/embeddings": ("0.1.0", {"POST": embeddings}),
-    "/api/tags": ("0.1.0", {"GET": library.tags, "HEAD": library.tags}),
-    "/api/show": ("0.1.0", {"POST": library.show}),
-    "/api/ps": ("0.1.38", {"GET": library.ps}),
-    "/api/version": ("0.1.14", {"GET": library.version, "HEAD": library.version}),
-    "/api/status": ("0.16.2", {"GET": library.status}),
-    "/api/pull": ("0.1.0", {"POST": pull}),
-    "/api/push": ("0.1.0", {"POST": push}),
-    "/api/create": ("0.1.0", {"POST": create}),
-    "/api/copy": ("0.1.0", {"POST": library.copy}),
-    "/api/delete": ("0.1.0", {"DELETE": library.delete}),
-    "/api/blobs/": ("0.1.10", {"HEAD": library.blob, "POST": library.blob}),
-}
-_TRANSFERS = frozenset({"/api/pull", "/api/push", "/api/create"})
-_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+from ollama_provider.testing.script import Script, Turn, rule
+from ollama_provider.testing.state import State, wall_clock
+from ollama_provider.testing.steps import Reply, Request, Steps, collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,25 +255,22 @@ class StandIn:
     def exchange(self, request: Request) -> Steps:
         """The steps of an answer. Closing the iterator before its end is the client's hanging up."""
         with self._noted(request) as seen:
-            if (refused := self._refused_at_the_door(request)) is not None:
-                yield refused
-                return
             plan = self._script.take(
                 _scripted_path(request.method, request.path),
                 seen.model,
                 seen.json if isinstance(seen.json, dict) else {},
             )
             if plan is None:
-                yield _error(
-                    500, f"the stand-in is strict and has no script for {request.path} of {seen.model or 'no model'}"
-                )
+                yield error(500, f"the stand-in is strict and has no script for {request.path} of {seen.model or '?'}")
                 return
-            steps = self._handle(request, plan)
-            transfers = request.path in _TRANSFERS
-            earliest = Earliest(lines=int(transfers), status=not transfers and self._state.since("0.12.6"))
+            handled = steps = handle(self._state, request, plan)
             for fault in plan.faults:
-                steps = fault.apply(steps, earliest)
-            yield from steps
+                steps = fault.apply(steps, earliest(self._state, request.path))
+            try:
+                yield from steps
+            finally:
+                # A fault may have left it half-way: only its closing gives the slot back.
+                handled.close()
 
     @contextmanager
     def _noted(self, request: Request) -> Iterator[Seen]:
@@ -325,73 +292,7 @@ class StandIn:
                 del self._open[number]
                 self._changed.notify_all()
 
-    def _refused_at_the_door(self, request: Request) -> Whole | None:
-        if self._state.loopback and not (_is_local(request.headers.get("host", "")) and _is_local(_origin(request))):
-            return Whole(403, content_type=None)
-        cleaned = posixpath.normpath(request.path)
-        if "//" in request.path:
-            moved = 307 if self._state.since("0.23.1") else 301
-            return Whole(moved, content_type=None, headers={"Location": "/" + cleaned.lstrip("/")})
-        if request.path.endswith("/") and cleaned in _ROUTES:
-            return Whole(301 if request.method == "GET" else 307, content_type=None, headers={"Location": cleaned})
-        return None
-
-    def _handle(self, request: Request, plan: Plan) -> Steps:
-        if request.path == "/" and request.method in {"GET", "HEAD"}:
-            yield Whole(200, b"Ollama is running", "text/plain; charset=utf-8")
-            return
-        path = "/api/blobs/" if request.path.startswith("/api/blobs/") else request.path
-        since, handlers = _ROUTES.get(path, ("", {}))
-        if not handlers or not self._state.since(since):
-            yield Whole(404, b"404 page not found", "text/plain")
-            return
-        if (handler := handlers.get(request.method)) is None:
-            if self._state.since("0.7.0"):
-                yield Whole(405, b"405 method not allowed", "text/plain", {"Allow": ", ".join(handlers)})
-            else:
-                yield Whole(404, b"404 page not found", "text/plain")
-            return
-        call = Call(request, {}, plan, self._state.clock())
-        try:
-            if path in fields.STRUCTS:
-                call.body = fields.read(path, decode(request.body))
-            yield from handler(self._state, call)
-        except BadRequestError as error:
-            yield _error(400, str(error))
-        except RefusalError as refusal:
-            yield from self._refuse(call, refusal)
-
-    def _refuse(self, call: Call, refusal: RefusalError) -> Steps:
-        streamed = call.streams or call.request.path in _TRANSFERS
-        if refusal.late and streamed and call.request.path not in _TRANSFERS and not self._state.since("0.12.6"):
-            yield Head()
-            yield Line(dumps({"error": refusal.text}).encode() + b"\n")
-        else:
-            yield _error(refusal.status, refusal.text, "application/json" if refusal.late and streamed else JSON)
-
 
 def _scripted_path(method: str, path: str) -> str:
     """The path by which a script speaks of a request."""
     return "/api/blobs" if method == "POST" and path.startswith("/api/blobs/") else path
-
-
-def _error(status: int, text: str, content_type: str = JSON) -> Whole:
-    return Whole(status, dumps({"error": text}).encode(), content_type)
-
-
-def _origin(request: Request) -> str:
-    return request.headers.get("origin", "").rpartition("://")[2]
-
-
-@lru_cache(maxsize=256)
-def _is_local(host: str) -> bool:
-    """Whether a server that is bound to loopback accepts this Host header or Origin."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    name = name.strip("[]").lower()
-    if name in {"", "localhost", socket.gethostname().lower()} or name.endswith(_LOCAL_SUFFIXES):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_private or address.is_unspecified

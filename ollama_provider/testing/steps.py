@@ -6,7 +6,7 @@ hanging up.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
 from ollama_provider.testing.go import Json, loads
@@ -110,7 +110,7 @@ class Break:
 
 
 Step = Whole | Head | Line | Pause | Wait | Break
-Steps = Iterator[Step]
+Steps = Generator[Step, None, None]
 
 
 @dataclass(frozen=True, slots=True)

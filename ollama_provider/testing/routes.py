@@ -1,0 +1,124 @@
+"""From a request to its handler: the door, the routes, and what errors look like."""
+
+import ipaddress
+import posixpath
+import socket
+from collections.abc import Callable
+from functools import lru_cache
+
+from ollama_provider.testing import fields, library
+from ollama_provider.testing.creating import create
+from ollama_provider.testing.embedding import embed, embeddings
+from ollama_provider.testing.faults import Earliest
+from ollama_provider.testing.go import BadRequestError, decode, dumps
+from ollama_provider.testing.inference import chat, generate
+from ollama_provider.testing.pulling import pull, push
+from ollama_provider.testing.script import Plan
+from ollama_provider.testing.state import Call, RefusalError, State
+from ollama_provider.testing.steps import JSON, Head, Line, Request, Steps, Whole
+
+_Handler = Callable[[State, Call], Steps]
+
+_ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
+    "/api/generate": ("0.1.0", {"POST": generate}),
+    "/api/chat": ("0.1.14", {"POST": chat}),
+    "/api/embed": ("0.2.6", {"POST": embed}),
+    "/api/embeddings": ("0.1.0", {"POST": embeddings}),
+    "/api/tags": ("0.1.0", {"GET": library.tags, "HEAD": library.tags}),
+    "/api/show": ("0.1.0", {"POST": library.show}),
+    "/api/ps": ("0.1.38", {"GET": library.ps}),
+    "/api/version": ("0.1.14", {"GET": library.version, "HEAD": library.version}),
+    "/api/status": ("0.16.2", {"GET": library.status}),
+    "/api/pull": ("0.1.0", {"POST": pull}),
+    "/api/push": ("0.1.0", {"POST": push}),
+    "/api/create": ("0.1.0", {"POST": create}),
+    "/api/copy": ("0.1.0", {"POST": library.copy}),
+    "/api/delete": ("0.1.0", {"DELETE": library.delete}),
+    "/api/blobs/": ("0.1.10", {"HEAD": library.blob, "POST": library.blob}),
+}
+_TRANSFERS = frozenset({"/api/pull", "/api/push", "/api/create"})
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+
+
+def handle(state: State, request: Request, plan: Plan) -> Steps:
+    """Answer a request.
+
+    Args:
+        state: The stand-in's.
+        request: What came.
+        plan: What the script says about it.
+    """
+    if (turned_away := _at_the_door(state, request)) is not None:
+        yield turned_away
+        return
+    path = "/api/blobs/" if request.path.startswith("/api/blobs/") else request.path
+    since, handlers = _ROUTES.get(path, ("", {}))
+    if not handlers or not state.since(since):
+        yield Whole(404, b"404 page not found", "text/plain")
+        return
+    if (handler := handlers.get(request.method)) is None:
+        if state.since("0.7.0"):
+            yield Whole(405, b"405 method not allowed", "text/plain", {"Allow": ", ".join(handlers)})
+        else:
+            yield Whole(404, b"404 page not found", "text/plain")
+        return
+    call = Call(request, {}, plan, state.clock())
+    try:
+        if path in fields.STRUCTS:
+            call.body = fields.read(path, decode(request.body))
+        yield from handler(state, call)
+    except BadRequestError as wrong:
+        yield error(400, str(wrong))
+    except RefusalError as refusal:
+        yield from _refuse(state, call, refusal)
+
+
+def earliest(state: State, path: str) -> Earliest:
+    """How early the endpoint can fail."""
+    transfers = path in _TRANSFERS
+    return Earliest(lines=int(transfers), status=not transfers and state.since("0.12.6"))
+
+
+def error(status: int, text: str, content_type: str = JSON) -> Whole:
+    """Ollama's own error."""
+    return Whole(status, dumps({"error": text}).encode(), content_type)
+
+
+def _refuse(state: State, call: Call, refusal: RefusalError) -> Steps:
+    transfers = call.request.path in _TRANSFERS
+    if not refusal.late or not (call.streams or transfers):
+        yield error(refusal.status, refusal.text)
+    elif transfers or state.since("0.12.6"):
+        yield error(refusal.status, refusal.text, "application/json")
+    else:
+        yield Head()
+        yield Line(dumps({"error": refusal.text}).encode() + b"\n")
+
+
+def _at_the_door(state: State, request: Request) -> Whole | None:
+    origin = request.headers.get("origin", "").rpartition("://")[2]
+    if state.loopback and not (_is_local(request.headers.get("host", "")) and _is_local(origin)):
+        return Whole(403, content_type=None)
+    if request.path == "/" and request.method in {"GET", "HEAD"}:
+        return Whole(200, b"Ollama is running", "text/plain; charset=utf-8")
+    cleaned = posixpath.normpath(request.path)
+    if "//" in request.path:
+        moved = 307 if state.since("0.23.1") else 301
+        return Whole(moved, content_type=None, headers={"Location": "/" + cleaned.lstrip("/")})
+    if request.path.endswith("/") and cleaned in _ROUTES:
+        return Whole(301 if request.method == "GET" else 307, content_type=None, headers={"Location": cleaned})
+    return None
+
+
+@lru_cache(maxsize=256)
+def _is_local(host: str) -> bool:
+    """Whether a server that is bound to loopback accepts this Host header or Origin."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").lower()
+    if name in {"", "localhost", socket.gethostname().lower()} or name.endswith(_LOCAL_SUFFIXES):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private or address.is_unspecified
