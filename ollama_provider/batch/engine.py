@@ -170,6 +170,10 @@ class _Run:
             await self._over
         except StoppedError as stopped:
             return str(stopped)
+        except TooManyFailedError:
+            # The batch ended by itself: what failed is asked again by the next run.
+            await self._write(rounds.save, self._storage, self._round.next())
+            raise
         finally:
             tasks = list(self._tasks)
             for task in tasks:
@@ -316,7 +320,7 @@ class _Run:
 
     async def _work(self, slot: int) -> None:
         try:
-            while slot < self._climb.target:
+            while slot < self._climb.target and not self._over.done():
                 step = self._plan.next(self._now(), self._climb.target, more=self._more)
                 if step.do is Do.SEND and step.ticket is not None:
                     await self._send(step.ticket)

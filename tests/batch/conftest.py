@@ -1,0 +1,63 @@
+"""A batch in a directory of its own, against a stand-in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.records import Summary
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.testing import Server
+
+#: As forgiving as a batch can be, and quick to try again.
+LENIENT = Limits(max_failed_ratio=1.0, retry_delay=0.0)
+
+
+class Batch:
+    """Runs batches in one directory and looks at what they left and asked."""
+
+    def __init__(self, server: Server, directory: Path) -> None:
+        self.server = server
+        self.directory = directory
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(base_url=self.server.url, max_attempts=1)
+
+    def run(self, rows: Any, *, directory: Any = None, **spec: Any) -> Summary:
+        given = {"model": "llama3.2", "limits": LENIENT, "checkpoint_every": 60.0} | spec
+        hooks = {name: given.pop(name) for name in ("on_progress", "stop", "listener") if name in given}
+        return run_batch(BatchSpec(rows=rows, **given), self.settings, directory or self.directory, **hooks)
+
+    @property
+    def asked(self) -> list[str]:
+        """The prompts of all requests so far."""
+        return [
+            request.json["prompt"]
+            for request in self.server.stand_in.requests
+            if request.path == "/api/generate" and request.json.get("prompt")
+        ]
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / name).read_text().split("\n")[:-1]]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return self.lines("results.jsonl")
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return self.lines("failed.jsonl")
+
+    @property
+    def parts(self) -> list[Path]:
+        return sorted((self.directory / "parts").glob("*.jsonl"))
+
+
+@pytest.fixture
+def batch(ollama: Server, tmp_path: Path) -> Batch:
+    return Batch(ollama, tmp_path / "out")

@@ -1,0 +1,76 @@
+"""The climb, against servers that are a few lines of arithmetic."""
+
+import heapq
+import random
+
+import pytest
+
+from ollama_provider.batch.concurrency import Climb, Fixed
+
+
+def run(climb: Climb, rows: int, *, slots: int, gpu: float = 1e9, seed: int = 1) -> list[tuple[float, int]]:
+    """Serve *rows* by *slots* slots that share a GPU good for *gpu* of them; return (time, target) at each answer."""
+    chance = random.Random(seed)
+    now, began, history = 0.0, 0, []
+    in_service: list[tuple[float, float, float, int, int]] = []
+    queue: list[tuple[float, int]] = []
+    while len(history) < rows:
+        while len(in_service) + len(queue) < climb.target and began < rows:
+            queue.append((now, climb.target))
+            began += 1
+        while queue and len(in_service) < slots:
+            sent, target = queue.pop(0)
+            work = chance.lognormvariate(-1.75, 0.5)
+            slowness = max(1.0, min(slots, climb.target) / gpu)
+            heapq.heappush(in_service, (now + work * slowness, sent, now - sent, target, max(1, round(100 * work))))
+        now, sent, waited, target, tokens = heapq.heappop(in_service)
+        climb.observe(target, now - sent, waited, tokens)
+        history.append((now, climb.target))
+    return history
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 8, 16, 32])
+def test_it_finds_the_slots_of_a_server(slots):
+    """In the end at least as many requests are in flight as there are slots, and not many more."""
+    climb = Climb()
+    history = run(climb, 100 * max(slots, 4), slots=slots)
+
+    late = [target for _, target in history[len(history) // 2 :]]
+    assert min(late) >= slots
+    assert sorted(late)[len(late) // 2] <= max(2, 1.6 * slots)
+
+
+def test_slots_that_share_a_busy_gpu_are_no_gain():
+    """Where twice as many requests bring no more tokens, it goes back to half."""
+    climb = Climb()
+    history = run(climb, 2000, slots=64, gpu=4)
+
+    assert climb.target <= 8
+    assert max(target for _, target in history) <= 16
+
+
+def test_overload_halves_it():
+    """A server that refuses for lack of room gets half as many at once."""
+    climb = Climb(target=16)
+    climb.overloaded()
+
+    assert climb.target == 8
+
+
+def test_answers_to_requests_of_another_pace_are_left_out():
+    """What was sent at another target says nothing about this one."""
+    climb = Climb(target=4)
+    for _ in range(100):
+        climb.observe(8, 1.0, 0.9, 10)
+
+    assert climb.target == 4
+
+
+def test_a_fixed_number_stays():
+    """The user's number is the user's."""
+    fixed = Fixed(3)
+    for _ in range(100):
+        fixed.observe(3, 1.0, 0.9, 10)
+    fixed.overloaded()
+
+    assert fixed.target == fixed.most == 3

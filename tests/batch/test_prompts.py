@@ -1,0 +1,101 @@
+"""From rows to prompts."""
+
+import datetime
+import decimal
+
+import pytest
+
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.prompts import Prompts, RenderError
+
+
+def render(template, **columns):
+    return Prompts(template).render(columns)
+
+
+def test_a_column_wins_over_a_method_of_its_name():
+    """Columns may be called items, values, keys or get; where there is none, the method is there."""
+    assert render("{{ row.items }} {{ row.values }} {{ row['keys'] }}", items="a", values="b", keys="c") == "a b c"
+    assert render("{% for k, v in row.m.items() %}{{ k }}={{ v }}{% endfor %}", m={"x": 1}) == "x=1"
+
+
+def test_other_types_are_printed_as_python_does():
+    """Dates in ISO 8601, decimals as written, bytes that are text as text."""
+    printed = render(
+        "{{ row.day }} {{ row.price }} {{ row.raw }} {{ row.n }} {{ row.yes }} {{ row.day.year }}",
+        day=datetime.date(2026, 11, 22), price=decimal.Decimal("1.10"), raw="ü".encode(), n=7, yes=True,
+    )  # fmt: skip
+
+    assert printed == "2026-11-22 1.10 ü 7 True 2026"
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), decimal.Decimal("NaN")], ids=repr)
+def test_a_null_fails_its_row(value):
+    """The word "None" in a prompt would be answered as if it were meant; a template may allow for it."""
+    with pytest.raises(RenderError, match="null"):
+        render("{{ row.text }}", text=value)
+    assert render('{{ row.text or "-" if row.text == row.text else "-" }}', text=value) == "-"
+    assert render('{{ row.text | default("-", true) }}', text=None) == "-"
+
+
+def test_bytes_that_are_no_text_fail_their_row():
+    """They would become b'...'."""
+    with pytest.raises(RenderError, match="UTF-8"):
+        render("{{ row.raw }}", raw=b"\xff")
+
+
+def test_a_missing_column_is_named_with_those_there_are():
+    """Before any request, since the template tells which columns it needs."""
+    prompts = Prompts("{{ row.titel }} {{ row['text'] }} {{ row.lang | default('en') }}")
+
+    with pytest.raises(InputError, match=r"uses 'titel', but the rows have only the columns 'text', 'title'"):
+        prompts.check(["title", "text"])
+    prompts.check(["titel", "text"])
+
+
+def test_a_column_that_one_row_lacks_fails_that_row():
+    """By name."""
+    with pytest.raises(RenderError, match="column 'text' is missing"):
+        render("{{ row.text }}", title="a")
+
+
+@pytest.mark.parametrize("template", ["{{ row.text", "{% for %}", "{{ row.text | nosuchfilter }}"])
+def test_a_template_with_an_error_is_refused(template):
+    """With Jinja's words and the line."""
+    with pytest.raises(InputError, match="line 1"):
+        Prompts(template)
+
+
+def test_a_name_other_than_row_is_refused():
+    """The likely slip {{ text }} is told at once."""
+    with pytest.raises(InputError, match=r"row\.text"):
+        Prompts("{{ text }}")
+    assert Prompts("{% set x = row.a %}{{ x }}{% for i in range(2) %}{{ i }}{% endfor %}").render({"a": 1}) == "101"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ row.text.__class__.__mro__ }}",
+        "{{ row.text.format.__globals__ }}",
+        "{{ row.__init__.__globals__ }}",
+        "{{ row.update({'text': 'x'}) }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ],
+)
+def test_the_sandbox_holds(template):
+    """A template reaches the row's values and nothing behind them, and changes nothing."""
+    row = {"text": "a"}
+
+    with pytest.raises(RenderError):
+        Prompts(template).render(row)
+    assert row == {"text": "a"}
+
+
+@pytest.mark.parametrize("template", ["{{ row.text.nope }}", "{{ 1 / row.zero }}", "{{ row.text + 1 }}", "{{ row.nope }}"])
+def test_an_error_never_quotes_the_row(template):
+    """Its text is logged and stored, the row is not."""
+    with pytest.raises(RenderError) as raised:
+        render(template, text="secret", zero=0)
+
+    assert "secret" not in str(raised.value)
