@@ -1,0 +1,9 @@
+#!/bin/sh
+# Make up the secrets of docker-compose.yaml: sh secrets.sh > .env
+cat <<END
+ADMIN_PASSWORD=$(openssl rand -hex 12)
+FERNET_KEY=$(openssl rand -base64 32 | tr '+/' '-_')
+JWT_SECRET=$(openssl rand -hex 32)
+POSTGRES_PASSWORD=$(openssl rand -hex 24)
+SECRET_KEY=$(openssl rand -hex 32)
+END

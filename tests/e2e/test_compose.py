@@ -1,0 +1,134 @@
+"""The compose file for users, checked as far as a machine without Docker can: every name in it is one that exists."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from airflow.cli.cli_parser import get_parser
+from airflow.configuration import conf
+from cryptography.fernet import Fernet
+
+from ollama_provider.hooks import OllamaHook
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
+COMPOSE = DEPLOY / "docker-compose.yaml"
+
+
+@pytest.fixture(scope="module")
+def secrets() -> dict[str, str]:
+    """What the script for ``.env`` makes up."""
+    made = subprocess.run(["sh", DEPLOY / "secrets.sh"], check=True, capture_output=True, text=True).stdout
+    return dict(line.split("=", 1) for line in made.splitlines())
+
+
+@pytest.fixture(scope="module")
+def services(secrets: dict[str, str]) -> dict[str, Any]:
+    """The services, with the secrets in their places as Docker puts them there."""
+    text = re.sub(r"\$\{(\w+):\?\}", lambda found: secrets[found[1]], COMPOSE.read_text())
+    assert "${" not in text, "a variable that nothing checks"
+    return yaml.safe_load(text)["services"]
+
+
+@pytest.fixture(scope="module")
+def airflow(services: dict[str, Any]) -> dict[str, Any]:
+    """The services that run Airflow."""
+    return {name: service for name, service in services.items() if "build" in service}
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yaml", "gpu.yaml"])
+def test_it_follows_the_compose_specification(name: str) -> None:
+    """The published schema of compose files accepts it."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / name]
+
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_images_are_named_with_their_version(services: dict[str, Any], airflow: dict[str, Any]) -> None:
+    """The Airflow is the one that the tests run on, and no image is whatever is the latest on that day."""
+    pinned = metadata.version("apache-airflow")
+    others = {service["image"] for name, service in services.items() if name not in airflow}
+
+    for service in airflow.values():
+        assert service["image"] == f"airflow-ollama:{pinned}"
+        assert f"FROM apache/airflow:{pinned}\n" in service["build"]["dockerfile_inline"]
+        assert f"apache-airflow=={pinned} airflow-provider-ollama\n" in service["build"]["dockerfile_inline"]
+    assert {image.split(":")[0] for image in others} == {"ollama/ollama", "postgres", "redis"}
+    assert all(re.fullmatch(r"[^:]+:\d+(\.\d+)*(-\w+)?", image) for image in others)
+
+
+def test_airflow_knows_every_setting(airflow: dict[str, Any]) -> None:
+    """Each ``AIRFLOW__SECTION__OPTION`` is an option of this Airflow or of its Celery provider."""
+    settings = {name for service in airflow.values() for name in service["environment"] if "__" in name}
+
+    unknown = {
+        name
+        for name in settings
+        if (parts := name.lower().split("__"))[2] not in conf.configuration_description[parts[1]]["options"]
+    }
+
+    assert len(settings) > 10
+    assert not unknown
+
+
+def test_airflow_knows_every_command(airflow: dict[str, Any]) -> None:
+    """Each service starts a command that this Airflow has, and together they are a whole Airflow."""
+    commands = {service["command"] for service in airflow.values()}
+
+    for command in commands:
+        get_parser().parse_args(command.split())
+    assert commands == {"version", "api-server", "scheduler", "dag-processor", "triggerer", "celery worker"}
+
+
+def test_services_find_each_other(services: dict[str, Any], airflow: dict[str, Any]) -> None:
+    """Each host in a URL is a service, and what a service waits for has the state that is waited for."""
+    for service in airflow.values():
+        values = [value for value in service["environment"].values() if "://" in value and "localhost" not in value]
+        hosts = {host for value in values for host in re.findall(r"://(?:[^@/]*@)?([a-z-]+)", value)}
+        assert hosts == {"api-server", "ollama", "postgres", "redis"}
+    for service in services.values():
+        for other, wanted in service.get("depends_on", {}).items():
+            assert ("healthcheck" in services[other]) == (wanted["condition"] == "service_healthy")
+
+
+def test_volumes_are_declared_and_shared(airflow: dict[str, Any]) -> None:
+    """Every Airflow service sees the same DAGs, logs and results, and each named volume is declared."""
+    declared = yaml.safe_load(COMPOSE.read_text())["volumes"].keys()
+    mounts = {tuple(service["volumes"]) for service in airflow.values()}
+    named = {mount.split(":")[0] for mount in next(iter(mounts)) if not mount.startswith(".")}
+
+    assert len(mounts) == 1
+    assert named == {"logs", "results"}
+    assert declared == named | {"database", "models"}
+
+
+def test_the_secrets_fit(services: dict[str, Any], secrets: dict[str, str]) -> None:
+    """The script makes each secret that the file asks for and no other, new ones each time, of the form that is due."""
+    asked = set(re.findall(r"\$\{(\w+):\?\}", COMPOSE.read_text()))
+    again = subprocess.run(["sh", DEPLOY / "secrets.sh"], check=True, capture_output=True, text=True).stdout
+
+    assert secrets.keys() == asked
+    assert not any(value in again for value in secrets.values())
+    Fernet(secrets["FERNET_KEY"])
+    # Below 64 bytes, PyJWT warns that a key is too short for HS512.
+    assert len(secrets["JWT_SECRET"]) >= 64
+
+
+def test_the_connection_is_the_ollama_service(
+    services: dict[str, Any], airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection, read as a task reads it, points at the service and names a model."""
+    (value,) = {service["environment"]["AIRFLOW_CONN_OLLAMA_DEFAULT"] for service in airflow.values()}
+    monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", value)
+
+    settings = OllamaHook().settings
+
+    assert settings.base_url == "http://ollama:11434"
+    assert settings.model == "llama3.2"
+    assert "ollama" in services
