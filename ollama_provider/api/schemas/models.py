@@ -1,4 +1,4 @@
-"""What the server has, and how that changes: tags, show, ps, version, pull, push, create, copy, delete, blobs."""
+"""What the server has, and how that changes: tags, show, ps, version, pull, push, create, copy, delete."""
 
 from datetime import datetime
 from typing import Any, ClassVar
