@@ -32,17 +32,17 @@ def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
     Raises:
         OllamaError: it could not be reached, or its answer says no; the text says why.
     """
-    quick = Timeouts(connect=budget / 3, first_token=budget / 3, idle=budget / 3, total=budget / 2)
-    client = Client(settings.model_copy(update={"timeouts": quick, "max_attempts": 1, "auto_pull": False}))
+    quick = Timeouts(connect=budget / 2)
+    client = Client(settings.model_copy(update={"timeouts": quick, "max_attempts": 1}))
     verdict: Future[tuple[bool, str]] = Future()
-    # In a thread, since nothing else bounds the time a resolver takes for a name.
+    # In a thread, since nothing else bounds all of it: the resolver, the connect, two answers.
     Thread(target=_probe, args=(client, settings, verdict), name="ollama-diagnosis", daemon=True).start()
     try:
         return verdict.result(budget)
     except FutureTimeoutError:
-        return (
-            False,
-            f"No answer within {budget:.0f} s (at {settings.base_url}). Is host right, and can it be resolved?",
+        return False, (
+            f"no answer within {budget:g} s (at {settings.base_url}). "
+            "Is it Ollama that listens there, and does the name of its host resolve?"
         )
     finally:
         client.close()

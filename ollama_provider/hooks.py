@@ -1,6 +1,5 @@
 """A Connection becomes Settings, Settings become a Client."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
+from asgiref.sync import sync_to_async
 
 from ollama_provider import diagnosis
 from ollama_provider.api.client import AsyncClient, Client
@@ -38,6 +38,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.sharing import shared_client
 from ollama_provider.connection import Connection, form_widgets, settings_from_connection
 from ollama_provider.observability import TaskObserver
 from ollama_provider.provider_info import UI_FIELD_BEHAVIOUR
@@ -136,20 +137,23 @@ class OllamaHook(BaseHook):
     async def async_client(self, *, concurrency: int = 16) -> AsyncGenerator[AsyncClient, None]:
         """Yield a client for async code; the connection is fetched without blocking the event loop.
 
-        Inside, `settings` and `request` may be used as well.
+        Inside, `settings` and `request` may be used as well. All who ask in the same event loop for the same server,
+        with the same settings, get the same client, so it is not to be closed: the last one who leaves does that.
 
         Args:
-            concurrency: requests in flight at a time.
+            concurrency: requests in flight at a time, of all who share the client.
         """
         if "settings" not in self.__dict__:
             try:
                 settings = self._read(await get_async_connection(self.conn_id))
             except AirflowNotFoundException:
                 raise self._no_such_connection() from None
-            # In a thread, where talking to the supervisor cannot get in the way of a coroutine that does so too.
-            await asyncio.to_thread(mask_secret, _secrets(settings))
+            if secrets := _secrets(settings):
+                # In a thread, where talking to the supervisor cannot get in the way of a coroutine that does so too.
+                await sync_to_async(mask_secret, thread_sensitive=False)(secrets)
             self.settings = settings
-        async with AsyncClient(self.settings, listener=TaskObserver(self.log), concurrency=concurrency) as client:
+        listener = TaskObserver(self.log)
+        async with shared_client(self.settings, listener=listener, concurrency=concurrency) as client:
             yield client
 
     def request(self, kind: type[RequestT], **fields: Any) -> RequestT:

@@ -12,8 +12,8 @@ from ollama_provider.waiting import Condition, Never, NotYet, Verdict, judge_err
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-#: A probe is answered at once or not at all, and the next poke is its retry.
-_PROBE = {"max_attempts": 1, "connect_timeout": 10, "first_token_timeout": 20, "total_timeout": 30}
+#: The next poke is the retry.
+_PROBE = {"max_attempts": 1}
 
 
 class OllamaHealthSensor(BaseSensorOperator):

@@ -1,12 +1,14 @@
 """Airflow for tests that need it: connections, a database, and a way to run a DAG."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.utils.db import initdb
+
+from ollama_provider.api.retry import without_waiting
 
 try:
     from airflow.dag_processing.dagbag import DagBag
@@ -59,3 +61,10 @@ def run_dag(airflow_db: Path, dags_folder: Path) -> RunDag:
             path.unlink()
 
     return run
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Make the waits before new attempts zero."""
+    with without_waiting():
+        yield

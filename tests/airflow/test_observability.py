@@ -1,0 +1,135 @@
+"""What a call leaves behind in the task's log and in Airflow's metrics, and what it does not."""
+
+import logging
+from datetime import timedelta
+
+import pytest
+from airflow.providers.common.compat import sdk
+
+from ollama_provider.api.errors import OllamaError, OverloadedError
+from ollama_provider.api.events import PullMoved
+from ollama_provider.hooks import OllamaHook
+from ollama_provider.observability import describe_pull
+from ollama_provider.testing import Answer, Model, Respond
+
+LOG = "the task's log"
+SECRET_WORDS = ("prompt-of-nobody", "answer-of-nobody", "header-of-nobody")
+
+
+class Metrics:
+    """Airflow's Stats, which remembers."""
+
+    def __init__(self):
+        self.seen = []
+
+    def incr(self, stat, count=1, rate=1, *, tags=None):
+        self.seen.append((stat, count, tags))
+
+    def timing(self, stat, dt, *, tags=None):
+        self.seen.append((stat, dt, tags))
+
+    def of(self, stat):
+        return [(value, tags) for name, value, tags in self.seen if name == stat]
+
+
+@pytest.fixture
+def metrics(monkeypatch):
+    metrics = Metrics()
+    monkeypatch.setattr(sdk, "Stats", metrics, raising=False)
+    return metrics
+
+
+@pytest.fixture
+def hook(ollama, add_connection, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(OllamaHook, "log", logging.getLogger(LOG))
+    conn_id = add_connection(host=ollama.url, extra={"headers": {"X-Key": "header-of-nobody"}})
+    with OllamaHook(conn_id) as hook:
+        yield hook
+
+
+def lines(caplog, level=logging.DEBUG):
+    """What the hook has logged, Airflow's own lines left out."""
+    return [record.getMessage() for record in caplog.records if record.name == LOG and record.levelno >= level]
+
+
+def test_a_retry_is_told_once_with_its_cause(ollama, hook, caplog, metrics, no_waiting):
+    """Whoever reads the log in the morning sees why it took longer."""
+    ollama.stand_in.script(Respond(503, {"error": "server busy, please try again"}), "Hello.")
+    hook.generate("Hi", model="llama3.2")
+
+    (line,) = lines(caplog, logging.WARNING)
+    assert "/api/generate: attempt 1 failed" in line
+    assert "server busy" in line
+    assert metrics.of("ollama.retries") == [
+        (1, {"endpoint": "generate", "model": "llama3.2", "error": OverloadedError.__name__})
+    ]
+
+
+def test_a_pull_is_told_as_it_goes_on(ollama, hook, caplog):
+    """Percent and size, so that nobody wonders whether the task hangs."""
+    ollama.stand_in.offer(Model("fresh"))
+    hook.pull("fresh")
+
+    told = [line for line in lines(caplog, logging.INFO) if line.startswith("fresh: ")]
+    assert told
+    assert "100 % of" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (PullMoved("m", "pulling manifest", 0, 0, None, None), "m: pulling manifest"),
+        (
+            PullMoved("m", "pulling abc", 500_000_000, 2_000_000_000, 85_100_000, 17.6),
+            "m: pulling abc, 25 % of 2.0 GB, 85.1 MB/s, 0:00:18 to go",
+        ),
+        (PullMoved("m", "verifying", 5_000_000, 5_000_000, None, None), "m: verifying, 100 % of 5.0 MB"),
+    ],
+)
+def test_a_pulls_line_holds_what_is_known(event, line):
+    """Percent, size, speed and time to go, as far as they are known."""
+    assert describe_pull(event) == line
+
+
+def test_a_call_is_counted_and_timed(ollama, hook, caplog, metrics):
+    """Requests, duration and tokens, by endpoint and model."""
+    ollama.stand_in.script(Answer("one two", prompt_eval_count=30, eval_count=2))
+    hook.generate("Hi", model="llama3.2")
+
+    tags = {"endpoint": "generate", "model": "llama3.2"}
+    assert metrics.of("ollama.requests") == [(1, {**tags, "outcome": "success"})]
+    assert metrics.of("ollama.prompt_tokens") == [(30, tags)]
+    assert metrics.of("ollama.answer_tokens") == [(2, tags)]
+    ((duration, duration_tags),) = metrics.of("ollama.request_duration")
+    assert duration > timedelta(0)
+    assert duration_tags == tags
+    assert not lines(caplog, logging.INFO)
+
+
+def test_a_failure_is_counted_by_its_class(ollama, hook, metrics):
+    """Not by its text, of which there are too many."""
+    ollama.stand_in.script(Respond(401, {"error": "unauthorized"}), path="tags")
+    with pytest.raises(OllamaError):
+        hook.list_models()
+
+    assert metrics.of("ollama.requests") == [(1, {"endpoint": "tags", "model": "", "outcome": "AuthenticationError"})]
+
+
+def test_no_content_is_left_behind(ollama, hook, caplog, metrics, no_waiting):
+    """Prompt, answer and headers are in no line of the log, whatever its level, and in no metric."""
+    ollama.stand_in.script(
+        Respond(500, {"error": "llama runner process has terminated"}), "answer-of-nobody", Respond(400, "no")
+    )
+    hook.generate("prompt-of-nobody", model="llama3.2")
+    with pytest.raises(OllamaError):
+        hook.chat("prompt-of-nobody", model="llama3.2")
+
+    left = "\n".join([*lines(caplog), repr(metrics.seen)])
+    assert "/api/generate" in left
+    assert [word for word in SECRET_WORDS if word in left] == []
+
+
+def test_without_metrics_configured_nothing_happens(ollama, hook):
+    """Airflow's Stats swallows what nobody collects."""
+    assert hook.version()

@@ -1,0 +1,182 @@
+"""The health sensor: what it waits for, and what it does not wait for."""
+
+import logging
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+
+from ollama_provider.sensors import OllamaHealthSensor
+from ollama_provider.testing import Model, Respond
+
+
+def sensor(**arguments) -> OllamaHealthSensor:
+    """A sensor that pokes without a pause, and for two seconds at most."""
+    return OllamaHealthSensor(**{"task_id": "wait", "poke_interval": 0.01, "timeout": 2, **arguments})
+
+
+def asked(ollama) -> list[str]:
+    return [seen.path for seen in ollama.stand_in.requests]
+
+
+def test_a_server_that_answers_is_enough(ollama, ollama_conn):
+    """Without arguments one cheap request settles it."""
+    sensor().execute({})
+
+    assert asked(ollama) == ["/api/tags"]
+
+
+def test_it_waits_for_a_server_that_starts_later(ollama, ollama_conn):
+    """Refused connections, and what a proxy says meanwhile, pass."""
+    ollama.stand_in.script(Respond(502, "<html>Bad gateway</html>"), Respond(503, ""), path="tags")
+
+    sensor().execute({})
+
+    assert asked(ollama) == ["/api/tags"] * 3
+
+
+def test_a_server_that_never_comes_times_out(ollama, ollama_conn):
+    """The sensor's own timeout ends it; the task may be retried."""
+    ollama.stop()
+
+    with pytest.raises(AirflowException) as caught:
+        sensor(timeout=0.05).execute({})
+
+    assert not isinstance(caught.value, AirflowFailException)
+
+
+def test_it_waits_until_all_models_are_there(ollama, ollama_conn):
+    """One of two is not enough; the other comes between two pokes."""
+    waiting = sensor(models=["llama3.2", "Fresh:LATEST"])
+    assert waiting.poke({}) is False
+
+    ollama.stand_in.install(Model("fresh"))
+    assert waiting.poke({}) is True
+
+
+def test_it_waits_until_a_model_is_loaded(ollama, ollama_conn):
+    """In memory, not only on the disk."""
+    waiting = sensor(loaded="llama3.2")
+    assert waiting.poke({}) is False
+
+    waiting.hook.load("llama3.2")
+    assert waiting.poke({}) is True
+
+
+@pytest.mark.parametrize(("wanted", "ready"), [("0.1.14", True), ("99.0", False)])
+def test_it_waits_for_a_version(ollama, ollama_conn, wanted, ready):
+    """An update may come."""
+    assert sensor(min_version=wanted).poke({}) is ready
+
+
+def test_a_poke_is_one_request_for_each_kind_of_fact(ollama, ollama_conn):
+    """A thousand sensors must not keep a server busy: no retries inside, nothing that is not needed."""
+    sensor(models=["llama3.2"]).poke({})
+    assert asked(ollama) == ["/api/tags"]
+
+    ollama.stand_in.script(Respond(503, ""), path="tags")
+    sensor(models=["llama3.2"]).poke({})
+    assert asked(ollama) == ["/api/tags"] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Respond(401, {"error": "unauthorized"}), "login and password"),
+        (Respond(403, ""), "403"),
+        (Respond(404, "<html><title>nginx</title></html>"), "host, port and base path"),
+        (Respond(404, "404 page not found"), "base path"),
+        (Respond(302, headers={"Location": "https://login.example.com"}), "redirect"),
+        (Respond(200, "<html>It works!</html>"), "host, port and base path"),
+    ],
+)
+def test_what_waiting_cannot_mend_fails_at_once(ollama, ollama_conn, answer, words):
+    """Neither the sensor's timeout nor the task's retries are spent, and the text says what to do."""
+    ollama.stand_in.script(answer, path="tags")
+
+    with pytest.raises(AirflowFailException, match=words):
+        sensor().execute({})
+
+    assert len(asked(ollama)) == 1
+
+
+def test_tls_to_a_plain_port_fails_at_once(ollama, add_connection):
+    """https in the connection, http on the port."""
+    conn_id = add_connection(host=ollama.url.replace("http:", "https:"))
+
+    with pytest.raises(AirflowFailException, match="http or https"):
+        sensor(conn_id=conn_id).execute({})
+
+
+@pytest.mark.parametrize("wrong", [{"models": ["two words"]}, {"min_version": "newest"}, {"loaded": ["x@md5:1"]}])
+def test_a_condition_that_can_never_be_true_fails_at_once(ollama, ollama_conn, wrong):
+    """A misspelt name is not waited for until the morning."""
+    with pytest.raises(AirflowFailException):
+        sensor(**wrong).execute({})
+
+
+def test_a_connection_that_cannot_be_read_fails_at_once(add_connection):
+    """With the field in the text."""
+    conn_id = add_connection(extra={"idle_timeout": "soon"})
+
+    with pytest.raises(AirflowFailException, match="idle_timeout"):
+        sensor(conn_id=conn_id).execute({})
+
+
+def test_soft_fail_skips(ollama, ollama_conn):
+    """Airflow's own switch keeps working."""
+    ollama.stand_in.script(Respond(401, {"error": "unauthorized"}), path="tags")
+
+    with pytest.raises(AirflowSkipException):
+        sensor(soft_fail=True).execute({})
+
+
+def test_the_log_says_what_is_missing_once(ollama, ollama_conn, caplog, monkeypatch):
+    """A night of pokes is not a night of the same line; another reason is told."""
+    monkeypatch.setattr(OllamaHealthSensor, "log", logging.getLogger("the task's log"))
+    waiting = sensor(models=["one", "two"])
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            waiting.poke({})
+        ollama.stand_in.install(Model("one"))
+        for _ in range(3):
+            waiting.poke({})
+
+    told = [record.getMessage() for record in caplog.records if "Not yet" in record.getMessage()]
+    assert told == [
+        "Not yet: one:latest is not on the server; two:latest is not on the server",
+        "Not yet: two:latest is not on the server",
+    ]
+
+
+def test_the_connection_is_hung_up_at_the_end(ollama, ollama_conn):
+    """In reschedule mode each poke is a process's whole life, and leaves nothing open."""
+    waiting = sensor()
+    waiting.execute({})
+
+    assert waiting.hook.client.settings.max_attempts == 1
+    with pytest.raises(Exception, match="closed"):
+        waiting.hook.version()
+
+
+def test_arguments_are_templates():
+    """The names of models often come from the run's parameters."""
+    assert set(OllamaHealthSensor.template_fields) == {"conn_id", "models", "min_version", "loaded"}
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_it_runs_in_a_dag(ollama, ollama_conn, run_dag, mode):
+    """On a real Airflow, in both modes, with templates; the model comes while it waits."""
+    ollama.stand_in.script(Respond(503, ""), path="tags")
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.sensors import OllamaHealthSensor
+
+with DAG("waits_{mode}", schedule=None, start_date=datetime(2026, 1, 1)):
+    OllamaHealthSensor(
+        task_id="wait", models=["{{{{ 'llama' ~ 3.2 }}}}"], mode="{mode}", poke_interval=0.01, timeout=60
+    )
+""")
+
+    assert run.state == "success"
+    assert asked(ollama) == ["/api/tags"] * 2
