@@ -88,9 +88,15 @@ class OllamaOperator(BaseOperator):
 
     def execute(self, context: "Context") -> Any:
         """Run the task: `perform`, with Airflow's errors, and with the connection closed in the end."""
+        with self.at_work():
+            return self.perform(context)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Raise Airflow's errors inside, and close the connection in the end."""
         try:
             with airflow_errors(), self.hook:
-                return self.perform(context)
+                yield
         finally:
             # It is closed for good; another try in the same process gets another one.
             self.__dict__.pop("hook", None)

@@ -1,10 +1,10 @@
 """What generate and chat share: formats, cut prompts and answers, and what goes to XCom."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ollama_provider.api.asking import Send, ask, hold
 from ollama_provider.api.errors import (
-    ContextLengthError,
     CutAnswerError,
     CutPromptError,
     InvalidOutputError,
@@ -13,8 +13,8 @@ from ollama_provider.api.errors import (
 )
 from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest, Think
-from ollama_provider.api.truncation import prompt_was_cut
-from ollama_provider.operators._base import OllamaOperator, one_of
+from ollama_provider.operators._base import one_of
+from ollama_provider.operators._deferral import DeferrableOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Answer = GenerateReply | ChatReply
 
 
-class InferenceOperator(OllamaOperator):
+class InferenceOperator(DeferrableOperator):
     """A task that asks a model once.
 
     A subclass names its kind of request and, in `request_fields`, the fields that only this kind has.
@@ -49,7 +49,7 @@ class InferenceOperator(OllamaOperator):
     A second XCom value, ``usage``, holds server, model, digest, tokens, seconds, tokens a second and the two flags.
     """
 
-    template_fields: Sequence[str] = (*OllamaOperator.template_fields, "options", "keep_alive", "format")
+    template_fields: Sequence[str] = (*DeferrableOperator.template_fields, "options", "keep_alive", "format")
     template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "format": "json"}
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
     request_kind: ClassVar[type[GenerateRequest] | type[ChatRequest]]
@@ -88,6 +88,11 @@ class InferenceOperator(OllamaOperator):
         """Return the fields that only this kind of request has, checked for being empty."""
         raise NotImplementedError
 
+    @property
+    def may_cut(self) -> bool:
+        """Whether a part of the prompt will do."""
+        return self.on_truncation == "warn"
+
     def perform(self, context: "Context") -> Any:
         """Ask, and return the answer."""
         output = self.read_format()
@@ -101,8 +106,12 @@ class InferenceOperator(OllamaOperator):
             truncate=False,
             **self.request_fields(),
         )
-        reply, prompt_cut = self.ask(request)
-        return self.deliver(context, reply, prompt_cut=prompt_cut, output=output)
+        return self.carry_out(context, request)
+
+    def finish(self, context: "Context", request: Any, send: Send, **_: Any) -> Any:
+        """Take the answer and deliver it."""
+        reply, prompt_cut = hold(ask(request, may_cut=self.may_cut), send)
+        return self.deliver(context, reply, prompt_cut=prompt_cut, output=self.read_format())
 
     def read_format(self) -> Output | None:
         """Return what the answer must look like; None for plain text."""
@@ -112,21 +121,6 @@ class InferenceOperator(OllamaOperator):
             raise InvalidRequestError("give format or output_type, not both")
         wanted = self.output_type if self.format is None else self.format
         return None if wanted is None else Output(wanted)
-
-    def ask(self, request: GenerateRequest | ChatRequest) -> tuple[Answer, bool]:
-        """Send the request; return the reply, and whether the server dropped a part of the prompt.
-
-        A server since 0.12.6 refuses such a prompt, and is asked once more, to cut it. Older ones do not say; there the
-        count of tokens is compared with ``options.num_ctx``, where that is set.
-        """
-        send: Callable[..., Answer] = self.hook.send
-        try:
-            reply = send(request)
-        except ContextLengthError:
-            if self.on_truncation == "fail":
-                raise
-            return send(request.model_copy(update={"truncate": None})), True
-        return reply, prompt_was_cut(request, reply)
 
     def deliver(self, context: "Context", reply: Answer, *, prompt_cut: bool, output: Output | None) -> Any:
         """Log and push the usage, judge the reply, and return what goes to XCom."""

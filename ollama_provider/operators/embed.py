@@ -1,14 +1,16 @@
 """Turn texts into vectors."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from ollama_provider.api.errors import ContextLengthError, IncompleteReplyError, InvalidRequestError
+from ollama_provider.api.asking import Embedded, Send, embed, hold
+from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest
-from ollama_provider.operators._base import OllamaOperator, one_of
+from ollama_provider.operators._base import one_of
+from ollama_provider.operators._deferral import DeferrableOperator
 from ollama_provider.operators._vectors import Vector, write_vectors
 
 if TYPE_CHECKING:
@@ -16,11 +18,9 @@ if TYPE_CHECKING:
 
 #: Bytes of JSON that go to XCom at most: it lives in Airflow's database and passes through its API server.
 XCOM_LIMIT = 1_000_000
-#: Texts a request. The server works on one at a time anyway; larger requests only fail or stop later.
-_PIECE = 32
 
 
-class OllamaEmbedOperator(OllamaOperator):
+class OllamaEmbedOperator(DeferrableOperator):
     """Turn texts into vectors of length 1.
 
     XCom gets the vectors, a list of numbers for each text in their order, up to 1 MB of JSON (some 60 texts of 768
@@ -42,7 +42,13 @@ class OllamaEmbedOperator(OllamaOperator):
         first_token_timeout: seconds for queue, load and up to 32 texts; None is the connection's setting.
     """
 
-    template_fields: Sequence[str] = (*OllamaOperator.template_fields, "texts", "output_path", "options", "keep_alive")
+    template_fields: Sequence[str] = (
+        *DeferrableOperator.template_fields,
+        "texts",
+        "output_path",
+        "options",
+        "keep_alive",
+    )
     template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "texts": "json"}
     hook_overrides = ("auto_pull", "first_token_timeout")
 
@@ -69,6 +75,11 @@ class OllamaEmbedOperator(OllamaOperator):
         self.auto_pull = auto_pull
         self.first_token_timeout = first_token_timeout
 
+    @property
+    def may_cut(self) -> bool:
+        """Whether the beginning of a text will do."""
+        return self.on_truncation == "warn"
+
     def perform(self, context: "Context") -> Any:
         """Embed all texts; return the vectors, or where they are."""
         one_of("on_truncation", self.on_truncation, "warn", "fail")
@@ -81,7 +92,11 @@ class OllamaEmbedOperator(OllamaOperator):
             keep_alive=self.keep_alive,
             truncate=False,
         )
-        work = Embedding(self.hook.send, request, may_cut=self.on_truncation == "warn")
+        return self.carry_out(context, request)
+
+    def finish(self, context: "Context", request: Any, send: Send, **_: Any) -> Any:
+        """Take the vectors; return them, or where they are."""
+        work = Embedding(send, request, may_cut=self.may_cut)
         if self.output_path is None:
             result: Any = within_limit(work, len(request.input))
         else:
@@ -98,8 +113,8 @@ class Embedding:
     """Texts on their way to vectors: iterate for the rows, then read the sums.
 
     Args:
-        send: sends one request.
-        request: with all texts; it is sent in pieces, so that none waits long for its first byte.
+        send: sends a request.
+        request: with all texts.
         may_cut: embed the beginning of a text that is longer than the context.
 
     Attributes:
@@ -111,7 +126,7 @@ class Embedding:
         IncompleteReplyError: the server did not send one vector for each text.
     """
 
-    def __init__(self, send: Callable[[EmbedRequest], EmbedReply], request: EmbedRequest, *, may_cut: bool) -> None:
+    def __init__(self, send: Send, request: EmbedRequest, *, may_cut: bool) -> None:
         self._send = send
         self._request = request
         self._may_cut = may_cut
@@ -120,9 +135,9 @@ class Embedding:
         self.dimensions: int | None = None
 
     def __iter__(self) -> Iterator[Vector]:
-        texts = self._request.input
-        for start in range(0, len(texts), _PIECE):
-            yield from self._embed(start, texts[start : start + _PIECE])
+        for conversation in embed(self._request, may_cut=self._may_cut):
+            for embedded in hold(conversation, self._send):
+                yield from self._take(embedded)
 
     def numbers(self) -> dict[str, Any]:
         """Return tokens and seconds of all requests."""
@@ -137,26 +152,14 @@ class Embedding:
             "texts_cut": self.cut,
         }
 
-    def _embed(self, start: int, texts: list[str]) -> Iterator[Vector]:
-        request = self._request.model_copy(update={"input": texts})
-        try:
-            reply, cut = self._send(request), False
-        except ContextLengthError as error:
-            if len(texts) > 1:
-                # The server does not say which one it was.
-                for index, text in enumerate(texts, start):
-                    yield from self._embed(index, [text])
-                return
-            if not self._may_cut:
-                error.what = f"texts.{start}: {error.what}"
-                raise
-            reply, cut = self._send(request.model_copy(update={"truncate": True})), True
-            self.cut += 1
+    def _take(self, embedded: Embedded) -> Iterator[Vector]:
+        reply, texts = embedded.reply, embedded.texts
         self._check(reply, len(texts))
+        self.cut += embedded.cut
         # The sums need the counts, not the vectors.
         self._replies.append(reply.model_copy(update={"embeddings": []}))
-        for offset, (text, vector) in enumerate(zip(texts, reply.embeddings, strict=True)):
-            yield Vector(index=start + offset, text=text, embedding=vector, prompt_cut=cut)
+        for index, (text, vector) in enumerate(zip(texts, reply.embeddings, strict=True), embedded.start):
+            yield Vector(index=index, text=text, embedding=vector, prompt_cut=embedded.cut)
 
     def _check(self, reply: EmbedReply, texts: int) -> None:
         widths = {len(vector) for vector in reply.embeddings}

@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ollama_provider.api.asking import Send
 from ollama_provider.api.schemas import PullRequest
-from ollama_provider.operators._base import OllamaOperator
+from ollama_provider.operators._deferral import DeferrableOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 
-class OllamaPullModelOperator(OllamaOperator):
+class OllamaPullModelOperator(DeferrableOperator):
     """See to it that the server has a model, with the progress of the download in the task's log.
 
     A model that is there is left as it is, without asking the registry: a second run changes nothing, and a server
@@ -29,18 +30,30 @@ class OllamaPullModelOperator(OllamaOperator):
         self.update = update
         self.pull_stall_timeout = pull_stall_timeout
 
-    def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
+    def perform(self, context: "Context") -> dict[str, Any]:
         """Pull the model if need be, and say what is there."""
-        name = self.hook.request(PullRequest, model=self.model).model
-        before = self.find_model(name)
-        if before is None or self.update:
-            self.hook.pull(name)
+        request = self.hook.request(PullRequest, model=self.model)
+        before = self.find_model(request.model)
+        digest = before.digest if before else None
+        if before is not None and not self.update:
+            return self.describe(request.model, digest)
+        result: dict[str, Any] = self.carry_out(context, request, before=digest)
+        return result
+
+    def finish(self, context: "Context", request: Any, send: Send, **remembered: Any) -> dict[str, Any]:  # noqa: ARG002
+        """Wait for the download, and say what is there."""
+        send(request)
+        return self.describe(request.model, remembered["before"])
+
+    def describe(self, name: str, before: str | None) -> dict[str, Any]:
+        """Say what is there, and whether that is new; *before* is the digest that was there first."""
         now = self.find_model(name)
-        pulled = (now and now.digest) != (before and before.digest)
+        digest = now.digest if now else None
+        pulled = digest != before
         self.log.info("Model %s is there%s", name, "" if pulled else ", nothing has changed")
         return {
             "model": now.tag if now else name,
-            "digest": now and now.digest,
-            "size": now and now.size,
+            "digest": digest,
+            "size": now.size if now else None,
             "pulled": pulled,
         }

@@ -1,0 +1,246 @@
+"""Waits in the triggerer.
+
+The triggerer is one process for the waiting tasks of everybody, so nothing here blocks its event loop, and nothing
+here decides: when a wait is over is said in `waiting`, what a model is asked next in `api.asking`. All tasks of a
+connection share one client.
+
+Airflow runs a trigger again from its beginning when the triggerer was restarted. A wait or a pull loses nothing by
+that (the server keeps what was downloaded); a generation is asked again, since Ollama has no jobs to come back to.
+"""
+
+import asyncio
+import random
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from ollama_provider.api.asking import Conversation, conversations
+from ollama_provider.api.client import AsyncClient
+from ollama_provider.api.errors import InvalidRequestError, OllamaError
+from ollama_provider.api.schemas import Request
+from ollama_provider.handover import Outbox, unpack
+from ollama_provider.hooks import OllamaHook
+from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
+
+#: Requests in flight for a connection: each task that waits for an answer has one, and a triggerer's capacity is 1000.
+_AT_ONCE = 1000
+_Send = Callable[[Request[Any]], Awaitable[Any]]
+
+
+class OllamaTrigger(BaseTrigger):
+    """What all waits share: a connection, a deadline, and a request that ends with the task.
+
+    Args:
+        conn_id: connection of type *Ollama*; it is read here, so that no secret is stored with the trigger.
+        overrides: laid over the connection's settings, see `OllamaHook`.
+        deadline: Unix time at which to give up; None for never. (Airflow's ``execution_timeout`` does not count while a
+            task is deferred.)
+    """
+
+    def __init__(self, *, conn_id: str, overrides: dict[str, Any] | None = None, deadline: float | None = None) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self.overrides = overrides or {}
+        self.deadline = deadline
+        self._work: asyncio.Task[dict[str, Any]] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what makes another one like this."""
+        return {"conn_id": self.conn_id, "overrides": self.overrides, "deadline": self.deadline}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and tell one event, whose payload has a ``status``."""
+        left = None if self.deadline is None else max(0.0, self.deadline - time.time())
+        # A task of its own, so that it can be ended from outside, whoever runs this generator.
+        self._work = asyncio.create_task(self.wait())
+        try:
+            async with asyncio.timeout(left) as clock:
+                payload = await self._work
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            payload = {"status": "timeout"}
+        yield TriggerEvent(payload)
+
+    @abstractmethod
+    async def wait(self) -> dict[str, Any]:
+        """Return the event's payload when the wait is over."""
+
+    async def cleanup(self) -> None:
+        """End the request in flight: the connection is closed, and with it ends the work on the server."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait([self._work])
+
+    async def on_kill(self) -> None:
+        """Do the same when somebody clears or marks the task (Airflow 3.3)."""
+        await self.cleanup()
+
+    def hook(self) -> OllamaHook:
+        """Return a new hook for the connection."""
+        return OllamaHook(self.conn_id, **self.overrides)
+
+
+class OllamaHealthTrigger(OllamaTrigger):
+    """Wait until a server answers, and has what is wanted: see `Condition`.
+
+    What may pass is waited for, what cannot ends the wait with its reason. The payload is ``status`` ("ready", "never"
+    or "timeout") and ``text``, what is there or missing.
+
+    Args:
+        models: names that have to be on the server.
+        min_version: the oldest version that will do.
+        loaded: names that have to be in memory.
+        poll_interval: seconds between two looks, the first of which comes after one interval; a random tenth is added,
+            so that many tasks do not ask at once.
+        kwargs: those of `OllamaTrigger`.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[str] = (),
+        min_version: str | None = None,
+        loaded: Sequence[str] = (),
+        poll_interval: float = 60,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.models = list(models)
+        self.min_version = min_version
+        self.loaded = list(loaded)
+        self.poll_interval = poll_interval
+        self._last: Verdict | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the path of the class and its arguments, for Airflow's database."""
+        return "ollama_provider.triggers.OllamaHealthTrigger", {
+            **self.arguments(),
+            "models": self.models,
+            "min_version": self.min_version,
+            "loaded": self.loaded,
+            "poll_interval": self.poll_interval,
+        }
+
+    async def wait(self) -> dict[str, Any]:
+        """Look at the server now and then, until it is ready or never will be."""
+        try:
+            condition = Condition(tuple(self.models), self.min_version, tuple(self.loaded))
+            async with self.hook().async_client() as client:
+                while True:
+                    await asyncio.sleep(self.poll_interval * random.uniform(1, 1.1))  # noqa: S311  # no secret
+                    match await _look(client, condition):
+                        case NotYet() as verdict:
+                            self._tell(verdict)
+                        case Ready(summary):
+                            return {"status": "ready", "text": summary}
+                        case Never(reason):
+                            return {"status": "never", "text": reason}
+        except (OllamaError, AirflowNotFoundException) as error:
+            return {"status": "never", "text": str(error)}
+
+    def _tell(self, verdict: NotYet) -> None:
+        """Log what is missing when that changes: a night of looks is not a night of the same line."""
+        if verdict != self._last:
+            self.log.info("Not yet: %s", verdict.reason)
+            self._last = verdict
+
+
+async def _look(client: AsyncClient, condition: Condition) -> Verdict:
+    try:
+        return condition.judge([await client.send(request) for request in condition.requests])
+    except OllamaError as error:
+        return judge_error(error)
+
+
+class OllamaRequestTrigger(OllamaTrigger):
+    """Send a request (a generation, a chat, an embedding, a pull) and wait for its answer.
+
+    The payload is ``status`` ("answered" or "timeout") and ``answers``, for an `Inbox`. Retries, auto-pull, timeouts
+    and the lines of a pull in the log are the client's, as in a worker.
+
+    Args:
+        parcel: the request, see `handover.pack`.
+        may_cut: whether a part of a prompt that is too long will do.
+        folder: where an answer may go that is too large for Airflow's database; None if nowhere.
+        kwargs: those of `OllamaTrigger`.
+    """
+
+    def __init__(
+        self, *, parcel: dict[str, str], may_cut: bool = False, folder: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.parcel = parcel
+        self.may_cut = may_cut
+        self.folder = folder
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the path of the class and its arguments, for Airflow's database."""
+        return "ollama_provider.triggers.OllamaRequestTrigger", {
+            **self.arguments(),
+            "parcel": self.parcel,
+            "may_cut": self.may_cut,
+            "folder": self.folder,
+        }
+
+    async def wait(self) -> dict[str, Any]:
+        """Hold the conversations that the request needs."""
+        outbox = Outbox(self.folder)
+        try:
+            request = await _in_thread(unpack, self.parcel)
+            async with self.hook().async_client(concurrency=_AT_ONCE) as client:
+                for conversation in conversations(request, may_cut=self.may_cut):
+                    await _hold(conversation, _keeping(client, outbox))
+        except OllamaError as error:
+            await _in_thread(outbox.put, error)
+        except AirflowNotFoundException as error:
+            await _in_thread(outbox.put, InvalidRequestError(str(error)))
+        return _Quiet(status="answered", answers=await _in_thread(outbox.close))
+
+
+class _Quiet(dict[str, Any]):
+    """A payload that Airflow can log, as it does with every event, without the answer in it."""
+
+    def __repr__(self) -> str:
+        return f"{{'status': {self['status']!r}}}"
+
+
+def _keeping(client: AsyncClient, outbox: Outbox) -> _Send:
+    """Return a function that sends a request and keeps the answer."""
+
+    async def send(request: Request[Any]) -> Any:
+        try:
+            reply = await client.send(request)
+        except OllamaError as error:
+            await _in_thread(outbox.put, error)
+            raise
+        await _in_thread(outbox.put, reply)
+        return reply
+
+    return send
+
+
+async def _hold(conversation: Conversation[Any], send: _Send) -> None:
+    """Hold a conversation as `api.asking.hold` does; who wants its result holds it once more with what was kept."""
+    try:
+        request = next(conversation)
+        while True:
+            try:
+                reply = await send(request)
+            except OllamaError as error:
+                request = conversation.throw(error)
+            else:
+                request = conversation.send(reply)
+    except StopIteration:
+        return
+
+
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    # Not asyncio.to_thread: the connection of an ObjectStoragePath must find its way back to this loop, and before
+    # Airflow 3.3 only asgiref knows it.
+    return await sync_to_async(function, thread_sensitive=False)(*arguments)
