@@ -82,7 +82,16 @@ def _tool_call(question: Question) -> tuple[str, Mapping[str, Json]] | None:
     folded = question.prompt.lower()
     for tool in question.tools:
         function = tool.get("function") or {}
-        name = str(function.get("name", ""))
+        name = function.get("name") or ""
         if name and (name.lower() in folded or name.lower().replace("_", " ") in folded):
-            return name, schema.instance(function.get("parameters") or {"type": "object"}, question.prompt)
+            return name, _arguments(function.get("parameters") or {}, question.prompt)
     return None
+
+
+def _arguments(parameters: Mapping[str, Json], prompt: str) -> Mapping[str, Json]:
+    try:
+        arguments = schema.instance({**parameters, "type": "object"}, prompt)
+    except schema.InvalidSchemaError:
+        # No grammar is made of it, so the server accepts it.
+        return {}
+    return arguments if isinstance(arguments, Mapping) else {}

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ollama_provider.testing import names
 from ollama_provider.testing.catalogue import Model
+from ollama_provider.testing.fields import read_messages
 from ollama_provider.testing.go import Json
 from ollama_provider.testing.library import named
 from ollama_provider.testing.pulling import TransferError, pull_lines, stream
@@ -20,6 +21,7 @@ def create(state: State, call: Call) -> Steps:
     """
     body = call.body
     text = named(state, body, "0.1.21")
+    read_messages(body)
     if names.parse(text) is None:
         raise RefusalError(400, "invalid model name")
     if not body.get("from") and not body.get("files"):
@@ -64,8 +66,7 @@ def _from_files(state: State, files: dict[str, str], name: str) -> Model:
 
 def _changed(model: Model, body: dict[str, Json]) -> Model:
     license_text = body.get("license", model.license)
-    if isinstance(license_text, list):
-        license_text = "\n".join(map(str, license_text))
+    license_text = "\n".join(map(str, license_text)) if isinstance(license_text, list) else str(license_text)
     return replace(
         model,
         template=body.get("template", model.template),

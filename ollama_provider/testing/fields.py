@@ -115,12 +115,20 @@ def read_messages(body: dict[str, Json]) -> list[Message]:
         found = read_struct(
             item,
             "Alias",
-            {"role": "string", "content": "string", "thinking": "string", "images": "[]string", "tool_name": "string"},
+            {
+                "role": "string",
+                "content": "string",
+                "thinking": "string",
+                "images": "[]string",
+                "tool_calls": "[]api.ToolCall",
+                "tool_name": "string",
+                "tool_call_id": "string",
+            },
         )
         for image in found.get("images", ()):
             check_base64(image)
-        for call in item.get("tool_calls") or ():
-            if isinstance((call.get("function") or {}).get("arguments"), str):
+        for call in found.get("tool_calls", ()):
+            if isinstance(call.get("function", {}).get("arguments"), str):
                 # The text of the JSON library of ordered maps, since 0.13.
                 raise BadRequestError("Value looks like object, but can't find closing '}' symbol")
         messages.append(Message(found.get("role", "").lower(), found.get("content", ""), len(found.get("images", ()))))

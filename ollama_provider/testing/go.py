@@ -106,8 +106,7 @@ def read_struct(value: Json, struct: str, fields: Mapping[str, str]) -> dict[str
     for key, go_type in fields.items():
         item = value.get(key)
         if item is not None:
-            _check(item, go_type, f"{struct}.{key}")
-            found[key] = item
+            found[key] = _read(item, go_type, f"{struct}.{key}")
     return found
 
 
@@ -117,26 +116,44 @@ _KINDS = {
     "int": "number",
     "float64": "number",
     "map[string]interface {}": "object",
-    "map[string]string": "object",
-    "api.Tools": "array",
     "raw": "",
+}
+_ZERO: dict[str, Json] = {"string": "", "bool": False, "number": 0, "object": {}}
+_LISTS = {"api.Tools": "api.Tool"}
+_STRUCTS = {
+    "api.Tool": {"type": "string", "function": "api.ToolFunction"},
+    "api.ToolFunction": {"name": "string", "description": "string", "parameters": "map[string]interface {}"},
+    "api.ToolCall": {"id": "string", "function": "api.ToolCallFunction"},
+    "api.ToolCallFunction": {"name": "string", "index": "int", "arguments": "raw"},
+    # Has an UnmarshalJSON of its own, and with it its own error texts: see fields.read_messages.
+    "api.Message": {},
 }
 
 
-def _check(value: Json, go_type: str, where: str) -> None:
-    if go_type.startswith("[]"):
-        if kind(value) != "array":
-            raise BadRequestError(_mismatch(kind(value), where, go_type))
-        element = go_type.removeprefix("[]")
-        if not element.startswith("api."):
-            for item in value:
-                _check(item, element, where)
-        return
-    wanted = _KINDS[go_type]
-    if wanted and kind(value) != wanted:
-        raise BadRequestError(_mismatch(kind(value), where, go_type))
+def _read(value: Json, go_type: str, where: str) -> Json:
+    if value is None:
+        return _ZERO.get(_KINDS.get(go_type, "object"))
+    if go_type in _LISTS or go_type.startswith("[]"):
+        _expect("array", value, where, go_type)
+        element = _LISTS.get(go_type, go_type.removeprefix("[]"))
+        return [_read(item, element, where) for item in value]
+    if go_type == "map[string]string":
+        _expect("object", value, where, go_type)
+        return {key: _read(item, "string", where) for key, item in value.items()}
+    if (inner := _STRUCTS.get(go_type)) is not None:
+        _expect("object", value, where, go_type)
+        given = {key: item for key, item in value.items() if item is not None}
+        return given | {key: _read(given[key], inner[key], f"{where}.{key}") for key in inner if key in given}
+    if wanted := _KINDS[go_type]:
+        _expect(wanted, value, where, go_type)
     if go_type == "int" and value != int(value):
         raise BadRequestError(_mismatch(f"number {value}", where, go_type))
+    return value
+
+
+def _expect(wanted: str, value: Json, where: str, go_type: str) -> None:
+    if kind(value) != wanted:
+        raise BadRequestError(_mismatch(kind(value), where, go_type))
 
 
 def _mismatch(found: str, where: str, go_type: str) -> str:

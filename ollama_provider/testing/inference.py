@@ -4,7 +4,7 @@ from ollama_provider.testing import names, schema
 from ollama_provider.testing.answers import Question
 from ollama_provider.testing.catalogue import Model
 from ollama_provider.testing.fields import Message, read_keep_alive, read_messages, read_think
-from ollama_provider.testing.generation import Work, infer, load, unloaded
+from ollama_provider.testing.generation import Work, infer, load, read_model_options, unloaded
 from ollama_provider.testing.go import Json, check_base64, dumps, quoted
 from ollama_provider.testing.state import Call, RefusalError, State
 from ollama_provider.testing.steps import Steps
@@ -81,7 +81,7 @@ def chat(state: State, call: Call) -> Steps:
     if model.system and messages[0].role != "system":
         messages.insert(0, Message("system", model.system))
     if body.get("truncate", True) or not state.since("0.12.6"):
-        messages = _newest(messages, body.get("options", {}).get("num_ctx", state.num_ctx))
+        messages = _newest(messages, read_model_options(call, model).get("num_ctx", state.num_ctx))
     last = messages[-1]
     question = Question(
         name,

@@ -36,7 +36,11 @@ def instance(schema: Mapping[str, Json], prompt: str) -> Json:
     Raises:
         InvalidSchemaError: An unknown type or a reference to nothing.
     """
-    return _Instances(schema, prompt).make(schema, "", 0)
+    try:
+        return _Instances(schema, prompt).make(schema, "", 0)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
+        # A keyword has a value of the wrong type somewhere: no need to know which.
+        raise InvalidSchemaError from error
 
 
 class _Instances:
