@@ -3,6 +3,7 @@
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 _WORD = re.compile(r"\w+")
@@ -20,22 +21,28 @@ def embed(text: str, width: int) -> tuple[float, ...]:
     # Nowhere zero, and the same for all texts: a text without words has a direction, and a cut vector a length.
     values = [0.01 + 0.01 * (position % 3) for position in range(width)]
     for word in _WORD.findall(text.lower()):
-        _add(values, word, 1.0)
-        padded = f"^{word}$"
-        for start in range(len(padded) - 2):
-            _add(values, padded[start : start + 3], 0.4)
+        for position, weight in _contributions(word, width):
+            values[position] += weight
     return normalise(values)
 
 
-def _add(values: list[float], feature: str, weight: float) -> None:
-    # Several places a feature, so that a vector cut to its first values still tells texts apart.
-    number, width = zlib.crc32(feature.encode("utf-8", "replace")), len(values)
-    for place in range(_PLACES):
-        number = (number * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
-        values[(number >> 8) % width] += weight if number & 0x4000_0000 else -weight * (place + 1) / _PLACES
+@lru_cache(maxsize=65_536)
+def _contributions(word: str, width: int) -> tuple[tuple[int, float], ...]:
+    """What a word adds where: itself, and with less weight its trigrams."""
+    padded = f"^{word}$"
+    features = [(word, 1.0)] + [(padded[start : start + 3], 0.4) for start in range(len(padded) - 2)]
+    found: dict[int, float] = {}
+    for feature, weight in features:
+        number = zlib.crc32(feature.encode("utf-8", "replace"))
+        # Several places a feature, so that a vector cut to its first values still tells texts apart.
+        for _ in range(_PLACES):
+            number = (number * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
+            position = (number >> 8) % width
+            found[position] = found.get(position, 0.0) + (weight if number & 0x4000_0000 else -weight)
+    return tuple(found.items())
 
 
-def normalise(values: "list[float] | tuple[float, ...]") -> tuple[float, ...]:
+def normalise(values: Sequence[float]) -> tuple[float, ...]:
     """Scale to length 1, in the precision of a float32."""
     length = math.sqrt(sum(value * value for value in values)) or 1.0
     return tuple(round(value / length, 8) for value in values)
