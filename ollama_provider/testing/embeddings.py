@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 _WORD = re.compile(r"\w+")
-_PLACES = 8
+_PLACES = 4
 
 
 @lru_cache(maxsize=4096)
@@ -44,5 +44,5 @@ def _contributions(word: str, width: int) -> tuple[tuple[int, float], ...]:
 
 def normalise(values: Sequence[float]) -> tuple[float, ...]:
     """Scale to length 1, in the precision of a float32."""
-    length = math.sqrt(sum(value * value for value in values)) or 1.0
-    return tuple(round(value / length, 8) for value in values)
+    scale = 1.0 / (math.hypot(*values) or 1.0)
+    return tuple([round(value * scale, 8) for value in values])
