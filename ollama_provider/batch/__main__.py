@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ollama_provider.api.address import parse_address
-from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import Options
+from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import BatchError
@@ -88,7 +91,10 @@ def _options(pairs: Sequence[str]) -> Options:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
-    return Options.model_validate(found)
+    try:
+        return Options.model_validate(found)
+    except ValidationError as error:
+        raise InvalidRequestError(explain(Options, error)) from None
 
 
 def _settings(host: str | None) -> Settings:

@@ -64,7 +64,7 @@ def run_batch(
     Args:
         spec: what to do.
         settings: the server, and how to treat it.
-        directory: where the results go, or an opened `Storage`; see `ollama_provider.batch.storage.open_storage`.
+        directory: where the results go; see `ollama_provider.batch.storage.open_storage`.
         on_progress: called every second and at the end.
         stop: ends the run early, within some seconds.
         listener: told of the client's events.

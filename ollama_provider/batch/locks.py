@@ -2,7 +2,7 @@
 
 On a file system the kernel holds the lock (``flock``), so it ends with the process, also one that was killed. An object
 store has no such thing: there the owner renews a small object, and a newcomer watches it. If it does not change for
-`LEASE` seconds, its owner is gone and the newcomer takes over; no two clocks are compared. Two newcomers at the same
+half a minute, its owner is gone and the newcomer takes over; no two clocks are compared. Two newcomers at the same
 moment are told apart by reading back what was written.
 """
 
@@ -14,15 +14,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ollama_provider.batch.errors import DirectoryBusyError
 
 if TYPE_CHECKING:
     from ollama_provider.batch.storage import Storage
 
-#: Seconds without a sign of life after which the owner of a lease counts as dead; it renews three times as often.
-LEASE = 30.0
 _LEASE_NAME = "lock.json"
 
 
@@ -107,9 +105,11 @@ class FileLock:
 class LeaseLock:
     """A lock for object stores: an object that its owner renews."""
 
-    def __init__(self, storage: "Storage", lease: float = LEASE) -> None:
+    #: Seconds without a sign of life after which the owner counts as dead; it gives one three times as often.
+    lease: ClassVar[float] = 30.0
+
+    def __init__(self, storage: "Storage") -> None:
         self._storage = storage
-        self._lease = lease
         self._token = secrets.token_hex(8)
         self._renewed = 0.0
         self._beat = 0
@@ -117,8 +117,8 @@ class LeaseLock:
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
         """See `Lock`."""
         seen = self._storage.read(_LEASE_NAME)
-        waited, step = 0.0, self._lease / 10
-        while seen is not None and waited < self._lease:
+        waited, step = 0.0, self.lease / 10
+        while seen is not None and waited < self.lease:
             pause(step)
             waited += step
             note = self._storage.read(_LEASE_NAME)
@@ -132,7 +132,7 @@ class LeaseLock:
 
     def renew(self) -> None:
         """See `Lock`."""
-        if time.monotonic() - self._renewed < self._lease / 3:
+        if time.monotonic() - self._renewed < self.lease / 3:
             return
         if not self._ours():
             raise _busy(self._storage.location, self._storage.read(_LEASE_NAME))

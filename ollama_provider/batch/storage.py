@@ -111,12 +111,15 @@ def open_storage(location: str | os.PathLike[str] | Any, disk: Disk | None = Non
 
     Args:
         location: a local path, a ``file://`` URL, or an object that behaves like a `pathlib.Path` and leads elsewhere
-            (Airflow's ``ObjectStoragePath``, ``upath.UPath``). Another URL is given to ``upath.UPath``.
+            (Airflow's ``ObjectStoragePath``, ``upath.UPath``). Another URL is given to ``upath.UPath``. A `Storage` is
+            itself.
         disk: what does the changing; tests give one that fails.
 
     Raises:
         StorageError: it cannot be made or written.
     """
+    if isinstance(location, LocalStorage | ObjectStorage):
+        return location
     disk = disk or Disk()
     try:
         path = local_path(location)
@@ -212,7 +215,7 @@ class ObjectStorage:
         """See `Storage`."""
         try:
             return sorted(f"{folder}/{entry.name}" for entry in (self._root / folder).iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a store has no folders, only names with slashes
             return []
 
     def read(self, name: str) -> bytes | None:

@@ -289,6 +289,7 @@ class TestFailures:
 
     def test_an_outage_without_end_stops_the_batch(self, batch, ollama):
         """After max_outage seconds it gives up; what was answered is kept for the next run."""
+
         def leave():
             ollama.stand_in.wait_until(lambda _: len(batch.asked) == 5)
             ollama.stop()
@@ -418,6 +419,7 @@ class TestTheModel:
 
     def test_or_goes_on_and_says_so(self, batch, ollama, caplog):
         """With on_digest_change="continue" there is a warning instead."""
+
         def retag(body):
             if body.get("prompt") == "text 6":
                 ollama.stand_in.retag("llama3.2")
@@ -507,6 +509,7 @@ class TestStopping:
 
     def test_an_exception_in_the_callers_thread_seals_as_well(self, batch):
         """KeyboardInterrupt, or what Airflow raises from its signal handler: what came is kept."""
+
         def interrupt(progress):
             if progress.ok:
                 raise KeyboardInterrupt

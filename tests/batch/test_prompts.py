@@ -92,7 +92,9 @@ def test_the_sandbox_holds(template):
     assert row == {"text": "a"}
 
 
-@pytest.mark.parametrize("template", ["{{ row.text.nope }}", "{{ 1 / row.zero }}", "{{ row.text + 1 }}", "{{ row.nope }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ row.text.nope }}", "{{ 1 / row.zero }}", "{{ row.text + 1 }}", "{{ row.nope }}"]
+)
 def test_an_error_never_quotes_the_row(template):
     """Its text is logged and stored, the row is not."""
     with pytest.raises(RenderError) as raised:

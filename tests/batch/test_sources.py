@@ -54,7 +54,8 @@ def test_jsonl(tmp_path):
     file = tmp_path / "rows.jsonl"
     texts = ["a", "\u2028\x85\u2029", "ü😀"]
     file.write_bytes(
-        b"\xef\xbb\xbf" + "\n\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts).encode()
+        b"\xef\xbb\xbf"
+        + "\n\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts).encode()
         + b'\n"only a text"'
     )
 
@@ -115,7 +116,13 @@ def test_parquet(tmp_path):
     """Types stay what they are: the template may use them."""
     file = tmp_path / "rows.parquet"
     rows = [
-        {"day": datetime.date(2026, 11, 22), "price": decimal.Decimal("1.10"), "raw": b"\x00", "x": float("inf"), "n": None},
+        {
+            "day": datetime.date(2026, 11, 22),
+            "price": decimal.Decimal("1.10"),
+            "raw": b"\x00",
+            "x": float("inf"),
+            "n": None,
+        },
         {"day": None, "price": None, "raw": None, "x": None, "n": 7},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), file)

@@ -1,0 +1,178 @@
+"""Files that appear whole or not at all, and one run at a time."""
+
+import errno
+import json
+import os
+import threading
+from importlib import import_module
+
+import pytest
+from upath import UPath
+
+from ollama_provider.batch.errors import DirectoryBusyError, StorageError
+from ollama_provider.batch.locks import LeaseLock
+from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.storage import Disk, local_path, open_storage, write
+from ollama_provider.testing import Fail
+
+
+@pytest.fixture(params=["local", "object store"])
+def root(request, tmp_path):
+    """A directory of either kind."""
+    return tmp_path / "out" if request.param == "local" else UPath(f"memory://{tmp_path.name}/out")
+
+
+def test_files(root):
+    """Make, read, list, replace, remove."""
+    storage = open_storage(root)
+
+    assert storage.read("a.json") is None
+    assert storage.names("parts") == []
+    write(storage, "a.json", b"1")
+    write(storage, "a.json", b"2")
+    write(storage, "parts/2.jsonl", b"b")
+    write(storage, "parts/1.jsonl", b"a")
+    assert storage.read("a.json") == b"2"
+    assert storage.names("parts") == ["parts/1.jsonl", "parts/2.jsonl"]
+    assert storage.local("parts/1.jsonl").read_bytes() == b"a"
+    assert open_storage(root).local("parts/1.jsonl").read_bytes() == b"a"
+    storage.delete("a.json")
+    storage.delete("a.json")
+    assert storage.read("a.json") is None
+    storage.close()
+
+
+def test_a_file_appears_whole_or_not_at_all(root):
+    """An exception in the middle leaves the old content, and nothing beside it."""
+    storage = open_storage(root)
+    write(storage, "a.json", b"old")
+
+    with pytest.raises(RuntimeError), storage.create("a.json") as file:
+        file.write(b"half of the new")
+        raise RuntimeError
+
+    assert storage.read("a.json") == b"old"
+    assert sorted(path.name for path in root.iterdir() if path.name != "parts") == ["a.json"]
+
+
+def test_urls_and_paths(tmp_path):
+    """What lies on this machine is used as such, whatever it is wrapped in."""
+    for location in (tmp_path, str(tmp_path), f"file://{tmp_path}", UPath(f"file://{tmp_path}"), UPath(tmp_path)):
+        assert local_path(location) == tmp_path
+    assert local_path("file:///with%20blank") == type(tmp_path)("/with blank")
+    assert local_path("s3://bucket/x") is None
+    assert open_storage("memory://bucket/x").location == "memory://bucket/x"
+
+
+def test_airflows_object_storage_path(tmp_path):
+    """Airflow's ObjectStoragePath is such an object: local under file://, else through its own methods."""
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    # Beside the class, wherever this Airflow has it.
+    store = import_module(ObjectStoragePath.__module__.replace(".path", ".store"))
+    store.attach("memory", fs=MemoryFileSystem())
+    storage = open_storage(ObjectStoragePath(f"file://{tmp_path}/out"))
+    write(storage, "a.json", b"1")
+    assert (tmp_path / "out" / "a.json").read_bytes() == b"1"
+    storage = open_storage(ObjectStoragePath(f"memory://{tmp_path.name}/airflow"))
+    write(storage, "parts/a.jsonl", b"1")
+    assert storage.names("parts") == ["parts/a.jsonl"]
+    assert open_storage(ObjectStoragePath(f"memory://{tmp_path.name}/airflow")).read("parts/a.jsonl") == b"1"
+
+
+def test_a_lock_is_held_by_one(root, monkeypatch):
+    """A second one is refused with the first one's process and host, until it is given back."""
+    monkeypatch.setattr(LeaseLock, "lease", 0.2)
+    first, second = open_storage(root).lock(), open_storage(root).lock()
+    first.take()
+    alive = threading.Event()
+
+    def renew():
+        while not alive.wait(0.01):
+            first.renew()
+
+    helper = threading.Thread(target=renew)
+    helper.start()
+    with pytest.raises(DirectoryBusyError, match=f"process {os.getpid()} on "):
+        second.take()
+    alive.set()
+    helper.join()
+    second.release()
+    first.release()
+
+    second.take()
+    second.release()
+
+
+def test_a_lease_whose_owner_died_is_taken_over(tmp_path, monkeypatch):
+    """And the owner, should it live after all, stops when it finds out."""
+    monkeypatch.setattr(LeaseLock, "lease", 0.05)
+    root = UPath(f"memory://{tmp_path.name}/out")
+    dead, alive = open_storage(root).lock(), open_storage(root).lock()
+    dead.take()
+    waited = []
+    alive.take(waited.append)
+
+    assert sum(waited) >= 0.05
+    monkeypatch.setattr(dead, "_renewed", 0.0)
+    with pytest.raises(DirectoryBusyError):
+        dead.renew()
+    dead.release()
+    assert json.loads(open_storage(root).read("lock.json"))["token"] == alive._token
+
+
+def test_of_two_that_come_at_the_same_moment_one_wins(tmp_path, monkeypatch):
+    """Who finds another one's note where its own should be, leaves."""
+    monkeypatch.setattr(LeaseLock, "lease", 0.05)
+    root = UPath(f"memory://{tmp_path.name}/out")
+    first, second = open_storage(root).lock(), open_storage(root).lock()
+
+    with pytest.raises(DirectoryBusyError):
+        first.take(lambda _: second._write())
+    assert second._ours()
+
+
+class FullDisk(Disk):
+    """Takes so many bytes and no more."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def write(self, file, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(file, data)
+
+
+def test_no_space_left_stops_the_batch_at_once(batch, root):
+    """With the system's words; what was sealed is kept, and enough for the next run."""
+    rows = [f"text {number}" for number in range(400)]
+    with pytest.raises(StorageError, match="No space left on device") as raised:
+        batch.run(
+            rows, directory=open_storage(root, FullDisk(40_000)), checkpoint_every=0.02, requests_per_minute=60_000
+        )
+
+    assert raised.value.retryable
+    asked = len(batch.asked)
+    assert asked < 400
+    batch.directory = root
+    summary = batch.run(rows)
+    assert summary.complete
+    assert 0 < summary.reused <= asked
+
+
+def test_a_batch_in_an_object_store(batch, tmp_path, ollama):
+    """The same files, the same resume, results and lock; nothing is left on this machine."""
+    root = UPath(f"memory://{tmp_path.name}/out")
+    ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") == "text 3")
+
+    batch.run([f"text {number}" for number in range(10)], directory=root)
+    summary = batch.run([f"text {number}" for number in range(12)], directory=root, limits=Limits())
+
+    assert (summary.ok, summary.reused) == (3, 9)
+    names = sorted(path.name for path in root.iterdir() if path.name != "parts")
+    assert names == ["batch.json", "failed.jsonl", "progress.json", "results.jsonl", "summary.json"]
+    results = [json.loads(line) for line in (root / "results.jsonl").read_bytes().splitlines()]
+    assert [row["index"] for row in results] == list(range(12))
