@@ -48,10 +48,10 @@ e2e-celery: .venv-celery/.ready ## CeleryExecutor, PostgreSQL, Redis and two wor
 	.ci/programs postgresql redis-server
 	.venv-celery/bin/python -m pytest tests/e2e/test_celery.py tests/e2e/test_compose.py
 
-.venv-celery/.ready: pyproject.toml constraints/airflow-3.3.txt constraints/e2e.txt .ci/tools.txt .ci/e2e-tools.txt
+.venv-celery/.ready: pyproject.toml constraints/airflow-3.3.txt constraints/e2e.txt $(wildcard .ci/*tools.txt)
 	$(PYTHON) -m venv --clear .venv-celery
 	.venv-celery/bin/python -m pip install --quiet --constraint constraints/airflow-3.3.txt --constraint constraints/e2e.txt \
-	    --editable '.[parquet,testing]' --requirement .ci/tools.txt --requirement .ci/e2e-tools.txt 'apache-airflow[celery,postgres]'
+	    --editable '.[parquet,testing]' --requirement .ci/tools.txt --requirement .ci/e2e-tools.txt --requirement .ci/celery-tools.txt
 	@touch $@
 
 .PHONY: wheel
