@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.names import same_model
 from ollama_provider.api.schemas import LocalModel
+from ollama_provider.batch.errors import BatchError
 from ollama_provider.hooks import OllamaHook
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def airflow_errors() -> Iterator[None]:
     """Turn our errors into Airflow's: one that trying again cannot mend fails the task without its retries."""
     try:
         yield
-    except OllamaError as error:
+    except (OllamaError, BatchError) as error:
         kind = AirflowException if error.retryable else AirflowFailException
         # The text says it all; httpx's traceback below it would hide that.
         raise kind(str(error)) from None

@@ -1,0 +1,201 @@
+"""OllamaBatchOperator, run by Airflow against the stand-in; the engine has its own tests."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+
+from ollama_provider.testing import Fail, Stall
+
+# Rows are for the worker: a triggerer belongs to everybody.
+pytestmark = pytest.mark.parametrize("run_task", [False], ids=["blocking"], indirect=True)
+
+ROWS = "[{'name': 'a', 'text': 'Apples are red.'}, {'name': 'b', 'text': 'Bananas are yellow.'}]"
+
+
+def batch(tmp_path, *arguments: str, rows: str = ROWS, resume: str = "task") -> str:
+    """The source of a batch task."""
+    given = [f"rows={rows}", f"output_path='{tmp_path}/out'", f"resume='{resume}'", "concurrency=1", *arguments]
+    return f"OllamaBatchOperator(task_id='t', model='llama3.2', retries=3, {', '.join(given)})"
+
+
+def results(tmp_path, name: str = "results.jsonl") -> list:
+    """The rows of a file of results."""
+    return [json.loads(line) for line in (tmp_path / "out" / name).read_text().splitlines()]
+
+
+def answer(ollama, *answers: str) -> None:
+    """Answer the next prompts so; the request that only loads the model is none."""
+    ollama.stand_in.script(*answers, where=lambda body: body.get("prompt"))
+
+
+def prompts(ollama) -> list:
+    """What was asked of the model."""
+    return [body["prompt"] for seen in ollama.stand_in.requests if (body := seen.json or {}).get("prompt")]
+
+
+def test_summary_and_results(run_task, ollama, tmp_path, caplog) -> None:
+    """The results are in files, in the order of the rows; XCom has the summary, the log the progress."""
+    answer(ollama, "one", "two")
+    caplog.set_level("INFO", "ollama_provider")
+
+    ran = run_task(batch(tmp_path, "prompt='Shorten: {{ row.text }}'", "id_column='name'"))
+
+    assert ran.state == "success"
+    assert [(row["id"], row["output"]) for row in results(tmp_path)] == [("a", "one"), ("b", "two")]
+    assert prompts(ollama) == ["Shorten: Apples are red.", "Shorten: Bananas are yellow."]
+    summary = ran.value
+    assert (summary["complete"], summary["rows"], summary["ok"], summary["failed"]) == (True, 2, 2, 0)
+    assert summary["directory"] == f"{tmp_path}/out"
+    assert summary["provenance"]["model"] == "llama3.2"
+    assert "Apples" not in json.dumps(summary)
+    assert "Apples" not in ran.log
+    assert "done=2/2 ok=2 failed=0" in caplog.text
+
+
+def test_rows_of_another_task_and_a_prompt_file(run_task, ollama, tmp_path) -> None:
+    """Rows come through XCom as they are; a prompt file is a template for rows, not for Airflow."""
+    (tmp_path / "shorten.prompt").write_text("Shorten: {{ row.text }}\n")
+
+    ran = run_task(f"""
+        @task
+        def documents():
+            return ['{{{{ not a template }}}}', 'plain']
+
+        {batch(tmp_path, "prompt='shorten.prompt'", rows="documents()")}
+    """)
+
+    assert ran.state == "success"
+    assert prompts(ollama) == ["Shorten: {{ not a template }}", "Shorten: plain"]
+
+
+def test_a_list_of_rows_is_data(run_task, ollama, tmp_path) -> None:
+    """Airflow renders templates at any depth, but not in rows."""
+    run_task(batch(tmp_path, rows="['{{ params }} {% broken']"))
+
+    assert prompts(ollama) == ["{{ params }} {% broken"]
+
+
+def test_rows_in_files(run_task, ollama, tmp_path) -> None:
+    """A path is a template, and may be a glob on any ObjectStoragePath."""
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"text {name}"}) + "\n")
+
+    ran = run_task(
+        batch(tmp_path, rows=f"'file://{tmp_path}/{{{{ params.files }}}}'", resume="run"), params={"files": "*.jsonl"}
+    )
+
+    assert ran.value["rows"] == 2
+    assert prompts(ollama) == ["text a", "text b"]
+
+
+@pytest.mark.parametrize(
+    ("resume", "folder"),
+    [("task", ""), ("books", "/books"), ("{{ params.month }}", "/2026-11"), ("run", "/manual__20")],
+)
+def test_who_shares_results(run_task, tmp_path, resume, folder) -> None:
+    """One run, all runs of a task, or all who use a name."""
+    ran = run_task(batch(tmp_path, resume=resume), params={"month": "2026-11"})
+
+    assert ran.value["directory"].startswith(f"{tmp_path}/out{folder}")
+    assert ":" not in ran.value["directory"]
+
+
+def test_next_run_asks_only_what_is_new(run_task, ollama, tmp_path) -> None:
+    """Results are found by content."""
+    run_task(batch(tmp_path))
+    asked = len(prompts(ollama))
+
+    ran = run_task(batch(tmp_path, rows="[{'text': 'Cherries.'}, " + ROWS[1:]))
+
+    assert (ran.value["ok"], ran.value["reused"]) == (1, 2)
+    assert prompts(ollama)[asked:] == ["Cherries."]
+    assert len(results(tmp_path)) == 3
+
+
+def test_failed_rows_fail_the_task_after_all_the_others(run_task, ollama, tmp_path) -> None:
+    """The rows that succeeded are there, XCom says how it went, and the next try asks only the failed ones."""
+    crash = Fail("llama runner process has terminated: signal: killed", status=500)
+    ollama.stand_in.script(crash, where=lambda body: "Bananas" in body.get("prompt", ""), times=2)
+
+    ran = run_task(batch(tmp_path, "max_attempts=2"))
+
+    assert (ran.state, ran.tries) == ("success", 2)
+    assert "1 of 2 rows failed" in ran.log
+    assert prompts(ollama).count("Apples are red.") == 1
+    assert ran.value["failed"] == 0
+
+
+def test_summary_of_a_failed_task(run_task, ollama, tmp_path) -> None:
+    """What was done is in XCom also when the task is red."""
+    ollama.stand_in.script(Fail("invalid image", status=400), where=lambda body: "Bananas" in body.get("prompt", ""))
+
+    ran = run_task(batch(tmp_path).replace("retries=3", "retries=0"))
+
+    assert ran.state == "failed"
+    assert (ran.value["complete"], ran.value["ok"], ran.value["failed"]) == (True, 1, 1)
+    assert [row["error"]["class"] for row in results(tmp_path, "failed.jsonl")] == ["BadRequestError"]
+
+
+def test_failed_rows_may_be_tolerated(run_task, ollama, tmp_path) -> None:
+    """``max_failed_rows`` leaves the task green."""
+    ollama.stand_in.script(Fail("invalid image", status=400), where=lambda body: "Bananas" in body.get("prompt", ""))
+
+    ran = run_task(batch(tmp_path, "max_failed_rows=1"))
+
+    assert (ran.state, ran.value["failed"]) == ("success", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("prompt='{{ row.txt }}'", "'txt'"),
+        ("prompt='{{ text }}'", "write row.text for that column"),
+        ("prompt='nowhere.prompt'", "there is no file 'nowhere.prompt'"),
+        ("options={'temprature': 1}", "did you mean 'temperature'"),
+        ("mode='failed'", "mode: 'failed' is not one of 'all', 'failed_only'"),
+        ("on_truncation='warn'", "on_truncation: 'warn' is not one of"),
+        ("concurrency=0", "concurrency: 0 is neither 'auto' nor a number from 1 on"),
+        ("resume='../elsewhere'", "resume: '../elsewhere' is neither"),
+        ("rows='/nowhere/*.jsonl'", "No file matches /nowhere/*.jsonl"),
+    ],
+)
+def test_what_cannot_be_right_fails_at_once(run_task, ollama, tmp_path, arguments, told) -> None:
+    """It is found before the first prompt is sent, and no retry is wasted on it."""
+    given = {"resume": "'task'", "rows": ROWS, "concurrency": "1"}
+    name, _, value = arguments.partition("=")
+    source = ", ".join(f"{name}={value}" for name, value in {**given, name: value}.items())
+    ran = run_task(f"""
+        OllamaBatchOperator(task_id='t', model='llama3.2', retries=3, output_path='{tmp_path}/out', {source})
+    """)
+
+    assert (ran.state, ran.tries) == ("failed", 1)
+    assert told in ran.log
+    assert prompts(ollama) == []
+
+
+def test_killed_task_seals_what_it_has(run_task, ollama, tmp_path) -> None:
+    """SIGTERM ends the request in flight, keeps the rows that are done, and leaves the rest to the next try."""
+    stand_in = ollama.stand_in
+    answer(ollama, "one")
+    stand_in.script(Stall(after=1), where=lambda body: "Bananas" in body.get("prompt", ""))
+
+    def kill() -> None:
+        stand_in.wait_until(lambda state: [seen for seen in state.open_requests if "Bananas" in str(seen.json)])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        ran = run_task(batch(tmp_path))
+    finally:
+        killer.join()
+        signal.signal(signal.SIGTERM, before)
+
+    assert (ran.state, ran.tries) == ("success", 2)
+    assert "The batch was stopped after 1 rows" in ran.log
+    assert results(tmp_path)[0]["output"] == "one"
+    assert prompts(ollama) == ["Apples are red.", "Bananas are yellow.", "Bananas are yellow."]
