@@ -1,8 +1,8 @@
 """Every point at which a crash can happen, one after the other.
 
-A `Disk` dies at its k-th write, sync, rename, upload or removal, and does nothing from then on, as a process does that is
-gone. For every k of a small batch, until k is past its end: what is in the directory then is enough for the next run to
-give exactly the right result, and nothing that was sealed is asked again.
+A `Disk` dies at its k-th write, sync, rename, upload or removal, and does nothing from then on, as a process does that
+is gone. For every k of a small batch, until k is past its end: what is in the directory then is enough for the next run
+to give exactly the right result, and nothing that was sealed is asked again.
 """
 
 import itertools

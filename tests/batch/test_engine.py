@@ -1,6 +1,6 @@
 """What a batch does, over real HTTP against a stand-in."""
 
-import datetime
+import datetime as dt
 import decimal
 import json
 import logging
@@ -161,8 +161,8 @@ def test_rows_of_one_byte_and_of_five_megabytes(batch, ollama):
 def test_values_that_json_does_not_know(batch):
     """Dates, decimals, bytes and NaN as ids and in prompts: the same in every run."""
     rows = [
-        {"id": datetime.date(2026, 11, 22), "text": decimal.Decimal("1.10")},
-        {"id": decimal.Decimal("1.10"), "text": datetime.datetime(2026, 11, 22, 6, 30)},
+        {"id": dt.date(2026, 11, 22), "text": decimal.Decimal("1.10")},
+        {"id": decimal.Decimal("1.10"), "text": dt.datetime(2026, 11, 22, 6, 30, tzinfo=dt.UTC)},
         {"id": b"\x00\xff", "text": "ü".encode()},
         {"id": float("nan"), "text": float("nan")},
         {"id": None, "text": float("inf")},
@@ -171,7 +171,7 @@ def test_values_that_json_does_not_know(batch):
     batch.run(rows, id_column="id")
     summary = batch.run(rows, id_column="id")
 
-    assert batch.asked == ["1.10", "2026-11-22 06:30:00", "ü", "inf"]
+    assert batch.asked == ["1.10", "2026-11-22 06:30:00+00:00", "ü", "inf"]
     assert [row["id"] for row in batch.results] == ["2026-11-22", "1.10", "00ff", None, None]
     assert (summary.reused, summary.failed) == (4, 1)
     assert "null" in batch.failed[0]["error"]["text"]
@@ -232,7 +232,7 @@ class TestFailures:
         ollama.stand_in.script(Fail("no", 400), always=True, where=lambda body: body.get("prompt"))
 
         for tries in (1, 2):
-            with pytest.raises(TooManyFailedError, match="BadRequestError 2. times"):
+            with pytest.raises(TooManyFailedError, match=r"BadRequestError 2. times"):
                 batch.run(texts(1000), limits=Limits(max_failed_ratio=0.5, retry_delay=0), concurrency=4)
             assert batch.asked.count("text 0") == tries
             assert len(set(batch.asked)) < 40

@@ -1,6 +1,6 @@
 """From rows to prompts."""
 
-import datetime
+import datetime as dt
 import decimal
 
 import pytest
@@ -23,7 +23,7 @@ def test_other_types_are_printed_as_python_does():
     """Dates in ISO 8601, decimals as written, bytes that are text as text."""
     printed = render(
         "{{ row.day }} {{ row.price }} {{ row.raw }} {{ row.n }} {{ row.yes }} {{ row.day.year }}",
-        day=datetime.date(2026, 11, 22), price=decimal.Decimal("1.10"), raw="ü".encode(), n=7, yes=True,
+        day=dt.date(2026, 11, 22), price=decimal.Decimal("1.10"), raw="ü".encode(), n=7, yes=True,
     )  # fmt: skip
 
     assert printed == "2026-11-22 1.10 ü 7 True 2026"

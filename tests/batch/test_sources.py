@@ -1,6 +1,6 @@
 """Rows from lists, files and globs."""
 
-import datetime
+import datetime as dt
 import decimal
 import gc
 import json
@@ -8,6 +8,7 @@ import json
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from upath import UPath
 
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.sources import canonical, count_rows, read_rows
@@ -117,7 +118,7 @@ def test_parquet(tmp_path):
     file = tmp_path / "rows.parquet"
     rows = [
         {
-            "day": datetime.date(2026, 11, 22),
+            "day": dt.date(2026, 11, 22),
             "price": decimal.Decimal("1.10"),
             "raw": b"\x00",
             "x": float("inf"),
@@ -150,8 +151,6 @@ def test_a_glob_is_read_in_the_order_of_names(tmp_path):
 
 def test_object_storage_paths(tmp_path):
     """A path object of an object store is read through its own methods."""
-    from upath import UPath
-
     folder = UPath("memory://rows-of-test")
     (folder / "1.jsonl").write_text('"one"\n')
     (folder / "2.jsonl").write_text('"two"\n')
@@ -199,7 +198,7 @@ def test_counting(tmp_path):
 
 def test_the_content_of_a_row_is_one_text():
     """It does not depend on the order of columns, and knows the types that JSON does not."""
-    first = {"a": datetime.date(2026, 1, 2), "b": float("nan"), "c": b"x", "d": decimal.Decimal("1.0")}
+    first = {"a": dt.date(2026, 1, 2), "b": float("nan"), "c": b"x", "d": decimal.Decimal("1.0")}
 
     assert canonical(first) == canonical(dict(reversed(first.items())))
     assert canonical(first) != canonical(first | {"d": decimal.Decimal("1.00")})

@@ -7,6 +7,7 @@ import threading
 from importlib import import_module
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from ollama_provider.batch.errors import DirectoryBusyError, StorageError
@@ -47,9 +48,13 @@ def test_a_file_appears_whole_or_not_at_all(root):
     storage = open_storage(root)
     write(storage, "a.json", b"old")
 
-    with pytest.raises(RuntimeError), storage.create("a.json") as file:
-        file.write(b"half of the new")
-        raise RuntimeError
+    def fail():
+        with storage.create("a.json") as file:
+            file.write(b"half of the new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
 
     assert storage.read("a.json") == b"old"
     assert sorted(path.name for path in root.iterdir() if path.name != "parts") == ["a.json"]
@@ -66,8 +71,8 @@ def test_urls_and_paths(tmp_path):
 
 def test_airflows_object_storage_path(tmp_path):
     """Airflow's ObjectStoragePath is such an object: local under file://, else through its own methods."""
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
-    from fsspec.implementations.memory import MemoryFileSystem
+    # Here, because loading Airflow takes seconds.
+    from airflow.providers.common.compat.sdk import ObjectStoragePath  # noqa: PLC0415
 
     # Beside the class, wherever this Airflow has it.
     store = import_module(ObjectStoragePath.__module__.replace(".path", ".store"))
