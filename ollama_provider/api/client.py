@@ -6,6 +6,7 @@ The two classes are the same but for ``async`` and ``await``, and a test holds t
 
 import asyncio
 import math
+import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
@@ -37,8 +38,8 @@ from ollama_provider.api.transport import AsyncWire, Wire
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")
 _Part = dict[str, Any]
-#: What a network does that fails.
-_FAILURES = (TimeoutError, httpx.HTTPError, OSError)
+#: What a network raises. No OSError as such: that is what a file to be uploaded raises.
+_FAILURES = (TimeoutError, httpx.HTTPError, ConnectionError, ssl.SSLError)
 
 
 @dataclass
@@ -121,8 +122,8 @@ class Client:
         """
         with Call(request, self._listener) as call:
             first, rest = self._deliver(call, self._begin)
-            with closing(rest):
-                yield self._replies(call, first, rest)
+            with closing(rest), closing(self._replies(call, first, rest)) as replies:
+                yield replies
 
     def _reply(self, call: Call[ReplyT]) -> ReplyT:
         if not isinstance(call.request, EmbedRequest):
@@ -187,7 +188,9 @@ class Client:
         objects = self._objects(call)
         return next(objects, None), objects
 
-    def _replies(self, call: Call[ReplyT], first: _Part | None, rest: Generator[_Part, None, None]) -> Iterator[ReplyT]:
+    def _replies(
+        self, call: Call[ReplyT], first: _Part | None, rest: Generator[_Part, None, None]
+    ) -> Generator[ReplyT, None, None]:
         part = first
         while part is not None:
             reply = validated(call.request, part, host=self.settings.base_url)
@@ -299,8 +302,8 @@ class AsyncClient:
         """
         with Call(request, self._listener) as call:
             first, rest = await self._deliver(call, self._begin)
-            async with aclosing(rest):
-                yield self._replies(call, first, rest)
+            async with aclosing(rest), aclosing(self._replies(call, first, rest)) as replies:
+                yield replies
 
     async def _reply(self, call: Call[ReplyT]) -> ReplyT:
         if not isinstance(call.request, EmbedRequest):
@@ -369,7 +372,7 @@ class AsyncClient:
 
     async def _replies(
         self, call: Call[ReplyT], first: _Part | None, rest: AsyncGenerator[_Part, None]
-    ) -> AsyncIterator[ReplyT]:
+    ) -> AsyncGenerator[ReplyT, None]:
         part = first
         while part is not None:
             reply = validated(call.request, part, host=self.settings.base_url)

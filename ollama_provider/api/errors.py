@@ -9,7 +9,7 @@
     │   │   └── ConnectTimeoutError       no connection in time                            again, the server's fault
     │   ├── TLSError                   certificate not trusted                            hopeless, the setup's fault
     │   ├── ResponseTimeoutError       one of the four timeouts ran out
-    │   │   ├── FirstTokenTimeoutError    nothing came: queue, load, prompt                again
+    │   │   ├── FirstTokenTimeoutError    nothing came: queue, load, prompt                again (once)
     │   │   ├── IdleTimeoutError          it began, then stalled                           again
     │   │   └── TotalTimeoutError         it came too slowly                               no
     │   ├── IncompleteReplyError       ended without its last object, cut, or not JSON    again
@@ -154,6 +154,8 @@ class ResponseTimeoutError(TransportError):
 class FirstTokenTimeoutError(ResponseTimeoutError):
     """Nothing came within ``first_token_timeout``."""
 
+    # To hang up ended the load, so each attempt begins it anew; the second one finds the file in the disk's cache.
+    max_attempts = 2
     advice = "The model may still be loading or the queue be long: raise first_token_timeout, or load the model before."
 
 

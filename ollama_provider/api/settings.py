@@ -1,8 +1,9 @@
 """Where the server is and how to treat it: one frozen, validated value."""
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from ollama_provider.api.schemas.options import KeepAlive, Options
 
@@ -13,15 +14,22 @@ def _read_patterns(value: Any) -> Any:
     return [part for part in value.replace(",", " ").split() if part] if isinstance(value, str) else value
 
 
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("use http:// or https://, a host without credentials, and a port (see address.parse_address)")
+    return value.rstrip("/")
+
+
 class Timeouts(BaseModel):
     """How patient to be, in seconds.
 
     Attributes:
-        connect: until a connection stands.
-        first_token: from there to the first byte. Ollama sends none before the first token, so it covers the queue, the
-            load of the model and the reading of the prompt.
+        connect: until a connection stands, for each address of the host.
+        first_token: until the first byte. Ollama sends none before the first token, so it covers the queue, the load of
+            the model and the reading of the prompt. Requests that no model works on have a patience of their own.
         idle: between two pieces of an answer.
-        total: for one attempt in all; None is no bound.
+        total: for one attempt in all; None is no bound. A pull has none.
         pull_stall: without a byte more while pulling (a stalled pull keeps sending lines).
     """
 
@@ -49,12 +57,12 @@ class Settings(BaseModel):
         max_retry_seconds: no new attempt begins after so many seconds.
         auto_pull: pull a model that is missing, then ask again.
         pull_allow: patterns (``hf.co/ours/*``) of names outside Ollama's own registry that may be pulled by themselves.
-        model, options, keep_alive: what a request gets that names none.
+        model, options, keep_alive: what the hook gives to a request that names none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
 
-    base_url: str = "http://127.0.0.1:11434"
+    base_url: Annotated[str, AfterValidator(_check_url)] = "http://127.0.0.1:11434"
     login: str | None = None
     password: SecretStr | None = None
     headers: dict[str, SecretStr] = Field(default_factory=dict)

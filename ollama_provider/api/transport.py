@@ -120,6 +120,8 @@ class Wire(_Base):
         except IndexError:
             lane = Lane(self._given or self._connect())
         self._busy.add(lane)
+        if self.closed:
+            lane.break_off()  # close() came between the two lines above, and could not see this lane
         return Exchange(self, lane)
 
     def _connect(self) -> httpx.BaseTransport:

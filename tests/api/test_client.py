@@ -1,7 +1,26 @@
 """Both clients against a server that answers as Ollama does."""
 
+import pytest
+
+from ollama_provider.api.client import Client
+from ollama_provider.api.errors import FirstTokenTimeoutError
 from ollama_provider.api.events import CallEnded
-from ollama_provider.api.schemas import ChatRequest, EmbedRequest, GenerateRequest, TagsRequest, VersionRequest
+from ollama_provider.api.schemas import (
+    ChatRequest,
+    CopyRequest,
+    CreateRequest,
+    DeleteRequest,
+    EmbedRequest,
+    EmptyReply,
+    GenerateRequest,
+    PsRequest,
+    PushBlobRequest,
+    ShowRequest,
+    TagsRequest,
+    VersionRequest,
+)
+from ollama_provider.api.settings import Settings
+from ollama_provider.testing import Answer, Stall
 
 
 def test_the_pieces_of_an_answer_are_joined(on, ollama):
@@ -51,3 +70,68 @@ def test_a_listener_hears_how_a_call_ended(on, ollama):
     assert event.metrics is not None
     assert event.metrics.eval_count > 0
     assert not hasattr(event.metrics, "response")
+
+
+def test_what_a_listener_raises_goes_to_the_caller(ollama):
+    """A bug of an observer is seen, and not taken for a failure of the server."""
+
+    def listener(_: object) -> None:
+        raise ZeroDivisionError
+
+    with Client(Settings(base_url=ollama.url), listener=listener) as client, pytest.raises(ZeroDivisionError):
+        client.send(VersionRequest())
+
+
+def test_a_file_that_cannot_be_read_is_no_fault_of_the_network(ollama):
+    """What the source of an upload raises comes out as it is, after one attempt."""
+
+    def source():
+        yield b"GGUF"
+        raise FileNotFoundError("model.gguf")
+
+    request = PushBlobRequest(digest="sha256:" + "0" * 64, size=10, source=source)
+
+    with Client(Settings(base_url=ollama.url)) as client, pytest.raises(FileNotFoundError):
+        client.send(request)
+
+
+def test_a_silence_before_the_first_token_is_tried_twice(on, ollama):
+    """To hang up ends the load; a third and a fourth attempt would begin it anew as well."""
+    ollama.stand_in.script(Stall(), times=2)
+
+    with pytest.raises(FirstTokenTimeoutError):
+        on.send(GenerateRequest(model="llama3.2"), base_url=ollama.url, timeouts={"first_token": 0.05})
+
+    assert len(ollama.stand_in.requests) == 2
+
+
+def test_tools_and_thinking_come_back(on, ollama):
+    """A chat's reply holds the calls and the thoughts."""
+    ollama.stand_in.script(Answer("", thinking="Hm.", tool_calls=(("get_weather", {"city": "Paris"}),)))
+    tool = {"function": {"name": "get_weather"}}
+
+    (reply,) = on.send(ChatRequest(model="qwen3", messages="Weather?", tools=[tool], think=True), base_url=ollama.url)
+
+    assert reply.thinking == "Hm."
+    assert [(call.function.name, call.function.arguments) for call in reply.tool_calls] == [
+        ("get_weather", {"city": "Paris"})
+    ]
+
+
+def test_models_are_managed(on, ollama):
+    """Copy, create, show, ps and delete: each with its own reply, or none."""
+    copied, shown, created, _, running, deleted = on.send(
+        CopyRequest(source="llama3.2", destination="ours"),
+        ShowRequest(model="ours"),
+        CreateRequest(model="made", from_="llama3.2", system="Be brief."),
+        GenerateRequest(model="ours"),
+        PsRequest(),
+        DeleteRequest(model="ours"),
+        base_url=ollama.url,
+    )
+
+    assert isinstance(copied, EmptyReply)
+    assert isinstance(deleted, EmptyReply)
+    assert shown.context_length == 131_072
+    assert created.done
+    assert [model.tag for model in running.models] == ["ours:latest"]
