@@ -35,6 +35,7 @@ class Model:
         llama_runner: Runs on the llama.cpp runner, which until 0.24 embeds with any model; the other
             engine answers 501.
         weights: Digest of the weights if they are those of another model.
+        adapters: Digests of LoRA adapters.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Model:
     load_error: str | None = None
     llama_runner: bool = False
     weights: str = ""
+    adapters: tuple[str, ...] = ()
 
     @cached_property
     def parsed(self) -> Name:
@@ -70,15 +72,19 @@ class Model:
     @cached_property
     def layers(self) -> tuple[tuple[str, int], ...]:
         """Digest and bytes of the weights, the template and the configuration, in the order of a pull."""
-        weights = self.weights or _sha256("weights", self.parsed.full.lower(), self.parameter_size, str(self.revision))
-        settings = _sha256("settings", self.template, self.system, dumps(dict(self.parameters)), self.license)
-        config = _sha256("config", weights, settings, dumps([dict(message) for message in self.messages]))
+        weights = self.weights or digest_of(
+            "weights", self.parsed.full.lower(), self.parameter_size, str(self.revision)
+        )
+        settings = digest_of("settings", self.template, self.system, dumps(dict(self.parameters)), self.license)
+        config = digest_of(
+            "config", weights, *self.adapters, settings, dumps([dict(message) for message in self.messages])
+        )
         return (weights, self.size), (settings, 1 + len(self.template) + len(self.license)), (config, 485)
 
     @cached_property
     def digest(self) -> str:
         """The manifest's digest: 64 hex characters, another one when anything about the model changes."""
-        return _sha256(*(digest for digest, _ in self.layers)).removeprefix("sha256:")
+        return digest_of(*(digest for digest, _ in self.layers)).removeprefix("sha256:")
 
     @cached_property
     def details(self) -> dict[str, Json]:
@@ -114,7 +120,8 @@ class Model:
         return replace(self, name=name, weights=self.layers[0][0])
 
 
-def _sha256(*parts: str) -> str:
+def digest_of(*parts: str) -> str:
+    """The digest of something that is not there."""
     return "sha256:" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ollama_provider.testing import names
-from ollama_provider.testing.catalogue import Model
+from ollama_provider.testing.catalogue import Model, digest_of
 from ollama_provider.testing.fields import read_messages
 from ollama_provider.testing.go import Json
 from ollama_provider.testing.library import named
@@ -30,6 +30,7 @@ def create(state: State, call: Call) -> Steps:
 
 
 def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str, Json] | Pause]:
+    _check_blobs(state, body)
     if body.get("from"):
         if state.find(body["from"]) is None:
             yield from (item for item in pull_lines(state, body["from"]) if item != {"status": "success"})
@@ -41,10 +42,11 @@ def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str,
         yield {"status": "parsing GGUF"}
         made = _from_files(state, body["files"], name)
     if quantize := body.get("quantize"):
-        base = {"status": f"quantizing {made.quantization_level} model to {quantize}", "digest": "0000000000000000000"}
+        base = {"status": f"quantizing {made.quantization_level} model to {quantize.upper()}", "digest": "0000000000000000000"}
         yield base | {"total": made.size, "completed": made.size // 2}
         yield base | {"total": made.size, "completed": made.size}
-        made = replace(made, quantization_level=quantize, weights="", size=made.size // 2)
+        weights = digest_of("quantized", made.layers[0][0], quantize)
+        made = replace(made, quantization_level=quantize.upper(), weights=weights, size=made.size // 2, parent="")
     made = _changed(made, body)
     for digest, size in made.layers:
         known = digest in state.blobs
@@ -55,23 +57,29 @@ def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str,
     yield {"status": "success"}
 
 
+def _check_blobs(state: State, body: dict[str, Json]) -> None:
+    for field in ("files", "adapters"):
+        for digest in (body.get(field) or {}).values():
+            if digest not in state.blobs:
+                path = "/root/.ollama/models/blobs/" + digest.replace(":", "-")
+                raise TransferError(f"open {path}: no such file or directory")
+
+
 def _from_files(state: State, files: dict[str, str], name: str) -> Model:
-    for digest in files.values():
-        if digest not in state.blobs:
-            path = "/root/.ollama/models/blobs/" + digest.replace(":", "-")
-            raise TransferError(f"open {path}: no such file or directory")
     digest = next(iter(files.values()))
     return Model(name, weights=digest, size=state.blobs[digest])
 
 
 def _changed(model: Model, body: dict[str, Json]) -> Model:
-    license_text = body.get("license", model.license)
-    license_text = "\n".join(map(str, license_text)) if isinstance(license_text, list) else str(license_text)
+    # What is empty changes nothing, and a license is one more.
+    added = body.get("license") or []
+    licenses = [model.license, *(added if isinstance(added, list) else [added])]
     return replace(
         model,
-        template=body.get("template", model.template),
-        system=body.get("system", model.system),
-        license=license_text,
-        parameters={**model.parameters, **body.get("parameters", {})},
-        messages=tuple(body.get("messages", model.messages)),
+        template=body.get("template") or model.template,
+        system=body.get("system") or model.system,
+        license="\n".join(str(text) for text in licenses if text),
+        parameters={**model.parameters, **(body.get("parameters") or {})},
+        messages=tuple(body.get("messages") or model.messages),
+        adapters=tuple((body.get("adapters") or {}).values()) or model.adapters,
     )

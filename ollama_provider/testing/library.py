@@ -118,6 +118,7 @@ def _modelfile(model: Model, weights: str, system: str) -> str:
         f"# FROM {model.parsed.short}",
         "",
         f"FROM {weights}",
+        *(f"ADAPTER {_BLOBS}{digest.replace(':', '-')}" for digest in model.adapters),
         f"TEMPLATE {_modelfile_text(model.template)}",
     ]
     lines += [f"SYSTEM {_modelfile_text(system)}"] if system else []

@@ -195,7 +195,7 @@ def test_a_quantised_model_is_smaller() -> None:
 
     post(stand_in, "create", model="small", **{"from": "llama3.2"}, quantize="q4_0")
 
-    assert stand_in.model("small").quantization_level == "q4_0"
+    assert stand_in.model("small").quantization_level == "Q4_0"
     assert stand_in.model("small").size < stand_in.model("llama3.2").size
 
 
