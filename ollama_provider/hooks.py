@@ -103,7 +103,8 @@ class OllamaHook(BaseHook):
 
     def _no_such_connection(self) -> AirflowNotFoundException:
         return AirflowNotFoundException(
-            f"There is no connection {self.conn_id!r}. Add one of type Ollama (Admin, Connections), "
+            f"there is no connection {self.conn_id!r}, or Airflow cannot read it (its log would say why). "
+            "Add one of type Ollama (Admin, Connections), "
             f"or set AIRFLOW_CONN_{self.conn_id.upper()} in the environment of the workers."
         )
 

@@ -4,24 +4,59 @@ import importlib
 import json
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import entry_points
 from importlib.resources import files
 
 import airflow
 import jsonschema
 import pytest
+from airflow.providers.common.compat.sdk import Connection
 from airflow.providers_manager import ProvidersManager
 
+from ollama_provider.api.settings import Settings
+from ollama_provider.connection import settings_from_connection
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.provider_info import EXTRA_FIELDS, UI_FIELD_BEHAVIOUR, get_provider_info
 
-try:
-    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
-except ImportError:
-    HookMetaService = None  # 2.11 asks the ProvidersManager
+AIRFLOW = tuple(map(int, airflow.__version__.split(".")[:2]))
 
-#: Airflow builds the form from provider info since 3.2, before that from the hook's class methods.
-FORM_FROM_INFO = tuple(map(int, airflow.__version__.split(".")[:2])) >= (3, 2)
+# In processes of their own: Airflow 3.1 replaces the modules of wtforms for good, and all versions remember the form.
+FORM_OF_3 = """
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+
+    (meta,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "ollama"]
+    result = {
+        name: {"value": field["value"], "description": field["description"], **field["schema"]}
+        for name, field in meta.extra_fields.items()
+    }
+"""
+FORM_OF_2 = """
+    from airflow.providers_manager import ProvidersManager
+    from wtforms import Form
+
+    widgets = ProvidersManager().connection_form_widgets
+    fields = {info.field_name: info.field for key, info in widgets.items() if key.startswith("extra__ollama__")}
+    OllamaForm = type("OllamaForm", (Form,), fields)
+    form = OllamaForm()
+    result = {
+        field.name: {"title": str(field.label.text), "description": str(field.description), "type": ["null"]}
+        for field in form
+    }
+"""
+
+
+@pytest.fixture
+def fresh_python():
+    """Return a function that runs code in a new Python, and returns what it calls *result*."""
+
+    def run(code: str):
+        script = textwrap.dedent(code) + "\nimport json; print('result:', json.dumps(result))"
+        shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        (line,) = [line for line in shown.splitlines() if line.startswith("result: ")]
+        return json.loads(line.removeprefix("result: "))
+
+    return run
 
 
 def test_airflow_finds_the_provider_by_its_entry_point():
@@ -86,33 +121,66 @@ def test_the_command_line_shows_the_provider(airflow_db):
     assert "ollama_provider.hooks.OllamaHook" in str(provider)
 
 
-@pytest.mark.skipif(not FORM_FROM_INFO, reason="before 3.2 the form comes from the hook's class methods")
-def test_the_form_has_all_fields_with_label_and_type():
-    """What the UI of 3.2 and later asks for: each field with its title, type and description, none of them required."""
-    (meta,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "ollama"]
+def test_the_form_has_all_fields(fresh_python):
+    """What Airflow tells its UI: every field in its order, with title and help, none of them required."""
+    fields = fresh_python(FORM_OF_2 if AIRFLOW[0] == 2 else FORM_OF_3)
 
-    assert list(meta.extra_fields) == list(EXTRA_FIELDS)
-    for name, field in meta.extra_fields.items():
-        assert field["schema"]["title"] == EXTRA_FIELDS[name]["label"]
-        assert field["description"]
-        optional = "null" in field["schema"]["type"] or "default" in field["schema"]
-        assert optional, f"{name} would be marked as required"
-    assert meta.standard_fields.host.placeholder == UI_FIELD_BEHAVIOUR["placeholders"]["host"]
-    assert meta.standard_fields.password.title == UI_FIELD_BEHAVIOUR["relabeling"]["password"]
+    assert list(fields) == list(EXTRA_FIELDS)
+    for name, field in fields.items():
+        assert field["title"] == EXTRA_FIELDS[name]["label"]
+        assert field["description"] == EXTRA_FIELDS[name]["description"]
+        assert "null" in field["type"] or field["value"] is not None, f"{name} would be marked as required"
 
 
-@pytest.mark.skipif(FORM_FROM_INFO, reason="since 3.2 the form comes from the provider information")
-def test_the_older_form_has_the_same_fields():
-    """Airflow 2.11 to 3.1 ask the hook; the fields are those of the provider information, in their order."""
-    if HookMetaService is None:
-        manager = ProvidersManager()
-        widgets, behaviours = manager.connection_form_widgets, manager.field_behaviours
-    else:
-        _, widgets, behaviours = HookMetaService._get_hooks_with_mocked_fab()
+@pytest.mark.skipif(AIRFLOW[0] == 2, reason="the form of Airflow 2 has text fields only, with checks of their own")
+def test_the_form_has_the_right_types(fresh_python):
+    """A switch is a switch, and shows what holds; a number is a number. JSON is text before 3.2."""
+    fields = fresh_python(FORM_OF_3)
+    kinds = {
+        name: (set(field["type"]) if isinstance(field["type"], list) else {field["type"]}) - {"null"}
+        for name, field in fields.items()
+    }
 
-    fields = [widget.field_name for name, widget in widgets.items() if name.startswith("extra__ollama__")]
-    assert fields == list(EXTRA_FIELDS)
-    assert behaviours["ollama"]["relabeling"] == UI_FIELD_BEHAVIOUR["relabeling"]
+    assert {name for name, kind in kinds.items() if kind == {"boolean"}} == {"auto_pull", "trust_env"}
+    assert all(fields[name]["value"] is True for name in ("auto_pull", "trust_env"))
+    assert {name for name, kind in kinds.items() if kind <= {"number", "integer"}} == {
+        "first_token_timeout",
+        "idle_timeout",
+        "total_timeout",
+        "connect_timeout",
+        "max_attempts",
+    }
+    json_kind = {"object"} if AIRFLOW >= (3, 2) else {"string"}
+    assert kinds["options"] == kinds["headers"] == json_kind
+
+
+@pytest.mark.skipif(AIRFLOW[0] != 2, reason="the form of Airflow 3 sends JSON")
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ({}, {}),
+        ({"auto_pull": "false", "connect_timeout": "3"}, {"auto_pull": False, "timeouts": {"connect": 3}}),
+        ({"options": '{"num_ctx": 8192}', "verify": "false"}, {"options": {"num_ctx": 8192}, "verify": False}),
+    ],
+)
+def test_what_is_typed_into_the_form_of_airflow_2_is_what_holds(fresh_python, typed, meant):
+    """A form with nothing filled in changes no default; above all it does not switch anything off."""
+    posted = dict.fromkeys(EXTRA_FIELDS, "") | typed
+    saved = fresh_python(f"""{FORM_OF_2}
+    from werkzeug.datastructures import MultiDict
+
+    form = OllamaForm(MultiDict({posted!r}))
+    assert form.validate(), form.errors
+    result = {{name: value for name, value in form.data.items() if value != ""}}  # as Airflow saves it
+""")
+
+    conn = Connection(conn_id="gpu", conn_type="ollama", extra=json.dumps(saved))
+    assert settings_from_connection(conn) == Settings(**meant)
+
+
+def test_the_older_class_methods_need_no_flask_before_they_are_called():
+    """Airflow 3 has neither Flask nor wtforms; importing the hook must not look for them."""
+    assert OllamaHook.get_ui_field_behaviour().keys() == {"hidden_fields", "relabeling", "placeholders"}
 
 
 def test_placeholders_are_for_fields_that_exist():
