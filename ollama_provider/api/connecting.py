@@ -42,12 +42,16 @@ def headers_for(settings: Settings) -> list[tuple[str, str]]:
 def _authorization(settings: Settings) -> str | None:
     password = settings.password.get_secret_value() if settings.password else ""
     if settings.login:
-        return f"Basic {base64.b64encode(f'{settings.login}:{password}'.encode()).decode()}"
+        return _basic(settings.login, password)
     if not password:
         return None
     if not (password.isascii() and password.isprintable()):
         raise InvalidRequestError("password: sent as a Bearer token it must be printable ASCII on one line")
     return f"Bearer {password}"
+
+
+def _basic(login: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{login}:{password}'.encode()).decode()}"
 
 
 def proxy_for(settings: Settings) -> httpx.Proxy | None:
@@ -73,7 +77,11 @@ def proxy_for(settings: Settings) -> httpx.Proxy | None:
             f"the environment wants a proxy of the kind {found.scheme!r} for {url.host}, which is not supported: "
             "name the host in NO_PROXY, or set trust_env to false"
         )
-    return httpx.Proxy(found)
+    # As a header, which both transports take in the same way; httpx.Proxy would part it from the URL as a pair.
+    headers = {}
+    if found.username or found.password:
+        headers["proxy-authorization"] = _basic(found.username, found.password)
+    return httpx.Proxy(found.copy_with(username=None, password=None), headers=headers)
 
 
 def _is_loopback(host: str) -> bool:

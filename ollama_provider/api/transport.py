@@ -71,6 +71,9 @@ class _Base:
         self._headers = headers_for(settings)
         self._tls = ssl_context_for(settings)
         self._proxy = proxy_for(settings)
+        if self._proxy is not None and settings.base_url.startswith("http:"):
+            # Without TLS it is the proxy that reads our requests; with TLS the transports say it in their CONNECT.
+            self._headers += self._proxy.headers.items()
         # Only the connect is bounded by httpx; the rest by deadlines, which it does not have.
         self._timeout = {"connect": settings.timeouts.connect, "read": None, "write": None, "pool": None}
         self._urls: dict[str, httpx.URL] = {}

@@ -440,21 +440,36 @@ def proxy(monkeypatch):
                 while True:
                     connection, _ = server.accept()
                     with connection:
-                        asked.append(connection.recv(65536).split(b"\r\n")[0])
+                        asked.append(connection.recv(65536))
                         connection.sendall(answer)
 
         threading.Thread(target=serve, daemon=True).start()
-        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.getsockname()[1]}")
+        url = f"http://me:pass@127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("HTTP_PROXY", url)
+        monkeypatch.setenv("HTTPS_PROXY", url)
         yield asked
         server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_proxy_of_the_environment_is_used(on, proxy):
-    """HTTP_PROXY counts for both clients."""
+    """HTTP_PROXY counts for both clients, and its password goes to it."""
     (reply,) = on.send(VersionRequest(), base_url="http://gpu1.example:11434")
 
     assert reply.version == "from the proxy"
-    assert proxy == [b"GET http://gpu1.example:11434/api/version HTTP/1.1"]
+    (message,) = proxy
+    assert message.startswith(b"GET http://gpu1.example:11434/api/version HTTP/1.1\r\n")
+    assert message.lower().count(b"proxy-authorization: basic bwu6cgfzcw==") == 1
+
+
+def test_a_proxy_is_asked_for_a_tunnel_to_a_server_with_tls(on, proxy):
+    """HTTPS_PROXY counts for both clients; it sees its own password, and nothing of the request."""
+    with pytest.raises(errors.TransportError):
+        on.send(VersionRequest(), base_url="https://gpu1.example:443", password="key", max_attempts=1)
+
+    (message,) = proxy
+    assert message.startswith(b"CONNECT gpu1.example:443 HTTP/1.1\r\n")
+    assert message.lower().count(b"proxy-authorization: basic bwu6cgfzcw==") == 1
+    assert b"key" not in message
 
 
 @pytest.mark.parametrize("no_proxy", ["gpu1.example", ".example", "*"])
