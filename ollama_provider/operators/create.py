@@ -1,0 +1,136 @@
+"""Make models of other models or of files."""
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.pulling import PullProgress
+from ollama_provider.api.schemas import CreateRequest
+from ollama_provider.observability import describe_pull
+from ollama_provider.operators._base import OllamaOperator
+from ollama_provider.operators._blobs import Blob, read_blobs, upload
+from ollama_provider.operators._catalogue import show_if_there, show_or_pull
+from ollama_provider.operators._recipe import differences
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class OllamaCreateModelOperator(OllamaOperator):
+    """See to it that the server has a model that is made of another one or of files (server 0.5.5).
+
+    A model that is already what it would become is left as it is: a second run changes nothing. To know that, what
+    ``/api/show`` says is compared with what is wanted; weights that the server converts or quantizes cannot be
+    compared but for their level, so safetensors are converted again, to the same digest. Files are known by their
+    SHA-256 and sent only where the server does not have them.
+
+    XCom gets ``model``, ``digest``, ``size`` (bytes) and ``created`` (whether anything changed).
+
+    Args:
+        model: name of the model to make; there is no default. An existing model of that name is replaced.
+        from_: the model to start from. It is pulled first if the server lacks it and may pull it.
+        files: instead of *from_*: path or paths of a GGUF file or of safetensors with their configuration, on any
+            ``ObjectStoragePath``. Each is read twice: for its digest, and to be sent.
+        adapters: path or paths of LoRA adapters.
+        system: system prompt; the base's own if None. May be the name of a ``.prompt`` or ``.jinja2`` file.
+        template: prompt template in Go's language; the base's own if None. Never rendered by Airflow, whose braces
+            mean something else.
+        parameters: default options (``{"temperature": 0, "num_ctx": 8192}``), laid over the base's.
+        messages: a chat that every chat begins with.
+        license: text, added to the base's.
+        quantize: level to quantize to, such as ``"q4_K_M"``; the weights must be F16 or F32.
+        auto_pull: pull *from_* if the server lacks it; None is the connection's setting.
+        pull_stall_timeout: seconds without a byte more while pulling; None is the connection's setting.
+    """
+
+    template_fields: Sequence[str] = (
+        *OllamaOperator.template_fields,
+        "from_",
+        "files",
+        "adapters",
+        "system",
+        "parameters",
+        "messages",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"system": "md", "parameters": "json", "messages": "json"}
+    hook_overrides = ("auto_pull", "pull_stall_timeout")
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        from_: str | None = None,
+        files: Any = None,
+        adapters: Any = None,
+        system: str | None = None,
+        template: str | None = None,
+        parameters: dict[str, Any] | None = None,
+        messages: list[dict[str, Any]] | None = None,
+        license: str | list[str] | None = None,  # noqa: A002  # Ollama's name of the field
+        quantize: str | None = None,
+        auto_pull: bool | None = None,
+        pull_stall_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, **kwargs)
+        self.from_ = from_
+        self.files = files
+        self.adapters = adapters
+        self.system = system
+        self.template = template
+        self.parameters = parameters
+        self.messages = messages
+        self.license = license
+        self.quantize = quantize
+        self.auto_pull = auto_pull
+        self.pull_stall_timeout = pull_stall_timeout
+
+    def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
+        """Make the model if it is not yet what it should be, and say what is there."""
+        if bool(self.from_) == bool(self.files):
+            raise InvalidRequestError("give from_ (a model) or files, one of the two")
+        files, adapters = read_blobs("files", self.files), read_blobs("adapters", self.adapters)
+        request = self._request(files, adapters)
+        base = show_or_pull(self.hook, self.from_) if self.from_ else None
+        before, shown = self.find_model(request.model), show_if_there(self.hook, request.model)
+        changes = ["model"] if before is None or shown is None else differences(request, shown, base)
+        if changes:
+            for blob in (*files.values(), *adapters.values()):
+                upload(self.hook, blob, self.log)
+            self._create(request)
+        now = self.find_model(request.model)
+        created = now is None or before is None or now.digest != before.digest
+        if before is None:
+            self.log.info("Model %s was created", request.model)
+        elif created:
+            self.log.info("Model %s was created anew: %s changed", request.model, ", ".join(changes))
+        else:
+            self.log.info("Model %s is there, nothing has changed", request.model)
+        return {
+            "model": now.tag if now else request.model,
+            "digest": now and now.digest,
+            "size": now and now.size,
+            "created": created,
+        }
+
+    def _request(self, files: dict[str, Blob], adapters: dict[str, Blob]) -> CreateRequest:
+        return CreateRequest(
+            model=self.model or "",
+            from_=self.from_ or None,
+            files={name: blob.digest for name, blob in files.items()} or None,
+            adapters={name: blob.digest for name, blob in adapters.items()} or None,
+            system=self.system,
+            template=self.template,
+            parameters=self.parameters,
+            messages=self.messages,
+            license=self.license,
+            quantize=self.quantize,
+        )
+
+    def _create(self, request: CreateRequest) -> None:
+        progress = PullProgress(request.model, stall=0, now=monotonic())
+        with self.hook.stream(request) as lines:
+            for line in lines:
+                if moved := progress.add(line.model_dump(), monotonic()):
+                    self.log.info("%s", describe_pull(moved))

@@ -1,0 +1,90 @@
+"""What is on the server's disk, and under which names."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ollama_provider.api.errors import ModelNotFoundError
+from ollama_provider.api.names import ModelName
+from ollama_provider.operators._base import OllamaOperator
+from ollama_provider.operators._catalogue import model_name
+from ollama_provider.operators.memory import unload_and_wait
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class OllamaCopyModelOperator(OllamaOperator):
+    """See to it that a model has a second name. It takes no space: both names share the files.
+
+    What else had that name loses it. A second run changes nothing, unless *model* has changed meanwhile.
+
+    XCom gets ``model`` (the new name), ``digest``, ``size`` (bytes) and ``copied`` (whether anything changed).
+
+    Args:
+        model: the model; None is the connection's default model. It is never pulled.
+        destination: its second name.
+    """
+
+    template_fields: Sequence[str] = (*OllamaOperator.template_fields, "destination")
+
+    def __init__(self, *, destination: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.destination = destination
+
+    def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
+        """Copy the model if need be, and say what is there."""
+        name = model_name(self.hook, self.model)
+        source, before = self.find_model(name), self.find_model(self.destination)
+        if source is None:
+            raise ModelNotFoundError(
+                "there is no such model to copy", host=self.hook.settings.base_url, model=name, advice="Pull it first."
+            )
+        copied = before is None or before.digest != source.digest
+        if copied:
+            self.hook.copy(name, self.destination)
+            self.log.info("Model %s is now also %s", name, self.destination)
+        else:
+            self.log.info("Model %s is %s already, nothing has changed", self.destination, name)
+        now = self.find_model(self.destination)
+        return {
+            "model": now.tag if now else self.destination,
+            "digest": source.digest,
+            "size": source.size,
+            "copied": copied,
+        }
+
+
+class OllamaDeleteModelOperator(OllamaOperator):
+    """See to it that the server has no model of a name: the name goes, and the files that no other name needs.
+
+    A model in memory is unloaded first, since the server would keep the copy there; it finishes what it is asked at
+    the moment. Where it is busy for longer than *unload_timeout*, the task fails and nothing is deleted. A model that
+    is not there is no error: a second run changes nothing.
+
+    XCom gets ``model`` and ``deleted`` (whether anything changed).
+
+    Args:
+        model: name of the model; there is no default.
+        unload_timeout: seconds that a model in memory may take to leave it.
+    """
+
+    hook_overrides = ("auto_pull",)
+    #: Nothing is pulled to be deleted.
+    auto_pull = False
+
+    def __init__(self, *, model: str, unload_timeout: float = 120, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        self.unload_timeout = unload_timeout
+
+    def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
+        """Delete the model if it is there."""
+        name = str(ModelName.parse(self.model or ""))
+        entry = self.find_model(name)
+        if entry is None:
+            self.log.info("There is no model %s, nothing has changed", name)
+            return {"model": name, "deleted": False}
+        if unload_and_wait(self.hook, entry.tag, self.unload_timeout):
+            self.log.info("Model %s was in memory, and was unloaded", entry.tag)
+        self.hook.delete(entry.tag)
+        self.log.info("Model %s was deleted", entry.tag)
+        return {"model": entry.tag, "deleted": True}
