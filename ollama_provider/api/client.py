@@ -8,7 +8,7 @@ import asyncio
 import math
 import ssl
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from ollama_provider.api.pulling import check_pull_allowed
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.transport import AsyncWire, Wire
+from ollama_provider.api.transport import AsyncExchange, AsyncWire, Exchange, Wire
 
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")
@@ -58,7 +58,7 @@ class Client:
         settings: where the server is and how to treat it. Its ``model``, ``options`` and ``keep_alive`` are not read
             here: a request says all it means.
         listener: told of each `AttemptFailed`, `PullMoved` and `CallEnded`; what it raises goes to the caller.
-        transport: an httpx transport to use instead of the network.
+        transport: an httpx transport to use instead of the network; it stays open when the client is closed.
         concurrency: requests in flight at a time; others wait for their turn.
 
     Raises:
@@ -202,28 +202,40 @@ class Client:
         """Make one attempt: send the request, give the objects of the answer."""
         request, host = call.request, self.settings.base_url
         body = encode(request)
-        if self._wire.closed:
-            raise ClientClosedError("the client is closed", host=host, model=call.model)
         exchange = self._wire.exchange()
-        patience = patience_for(request, self.settings.timeouts, monotonic())
-        decoder: Decoder | None = None
         try:
-            response = exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+            patience = patience_for(request, self.settings.timeouts, monotonic())
+            response = self._open(exchange, call, body, patience)
             decoder = Decoder(request, response.status_code, response.headers, host=host, now=datetime.now(UTC))
-            while (data := exchange.read(patience.deadline)) is not None:
+            while (data := self._read(exchange, call, patience, decoder)) is not None:
                 patience.hear(monotonic())
                 for part in decoder.feed(data):
                     call.tell(patience.take(part, monotonic()))
                     yield part
-        except _FAILURES as error:
-            # What breaks behind the last object took nothing away.
-            if decoder is None or not decoder.complete:
-                raise self._explain(error, call, patience, answered=decoder is not None) from None
         finally:
             exchange.close()
         for part in decoder.end():
             call.tell(patience.take(part, monotonic()))
             yield part
+
+    def _open(
+        self, exchange: Exchange, call: Call[Any], body: bytes | Iterable[bytes] | None, patience: Patience
+    ) -> httpx.Response:
+        request = call.request
+        if self._wire.closed:
+            raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
+        try:
+            return exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+        except _FAILURES as error:
+            raise self._explain(error, call, patience, answered=False) from None
+
+    def _read(self, exchange: Exchange, call: Call[Any], patience: Patience, decoder: Decoder) -> bytes | None:
+        try:
+            return exchange.read(patience.deadline)
+        except _FAILURES as error:
+            if decoder.complete:  # what breaks behind the last object took nothing away
+                return None
+            raise self._explain(error, call, patience, answered=True) from None
 
     def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
@@ -241,7 +253,7 @@ class AsyncClient:
         settings: where the server is and how to treat it. Its ``model``, ``options`` and ``keep_alive`` are not read
             here: a request says all it means.
         listener: told of each `AttemptFailed`, `PullMoved` and `CallEnded`; what it raises goes to the caller.
-        transport: an httpx transport to use instead of the network.
+        transport: an httpx transport to use instead of the network; it stays open when the client is closed.
         concurrency: requests in flight at a time; others wait for their turn.
 
     Raises:
@@ -384,28 +396,42 @@ class AsyncClient:
         """Make one attempt: send the request, give the objects of the answer."""
         request, host = call.request, self.settings.base_url
         body = encode(request)
-        if self._wire.closed:
-            raise ClientClosedError("the client is closed", host=host, model=call.model)
         exchange = await self._wire.exchange()
-        patience = patience_for(request, self.settings.timeouts, monotonic())
-        decoder: Decoder | None = None
         try:
-            response = await exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+            patience = patience_for(request, self.settings.timeouts, monotonic())
+            response = await self._open(exchange, call, body, patience)
             decoder = Decoder(request, response.status_code, response.headers, host=host, now=datetime.now(UTC))
-            while (data := await exchange.read(patience.deadline)) is not None:
+            while (data := await self._read(exchange, call, patience, decoder)) is not None:
                 patience.hear(monotonic())
                 for part in decoder.feed(data):
                     call.tell(patience.take(part, monotonic()))
                     yield part
-        except _FAILURES as error:
-            # What breaks behind the last object took nothing away.
-            if decoder is None or not decoder.complete:
-                raise self._explain(error, call, patience, answered=decoder is not None) from None
         finally:
             await exchange.close()
         for part in decoder.end():
             call.tell(patience.take(part, monotonic()))
             yield part
+
+    async def _open(
+        self, exchange: AsyncExchange, call: Call[Any], body: bytes | Iterable[bytes] | None, patience: Patience
+    ) -> httpx.Response:
+        request = call.request
+        if self._wire.closed:
+            raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
+        try:
+            return await exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+        except _FAILURES as error:
+            raise self._explain(error, call, patience, answered=False) from None
+
+    async def _read(
+        self, exchange: AsyncExchange, call: Call[Any], patience: Patience, decoder: Decoder
+    ) -> bytes | None:
+        try:
+            return await exchange.read(patience.deadline)
+        except _FAILURES as error:
+            if decoder.complete:  # what breaks behind the last object took nothing away
+                return None
+            raise self._explain(error, call, patience, answered=True) from None
 
     def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model

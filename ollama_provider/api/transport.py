@@ -168,9 +168,8 @@ class Wire(_Base):
 class AsyncExchange:
     """One request and its answer."""
 
-    def __init__(self, wire: "AsyncWire", transport: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, wire: "AsyncWire") -> None:
         self._wire = wire
-        self._transport = transport
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes]
 
@@ -186,7 +185,7 @@ class AsyncExchange:
         request = self._wire.request(method, url, content)
         with _plain_errors():
             async with asyncio.timeout(_left(deadline)):
-                self._response = await self._transport.handle_async_request(request)
+                self._response = await self._wire.transport.handle_async_request(request)
         self._chunks = aiter(cast("httpx.AsyncByteStream", self._response.stream))
         return self._response
 
@@ -260,9 +259,14 @@ class AsyncWire(_Base):
     async def exchange(self) -> AsyncExchange:
         """Begin an exchange, as soon as there is room for one."""
         await self._slots.acquire()
+        return AsyncExchange(self)
+
+    @property
+    def transport(self) -> httpx.AsyncBaseTransport:
+        """Where to send; made at first use, which must be in the event loop."""
         if self._transport is None:
             self._transport = self._connect()
-        return AsyncExchange(self, self._transport)
+        return self._transport
 
     def _connect(self) -> httpx.AsyncBaseTransport:
         # Here, because it loads aiohttp, which the import of this module must not.

@@ -4,7 +4,7 @@ import pytest
 
 from ollama_provider.api.client import Client
 from ollama_provider.api.errors import FirstTokenTimeoutError
-from ollama_provider.api.events import CallEnded
+from ollama_provider.api.events import CallEnded, PullMoved
 from ollama_provider.api.schemas import (
     ChatRequest,
     CopyRequest,
@@ -14,6 +14,7 @@ from ollama_provider.api.schemas import (
     EmptyReply,
     GenerateRequest,
     PsRequest,
+    PullRequest,
     PushBlobRequest,
     ShowRequest,
     TagsRequest,
@@ -72,14 +73,18 @@ def test_a_listener_hears_how_a_call_ended(on, ollama):
     assert not hasattr(event.metrics, "response")
 
 
-def test_what_a_listener_raises_goes_to_the_caller(ollama):
-    """A bug of an observer is seen, and not taken for a failure of the server."""
+@pytest.mark.parametrize("fault", [ZeroDivisionError, ConnectionError, TimeoutError])
+def test_what_a_listener_raises_goes_to_the_caller(ollama, fault):
+    """A fault of an observer is seen, and not taken for one of the server, whatever its class."""
 
-    def listener(_: object) -> None:
-        raise ZeroDivisionError
+    def listener(event: object) -> None:
+        if isinstance(event, PullMoved):
+            raise fault
 
-    with Client(Settings(base_url=ollama.url), listener=listener) as client, pytest.raises(ZeroDivisionError):
-        client.send(VersionRequest())
+    with Client(Settings(base_url=ollama.url), listener=listener) as client, pytest.raises(fault):
+        client.send(PullRequest(model="mistral"))
+
+    assert len(ollama.stand_in.requests) == 1
 
 
 def test_a_file_that_cannot_be_read_is_no_fault_of_the_network(ollama):

@@ -533,9 +533,19 @@ def test_an_old_server_without_embed(on, ollama):
     assert [seen.path for seen in ollama.stand_in.requests] == ["/api/embed"] + ["/api/embeddings"] * 4
 
 
-def test_without_either_way_to_embed_it_is_no_ollama(on, ollama):
+@pytest.mark.ollama(version="0.1.30")
+def test_an_old_server_loads_an_embedding_model(on, ollama):
+    """A request without a text has no vectors, and is a load all the same."""
+    (reply,) = on.send(EmbedRequest(model="nomic-embed-text", input=[]), base_url=ollama.url)
+
+    assert reply.embeddings == []
+    assert ollama.stand_in.loads == ["nomic-embed-text:latest"]
+
+
+@pytest.mark.parametrize("texts", ["a", []])
+def test_without_either_way_to_embed_it_is_no_ollama(on, ollama, texts):
     """A wrong base path is no old server."""
-    error = failure(on, EmbedRequest(model="m", input="a"), base_url=f"{ollama.url}/wrong")
+    error = failure(on, EmbedRequest(model="m", input=texts), base_url=f"{ollama.url}/wrong")
 
     assert type(error) is errors.EndpointNotFoundError
     assert "/api/embed " in f"{error.what} "

@@ -9,6 +9,7 @@ from ollama_provider.api import client
 NAMES = {
     "AsyncClient": "Client",
     "AsyncWire": "Wire",
+    "AsyncExchange": "Exchange",
     "AsyncRetrying": "Retrying",
     "AsyncBaseTransport": "BaseTransport",
     "AsyncIterator": "Iterator",

@@ -53,6 +53,6 @@ class LegacyEmbedRequest(Request[LegacyEmbedReply]):
 
 
 def as_legacy(request: EmbedRequest) -> list[LegacyEmbedRequest]:
-    """Return the legacy requests that ask for the same vectors, one a text."""
+    """Return the legacy requests that ask for the same vectors: one a text; for no text, one that loads the model."""
     shared: dict[str, Any] = {"model": request.model, "options": request.options, "keep_alive": request.keep_alive}
-    return [LegacyEmbedRequest(prompt=text, **shared) for text in request.input]
+    return [LegacyEmbedRequest(prompt=text, **shared) for text in request.input or [""]]
