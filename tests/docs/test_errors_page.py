@@ -19,7 +19,14 @@ def leaves(kind: type[OllamaError]) -> set[type[OllamaError]]:
 def test_every_error_is_on_the_page_with_what_its_class_says() -> None:
     """The table names each class that can be raised, whether it is tried again, and whose fault it is."""
     rows = {row["name"]: row for row in ROW.finditer(PAGE.read_text())}
-    grouping = {"OllamaError", "TransportError", "ResponseTimeoutError", "ServerError", "PullError", "RejectedReplyError"}
+    grouping = {
+        "OllamaError",
+        "TransportError",
+        "ResponseTimeoutError",
+        "ServerError",
+        "PullError",
+        "RejectedReplyError",
+    }
 
     assert set(rows) | grouping == {kind.__name__ for kind in leaves(OllamaError) if kind.__module__ == errors.__name__}
     for name, row in rows.items():
