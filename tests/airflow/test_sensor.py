@@ -34,6 +34,16 @@ def test_it_waits_for_a_server_that_starts_later(ollama, ollama_conn):
     assert asked(ollama) == ["/api/tags"] * 3
 
 
+def test_a_refused_connection_is_not_yet(ollama, ollama_conn):
+    """The server may still be starting; one sensor sees it come."""
+    ollama.stop()
+    waiting = sensor()
+    assert waiting.poke({}) is False
+
+    ollama.start()
+    assert waiting.poke({}) is True
+
+
 def test_a_server_that_never_comes_times_out(ollama, ollama_conn):
     """The sensor's own timeout ends it; the task may be retried."""
     ollama.stop()
