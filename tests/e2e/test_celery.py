@@ -1,0 +1,106 @@
+"""CeleryExecutor on PostgreSQL and Redis with two workers: work goes to both, and one that dies loses nothing."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_provider.testing import Pace, Server, StandIn, serve
+from tests.e2e.services import postgresql, redis
+from tests.e2e.stack import Stack
+
+ROWS = 40
+FILES = ("left", "right")
+WORKERS = ("worker-1", "worker-2")
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[Server]:
+    """A server with a slot for every request of two batches, that takes its time."""
+    with serve(StandIn(parallel=4)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[Stack]:
+    """Airflow with two Celery workers, the connection to the stand-in, and rows to summarise."""
+    home = tmp_path_factory.mktemp("airflow")
+    dags = home / "dags"
+    shutil.copytree(Path(__file__).parent / "dags", dags)
+    rows = home / "rows"
+    rows.mkdir()
+    for name in FILES:
+        lines = [{"id": f"{name}-{n}", "text": f"Row {n} of {name}. It has a second sentence."} for n in range(ROWS)]
+        (rows / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with postgresql(home / "servers") as database, redis(home / "servers") as broker:
+        environment = {
+            "AIRFLOW__CELERY__BROKER_URL": broker,
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+postgresql://{database}",
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "1",
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database}",
+            # Airflow notices by the silence that a worker is gone; after five minutes, if nobody asks for less.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+            "AIRFLOW_CONN_OLLAMA_DEFAULT": json.dumps(
+                {"conn_type": "ollama", "host": f"http://{ollama.host}", "port": ollama.port}
+            ),
+            "E2E_RESULTS": f"file://{home / 'results'}",
+            "E2E_ROWS": f"file://{rows}",
+        }
+        workers = {
+            name: ["celery", "worker", "--celery-hostname", f"{name}@%h", "--skip-serve-logs"] for name in WORKERS
+        }
+        with Stack(home, dags=dags, environment=environment, processes=workers) as stack:
+            yield stack
+
+
+def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Server) -> None:
+    """A worker is killed in the middle of its batch; Airflow gives the task to the other, and every row is there once.
+
+    What was sealed before is not asked again.
+    """
+    ollama.stand_in.script(Pace(first_token=0.5), path="generate", always=True)
+    run = stack.trigger("e2e_two_batches")
+    results = stack.home / "results"
+    stack.processes.wait("half-way", lambda: all(len(sealed(results, n)) > ROWS / 4 for n in (0, 1)), timeout=90)
+    before = [sealed(results, n) for n in (0, 1)]
+
+    stack.processes.kill("worker-1")
+    states = stack.wait_for_run("e2e_two_batches", run)
+
+    assert states == {"summaries[0]": "success", "summaries[1]": "success"}
+    assert sorted(task["try_number"] for task in tasks(stack, run)) == [1, 2]
+    asked = Counter(
+        seen.json["prompt"].splitlines()[1]
+        for seen in ollama.stand_in.requests
+        if seen.path == "/api/generate" and seen.json.get("prompt")
+    )
+    for n, name in enumerate(FILES):
+        done = read(next(results.glob(f"*/{n}/results.jsonl")))
+        assert [row["id"] for row in done] == [f"{name}-{row}" for row in range(ROWS)]
+        assert {row["status"] for row in done} == {"ok"}
+        assert not next(results.glob(f"*/{n}/failed.jsonl")).read_text()
+        places = {row["key"]: row["index"] for row in done}
+        assert {asked[f"Row {places[key]} of {name}. It has a second sentence."] for key in before[n]} == {1}
+    # Beyond each row once: at most what the killed worker had in flight or not sealed yet.
+    assert sum(asked.values()) - 2 * ROWS <= 2 + 2 + 2
+
+
+def sealed(results: Path, n: int) -> set[str]:
+    """Return the keys of the rows that the n-th batch has sealed."""
+    return {row["key"] for part in results.glob(f"*/{n}/parts/*.jsonl") for row in read(part)}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def tasks(stack: Stack, run: str) -> list[dict[str, Any]]:
+    """Return the task instances of a run."""
+    return stack.call("GET", f"/dags/e2e_two_batches/dagRuns/{run}/taskInstances")["task_instances"]
