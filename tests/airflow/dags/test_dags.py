@@ -1,0 +1,105 @@
+"""Every DAG of dags/ runs to its end, on Airflow, against the stand-in."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ollama_provider.hooks import OllamaHook
+
+DAGS = Path(__file__).parents[3] / "dags"
+
+
+def values(run) -> dict:
+    """What each task returned."""
+    return {task.task_id: task.xcom_pull(task_ids=task.task_id) for task in run.get_task_instances()}
+
+
+@pytest.fixture
+def run(run_dag, ollama_conn):
+    """Return a function that runs a DAG by its name."""
+
+    def run_it(name: str, **conf):
+        run = run_dag(DAGS / f"{name}.py", **conf)
+        assert str(run.state) == "success"
+        return values(run)
+
+    return run_it
+
+
+def test_nightly_summaries(run, ollama, tmp_path) -> None:
+    """One row a document, in their order, each with the summary that the model gave; the missing model was pulled."""
+    ollama.stand_in.remove("llama3.2")
+
+    done = run("ollama_nightly_summaries", output_path=f"file://{tmp_path}", documents=5)
+
+    assert done["model"]["pulled"] is True
+    assert (done["summaries"]["ok"], done["summaries"]["failed"]) == (5, 0)
+    documents = [json.loads(line) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in results] == [document["name"] for document in documents]
+    assert all(row["output"] for row in results)
+
+
+def test_nightly_summaries_of_the_next_night(run, ollama, tmp_path) -> None:
+    """What was summarised before is not asked again."""
+    run("ollama_nightly_summaries", output_path=f"file://{tmp_path}", documents=3)
+
+    done = run("ollama_nightly_summaries", output_path=f"file://{tmp_path}", documents=4)
+
+    assert (done["summaries"]["ok"], done["summaries"]["reused"]) == (1, 3)
+
+
+def test_first_batch(run, tmp_path, monkeypatch) -> None:
+    """The ten lines of the README."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.jsonl").write_text('{"text": "Rain falls. It is wet."}\n{"text": "The sun shines."}\n')
+
+    done = run("ollama_first_batch")
+
+    assert done["summaries"]["ok"] == 2
+    assert len((tmp_path / "summaries" / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_chat_with_history(run, ollama) -> None:
+    """The second round has the first one's answer in its messages."""
+    ollama.stand_in.script("The moon pulls.", "The moon tugs the sea.")
+
+    done = run("ollama_chat_with_history", subject="ebb and flow")
+
+    assert done == {"explain": "The moon pulls.", "simplify": "The moon tugs the sea."}
+    second = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/chat"][1]
+    assert [message["role"] for message in second["messages"]] == ["system", "user", "assistant", "user"]
+    assert second["messages"][1]["content"] == "Explain ebb and flow."
+    assert second["messages"][2]["content"] == "The moon pulls."
+
+
+def test_embeddings(run, tmp_path) -> None:
+    """All texts are in the file, and near texts are found by their vectors."""
+    path = tmp_path / "packages.jsonl"
+
+    done = run("ollama_embeddings", output_path=f"file://{path}", question="httpx: The next generation HTTP client.")
+
+    assert done["vectors"]["rows"] == len(done["texts"]) == len(path.read_text().splitlines())
+    assert len(done["nearest"]) == 3
+    assert done["nearest"][0] == "httpx: The next generation HTTP client."
+
+
+@pytest.mark.usefixtures("ollama")
+def test_prepare_model(run) -> None:
+    """The model is in memory afterwards, and the DAG says what it can do."""
+    done = run("ollama_prepare_model", keep_alive="2h")
+
+    assert done["load"]["model"] == "llama3.2:latest"
+    assert "completion" in done["load"]["capabilities"]
+    with OllamaHook() as hook:
+        (loaded,) = hook.ps()
+    assert loaded.tag == "llama3.2:latest"
+
+
+def test_every_dag_has_its_test() -> None:
+    """A new DAG file needs a test above."""
+    tests = Path(__file__).read_text()
+
+    assert [path.stem for path in sorted(DAGS.glob("*.py")) if f'run("{path.stem}"' not in tests] == []
