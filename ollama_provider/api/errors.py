@@ -31,7 +31,8 @@
     │   ├── EndpointNotFoundError      404 of a path: base path, or a server too old      no, the setup's fault
     │   └── NotOllamaError             a redirect, a proxy's page, something else         no, the setup's fault
     ├── PullError                      the model did not come
-    │   ├── PullFailedError               in the server's words                            by those words
+    │   ├── PullFailedError               in the server's words                            no
+    │   │   └── TransientPullError           the registry or the network failed            again, the server's fault
     │   ├── PullStalledError              no byte more for too long                        again
     │   └── PullNotAllowedError           another registry, or auto_pull is off            no
     └── RejectedReplyError             an answer came, and it is no good
