@@ -85,12 +85,15 @@ class Outbox:
 
     Args:
         folder: where a file may be made; None if nowhere.
+
+    Attributes:
+        size: bytes of JSON so far.
     """
 
     def __init__(self, folder: str | None) -> None:
+        self.size = 0
         self._folder = folder
         self._lines: list[bytes] = []
-        self._size = 0
         self._path: ObjectStoragePath | None = None
         self._file: IO[bytes] | None = None
         self._last: Reply | OllamaError | None = None
@@ -105,8 +108,8 @@ class Outbox:
             return
         self._last = answer
         line = _line(answer)
-        self._size += len(line)
-        if self._file is None and self._size > ANSWERS_LIMIT and not isinstance(answer, OllamaError):
+        self.size += len(line)
+        if self._file is None and self.size > ANSWERS_LIMIT and not isinstance(answer, OllamaError):
             self._spill()
         if self._file is None:
             self._lines.append(line)
@@ -122,7 +125,7 @@ class Outbox:
 
     def _spill(self) -> None:
         if self._folder is None:
-            raise _too_large("answer", self._size, ANSWERS_LIMIT)
+            raise _too_large("answer", self.size, ANSWERS_LIMIT)
         self._path = _new_file(self._folder, "answers.jsonl")
         self._file = self._path.open("wb")
         self._file.writelines(self._lines)

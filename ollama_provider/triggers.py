@@ -65,7 +65,11 @@ class OllamaTrigger(BaseTrigger):
             if not clock.expired():
                 raise
             payload = {"status": "timeout"}
-        yield TriggerEvent(payload)
+        yield TriggerEvent(_Quiet(payload | self.echo()))
+
+    def echo(self) -> dict[str, Any]:
+        """Return what the event tells in any case."""
+        return {}
 
     @abstractmethod
     async def wait(self) -> dict[str, Any]:
@@ -161,32 +165,51 @@ async def _look(client: AsyncClient, condition: Condition) -> Verdict:
 class OllamaRequestTrigger(OllamaTrigger):
     """Send a request (a generation, a chat, an embedding, a pull) and wait for its answer.
 
-    The payload is ``status`` ("answered" or "timeout") and ``answers``, for an `Inbox`. Retries, auto-pull, timeouts
-    and the lines of a pull in the log are the client's, as in a worker.
+    The payload is ``status`` ("answered" or "timeout"), ``answers`` for an `Inbox`, and what was given as ``parcel``
+    and ``remembered``. Retries, auto-pull, timeouts and the lines of a pull in the log are the client's, as in a
+    worker.
 
     Args:
         parcel: the request, see `handover.pack`.
+        remembered: small JSON data for whoever takes the event. (Arguments of ``defer`` do not arrive under
+            ``airflow dags test`` of Airflow 3.)
         may_cut: whether a part of a prompt that is too long will do.
         folder: where an answer may go that is too large for Airflow's database; None if nowhere.
+        most: bytes of an answer that are taken in the end; None is no bound.
         kwargs: those of `OllamaTrigger`.
     """
 
     def __init__(
-        self, *, parcel: dict[str, str], may_cut: bool = False, folder: str | None = None, **kwargs: Any
+        self,
+        *,
+        parcel: dict[str, str],
+        remembered: dict[str, Any] | None = None,
+        may_cut: bool = False,
+        folder: str | None = None,
+        most: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.parcel = parcel
+        self.remembered = remembered or {}
         self.may_cut = may_cut
         self.folder = folder
+        self.most = most
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and its arguments, for Airflow's database."""
         return "ollama_provider.triggers.OllamaRequestTrigger", {
             **self.arguments(),
             "parcel": self.parcel,
+            "remembered": self.remembered,
             "may_cut": self.may_cut,
             "folder": self.folder,
+            "most": self.most,
         }
+
+    def echo(self) -> dict[str, Any]:
+        """Return what the worker needs to go on."""
+        return {"parcel": self.parcel, "remembered": self.remembered}
 
     async def wait(self) -> dict[str, Any]:
         """Hold the conversations that the request needs."""
@@ -194,13 +217,22 @@ class OllamaRequestTrigger(OllamaTrigger):
         try:
             request = await _in_thread(unpack, self.parcel)
             async with self.hook().async_client(concurrency=_AT_ONCE) as client:
-                for conversation in conversations(request, may_cut=self.may_cut):
-                    await _hold(conversation, _keeping(client, outbox))
+                talks = list(conversations(request, may_cut=self.may_cut))
+                for number, talk in enumerate(talks, 1):
+                    await _hold(talk, _keeping(client, outbox))
+                    self._check(outbox.size * len(talks) / number)
         except OllamaError as error:
             await _in_thread(outbox.put, error)
         except AirflowNotFoundException as error:
             await _in_thread(outbox.put, InvalidRequestError(str(error)))
-        return _Quiet(status="answered", answers=await _in_thread(outbox.close))
+        return {"status": "answered", "answers": await _in_thread(outbox.close)}
+
+    def _check(self, expected: float) -> None:
+        """Give up as soon as it shows that nobody could take the answer."""
+        if self.most is not None and expected > self.most:
+            raise InvalidRequestError(
+                f"the answer would be about {expected / 1e6:.1f} MB of JSON, and {self.most / 1e6:.1f} MB are taken"
+            )
 
 
 class _Quiet(dict[str, Any]):

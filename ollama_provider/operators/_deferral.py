@@ -1,8 +1,6 @@
 """A task that waits for its answer in a worker, or hands the wait over to the triggerer."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +44,14 @@ class DeferrableOperator(OllamaOperator):
         """Whether a part of a prompt that is too long will do."""
         return False
 
+    def handover_folder(self) -> str | None:
+        """Return where a request or an answer may go that is too large for Airflow's database."""
+        return handover_path()
+
+    def most(self) -> int | None:
+        """Return how many bytes of an answer are taken in the end; None is no bound."""
+        return None
+
     def carry_out(self, context: "Context", request: Request[Any], **remembered: Any) -> Any:
         """Wait for the answer, here or elsewhere, and `finish`.
 
@@ -66,42 +72,32 @@ class DeferrableOperator(OllamaOperator):
         # Here, since DAG files, which do not defer, need not load it.
         from ollama_provider.triggers import OllamaRequestTrigger  # noqa: PLC0415
 
-        folder, limit = handover_path(), self.execution_timeout
-        parcel = pack(request, folder)
+        folder, limit = self.handover_folder(), self.execution_timeout
         overrides = {name: getattr(self, name) for name in self.hook_overrides}
         self.defer(
             trigger=OllamaRequestTrigger(
                 conn_id=self.conn_id,
                 overrides={name: value for name, value in overrides.items() if value is not None},
                 deadline=time.time() + limit.total_seconds() if limit else None,
-                parcel=parcel,
+                parcel=pack(request, folder),
+                remembered=remembered,
                 may_cut=self.may_cut,
                 folder=folder,
+                most=self.most(),
             ),
             method_name="execute_complete",
-            kwargs={"parcel": parcel, **remembered},
             timeout=limit + _GRACE if limit else None,
         )
 
-    def execute_complete(self, context: "Context", event: dict[str, Any], parcel: dict[str, str], **kwargs: Any) -> Any:
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Go on with the answers that the trigger has got."""
-        with self.at_work(), _received(event, parcel) as answers:
-            if answers is None:
+        try:
+            if event["status"] == "timeout":
                 raise AirflowTaskTimeout(
                     f"execution_timeout ({self.execution_timeout}) passed while the task was deferred; "
                     "its request was broken off"
                 )
-            return self.finish(context, unpack(parcel), answers.send, **kwargs)
-
-
-@contextmanager
-def _received(event: dict[str, Any], parcel: dict[str, str]) -> Iterator[Inbox | None]:
-    """Give the answers of an event, None if there are none, and remove the files in the end."""
-    try:
-        if event["status"] == "timeout":
-            yield None
-        else:
-            with Inbox(event["answers"]) as inbox:
-                yield inbox
-    finally:
-        discard(parcel)
+            with self.at_work(), Inbox(event["answers"]) as answers:
+                return self.finish(context, unpack(event["parcel"]), answers.send, **event["remembered"])
+        finally:
+            discard(event["parcel"])

@@ -11,7 +11,7 @@ from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 from ollama_provider.operators._base import one_of
 from ollama_provider.operators._deferral import DeferrableOperator
-from ollama_provider.operators._vectors import Vector, write_vectors
+from ollama_provider.operators._vectors import Vector, write_vectors, writer_for
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -80,9 +80,22 @@ class OllamaEmbedOperator(DeferrableOperator):
         """Whether the beginning of a text will do."""
         return self.on_truncation == "warn"
 
+    def handover_folder(self) -> str | None:
+        """Return where vectors may go on their way: where they go in the end, if nothing else is set."""
+        return super().handover_folder() or (
+            str(ObjectStoragePath(self.output_path).parent) if self.output_path else None
+        )
+
+    def most(self) -> int | None:
+        """Return what XCom takes, where the vectors go there."""
+        return None if self.output_path else XCOM_LIMIT
+
     def perform(self, context: "Context") -> Any:
         """Embed all texts; return the vectors, or where they are."""
         one_of("on_truncation", self.on_truncation, "warn", "fail")
+        if self.output_path is not None:
+            # Before anything is sent, for nothing.
+            writer_for(ObjectStoragePath(self.output_path))
         request = self.hook.request(
             EmbedRequest,
             model=self.model,

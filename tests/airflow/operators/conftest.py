@@ -16,7 +16,7 @@ from ollama_provider.operators import *
 
 {above}
 
-default_args = {{"retry_delay": timedelta(0)}}
+default_args = {{"retry_delay": timedelta(0), "deferrable": {deferrable}}}
 with DAG(
     "under_test",
     schedule=None,
@@ -51,21 +51,30 @@ class Ran:
 RunTask = Callable[..., Ran]
 
 
-@pytest.fixture
-def run_task(run_dag, ollama_conn, tmp_path, capfd) -> RunTask:
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
+def run_task(request, run_dag, ollama_conn, tmp_path, tmp_path_factory, capfd, monkeypatch) -> RunTask:
     """Return a function that runs the task ``t`` of a DAG, with the connection ``ollama_default`` to the stand-in.
+
+    Each test runs twice, with the wait in the worker and in a trigger: nothing that a user sees may differ.
 
     Its argument is the source that makes the task, and those before it; *above* is source that comes first, and other
     keywords are the DAG's. Prompt files are looked for in `tmp_path`.
     """
 
+    handover = tmp_path_factory.mktemp("handover")
+    monkeypatch.setenv("AIRFLOW__OLLAMA__HANDOVER_PATH", str(handover))
+
     def run(tasks: str, *, above: str = "", **dag: Any) -> Ran:
         capfd.readouterr()
         tasks = dedent(tasks).strip().replace("\n", "\n    ")
-        run = run_dag(_DAG.format(above=dedent(above), tasks=tasks, searchpath=[str(tmp_path)], dag=dag))
+        source = _DAG.format(
+            above=dedent(above), tasks=tasks, searchpath=[str(tmp_path)], dag=dag, deferrable=request.param
+        )
+        run = run_dag(source)
         (instance,) = (instance for instance in run.get_task_instances() if instance.task_id == "t")
         value, usage = (instance.xcom_pull(task_ids="t", key=key) for key in ("return_value", "usage"))
         assert json.loads(json.dumps([value, usage], allow_nan=False)) == [value, usage], "not plain JSON data"
+        assert not list(handover.iterdir()), "handed over, and not removed"
         return Ran(str(instance.state), instance.try_number, value, usage, capfd.readouterr().out)
 
     return run

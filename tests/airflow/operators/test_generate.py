@@ -363,6 +363,7 @@ def test_cut_prompt_of_an_old_server(run_task) -> None:
     assert ran.usage["prompt_cut"] is True
 
 
+@pytest.mark.parametrize("run_task", [False], ids=["blocking"], indirect=True)
 def test_killed_task_ends_the_work_on_the_server(run_task, ollama) -> None:
     """SIGTERM is what Airflow sends: the waiting read ends at once, and the server has nothing to do any more."""
     stand_in = ollama.stand_in
