@@ -29,7 +29,7 @@ def as_json(value: Any) -> bytes:
     if isinstance(value, float) and not isfinite(value):
         return b"null"
     try:
-        return json.dumps(value, default=_as_text, allow_nan=False).encode()
+        return _ENCODE(value).encode()
     except (TypeError, ValueError):  # NaN or odd keys somewhere inside
         return json.dumps(repr(value)).encode()
 
@@ -38,6 +38,9 @@ def _as_text(value: Any) -> str:
     if isinstance(value, date | time):
         return value.isoformat()
     return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+
+
+_ENCODE = json.JSONEncoder(default=_as_text, allow_nan=False).encode
 
 
 class Order:

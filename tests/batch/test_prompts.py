@@ -101,3 +101,10 @@ def test_an_error_never_quotes_the_row(template):
         render(template, text="secret", zero=0)
 
     assert "secret" not in str(raised.value)
+
+
+def test_one_row_leaves_nothing_to_the_next():
+    """What a template sets for one row is gone for the next."""
+    prompts = Prompts("{% set x = row.n + 1 %}{% macro m() %}{{ x }}{% endmacro %}{{ x }}{{ m() }}")
+
+    assert [prompts.render({"n": n}) for n in (1, 0, 2)] == ["22", "11", "33"]

@@ -1,0 +1,77 @@
+"""What the benchmarks of the batch share: a server in a process of its own, our run and the peers', a line a result."""
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rows import prompt
+
+from ollama_provider.api.schemas import Options
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.spec import BatchSpec
+
+HERE = Path(__file__).parent
+PEERS = HERE.parents[1] / ".venv-peers/bin/python"
+
+
+@contextlib.contextmanager
+def serve(*, slots: int = 1, seconds: float = 0.0, sigma: float = 0.5) -> Iterator[str]:
+    """Run the server in a process of its own; give its URL."""
+    options = ["--slots", str(slots), "--seconds", str(seconds), "--sigma", str(sigma)]
+    process = subprocess.Popen([sys.executable, str(HERE / "server.py"), *options], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def statistics(url: str) -> dict[str, float]:
+    """Seconds of service and on the clock since the last call, as the server measured them."""
+    with urllib.request.urlopen(f"{url}/statistics") as reply:
+        found: dict[str, float] = json.load(reply)
+        return found
+
+
+def ours(url: str, rows: int, concurrency: Any) -> dict[str, float]:
+    """Run a batch over the rows, journal and results included; return seconds on the clock and of the processor."""
+    logging.disable()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.jsonl")
+        with file.open("w") as lines:
+            for number in range(rows):
+                lines.write(json.dumps({"id": number, "text": prompt(number).partition("\n")[2]}) + "\n")
+        spec = BatchSpec(
+            model="bench",
+            rows=file,
+            prompt="Summarise in one sentence:\n{{ row.text }}",
+            id_column="id",
+            options=Options(seed=1, num_ctx=4096),
+            concurrency=concurrency,
+        )
+        wall, processor = time.perf_counter(), time.process_time()
+        summary = run_batch(spec, Settings(base_url=url), f"{folder}/out")
+        assert summary.ok == rows, summary
+        return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+
+
+def peer(which: str, url: str, rows: int, concurrency: int, warm_up: int = 0) -> dict[str, float]:
+    """Let a peer ask the same rows; return seconds on the clock and of the processor."""
+    command = [str(PEERS), str(HERE / "peers.py"), which, url, str(rows), str(concurrency), str(warm_up)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def tell(what: str, value: str, peers: str, wanted: str) -> None:
+    """Print a line of the table."""
+    print(f"| {what:<52} | {value:>16} | {peers:<58} | {wanted:>10} |", flush=True)

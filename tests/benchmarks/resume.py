@@ -1,0 +1,75 @@
+"""How long a million finished rows hold up the first new one.
+
+    python tests/benchmarks/resume.py [rows]
+
+The directory is what a run leaves that was killed before its last row: the parts are written by the journal itself.
+Time is taken from the start of the run to the arrival of the one new request at the server.
+"""
+
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import serve, statistics, tell
+from memory import write_rows
+
+from ollama_provider.api.schemas import Options
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.journal import Journal, Keys, shared_fields
+from ollama_provider.batch.prompts import Prompts
+from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.sources import read_rows
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.storage import open_storage
+from ollama_provider.batch.tasks import Generate
+
+TEMPLATE = "Summarise in one sentence:\n{{ row.text }}"
+OPTIONS = Options(num_ctx=4096)
+PER_PART = 5_000
+
+
+def finish(folder: Path, rows: int, digest: str) -> None:
+    """Write the parts of all rows but the last."""
+    journal = Journal(open_storage(folder / "out"), 1)
+    prompts, keys = Prompts(TEMPLATE), Keys(digest, Generate(model="bench", options=OPTIONS).identity())
+    shared = shared_fields({"model": "bench", "digest": digest, "server": "http://127.0.0.1:11434", "seed": None})
+    for number, row in enumerate(read_rows(folder / "rows.jsonl")):
+        if number == rows - 1:
+            break
+        key = keys.key(prompts.render(row.columns))
+        outcome = Outcome(key.hex(), "ok", output="an answer of some length " * 12, tokens=80, prompt_tokens=250)
+        journal.add(journal.find(key)[0], outcome, shared)
+        if number % PER_PART == PER_PART - 1:
+            journal.cut_off()
+            journal.seal()
+    journal.cut_off()
+    journal.seal()
+
+
+def main(rows: int) -> None:
+    """Measure and print."""
+    logging.disable()
+    with tempfile.TemporaryDirectory() as name, serve() as url:
+        folder = Path(name)
+        write_rows(folder / "rows.jsonl", rows)
+        finish(folder, rows, "0" * 64)
+        spec = BatchSpec(model="bench", rows=folder / "rows.jsonl", prompt=TEMPLATE, id_column="id", options=OPTIONS)
+        began = time.perf_counter()
+        summary = run_batch(spec, Settings(base_url=url), folder / "out")
+        ended = time.perf_counter()
+        # The clocks of two processes on one machine are the same.
+        first = statistics(url)["first"] - began
+    assert (summary.ok, summary.reused) == (1, rows - 1), summary
+    tell(
+        f"resume: {rows:,} finished rows, first new request",
+        f"{first:.1f} s",
+        f"whole run with results in order: {ended - began:.1f} s",
+        "<= 20 s",
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

@@ -1,0 +1,155 @@
+"""A server for measuring clients: the least that is Ollama, and faster than any client.
+
+``python tests/benchmarks/server.py --slots 4 --seconds 0.2`` prints its URL, then answers until it is killed. With
+``--seconds 0`` it answers at once. Times of service are lognormal around the mean, drawn from the prompt, so that every
+client gets the same ones; a request waits for one of the slots, first come first served, and is told what Ollama tells:
+durations, the wait for the slot in none of them but ``total_duration``.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import time
+from collections import deque
+
+DIGEST = "0" * 64
+_OTHERS = {
+    b"/api/version": {"version": "0.33.0"},
+    b"/api/tags": {"models": [{"name": "bench:latest", "model": "bench:latest", "digest": DIGEST, "size": 1}]},
+    b"/api/show": {"capabilities": ["completion"], "model_info": {}, "parameters": ""},
+}
+
+
+class Bench:
+    """What all connections share."""
+
+    def __init__(self, slots: int, seconds: float, sigma: float) -> None:
+        self._free = slots
+        self._seconds = seconds
+        self._sigma = sigma
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._served = 0.0
+        self._first: float | None = None
+        self._last = 0.0
+
+    async def serve(self, prompt: str) -> tuple[float, float]:
+        """Take a slot for as long as this prompt takes; return seconds of service and in all."""
+        began = time.perf_counter()
+        self._first = began if self._first is None else self._first
+        if not self._seconds:
+            return 0.0, 0.0
+        if self._free:
+            self._free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            await turn
+        seconds = random.Random(prompt).lognormvariate(math.log(self._seconds) - self._sigma**2 / 2, self._sigma)
+        started = time.perf_counter()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            while self._queue:
+                turn = self._queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    break
+            else:
+                self._free += 1
+        ended = time.perf_counter()
+        self._served += ended - started
+        self._last = ended
+        return ended - started, ended - began
+
+    def statistics(self) -> dict[str, float]:
+        """Seconds of service, and from the first request to the last answer; when the first came. And begin anew."""
+        found = {"served": self._served, "wall": self._last - (self._first or 0.0), "first": self._first or 0.0}
+        self._served, self._first = 0.0, None
+        return found
+
+
+class Connection(asyncio.Protocol):
+    """One connection, speaking just enough HTTP/1.1."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._buffer = b""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        lower = head.lower()
+        at = lower.find(b"content-length:")
+        length = int(lower[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        if len(rest) < length:
+            return
+        self._buffer = rest[length:]
+        path = head.split(b" ", 2)[1]
+        if path in {b"/api/generate", b"/api/chat"}:
+            task = asyncio.get_running_loop().create_task(self._generate(json.loads(rest[:length])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._answer(self._bench.statistics() if path == b"/statistics" else _OTHERS[path])
+
+    def _answer(self, body: object) -> None:
+        data = json.dumps(body).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n"
+        self._transport.write(head % len(data) + data)
+
+    async def _generate(self, body: dict) -> None:
+        prompt = body.get("prompt", "")
+        if not prompt:
+            self._answer({"model": body["model"], "done": True, "done_reason": "load"})
+            return
+        service, total = await self._bench.serve(prompt)
+        created = "2026-11-22T00:00:00.000000000Z"
+        tokens = 2
+        pieces = [
+            {"model": body["model"], "created_at": created, "response": " word", "done": False} for _ in range(tokens)
+        ]
+        last = {
+            "model": body["model"],
+            "created_at": created,
+            "response": "",
+            "done": True,
+            "done_reason": "stop",
+            "total_duration": int(total * 1e9) + 1,
+            "load_duration": 1,
+            "prompt_eval_count": 20,
+            "prompt_eval_duration": int(service * 1e8) + 1,
+            "eval_count": tokens,
+            "eval_duration": int(service * 9e8) + 1,
+        }
+        if body.get("stream", True):
+            lines = b"".join(json.dumps(piece).encode() + b"\n" for piece in [*pieces, last])
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"%x\r\n%b\r\n0\r\n\r\n" % (len(lines), lines)
+            )
+        else:
+            self._answer(last | {"response": " word" * tokens})
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--sigma", type=float, default=0.5)
+    given = parser.parse_args()
+    bench = Bench(given.slots, given.seconds, given.sigma)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(bench), "127.0.0.1", 0, backlog=1024)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
