@@ -1,19 +1,28 @@
-"""Waits in the worker."""
+"""Waits in the worker, or hands the wait over to the triggerer."""
 
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseSensorOperator
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    BaseSensorOperator,
+    conf,
+)
 
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.waiting import Condition, Never, NotYet, Verdict, judge_error
+from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 #: The next poke is the retry.
 _PROBE = {"max_attempts": 1}
+#: Airflow ends the wait by itself so long after the timeout, in case no triggerer runs that would keep it.
+_GRACE = timedelta(minutes=5)
 
 
 class OllamaHealthSensor(BaseSensorOperator):
@@ -28,10 +37,13 @@ class OllamaHealthSensor(BaseSensorOperator):
             A cloud model counts as there.
         min_version: the oldest server version that will do, such as "0.6.4".
         loaded: names that have to be in the server's memory.
+        deferrable: ask once, and then wait in the triggerer, without a slot of a worker; *mode* does not matter then,
+            and nor does *exponential_backoff*. By default ``[operators] default_deferrable``.
         kwargs: those of every sensor: poke_interval, timeout, mode ("poke" or "reschedule"), soft_fail, …
 
     Raises:
         AirflowFailException: waiting is useless; the text says why and what to do.
+        AirflowSensorTimeout: *timeout* has passed.
     """
 
     template_fields: Sequence[str] = ("conn_id", "models", "min_version", "loaded")
@@ -46,6 +58,7 @@ class OllamaHealthSensor(BaseSensorOperator):
         models: str | Sequence[str] | None = None,
         min_version: str | None = None,
         loaded: str | Sequence[str] | None = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,7 +66,9 @@ class OllamaHealthSensor(BaseSensorOperator):
         self.models = models
         self.min_version = min_version
         self.loaded = loaded
+        self.deferrable = deferrable
         self._told: str | None = None
+        self._found: Verdict | None = None
 
     def execute(self, context: "Context") -> Any:
         """Wait, with one connection for all pokes."""
@@ -61,16 +76,49 @@ class OllamaHealthSensor(BaseSensorOperator):
             return super().execute(context)
 
     def poke(self, context: "Context") -> bool:  # noqa: ARG002  # Airflow's signature
-        """Ask once."""
-        match self._look():
+        """Ask once; hand over what is not yet there, if that is wanted."""
+        match self._found or self._look():
             case Never(reason):
                 raise AirflowFailException(reason)
             case NotYet(reason):
+                if self._found:
+                    raise AirflowSensorTimeout(f"not ready within {self.timeout:g} s: {reason}")
                 self._tell(reason)
+                if self.deferrable:
+                    self._hand_over()
                 return False
             case ready:
                 self.log.info("Ready: %s", ready.summary)
                 return True
+
+    def execute_complete(self, context: "Context", event: dict[str, str]) -> Any:
+        """Go on with what the trigger has found, as if a poke had found it: soft_fail and its kin hold as ever."""
+        match event["status"]:
+            case "ready":
+                self._found = Ready(event["text"])
+            case "never":
+                self._found = Never(event["text"])
+            case _:
+                self._found = NotYet(event["text"])
+        return super().execute(context)
+
+    def _hand_over(self) -> None:
+        # Here, since DAG files, which do not defer, need not load it.
+        from ollama_provider.triggers import OllamaHealthTrigger  # noqa: PLC0415
+
+        self.defer(
+            trigger=OllamaHealthTrigger(
+                conn_id=self.conn_id,
+                overrides=_PROBE,
+                deadline=time.time() + self.timeout,
+                models=_names(self.models),
+                min_version=self.min_version,
+                loaded=_names(self.loaded),
+                poll_interval=self.poke_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout) + _GRACE,
+        )
 
     def on_kill(self) -> None:
         """Close the connection."""

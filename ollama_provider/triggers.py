@@ -65,7 +65,7 @@ class OllamaTrigger(BaseTrigger):
             if not clock.expired():
                 raise
             payload = {"status": "timeout"}
-        yield TriggerEvent(_Quiet(payload | self.echo()))
+        yield TriggerEvent(_Quiet(self.echo() | payload))
 
     def echo(self) -> dict[str, Any]:
         """Return what the event tells in any case."""
@@ -119,7 +119,7 @@ class OllamaHealthTrigger(OllamaTrigger):
         self.min_version = min_version
         self.loaded = list(loaded)
         self.poll_interval = poll_interval
-        self._last: Verdict | None = None
+        self._last = NotYet("it was not time to look again")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and its arguments, for Airflow's database."""
@@ -130,6 +130,10 @@ class OllamaHealthTrigger(OllamaTrigger):
             "loaded": self.loaded,
             "poll_interval": self.poll_interval,
         }
+
+    def echo(self) -> dict[str, Any]:
+        """Return what was missing at the last look."""
+        return {"text": self._last.reason}
 
     async def wait(self) -> dict[str, Any]:
         """Look at the server now and then, until it is ready or never will be."""

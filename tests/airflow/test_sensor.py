@@ -1,12 +1,14 @@
 """The health sensor: what it waits for, and what it does not wait for."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 
 from ollama_provider.sensors import OllamaHealthSensor
 from ollama_provider.testing import Model, Respond
+from tests.airflow.deferring import complete
 
 
 def sensor(**arguments) -> OllamaHealthSensor:
@@ -14,22 +16,32 @@ def sensor(**arguments) -> OllamaHealthSensor:
     return OllamaHealthSensor(**{"task_id": "wait", "poke_interval": 0.01, "timeout": 2, **arguments})
 
 
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
+def wait(request) -> Callable[..., None]:
+    """Return a function that lets a sensor wait, here or in a trigger: nothing that a user sees may differ."""
+
+    def run(**arguments) -> None:
+        complete(sensor(deferrable=request.param, **arguments))
+
+    return run
+
+
 def asked(ollama) -> list[str]:
     return [seen.path for seen in ollama.stand_in.requests]
 
 
-def test_a_server_that_answers_is_enough(ollama, ollama_conn):
+def test_a_server_that_answers_is_enough(wait, ollama, ollama_conn):
     """Without arguments one cheap request settles it."""
-    sensor().execute({})
+    wait()
 
     assert asked(ollama) == ["/api/tags"]
 
 
-def test_it_waits_for_a_server_that_starts_later(ollama, ollama_conn):
+def test_it_waits_for_a_server_that_starts_later(wait, ollama, ollama_conn):
     """Refused connections, and what a proxy says meanwhile, pass."""
     ollama.stand_in.script(Respond(502, "<html>Bad gateway</html>"), Respond(503, ""), path="tags")
 
-    sensor().execute({})
+    wait()
 
     assert asked(ollama) == ["/api/tags"] * 3
 
@@ -44,12 +56,12 @@ def test_a_refused_connection_is_not_yet(ollama, ollama_conn):
     assert waiting.poke({}) is True
 
 
-def test_a_server_that_never_comes_times_out(ollama, ollama_conn):
+def test_a_server_that_never_comes_times_out(wait, ollama, ollama_conn):
     """The sensor's own timeout ends it; the task may be retried."""
     ollama.stop()
 
     with pytest.raises(AirflowException) as caught:
-        sensor(timeout=0.05).execute({})
+        wait(timeout=0.05)
 
     assert not isinstance(caught.value, AirflowFailException)
 
@@ -99,45 +111,45 @@ def test_a_poke_is_one_request_for_each_kind_of_fact(ollama, ollama_conn):
         (Respond(200, "<html>It works!</html>"), "host, port and base path"),
     ],
 )
-def test_what_waiting_cannot_mend_fails_at_once(ollama, ollama_conn, answer, words):
+def test_what_waiting_cannot_mend_fails_at_once(wait, ollama, ollama_conn, answer, words):
     """Neither the sensor's timeout nor the task's retries are spent, and the text says what to do."""
     ollama.stand_in.script(answer, path="tags")
 
     with pytest.raises(AirflowFailException, match=words):
-        sensor().execute({})
+        wait()
 
     assert len(asked(ollama)) == 1
 
 
-def test_tls_to_a_plain_port_fails_at_once(ollama, add_connection):
+def test_tls_to_a_plain_port_fails_at_once(wait, ollama, add_connection):
     """https in the connection, http on the port."""
     conn_id = add_connection(host=ollama.url.replace("http:", "https:"))
 
     with pytest.raises(AirflowFailException, match="http or https"):
-        sensor(conn_id=conn_id).execute({})
+        wait(conn_id=conn_id)
 
 
 @pytest.mark.parametrize("wrong", [{"models": ["two words"]}, {"min_version": "newest"}, {"loaded": ["x@md5:1"]}])
-def test_a_condition_that_can_never_be_true_fails_at_once(ollama, ollama_conn, wrong):
+def test_a_condition_that_can_never_be_true_fails_at_once(wait, ollama, ollama_conn, wrong):
     """A misspelt name is not waited for until the morning."""
     with pytest.raises(AirflowFailException):
-        sensor(**wrong).execute({})
+        wait(**wrong)
 
 
-def test_a_connection_that_cannot_be_read_fails_at_once(add_connection):
+def test_a_connection_that_cannot_be_read_fails_at_once(wait, add_connection):
     """With the field in the text."""
     conn_id = add_connection(extra={"idle_timeout": "soon"})
 
     with pytest.raises(AirflowFailException, match="idle_timeout"):
-        sensor(conn_id=conn_id).execute({})
+        wait(conn_id=conn_id)
 
 
-def test_soft_fail_skips(ollama, ollama_conn):
+def test_soft_fail_skips(wait, ollama, ollama_conn):
     """Airflow's own switch keeps working."""
     ollama.stand_in.script(Respond(401, {"error": "unauthorized"}), path="tags")
 
     with pytest.raises(AirflowSkipException):
-        sensor(soft_fail=True).execute({})
+        wait(soft_fail=True)
 
 
 def test_the_log_says_what_is_missing_once(ollama, ollama_conn, caplog, monkeypatch):
@@ -173,18 +185,18 @@ def test_arguments_are_templates():
     assert set(OllamaHealthSensor.template_fields) == {"conn_id", "models", "min_version", "loaded"}
 
 
-@pytest.mark.parametrize("mode", ["poke", "reschedule"])
-def test_it_runs_in_a_dag(ollama, ollama_conn, run_dag, mode):
-    """On a real Airflow, in both modes, with templates; the model comes while it waits."""
+@pytest.mark.parametrize("how", ["mode='poke'", "mode='reschedule'", "deferrable=True"])
+def test_it_runs_in_a_dag(ollama, ollama_conn, run_dag, how):
+    """On a real Airflow, in all modes, with templates; the model comes while it waits."""
     ollama.stand_in.script(Respond(503, ""), path="tags")
     run = run_dag(f"""
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
 from ollama_provider.sensors import OllamaHealthSensor
 
-with DAG("waits_{mode}", schedule=None, start_date=datetime(2026, 1, 1)):
+with DAG("waits", schedule=None, start_date=datetime(2026, 1, 1)):
     OllamaHealthSensor(
-        task_id="wait", models=["{{{{ 'llama' ~ 3.2 }}}}"], mode="{mode}", poke_interval=0.01, timeout=60
+        task_id="wait", models=["{{{{ 'llama' ~ 3.2 }}}}"], {how}, poke_interval=0.01, timeout=60
     )
 """)
 
