@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -53,7 +53,7 @@ def read_images(images: Any, *, allow_paths: bool, place: str = "images") -> lis
         InvalidRequestError: one of them is none of these, is not PNG, JPEG, WebP, WAV or MP3, is larger than `LIMIT`,
             or is not there. The text names its place and, where it is a file, the file's name.
     """
-    values = [images] if isinstance(images, bytes | str | Path | ObjectStoragePath) else images
+    values = [images] if isinstance(images, bytes | bytearray | str | Path | ObjectStoragePath) else images
     if not isinstance(values, list | tuple):
         raise InvalidRequestError(f"{place}: a list is needed, not {type(images).__name__}")
     return [_read(value, f"{place}.{number}", allow_paths) for number, value in enumerate(values)]
@@ -79,7 +79,7 @@ def _read(value: Any, place: str, allow_paths: bool) -> bytes:
                 f"{place}: this text is not base64. If it names a file, set allow_image_paths=True, which lets whoever "
                 "wrote the text choose what the worker reads, or give an ObjectStoragePath"
             )
-        value = ObjectStoragePath(value)
+        return _read_file(value, place)
     if isinstance(value, Path | ObjectStoragePath):
         return _read_file(value, place)
     if isinstance(value, bytes | bytearray):
@@ -94,9 +94,10 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
-def _read_file(path: Path | ObjectStoragePath, place: str) -> bytes:
-    place = f"{place} ({path.name})"
+def _read_file(file: str | Path | ObjectStoragePath, place: str) -> bytes:
+    place = f"{place} ({PurePosixPath(str(file)).name})"
     try:
+        path = ObjectStoragePath(file) if isinstance(file, str) else file
         size = path.stat().st_size
         if size > LIMIT:
             raise _too_large(size, place)

@@ -1,6 +1,7 @@
 """What generate and chat share: formats, cut prompts and answers, and what goes to XCom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ollama_provider.api.asking import Send, ask, hold
@@ -14,7 +15,10 @@ from ollama_provider.api.errors import (
 from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest, Think
 from ollama_provider.operators._base import one_of
+from ollama_provider.operators._catalogue import require
 from ollama_provider.operators._deferral import DeferrableOperator
+from ollama_provider.operators._images import capabilities_for
+from ollama_provider.operators._streaming import showing, shown
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -33,7 +37,9 @@ class InferenceOperator(DeferrableOperator):
             key by key. A misspelt name is refused.
         keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for ever.
         think: reasoning on or off, or ``"low"``, ``"medium"``, ``"high"``, ``"max"``. Off by default, and sent
-            explicitly, since servers from 0.12.5 on let a model think that nobody asked to.
+            explicitly, since servers from 0.12.5 on let a model think that nobody asked to. What is thought is never
+            part of the answer; ``output="reply"`` has it as ``thinking``. It counts towards ``num_predict``: where it
+            takes all of it, there is no answer and the task fails.
         format: ``"json"`` or a JSON schema (dict, or JSON text out of a template). The answer is validated and goes to
             XCom as data.
         output_type: instead of *format*: a pydantic class, a dataclass, or ``list[...]`` of one. XCom gets plain data.
@@ -41,6 +47,12 @@ class InferenceOperator(DeferrableOperator):
             reply as a dict, with ``answer_cut`` and ``prompt_cut`` added and, with a format, the data as ``data``.
         on_truncation: what to do when the context was too small for the prompt, or the answer ended at
             ``num_predict``: ``"warn"`` in the log and flag it, or ``"fail"``.
+        stream_to: show the answer while it comes: ``"log"``, every 5 seconds in the task's log (which then holds the
+            answer), or a file on any ``ObjectStoragePath``. The wait is in the worker then. An answer that breaks off
+            is not asked for again by itself, since a part of it was seen; the task's retries do that.
+        allow_image_paths: read images that a text names as a file or an object. Off by default: a text may come from a
+            template or another task, and who writes it would choose what the worker reads. An ``ObjectStoragePath``
+            or ``pathlib.Path`` is always read.
         auto_pull: pull the model if the server lacks it; None is the connection's setting.
         first_token_timeout: seconds for queue, load and prompt; None is the connection's setting.
         idle_timeout: seconds between two pieces of the answer; None is the connection's setting.
@@ -49,7 +61,13 @@ class InferenceOperator(DeferrableOperator):
     A second XCom value, ``usage``, holds server, model, digest, tokens, seconds, tokens a second and the two flags.
     """
 
-    template_fields: Sequence[str] = (*DeferrableOperator.template_fields, "options", "keep_alive", "format")
+    template_fields: Sequence[str] = (
+        *DeferrableOperator.template_fields,
+        "options",
+        "keep_alive",
+        "format",
+        "stream_to",
+    )
     template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "format": "json"}
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
     request_kind: ClassVar[type[GenerateRequest] | type[ChatRequest]]
@@ -64,6 +82,8 @@ class InferenceOperator(DeferrableOperator):
         output_type: Any = None,
         output: Literal["text", "reply"] = "text",
         on_truncation: Literal["warn", "fail"] = "warn",
+        stream_to: Any = None,
+        allow_image_paths: bool = False,
         auto_pull: bool | None = None,
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
@@ -79,6 +99,8 @@ class InferenceOperator(DeferrableOperator):
         # Not self.output: every operator has that name, for the XComArg of its result.
         self.answer_as = output
         self.on_truncation = on_truncation
+        self.stream_to = stream_to
+        self.allow_image_paths = allow_image_paths
         self.auto_pull = auto_pull
         self.first_token_timeout = first_token_timeout
         self.idle_timeout = idle_timeout
@@ -93,9 +115,18 @@ class InferenceOperator(DeferrableOperator):
         """Whether a part of the prompt will do."""
         return self.on_truncation == "warn"
 
+    def capabilities(self, fields: dict[str, Any]) -> set[str]:
+        """Return what a model must be able to do for a request with these fields, besides answering."""
+        thinking = {"thinking"} if self.think else set()
+        return thinking | capabilities_for(self.images_of(fields))
+
+    def images_of(self, fields: dict[str, Any]) -> Iterable[bytes]:
+        """Return the images among the fields of `request_fields`."""
+        raise NotImplementedError
+
     def perform(self, context: "Context") -> Any:
         """Ask, and return the answer."""
-        output = self.read_format()
+        output, fields = self.read_format(), self.request_fields()
         request = self.hook.request(
             self.request_kind,
             model=self.model,
@@ -104,14 +135,35 @@ class InferenceOperator(DeferrableOperator):
             think=self.think,
             format=output and output.format,
             truncate=False,
-            **self.request_fields(),
+            **fields,
         )
+        require(self.hook, request.model, self.capabilities(fields))
         return self.carry_out(context, request)
+
+    @property
+    def tied_to_worker(self) -> str | None:
+        """What the wait is needed for in the worker, so that it cannot be handed over."""
+        return "the answer is shown while it comes" if self.stream_to else None
+
+    def carry_out(self, context: "Context", request: Any, **remembered: Any) -> Any:
+        """Wait for the answer, where it can be waited for, and `finish`."""
+        if self.deferrable and self.tied_to_worker:
+            self.log.info("The wait is not deferred: %s", self.tied_to_worker)
+            return self.finish(context, request, self.hook.send, **remembered)
+        return super().carry_out(context, request, **remembered)
 
     def finish(self, context: "Context", request: Any, send: Send, **_: Any) -> Any:
         """Take the answer and deliver it."""
+        with ExitStack() as stack:
+            if self.stream_to:
+                send = shown(self.hook, stack.enter_context(showing(self.stream_to, self.log)))
+            replies, prompt_cut = self.converse(request, send)
+        return self.deliver(context, replies, prompt_cut=prompt_cut, output=self.read_format())
+
+    def converse(self, request: Any, send: Send) -> tuple[Sequence[Answer], bool]:
+        """Return the model's replies, the last of which is the answer, and whether a part of a prompt was dropped."""
         reply, prompt_cut = hold(ask(request, may_cut=self.may_cut), send)
-        return self.deliver(context, reply, prompt_cut=prompt_cut, output=self.read_format())
+        return [reply], prompt_cut
 
     def read_format(self) -> Output | None:
         """Return what the answer must look like; None for plain text."""
@@ -122,21 +174,14 @@ class InferenceOperator(DeferrableOperator):
         wanted = self.output_type if self.format is None else self.format
         return None if wanted is None else Output(wanted)
 
-    def deliver(self, context: "Context", reply: Answer, *, prompt_cut: bool, output: Output | None) -> Any:
-        """Log and push the usage, judge the reply, and return what goes to XCom."""
+    def deliver(self, context: "Context", replies: Sequence[Answer], *, prompt_cut: bool, output: Output | None) -> Any:
+        """Log and push the usage, judge the answer, and return what goes to XCom."""
+        reply = replies[-1]
         cuts = {"answer_cut": reply.answer_cut, "prompt_cut": prompt_cut}
-        numbers = {
-            "prompt_tokens": reply.prompt_eval_count,
-            "tokens": reply.eval_count,
-            "seconds": round(reply.seconds, 3),
-            "load_seconds": round(reply.load_seconds, 3),
-            "queue_seconds": round(reply.queue_seconds, 3),
-            "tokens_per_second": reply.tokens_per_second and round(reply.tokens_per_second, 1),
-            "done_reason": reply.done_reason,
-        }
+        numbers = self.numbers(replies)
         self.report(context, reply.model, numbers | cuts)
         for fault in self.faults(reply, prompt_cut=prompt_cut):
-            if self.on_truncation == "fail":
+            if self.on_truncation == "fail" or _is_empty(reply):
                 raise fault
             self.log.warning("%s", fault)
         answer = self.read_answer(reply, output)
@@ -145,22 +190,48 @@ class InferenceOperator(DeferrableOperator):
         data = {} if output is None else {"data": answer}
         return reply.model_dump(mode="json", exclude_none=True) | cuts | data
 
+    def numbers(self, replies: Sequence[Answer]) -> dict[str, Any]:
+        """Return tokens and seconds of all replies together."""
+        tokens, duration = (sum(getattr(reply, name) for reply in replies) for name in ("eval_count", "eval_duration"))
+        return {
+            "prompt_tokens": sum(reply.prompt_eval_count for reply in replies),
+            "tokens": tokens,
+            "seconds": round(sum(reply.seconds for reply in replies), 3),
+            "load_seconds": round(sum(reply.load_seconds for reply in replies), 3),
+            "queue_seconds": round(sum(reply.queue_seconds for reply in replies), 3),
+            "tokens_per_second": round(tokens / duration * 1e9, 1) if tokens and duration else None,
+            "done_reason": replies[-1].done_reason,
+        }
+
     def faults(self, reply: Answer, *, prompt_cut: bool) -> Iterator[RejectedReplyError]:
         """Yield what is wrong with an answer that came."""
         where: dict[str, Any] = {"host": self.hook.settings.base_url, "model": reply.model}
         if prompt_cut:
             yield CutPromptError("the prompt was longer than the context, and the server dropped a part of it", **where)
         if reply.answer_cut:
-            thought = ", all of them spent on thinking" if reply.thinking and not reply.text else ""
+            thought = ", all of them spent on thinking: there is no answer" if _is_empty(reply) else ""
             yield CutAnswerError(f"the answer was cut after {reply.eval_count} tokens{thought}", **where)
 
     def read_answer(self, reply: Answer, output: Output | None) -> Any:
         """Return the answer as text or, with a format, as data."""
         if output is None:
             return reply.text
+        if _is_empty(reply) and not reply.answer_cut:
+            # Models that always think (gpt-oss) do so in generate, where the format already holds for the thoughts.
+            raise RejectedReplyError(
+                "the answer is empty, and the thinking is not",
+                host=self.hook.settings.base_url,
+                model=reply.model,
+                advice="Use OllamaChatOperator, where a model thinks first and answers in the format then.",
+            )
         try:
             return output.read(reply.text)
         except InvalidOutputError as error:
             error.host, error.model = self.hook.settings.base_url, reply.model
             # Half a JSON text is no news when the answer was cut, and asking again would cut it again.
             raise next(self.faults(reply, prompt_cut=False), error) from None
+
+
+def _is_empty(reply: Answer) -> bool:
+    """Say whether the model has thought, and answered nothing."""
+    return bool(reply.thinking) and not reply.text.strip() and not reply.tool_calls

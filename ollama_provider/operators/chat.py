@@ -1,12 +1,20 @@
-"""Answer a chat."""
+"""Answer a chat, calling tools if there are any."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.schemas import ChatRequest
-from ollama_provider.operators._inference import InferenceOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+
+from ollama_provider.api.asking import Send, ask, hold
+from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
+from ollama_provider.api.output import Output
+from ollama_provider.api.schemas import ChatRequest, ToolCall
+from ollama_provider.operators._base import one_of
+from ollama_provider.operators._images import read_images
+from ollama_provider.operators._inference import Answer, InferenceOperator
+from ollama_provider.tools import Toolbox, ToolChat, ToolError
 
 #: A list of messages that a template has turned into text: the model would read brackets and quotes.
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
@@ -17,10 +25,25 @@ class OllamaChatOperator(InferenceOperator):
 
     All arguments of `InferenceOperator` besides these.
 
+    With *tools* that are Python functions, the model may have them called before it answers: the worker calls them and
+    tells the model what they return, until it answers or *max_rounds* is reached. A call that does not work (no such
+    tool, arguments that do not fit, an exception) is told to the model, which may do better. The log names each call,
+    and ``usage`` counts them; arguments and results appear at DEBUG only. The wait is in the worker then. With a
+    format, the answer is asked for once more in it: a model cannot call tools and keep to a format at the same time.
+
+    With *tools* that are schemas, calls are for a later task to carry out: XCom gets them as a list of dicts with
+    ``name``, ``arguments`` and ``id``, or the text where the model answered without calling.
+
     Args:
         messages: the chat so far, a list of dicts with ``role`` (system, user, assistant, tool), ``content`` and
-            whatever else Ollama knows (``images``, ``tool_calls``, …); a plain string is one message of the user.
-            Templates are rendered at any depth, and a ``content`` may be the name of a ``.prompt`` or ``.jinja2`` file.
+            whatever else Ollama knows (``tool_calls``, …); a plain string is one message of the user. Templates are
+            rendered at any depth, and a ``content`` may be the name of a ``.prompt`` or ``.jinja2`` file. ``images`` of
+            a message are taken as by `OllamaGenerateOperator`.
+        tools: functions with annotated arguments, whose docstrings tell the model what they do; or schemas
+            (``{"type": "function", "function": {"name": …, "description": …, "parameters": …}}``).
+        max_rounds: how often the model may have tools called before it must answer.
+        on_tool_error: what to do when a function raises: ``"tell"`` the model, or ``"fail"`` with its exception.
+            ``AirflowFailException`` and ``AirflowSkipException`` always end the task, as in any task.
     """
 
     template_fields: Sequence[str] = (*InferenceOperator.template_fields, "messages")
@@ -30,12 +53,23 @@ class OllamaChatOperator(InferenceOperator):
     }
     request_kind = ChatRequest
 
-    def __init__(self, *, messages: str | list[dict[str, Any]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        messages: str | list[dict[str, Any]],
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        max_rounds: int = 8,
+        on_tool_error: Literal["tell", "fail"] = "tell",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.messages = messages
+        self.tools = tools
+        self.max_rounds = max_rounds
+        self.on_tool_error = on_tool_error
 
     def request_fields(self) -> dict[str, Any]:
-        """Return the messages."""
+        """Return messages and tools."""
         # The server would only load the model, and answer with nothing.
         if not self.messages or (isinstance(self.messages, str) and not self.messages.strip()):
             raise InvalidRequestError("messages: there are none; check the template, or the task that they come from")
@@ -44,4 +78,106 @@ class OllamaChatOperator(InferenceOperator):
                 "messages: a list was rendered as text; pass the other task's .output instead of a template, or set "
                 "render_template_as_native_obj on the DAG"
             )
-        return {"messages": self.messages}
+        box = self.read_tools()
+        return {"messages": self._read_messages(), "tools": box and box.offered}
+
+    def read_tools(self) -> Toolbox | None:
+        """Return the tools, if there are any."""
+        one_of("on_tool_error", self.on_tool_error, "tell", "fail")
+        if self.max_rounds < 1:
+            raise InvalidRequestError(f"max_rounds: {self.max_rounds} is not at least 1")
+        if not self.tools:
+            return None
+        box = Toolbox(self.tools)
+        if not box.callable and (self.format is not None or self.output_type is not None):
+            raise InvalidRequestError("tools that are schemas cannot go together with a format: calls are the answer")
+        return box
+
+    def _read_messages(self) -> Any:
+        if not isinstance(self.messages, list | tuple):
+            return self.messages
+        return [self._with_images(place, message) for place, message in enumerate(self.messages)]
+
+    def _with_images(self, place: int, message: Any) -> Any:
+        if not isinstance(message, Mapping) or not message.get("images"):
+            return message
+        images = read_images(message["images"], allow_paths=self.allow_image_paths, place=f"messages.{place}.images")
+        return {**message, "images": images}
+
+    def images_of(self, fields: dict[str, Any]) -> Iterable[bytes]:
+        """Return the images of all messages."""
+        messages = fields["messages"] if isinstance(fields["messages"], list) else ()
+        return [image for message in messages if isinstance(message, Mapping) for image in message.get("images") or ()]
+
+    def capabilities(self, fields: dict[str, Any]) -> set[str]:
+        """Return what a model must be able to do, tools among it."""
+        return super().capabilities(fields) | ({"tools"} if fields["tools"] else set())
+
+    @property
+    def tied_to_worker(self) -> str | None:
+        """Functions are called where they are."""
+        return "tools are called in the worker" if any(map(callable, self.tools or ())) else super().tied_to_worker
+
+    def converse(self, request: ChatRequest, send: Send) -> tuple[Sequence[Answer], bool]:
+        """Let the model call functions until it answers."""
+        box = self.read_tools()
+        if box is None or not box.callable:
+            return super().converse(request, send)
+        talk = ToolChat(request.messages, max_rounds=self.max_rounds)
+        replies: list[Answer] = []
+        prompt_cut = False
+
+        def say(**changes: Any) -> Any:
+            nonlocal prompt_cut
+            asked = request.model_copy(update={"messages": talk.messages, **changes})
+            reply, cut = hold(ask(asked, may_cut=self.may_cut), send)
+            prompt_cut = prompt_cut or cut
+            replies.append(reply)
+            return reply
+
+        try:
+            while calls := talk.hear(say(format=None)):
+                for call in calls:
+                    talk.tell(call, self.call_tool(box, call))
+        except ToolLoopError as error:
+            error.host = self.hook.settings.base_url
+            raise
+        if request.format is not None:
+            say(tools=None)
+        return replies, prompt_cut
+
+    def numbers(self, replies: Sequence[Answer]) -> dict[str, Any]:
+        """Return tokens and seconds, and how often each tool was called."""
+        calls = Counter(call.function.name for reply in replies for call in reply.tool_calls or ())
+        return super().numbers(replies) | ({"tool_calls": dict(calls)} if self.tools else {})
+
+    def call_tool(self, box: Toolbox, call: ToolCall) -> str:
+        """Call a function; return what the model is told."""
+        name = call.function.name
+        self.log.debug("Tool %s: called with %s", name, call.function.arguments)
+        try:
+            result = box.call(call)
+        except ToolError as error:
+            self.log.warning("Tool %s: the call was refused, and the model is told why", name)
+            self.log.debug("Tool %s: %s", name, error)
+            return f"error: {error}"
+        except (AirflowFailException, AirflowSkipException):
+            raise
+        except Exception as error:
+            if self.on_tool_error == "fail":
+                raise
+            self.log.warning("Tool %s: it raised %s, and the model is told", name, type(error).__name__)
+            self.log.debug("Tool %s: %s", name, error, exc_info=True)
+            return f"error: {type(error).__name__}: {error}"
+        self.log.info("Tool %s: called", name)
+        self.log.debug("Tool %s: returned %s", name, result)
+        return result
+
+    def read_answer(self, reply: Answer, output: Output | None) -> Any:
+        """Return the answer as text or data, or calls of tools for somebody else."""
+        if reply.tool_calls and output is None:
+            return [
+                {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
+                for call in reply.tool_calls
+            ]
+        return super().read_answer(reply, output)

@@ -1,10 +1,11 @@
 """Complete a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas import GenerateRequest
+from ollama_provider.operators._images import read_images
 from ollama_provider.operators._inference import InferenceOperator
 
 
@@ -17,7 +18,9 @@ class OllamaGenerateOperator(InferenceOperator):
         prompt: the prompt, or the name of a file with it that ends in ``.prompt`` or ``.jinja2`` (looked up where
             Airflow looks for templates: the DAG's folder and its ``template_searchpath``).
         system: system prompt, or a file with it, instead of the model's own.
-        images: pictures for a model with vision, as bytes or base64.
+        images: pictures for a model with vision (or sounds for one with audio): each as bytes, as base64 text, or as an
+            ``ObjectStoragePath``; see *allow_image_paths* for a text with a path. PNG, JPEG, WebP, WAV or MP3, 20 MB at
+            most.
     """
 
     template_fields: Sequence[str] = (*InferenceOperator.template_fields, "prompt", "system", "images")
@@ -33,7 +36,7 @@ class OllamaGenerateOperator(InferenceOperator):
         *,
         prompt: str,
         system: str | None = None,
-        images: list[bytes | str] | None = None,
+        images: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -46,4 +49,14 @@ class OllamaGenerateOperator(InferenceOperator):
         # The server would only load the model, and answer with nothing.
         if self.prompt is None or (isinstance(self.prompt, str) and not self.prompt.strip()):
             raise InvalidRequestError("prompt: it is empty; check the template, or the task that the text comes from")
-        return {"prompt": self.prompt, "system": self.system, "images": self.images}
+        if self.think and (self.format is not None or self.output_type is not None):
+            raise InvalidRequestError(
+                "think cannot go together with a format in generate, where the format would hold for the thoughts: use "
+                "OllamaChatOperator, or think=False"
+            )
+        images = None if self.images is None else read_images(self.images, allow_paths=self.allow_image_paths)
+        return {"prompt": self.prompt, "system": self.system, "images": images}
+
+    def images_of(self, fields: dict[str, Any]) -> Iterable[bytes]:
+        """Return the images."""
+        return fields["images"] or ()

@@ -73,7 +73,7 @@ def test_schema(run_task, ollama) -> None:
         ('\'{{ [{"role": "user", "content": "Hi"}] }}\'', "a list was rendered as text; pass the other task"),
         ("[{'content': 'Hi'}]", "messages.0.role: Field required"),
         ("[{'role': 'user', 'content': ['Hi']}]", "messages.0.content: Input should be a valid string"),
-        ("[{'role': 'user', 'content': 'Hi', 'images': ['cat.png']}]", "never a path"),
+        ("[{'role': 'user', 'content': 'Hi', 'images': ['cat.png']}]", "messages.0.images.0: this text is not base64"),
     ],
 )
 def test_what_is_no_chat_is_refused(run_task, ollama, messages, told) -> None:
@@ -83,3 +83,17 @@ def test_what_is_no_chat_is_refused(run_task, ollama, messages, told) -> None:
     assert (ran.state, ran.tries) == ("failed", 1)
     assert told in ran.log
     assert ollama.stand_in.requests == []
+
+
+def test_thinking_and_format(run_task, ollama) -> None:
+    """A chat may think first and answer in the format then; both are sent, and only the answer is data."""
+    ollama.stand_in.script(Answer('{"capital": "Rome"}', thinking="Italy …"))
+
+    ran = run_task(
+        "OllamaChatOperator(task_id='t', model='qwen3', messages='Capital?', think=True, output_type=dict[str, str])"
+    )
+
+    assert ran.value == {"capital": "Rome"}
+    sent = next(seen.json for seen in ollama.stand_in.requests if seen.path == "/api/chat")
+    assert sent["think"] is True
+    assert sent["format"]["type"] == "object"

@@ -179,8 +179,8 @@ def test_answer_that_does_not_fit_may_be_tried_again(run_task, ollama) -> None:
         ("prompt='Hi', idle_timeout=-1", "idle_timeout: Input should be greater than 0"),
         ("prompt=' \\n'", "prompt: it is empty"),
         ('prompt=\'{{ ti.xcom_pull(task_ids="nobody") or "" }}\'', "prompt: it is empty"),
-        ("prompt='Hi', images=['photo.png']", "an image is bytes or standard base64, never a path"),
-        ("prompt='Hi', conn_id='nowhere'", "There is no connection 'nowhere'"),
+        ("prompt='Hi', images=['photo.png']", "images.0: this text is not base64. If it names a file"),
+        ("prompt='Hi', conn_id='nowhere'", "there is no connection 'nowhere'"),
     ],
 )
 def test_what_cannot_be_right_fails_at_once(run_task, ollama, arguments, told) -> None:
@@ -312,14 +312,49 @@ def test_cut_json_is_told_as_cut(run_task, ollama) -> None:
     assert "the answer was cut after" in ran.log
 
 
-def test_all_tokens_spent_on_thinking(run_task, ollama) -> None:
-    """The answer is empty, and the log says why."""
-    ollama.stand_in.script(Answer("", thinking="Let me see …", done_reason="length"))
+@pytest.mark.parametrize("kind", ["OllamaGenerateOperator(prompt", "OllamaChatOperator(messages"])
+def test_all_tokens_spent_on_thinking(run_task, ollama, kind) -> None:
+    """There is no answer to deliver, cut or not: the task fails, and the log says why and what to do."""
+    ran = run_task(f"{kind}='Hi', task_id='t', model='qwen3', think=True, options={{'num_predict': 4}}, retries=3)")
 
-    ran = run_task("OllamaGenerateOperator(task_id='t', model='qwen3', prompt='Hi', think=True)")
+    assert (ran.state, ran.tries, ran.value) == ("failed", 1, None)
+    assert "the answer was cut after 4 tokens, all of them spent on thinking: there is no answer" in ran.log
+    assert "Raise options.num_predict" in ran.log
+    assert ran.usage["answer_cut"] is True
 
-    assert ran.value == ""
-    assert "all of them spent on thinking" in ran.log
+
+def test_thinking_and_format_do_not_go_together_here(run_task, ollama) -> None:
+    """In generate the format holds from the first token, which is a thought."""
+    ran = run_task(
+        "OllamaGenerateOperator(task_id='t', model='qwen3', prompt='Hi', think=True, format='json', retries=3)"
+    )
+
+    assert (ran.state, ran.tries) == ("failed", 1)
+    assert "use OllamaChatOperator, or think=False" in ran.log
+    assert ollama.stand_in.requests == []
+
+
+def test_a_model_that_thinks_anyway_is_not_taken_at_its_word(run_task, ollama) -> None:
+    """The JSON is where the thoughts should be, and nothing is where the answer should be."""
+    ollama.stand_in.script(Answer("", thinking='{"stars": 5}'))
+
+    ran = run_task(
+        "OllamaGenerateOperator(task_id='t', model='qwen3', prompt='Rate', output_type=Review, retries=3)", above=REVIEW
+    )
+
+    assert (ran.state, ran.tries, ran.value) == ("failed", 1, None)
+    assert "the answer is empty, and the thinking is not" in ran.log
+    assert "Use OllamaChatOperator" in ran.log
+
+
+def test_a_model_that_cannot_think_is_refused_before_it_is_loaded(run_task, ollama) -> None:
+    """The error names models that can."""
+    ran = run_task("OllamaGenerateOperator(task_id='t', model='llama3.2', prompt='Hi', think=True, retries=3)")
+
+    assert (ran.state, ran.tries) == ("failed", 1)
+    assert "the model lacks thinking; its capabilities are completion, tools" in ran.log
+    assert "Models there that can: qwen3:latest" in ran.log
+    assert ollama.stand_in.loads == []
 
 
 LONG = "OllamaGenerateOperator(task_id='t', model='small', prompt='word ' * 500, options={'num_ctx': 64}"
