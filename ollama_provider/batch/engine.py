@@ -22,32 +22,30 @@ from ollama_provider.api.schemas import (
     PullRequest,
     ShowReply,
     ShowRequest,
+    TagsReply,
     TagsRequest,
     VersionRequest,
 )
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import preflight, rounds, sinks
 from ollama_provider.batch.concurrency import Climb, Fixed
-from ollama_provider.batch.errors import ModelChangedError, StorageError, TooManyFailedError
+from ollama_provider.batch.errors import StorageError, TooManyFailedError
 from ollama_provider.batch.intake import Intake, Prepared
-from ollama_provider.batch.journal import Journal, shared_fields
+from ollama_provider.batch.journal import Journal
 from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
 from ollama_provider.batch.progress import Meter, Progress, Tally
-from ollama_provider.batch.records import Outcome, Provenance, Summary
+from ollama_provider.batch.records import Outcome, Summary
+from ollama_provider.batch.sealing import Sealing
 from ollama_provider.batch.sources import count_rows
 from ollama_provider.batch.spec import BatchSpec, StoppedError, StopSignal
 from ollama_provider.batch.storage import Storage, open_storage, write
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of outcomes that make a part before its time, and that hold new requests back until it is written.
-_PART, _UNSEALED = 8 << 20, 64 << 20
 _PROGRESS = "progress.json"
 COMPLETE = "complete"
 #: Seconds between two calls of `on_progress`.
 _TICK = 1.0
-#: Seconds for a look at the digest before a part is sealed; and at the end of a run that was told to stop.
-_LOOK, _LAST_LOOK = 10.0, 1.0
 
 
 def run_batch(
@@ -136,22 +134,26 @@ class _Run:
         self._workers: set[int] = set()
         self._idle = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reader, self._writer = ThreadPoolExecutor(1, "batch-rows"), ThreadPoolExecutor(1, "batch-parts")
-        # Known when the server was asked; an empty input needs no server.
-        self._provenance: Provenance | None = None
+        self._reader = ThreadPoolExecutor(1, "batch-rows")
 
     async def run(self) -> Summary:
         self._loop = asyncio.get_running_loop()
         self._began = self._now()
         self._meter = Meter(self._began)
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._changed, self._hungry, self._full = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._changed, self._hungry = asyncio.Event(), asyncio.Event()
         timeouts = self._settings.timeouts.model_copy(update={"first_token": self._spec.load_timeout})
         patient = self._settings.model_copy(update={"timeouts": timeouts})
         once = self._settings.model_copy(update={"max_attempts": 1})
         try:
             self._round = rounds.current_round(self._storage, self._spec.mode)
-            self._journal = await self._write(Journal, self._storage, self._round.number)
+            self._journal = await asyncio.to_thread(Journal, self._storage, self._round.number)
+            self._sealing = Sealing(
+                self._journal,
+                look_up_digest=self._look_up_digest,
+                on_digest_change=self._spec.on_digest_change,
+                renew_lock=self._renew_lock,
+            )
             async with (
                 AsyncClient(patient, listener=self._listener) as self._control,
                 AsyncClient(once, listener=self._listener, concurrency=self._climb.most) as self._client,
@@ -160,7 +162,6 @@ class _Run:
                 return await self._finish(await self._work_until_over())
         finally:
             self._reader.shutdown(wait=False, cancel_futures=True)
-            self._writer.shutdown(wait=True)
             self._order.close()
 
     async def _work_until_over(self) -> str:
@@ -172,14 +173,14 @@ class _Run:
             return str(stopped)
         except TooManyFailedError:
             # The batch ended by itself: what failed is asked again by the next run.
-            await self._write(rounds.save, self._storage, self._round.next())
+            await asyncio.to_thread(rounds.save, self._storage, self._round.next())
             raise
         finally:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._seal(_LAST_LOOK)
+            await self._sealing.close()
         return COMPLETE
 
     # What ends a run
@@ -211,35 +212,33 @@ class _Run:
         if sample is not None:
             await self._prepare(sample)
         self._round = replace(self._round, settings=self._spec.settings())
-        await self._write(rounds.begin, self._storage, self._round)
+        await asyncio.to_thread(rounds.begin, self._storage, self._round)
         if sample is None:
             self._end()
             return
-        self._spawn(self._seal_at_times())
+        self._spawn(self._sealing.at_times(self._spec.checkpoint_every, self._wake))
         self._spawn(self._report())
         await self._feed()
 
     async def _read(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await self._loop.run_in_executor(self._reader, work, *arguments)
 
-    async def _write(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await self._loop.run_in_executor(self._writer, work, *arguments)
-
     async def _prepare(self, sample: list[str]) -> None:
         """Learn what the server and the model are, and fix what is fixed for a run."""
         version = await self._control.send(VersionRequest())
         show = await self._show()
-        replies = preflight.Replies(version, show, await self._control.send(TagsRequest()))
+        replies = preflight.Replies(version, show, await self._tags())
         host = self._settings.base_url
         found = preflight.conclude(self._spec, sample, self._round.num_ctx, host, replies)
         self._task, self._keys, self._judge = found.task, found.keys, found.judge
         self._round = replace(self._round, num_ctx=found.num_ctx)
-        self._digest = found.provenance.digest
-        self._set_provenance(found.provenance)
+        self._sealing.put_down_to(found.provenance)
 
-    def _set_provenance(self, provenance: Provenance) -> None:
-        self._provenance = provenance
-        self._shared = shared_fields(vars(provenance))
+    async def _tags(self) -> TagsReply:
+        return await self._control.send(TagsRequest())
+
+    async def _look_up_digest(self) -> str | None:
+        return preflight.digest_of(await self._tags(), self._model)
 
     async def _show(self) -> ShowReply:
         try:
@@ -367,7 +366,7 @@ class _Run:
                 self._hire()
         if self._idle:
             self._wake()
-        while self._journal.unsealed > _UNSEALED:
+        while self._sealing.lags:
             await self._wait(0)
 
     def _failed(self, ticket: Ticket, error: OllamaError, reply: InferenceReply | None, seconds: float) -> None:
@@ -391,7 +390,7 @@ class _Run:
                 self._climb.overloaded()
 
     def _settle(self, number: int, outcome: Outcome) -> None:
-        self._journal.add(number, outcome, self._shared)
+        self._sealing.add(number, outcome)
         self._tally.add(outcome)
         if outcome.error is not None and self._plan.hopeless():
             self._end(
@@ -400,45 +399,8 @@ class _Run:
                     f"asked. What was sealed is in {self._storage.location}/parts."
                 )
             )
-        if self._journal.unsealed >= _PART:
-            self._full.set()
 
-    # Outcomes out
-
-    async def _seal_at_times(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._spec.checkpoint_every):
-                    await self._full.wait()
-            self._full.clear()
-            await self._seal(_LOOK)
-            self._wake()
-
-    async def _seal(self, patience: float) -> None:
-        """Make a part of what came since the last one, if the model is still the same."""
-        if self._journal.cut_off():
-            await self._check_digest(patience)
-            await self._write(self._journal.seal)
-        await self._write(self._renew_lock)
-
-    async def _check_digest(self, patience: float) -> None:
-        try:
-            async with asyncio.timeout(patience):
-                digest = preflight.digest_of(await self._control.send(TagsRequest()), self._model)
-        except (OllamaError, TimeoutError):
-            return  # The server is gone or busy. What came, came before that.
-        if digest is None or digest == self._digest:
-            return
-        what = (
-            f"Model {self._model!r} at {self._settings.base_url} changed during the run, "
-            f"from digest {self._digest} to {digest}."
-        )
-        if self._spec.on_digest_change == "stop":
-            raise ModelChangedError(f"{what} What it answered before is kept; start again to ask the new one.")
-        logger.warning("%s The results from here on are the new one's.", what)
-        self._digest = digest
-        if self._provenance is not None:
-            self._set_provenance(replace(self._provenance, digest=digest))
+    # Where it stands
 
     async def _report(self) -> None:
         due = self._now() + self._spec.report_every
@@ -449,7 +411,7 @@ class _Run:
             if self._now() >= due:
                 due += self._spec.report_every
                 logger.info("%s", progress.line())
-                await self._write(write, self._storage, _PROGRESS, progress.as_json())
+                await asyncio.to_thread(write, self._storage, _PROGRESS, progress.as_json())
 
     def _progress(self, state: str) -> Progress:
         return self._meter.read(
@@ -466,7 +428,7 @@ class _Run:
         failed = self._plan.failed
         if reason == COMPLETE:
             try:
-                failed = await self._write(
+                failed = await asyncio.to_thread(
                     sinks.write_results, self._storage, self._journal, self._order, self._stop.check
                 )
             except StoppedError as stopped:
@@ -475,11 +437,11 @@ class _Run:
             reason = "rows that were never asked were left alone"
         summary = self._summary(reason, failed)
         if summary.complete:
-            await self._write(write, self._storage, sinks.SUMMARY, summary.as_json())
+            await asyncio.to_thread(write, self._storage, sinks.SUMMARY, summary.as_json())
         progress = self._progress(COMPLETE if summary.complete else "incomplete")
         self._on_progress(progress)
         logger.info("%s", progress.line())
-        await self._write(write, self._storage, _PROGRESS, progress.as_json())
+        await asyncio.to_thread(write, self._storage, _PROGRESS, progress.as_json())
         if summary.complete and self._spec.limits.too_many(failed, summary.rows):
             raise TooManyFailedError(
                 f"{failed} of {summary.rows} rows failed ({self._tally.reasons()}); all others have their results. "
@@ -507,5 +469,5 @@ class _Run:
             tokens_per_second=round(tally.tokens / seconds, 1),
             concurrency=self._climb.target,
             errors=dict(tally.errors),
-            provenance=self._provenance,
+            provenance=self._sealing.provenance,
         )

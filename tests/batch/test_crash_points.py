@@ -86,7 +86,7 @@ def directories(request, tmp_path):
 def test_whatever_the_moment_of_a_crash_the_next_run_is_right(batch, ollama, directories, how, monkeypatch):
     """Results in full and in order, sealed rows not asked again, a failed row included."""
     # So small that every few answers make a part.
-    monkeypatch.setattr("ollama_provider.batch.engine._PART", 1000)
+    monkeypatch.setattr("ollama_provider.batch.sealing._PART", 1000)
     monkeypatch.setattr(LeaseLock, "lease", 0.05)
     ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") == "text 4", always=True)
 
