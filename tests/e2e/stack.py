@@ -71,14 +71,16 @@ class Stack:
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}",
+            # Where the API server asks for the log of a task that is running.
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             **(environment or {}),
         }
         self._commands = {
             "api-server": ["api-server"],
-            # Logs are read from the directory that all share, so nobody needs to serve them.
-            "scheduler": ["scheduler", "--skip-serve-logs"],
+            "scheduler": ["scheduler"],
             "dag-processor": ["dag-processor"],
-            "triggerer": ["triggerer", "--skip-serve-logs"],
+            "triggerer": ["triggerer"],
             **(processes or {}),
         }
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from ollama_provider.testing import Respond, Server
+from ollama_provider.testing import Pace, Respond, Server
 from tests.e2e.processes import free_port
 from tests.e2e.stack import USER, Stack
 
@@ -96,6 +96,35 @@ def test_the_button_says_that_the_key_is_wrong(
     expect(notice).to_contain_text(ollama.url)
     expect(notice).not_to_contain_text("not-this-one")
     screenshot(airflow, "connection-test-unauthorized")
+
+
+@pytest.mark.ollama(parallel=2)
+def test_a_night_from_trigger_to_results(
+    airflow: Page, stack: Stack, ollama: Server, tmp_path: Path, screenshot: Screenshot
+) -> None:
+    """The nightly DAG is triggered, its log tells how far it is, it turns green, and its results are there."""
+    ollama.stand_in.script(Pace(first_token=2), path="generate", always=True)
+    add_connection(stack, "ollama_default", ollama.url)
+    stack.wait_for_dag("ollama_nightly_summaries")
+    airflow.goto(f"{stack.url}/dags/ollama_nightly_summaries")
+    airflow.get_by_role("button", name="Trigger").click()
+    form = airflow.get_by_role("dialog")
+    form.get_by_label("documents").fill("40")
+    field(form, "output_path").get_by_role("textbox").fill(f"file://{tmp_path}/summaries")
+    screenshot(airflow, "nightly-trigger")
+    form.get_by_role("button", name="Trigger").click()
+
+    airflow.get_by_role("row", name="summaries").get_by_role("link", name="summaries").click()
+    progress = airflow.get_by_text(re.compile(r"done=\d+/40 ok=\d+ failed=0 .* eta=")).first
+    expect(progress).to_be_visible(timeout=120_000)
+    screenshot(airflow, "nightly-log")
+    airflow.get_by_role("navigation", name="breadcrumb").get_by_role("link", name="manual__").click()
+    expect(airflow.get_by_text("Success", exact=True)).to_have_count(5, timeout=120_000)
+    screenshot(airflow, "nightly-success")
+
+    results = [json.loads(line) for line in (tmp_path / "summaries/results.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in results] == list(range(40))
+    assert {row["status"] for row in results} == {"ok"}
 
 
 def choose_type(form: Locator, name: str) -> None:
