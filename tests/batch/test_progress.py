@@ -1,0 +1,81 @@
+"""Where a batch stands, in numbers."""
+
+import io
+import re
+
+import pytest
+
+from ollama_provider.batch.progress import Bar, Meter, Progress, Tally
+from ollama_provider.batch.records import Outcome
+
+
+def read(meter, now, ok, **others):
+    given = {"failed": 0, "reused": 0, "tokens": 0, "concurrency": 4, "state": "running"} | others
+    return meter.read(now, ok=ok, **given)
+
+
+def test_the_line():
+    """As documented, so that programs may parse it."""
+    line = Progress(4120, 10_000, 4098, 3, 19, 212.4, 4, 102.0).line()
+
+    assert line == "done=4120/10000 ok=4098 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42"
+    assert re.fullmatch(r"(\S+=\S+ ?)+", line)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (0.4, "00:00"), (59.6, "01:00"), (3599, "59:59"), (3600, "1:00:00"), (93_784, "26:03:04")],
+)
+def test_the_time_to_go(seconds, text):
+    """Minutes and seconds, with hours from one hour on."""
+    assert Progress(eta=seconds).line().endswith(f"eta={text}")
+
+
+def test_an_unknown_total():
+    """Is a question mark, and leaves the time open."""
+    progress = read(Meter(0.0), 10.0, 5)
+
+    assert (progress.total, progress.eta) == (None, None)
+    assert "done=5/? " in progress.line()
+
+
+def test_the_pace_is_that_of_the_last_minute():
+    """A slow beginning (the load of a model) is forgotten; reused rows do not count as pace."""
+    meter = Meter(0.0, total=1000)
+    for second in range(300):
+        progress = read(meter, float(second), ok=max(0, second - 200), reused=100, tokens=10 * max(0, second - 200))
+
+    assert progress.done == 199
+    assert progress.tokens_per_second == pytest.approx(10, rel=0.05)
+    assert progress.eta == pytest.approx(801, rel=0.05)
+
+
+def test_nothing_left_is_no_time_to_go():
+    """Also before anything was asked."""
+    assert read(Meter(0.0, total=7), 0.0, 0, reused=7).eta == 0
+
+
+def test_the_commonest_errors_come_first():
+    """For a sentence in an error."""
+    tally = Tally()
+    assert tally.reasons() == "in an earlier try"
+    for kind in ["B", "A", "A"]:
+        tally.add(Outcome("", "failed", error={"class": kind, "text": ""}))
+    tally.add(Outcome("", "ok", tokens=3, prompt_tokens=5))
+
+    assert tally.reasons() == "A 2 times, B 1 times"
+    assert (tally.tokens, tally.prompt_tokens) == (3, 5)
+
+
+def test_the_bar():
+    """Drawn over itself, and left standing at the end."""
+    stream = io.StringIO()
+    bar = Bar(stream, width=4)
+    bar.show(Progress(done=1, total=2))
+    bar.show(Progress(done=2, total=2, state="complete"))
+
+    first, second = stream.getvalue().split("\r")[1:]
+    assert "[██··] done=1/2" in first
+    assert "[████] done=2/2" in second
+    assert second.endswith("\n")
+    assert not first.endswith("\n")
