@@ -25,10 +25,18 @@ async def fired(trigger: BaseTrigger) -> Any:
     return json.loads(json.dumps(payload, allow_nan=False))
 
 
+class Pushed(dict[str, Any]):
+    """A task instance, as far as an operator looks at it: the XComs that were pushed."""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
 def complete(task: Any) -> Any:
     """Execute a task; where it defers, run the trigger and go on with the event."""
+    context = {"ti": Pushed()}
     try:
-        return task.execute({})
+        return task.execute(context)
     except TaskDeferred as deferred:
         payload = asyncio.run(fired(stored(deferred.trigger)))
-        return task.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": payload}, {})
+        return task.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": payload}, context)

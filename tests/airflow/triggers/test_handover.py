@@ -1,0 +1,170 @@
+"""What is too large for Airflow's database: by file where there is a place for it, else refused before it does harm."""
+
+import json
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from ollama_provider.api.errors import ContextLengthError, InvalidRequestError, OllamaError, OverloadedError
+from ollama_provider.api.schemas import (
+    ChatRequest,
+    CopyRequest,
+    EmbedRequest,
+    GenerateReply,
+    GenerateRequest,
+    PullRequest,
+    VersionReply,
+)
+from ollama_provider.handover import ANSWERS_LIMIT, REQUEST_LIMIT, Inbox, Outbox, discard, pack, unpack
+from ollama_provider.operators import OllamaGenerateOperator
+from ollama_provider.testing import Answer
+from tests.airflow.deferring import complete
+
+LONG = "word " * 20_000
+REQUESTS = [
+    GenerateRequest(
+        model="m", prompt="Größe \u2028 \x85", options={"stop": ["."], "seed": 1}, images=[b"\x89PNG"], keep_alive="5m"
+    ),
+    GenerateRequest(model="m", prompt="p", format={"type": "object", "properties": {}}, think="low", truncate=False),
+    ChatRequest(model="m", messages=[{"role": "user", "content": "Hi", "images": [b"\x89PNG"]}], tools=[]),
+    EmbedRequest(model="m", input=["a", "b"], dimensions=8),
+    PullRequest(model="hf.co/a/b:Q4"),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.path)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_request_arrives_as_it_was_sent(request_, large, tmp_path, monkeypatch):
+    """Every field of it, either way."""
+    if large:
+        monkeypatch.setattr("ollama_provider.handover.REQUEST_LIMIT", 1)
+
+    parcel = json.loads(json.dumps(pack(request_, str(tmp_path))))
+
+    assert ("file" in parcel) is large
+    assert unpack(parcel) == request_
+    discard(parcel)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_of_the_wrong_kind_is_a_bug():
+    """Only what a trigger knows how to ask can be handed over."""
+    with pytest.raises(KeyError):
+        unpack(pack(CopyRequest(source="a", destination="b"), None))
+
+
+def test_the_limit_counts_bytes_as_airflow_stores_them():
+    """Six for a letter outside ASCII, and a quote within a string within a string is four."""
+    most = "ä" * (REQUEST_LIMIT // 6 - 50)
+    pack(GenerateRequest(model="m", prompt=most), None)
+
+    with pytest.raises(
+        InvalidRequestError, match=r"request is \d+ kB of JSON.*48 kB at most.*\[ollama\] handover_path"
+    ):
+        pack(GenerateRequest(model="m", prompt=most + "ä" * 50), None)
+
+
+def test_answers_come_out_as_they_went_in():
+    """Replies and errors, in their order; what an error says and decides is not lost."""
+    too_long = ContextLengthError("too long", host="http://gpu1:11434", model="m", status=400)
+    busy = OverloadedError("busy", retry_after=3.0, advice="Wait.")
+    outbox = Outbox(None)
+    outbox.put(too_long)
+    outbox.put(GenerateReply(response="Größe \u2028 \x85\n", done=True, eval_count=3, context=[1, 2], new_field="kept"))
+    outbox.put(busy)
+    request = REQUESTS[0]
+
+    with Inbox(json.loads(json.dumps(outbox.close()))) as inbox:
+        with pytest.raises(ContextLengthError) as caught:
+            inbox.send(request)
+        reply = inbox.send(request)
+        with pytest.raises(OverloadedError) as caught_again:
+            inbox.send(request)
+
+    assert caught.value.__dict__ == too_long.__dict__
+    assert str(caught_again.value) == str(busy)
+    assert caught_again.value.retry_after == 3
+    assert (reply.text, reply.eval_count, reply.context) == ("Größe \u2028 \x85\n", 3, [1, 2])
+    assert reply.model_extra == {"new_field": "kept"}
+
+
+def test_every_error_survives_the_way():
+    """A new class in the tree needs nothing here."""
+
+    def tree(kind):
+        return [kind, *(below for child in kind.__subclasses__() for below in tree(child))]
+
+    kinds = [kind for kind in tree(OllamaError) if kind.__module__ == "ollama_provider.api.errors"]
+    for kind in kinds:
+        outbox = Outbox(None)
+        outbox.put(kind("what", host="h"))
+        with Inbox(outbox.close()) as inbox, pytest.raises(kind, match="what"):
+            inbox.send(REQUESTS[0])
+    assert len(kinds) > 20
+
+
+def test_large_answers_go_by_file(tmp_path):
+    """From the first that is too much on, with all that came before; the worker removes the file."""
+    outbox = Outbox(str(tmp_path / "new"))
+    for number in range(3):
+        outbox.put(VersionReply(version=f"{number}" * (ANSWERS_LIMIT // 2)))
+    parcel = outbox.close()
+
+    assert len(json.dumps(parcel)) < 1000
+    with Inbox(parcel) as inbox:
+        replies = [inbox.send(REQUESTS[0]) for _ in range(3)]
+    assert [reply.model_extra["version"][0] for reply in replies] == ["0", "1", "2"]
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_large_answers_without_a_place_are_refused():
+    """With the size, the bound, and what to set."""
+    outbox = Outbox(None)
+
+    with pytest.raises(
+        InvalidRequestError, match=r"answer is \d+ kB of JSON.*256 kB at most.*\[ollama\] handover_path"
+    ):
+        outbox.put(VersionReply(version="0" * ANSWERS_LIMIT))
+
+
+def test_a_file_that_is_not_there_says_what_must_be_shared(tmp_path):
+    """A directory of the worker's own disk is the usual mistake."""
+    parcel = {"endpoint": "/api/generate", "file": str(tmp_path / "gone.json")}
+
+    with pytest.raises(InvalidRequestError, match="the workers and the triggerer share"):
+        unpack(parcel)
+
+
+class TestTask:
+    def ask(self, **arguments):
+        return complete(
+            OllamaGenerateOperator(
+                task_id="t", model="llama3.2", deferrable=True, options={"num_ctx": 65536}, **arguments
+            )
+        )
+
+    def test_a_long_prompt_is_refused_before_anything_is_sent(self, ollama, ollama_conn):
+        """No retry is wasted on it, and the text quotes none of it."""
+        with pytest.raises(AirflowFailException, match=r"\[ollama\] handover_path") as caught:
+            self.ask(prompt=LONG)
+
+        assert "word" not in str(caught.value)
+        assert not [seen for seen in ollama.stand_in.requests if seen.path == "/api/generate"]
+
+    def test_a_long_answer_is_refused_with_what_to_set(self, ollama, ollama_conn):
+        """Asking again would not make it shorter, so no retry."""
+        ollama.stand_in.script(Answer("word " * 60_000))
+
+        with pytest.raises(AirflowFailException, match=r"\[ollama\] handover_path"):
+            self.ask(prompt="Tell me all.")
+
+    def test_long_ones_go_by_file(self, ollama, ollama_conn, tmp_path, monkeypatch):
+        """And nothing is left when the task is done."""
+        monkeypatch.setenv("AIRFLOW__OLLAMA__HANDOVER_PATH", f"file://{tmp_path}/handover")
+        ollama.stand_in.script(Answer("word " * 60_000))
+
+        answer = self.ask(prompt=LONG)
+
+        assert answer == "word " * 60_000
+        assert ollama.stand_in.requests[-2].json["prompt"] == LONG
+        assert list((tmp_path / "handover").iterdir()) == []

@@ -1,0 +1,105 @@
+"""The triggerer's event loop is everybody's: nothing of ours may stop it."""
+
+import asyncio
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ollama_provider.api.schemas import EmbedRequest, GenerateRequest
+from ollama_provider.handover import pack
+from ollama_provider.testing import Answer, Model, Respond
+from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger
+from tests.airflow.deferring import fired
+
+
+class Watchdog:
+    """Notes what a thread does that can block it: files, host names, the import of a module.
+
+    Python reports these before it does them (PEP 578), so no clock is needed and a busy machine changes nothing.
+    """
+
+    _EVENTS = frozenset({"open", "socket.getaddrinfo", "socket.gethostbyname", "import"})
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self._thread: int | None = None
+        self._nested = False
+        # A hook cannot be taken away again; outside of `watching` it does nothing.
+        sys.addaudithook(self._audit)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.seen.clear()
+        self._thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = None
+
+    def _audit(self, event: str, arguments: tuple) -> None:
+        if event not in self._EVENTS or threading.get_ident() != self._thread or self._nested:
+            return
+        self._nested = True
+        try:
+            where = "".join(traceback.format_stack(limit=12)[:-1])
+            self.seen.append(f"{event} {arguments[:1]}\n{where}")
+        finally:
+            self._nested = False
+
+
+@pytest.fixture(scope="module")
+def watchdog() -> Watchdog:
+    return Watchdog()
+
+
+async def test_the_watchdog_bites(watchdog):
+    """Else the other tests here prove nothing."""
+    with watchdog.watching():
+        socket.getaddrinfo("127.0.0.1", 80)
+        Path("/dev/null").read_bytes()
+    assert [line.split()[0] for line in watchdog.seen] == ["socket.getaddrinfo", "open"]
+
+    with watchdog.watching():
+        await asyncio.sleep(0)
+    assert watchdog.seen == []
+
+
+async def test_a_wait_blocks_nothing(ollama, ollama_conn, watchdog):
+    """From the look-up of the connection to the last answer."""
+    ollama.stand_in.script(Respond(503, ""), path="tags", times=3)
+    trigger = OllamaHealthTrigger(conn_id="ollama_default", models=["llama3.2"], poll_interval=0.01)
+
+    with watchdog.watching():
+        payload = await fired(trigger)
+
+    assert payload["status"] == "ready"
+    assert not watchdog.seen, "\n".join(watchdog.seen)
+
+
+@pytest.mark.ollama(models=["llama3.2", Model("nomic-embed-text", ("embedding",))])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GenerateRequest(model="llama3.2", prompt="word " * 20_000, options={"num_ctx": 65536}, truncate=False),
+        EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False),
+    ],
+    ids=["generate", "embed"],
+)
+async def test_large_requests_and_answers_block_nothing(ollama, ollama_conn, watchdog, tmp_path, request_):
+    """They are read from files and written to files, in threads."""
+    if isinstance(request_, GenerateRequest):
+        ollama.stand_in.script(Answer("word " * 60_000))
+    parcel = pack(request_, str(tmp_path))
+    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel, folder=str(tmp_path))
+
+    with watchdog.watching():
+        payload = await fired(trigger)
+
+    assert "file" in payload["answers"]
+    assert not watchdog.seen, "\n".join(watchdog.seen)

@@ -1,0 +1,293 @@
+"""OllamaRequestTrigger, run as a triggerer runs it: kept waiting, killed, begun again."""
+
+import asyncio
+import json
+import logging
+import time
+from datetime import timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+
+from ollama_provider.api import sharing
+from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, OllamaError
+from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, Request
+from ollama_provider.handover import Inbox, pack
+from ollama_provider.operators import OllamaGenerateOperator, OllamaPullModelOperator
+from ollama_provider.testing import Answer, Fail, Gate, Model, Stall, StuckDownload
+from ollama_provider.triggers import OllamaRequestTrigger
+from tests.airflow.deferring import complete, fired, stored
+
+ASK = GenerateRequest(model="llama3.2", prompt="Why is the sky blue?", truncate=False)
+PULL = PullRequest(model="mistral")
+
+
+def trigger(request: Request = ASK, **arguments) -> OllamaRequestTrigger:
+    """A trigger for a request, as it comes out of the database."""
+    return stored(OllamaRequestTrigger(conn_id="ollama_default", parcel=pack(request, None), **arguments))
+
+
+def taken(payload: dict, request: Request = ASK):
+    """What the worker takes out of an event."""
+    assert payload["status"] == "answered"
+    with Inbox(payload["answers"]) as inbox:
+        return inbox.send(request)
+
+
+def asked(ollama, path: str = "/api/generate") -> int:
+    return sum(seen.path == path for seen in ollama.stand_in.requests)
+
+
+async def until(ollama, condition) -> None:
+    """Wait for the server to see something, while the event loop runs on."""
+    await asyncio.to_thread(ollama.stand_in.wait_until, condition)
+
+
+async def idle(ollama) -> None:
+    await until(ollama, lambda s: not s.open_requests)
+
+
+def test_what_is_stored_is_the_request_and_no_secret(add_connection):
+    """The path is the one people import."""
+    add_connection(host="gpu1", password="hunter2")
+
+    path, kwargs = trigger(may_cut=True, deadline=time.time()).serialize()
+
+    assert path == "ollama_provider.triggers.OllamaRequestTrigger"
+    assert json.loads(kwargs["parcel"]["body"])["prompt"] == "Why is the sky blue?"
+    assert "hunter2" not in json.dumps(kwargs)
+    assert stored(trigger(may_cut=True, deadline=1.0)).serialize()[1].keys() == kwargs.keys()
+
+
+async def test_the_answer_is_the_servers_own(ollama, ollama_conn):
+    """Every field of it, so that a worker can go on as if it had asked itself."""
+    ollama.stand_in.script("Because of Rayleigh.")
+
+    reply = taken(await fired(trigger()))
+
+    assert reply.text == "Because of Rayleigh."
+    assert reply.eval_count > 0
+    assert reply.total_duration > 0
+    assert reply.created_at is not None
+
+
+async def test_the_event_that_airflow_logs_shows_no_answer(ollama, ollama_conn):
+    """Airflow writes every event into the task's log."""
+    ollama.stand_in.script("Because of Rayleigh.")
+
+    (event,) = [event async for event in trigger().run()]
+
+    assert "Rayleigh" not in repr(event)
+    assert "sky" not in repr(event)
+    assert "answered" in repr(event)
+
+
+async def test_an_error_is_told_as_it_was(ollama, ollama_conn):
+    """Class, host, model and what to do: the worker decides by the class whether to try again."""
+    missing = ASK.model_copy(update={"model": "nonesuch"})
+
+    with pytest.raises(OllamaError) as caught:
+        taken(await fired(trigger(missing, overrides={"auto_pull": False})))
+
+    assert caught.value.retryable is False
+    assert caught.value.host == ollama.url
+    assert caught.value.model == "nonesuch"
+    assert not isinstance(caught.value, ModelNotFoundError)
+    assert "auto_pull is off" in str(caught.value)
+
+
+async def test_a_connection_that_was_deleted_meanwhile_is_told(add_connection):
+    """A new triggerer has to read it again."""
+    with pytest.raises(InvalidRequestError, match="no connection 'ollama_default'"):
+        taken(await fired(trigger()))
+
+
+async def test_a_bug_keeps_its_trace(ollama_conn):
+    """It goes to Airflow as the exception that it is, and not to the task as an event."""
+    broken = trigger()
+    broken.parcel = {"endpoint": "/api/nonsense", "body": "{}"}
+
+    with pytest.raises(KeyError):
+        await fired(broken)
+
+
+class TestKilled:
+    """A triggerer that goes away ends what it asked for; the next one begins again."""
+
+    async def test_a_generation_ends_with_its_trigger_and_is_asked_again(self, ollama, ollama_conn):
+        """Ollama has no jobs: the second triggerer sends the request once more."""
+        ollama.stand_in.script((Answer("never told"), Stall(after=1)), "Rayleigh.")
+        first = asyncio.create_task(fired(trigger()))
+        await until(ollama, lambda s: s.open_requests)
+
+        first.cancel()
+        await idle(ollama)
+        reply = taken(await fired(trigger()))
+
+        assert reply.text == "Rayleigh."
+        assert asked(ollama) == 2
+
+    async def test_a_request_that_has_no_answer_yet_ends_too(self, ollama, ollama_conn):
+        """In the queue, while the model loads, while it reads the prompt."""
+        ollama.stand_in.script(Stall())
+        waiting = asyncio.create_task(fired(trigger()))
+        await until(ollama, lambda s: s.open_requests)
+
+        waiting.cancel()
+
+        await idle(ollama)
+
+    @pytest.mark.ollama(pull_seconds=0.4)
+    async def test_a_pull_goes_on_where_it_was(self, ollama, ollama_conn):
+        """The server keeps what it has."""
+        first = asyncio.create_task(fired(trigger(PULL)))
+        await until(ollama, lambda s: s.open_requests)
+        first.cancel()
+        await idle(ollama)
+
+        assert taken(await fired(trigger(PULL)), PULL).status == "success"
+        assert asked(ollama, "/api/pull") == 2
+
+    @pytest.mark.parametrize("end", ["cleanup", "on_kill"])
+    async def test_each_of_airflows_ways_ends_the_request(self, ollama, ollama_conn, end):
+        """Cleared, marked, timed out, shut down: nothing goes on computing for nobody."""
+        ollama.stand_in.script(Stall())
+        running = trigger()
+        waiting = asyncio.create_task(anext(running.run()))
+        await until(ollama, lambda s: s.open_requests)
+
+        await getattr(running, end)()
+
+        await idle(ollama)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    async def test_the_end_of_one_leaves_the_others_alone(self, ollama, ollama_conn):
+        """They share a client."""
+        gate = Gate()
+        ollama.stand_in.script(Stall(until=gate), Stall(until=gate))
+        first, second = (asyncio.create_task(fired(trigger())) for _ in range(2))
+        await until(ollama, lambda s: len(s.open_requests) == 2)
+
+        first.cancel()
+        await until(ollama, lambda s: len(s.open_requests) == 1)
+        gate.open()
+
+        assert taken(await second).done
+        assert first.cancelled()
+
+
+class TestDeadline:
+    async def test_it_ends_the_request(self, ollama, ollama_conn):
+        """Airflow does not count execution_timeout while a task is deferred."""
+        ollama.stand_in.script(Stall())
+
+        payload = await fired(trigger(deadline=time.time() + 0.2))
+
+        assert payload["status"] == "timeout"
+        await idle(ollama)
+
+    def test_the_task_fails_as_it_would_have_in_a_worker(self, ollama, ollama_conn):
+        """Under the name that execution_timeout has in Airflow, so its retries are used."""
+        ollama.stand_in.script(Stall())
+
+        with pytest.raises(AirflowTaskTimeout, match=r"execution_timeout \(0:00:00\.2"):
+            complete(
+                OllamaGenerateOperator(
+                    task_id="t",
+                    model="llama3.2",
+                    prompt="Hi",
+                    deferrable=True,
+                    execution_timeout=timedelta(seconds=0.2),
+                )
+            )
+
+
+class TestPull:
+    async def test_its_progress_is_in_the_log(self, ollama, ollama_conn, caplog):
+        """Percent and size, as in a worker."""
+        pulling = trigger(PULL)
+        caplog.set_level(logging.INFO)
+        hook = pulling.hook()
+        hook._log = logging.getLogger("hook")
+        pulling.hook = lambda: hook
+
+        taken(await fired(pulling), PULL)
+
+        assert any("mistral" in record.getMessage() and "100 %" in record.getMessage() for record in caplog.records)
+
+    async def test_no_byte_more_is_an_error_however_many_lines_come(self, ollama, ollama_conn):
+        """A stalled pull keeps talking."""
+        ollama.stand_in.script(StuckDownload(every=0.01), path="pull")
+
+        with pytest.raises(OllamaError, match="stalled"):
+            taken(await fired(trigger(PULL, overrides={"pull_stall_timeout": 0.2, "max_attempts": 1})), PULL)
+
+        await idle(ollama)
+
+    def test_a_failed_pull_says_why_in_the_servers_words(self, ollama, ollama_conn):
+        """And takes no retry when the words say that none helps."""
+        ollama.stand_in.script(Fail("pull model manifest: file does not exist"), path="pull")
+
+        with pytest.raises(AirflowFailException, match="file does not exist"):
+            complete(OllamaPullModelOperator(task_id="t", model="nonesuch", deferrable=True))
+
+    def test_a_model_that_is_there_is_not_deferred_for(self, ollama, ollama_conn):
+        """One request settles it."""
+        try:
+            result = OllamaPullModelOperator(task_id="t", model="llama3.2", deferrable=True).execute({})
+        except TaskDeferred:
+            pytest.fail("deferred")
+
+        assert result["pulled"] is False
+        assert asked(ollama, "/api/pull") == 0
+
+
+class TestMany:
+    @pytest.mark.ollama(models=[], registry=["llama3.2"], pull_seconds=0.2, parallel=50)
+    async def test_two_hundred_that_miss_a_model_download_it_once(self, ollama, ollama_conn):
+        """Mapped tasks on a new server."""
+        payloads = await asyncio.gather(*(fired(trigger()) for _ in range(200)))
+
+        assert all(taken(payload).done for payload in payloads)
+        assert ollama.stand_in.downloads == {"llama3.2:latest": 1}
+        assert asked(ollama, "/api/pull") == 1
+
+    @pytest.mark.ollama(models=[], registry=["llama3.2"], pull_seconds=0.2, parallel=50)
+    async def test_a_download_survives_the_task_that_began_it(self, ollama, ollama_conn):
+        """Cleared while it pulled for all: another one takes over."""
+        first, *others = (asyncio.create_task(fired(trigger())) for _ in range(20))
+        await until(ollama, lambda s: any(seen.path == "/api/pull" for seen in s.open_requests))
+
+        first.cancel()
+
+        assert all(taken(payload).done for payload in await asyncio.gather(*others))
+
+    @pytest.mark.ollama(parallel=50)
+    async def test_they_share_one_client(self, ollama, ollama_conn):
+        """One pool of connections for a connection of Airflow, not for a task; and none when nobody waits any more."""
+        gate = Gate()
+        ollama.stand_in.script(Stall(until=gate), always=True)
+        waiting = [asyncio.create_task(fired(trigger())) for _ in range(30)]
+        await until(ollama, lambda s: len(s.open_requests) == 30)
+        clients = sharing._loops[asyncio.get_running_loop()].clients
+
+        assert [shared.users for shared in clients] == [30]
+        gate.open()
+        assert all(taken(payload).done for payload in await asyncio.gather(*waiting))
+        assert clients == []
+
+
+@pytest.mark.ollama(models=[Model("nomic-embed-text", ("embedding",))])
+async def test_texts_go_in_pieces_and_come_back_in_order(ollama, ollama_conn, tmp_path):
+    """Answers that are too large for Airflow's database go by file, which the worker removes."""
+    request = EmbedRequest(model="nomic-embed-text", input=[f"text {n}" for n in range(70)], truncate=False)
+
+    payload = await fired(trigger(request, folder=str(tmp_path)))
+
+    assert len(json.dumps(payload)) < 10_000
+    assert len(list(tmp_path.iterdir())) == 1
+    with Inbox(payload["answers"]) as inbox:
+        replies = [inbox.send(request) for _ in range(3)]
+    assert [len(reply.embeddings) for reply in replies] == [32, 32, 6]
+    assert list(tmp_path.iterdir()) == []
