@@ -1,13 +1,19 @@
 """Every DAG of dags/ runs to its end, on Airflow, against the stand-in."""
 
+import base64
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from ollama_provider.hooks import OllamaHook
+from ollama_provider.testing import Answer, Ordinary
 
 DAGS = Path(__file__).parents[3] / "dags"
+#: One grey pixel.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
+)
 
 
 def values(run) -> dict:
@@ -86,16 +92,57 @@ def test_embeddings(run, tmp_path) -> None:
     assert done["nearest"][0] == "httpx: The next generation HTTP client."
 
 
-@pytest.mark.usefixtures("ollama")
-def test_prepare_model(run) -> None:
-    """The model is in memory afterwards, and the DAG says what it can do."""
-    done = run("ollama_prepare_model", keep_alive="2h")
+def test_prepare_tonight(run, ollama) -> None:
+    """The variant is in memory, with its system prompt; a second run changes nothing."""
+    ollama.stand_in.remove("llama3.2")
 
-    assert done["load"]["model"] == "llama3.2:latest"
-    assert "completion" in done["load"]["capabilities"]
-    with OllamaHook() as hook:
-        (loaded,) = hook.ps()
-    assert loaded.tag == "llama3.2:latest"
+    changes = []
+    for _ in range(2):
+        done = run("ollama_prepare_tonight", keep_alive="2h")
+        changes.append((done["pull"]["pulled"], done["create"]["created"], done["load"]["loaded"]))
+
+    assert changes == [(True, True, True), (False, False, False)]
+    assert done["load"]["model"] == "nightly:latest"
+    assert ollama.stand_in.model("nightly").system.startswith("You summarise")
+    assert ollama.stand_in.loads == ["nightly:latest"]
+
+
+def test_clean_up_models(run, ollama) -> None:
+    """Nothing is deleted before somebody has read the list; with so much room nothing goes at all."""
+    done = run("ollama_clean_up_models")
+
+    assert done["prune"]["dry_run"] is True
+    assert done["prune"]["models"] == []
+    assert done["prune"]["kept"]["llama3.2:latest"] == "on the keep list"
+    assert "/api/delete" not in [seen.path for seen in ollama.stand_in.requests]
+
+
+def test_chat_with_tool(run, ollama) -> None:
+    """The model asks for a version, is told it, and answers."""
+    ollama.stand_in.script(Answer(tool_calls=(("package_version", {"name": "httpx"}),)), Ordinary())
+
+    done = run("ollama_chat_with_tool", package="httpx")
+
+    assert version("httpx") in done["ask"]
+    asked, told = (seen.json["messages"] for seen in ollama.stand_in.requests if seen.path == "/api/chat")
+    assert told[: len(asked)] == asked
+    assert told[-1]["tool_name"] == "package_version"
+
+
+def test_image_captions(run, ollama, tmp_path) -> None:
+    """A sentence for each picture."""
+    for name in ("b.png", "a.png", "c.png", "notes.txt"):
+        (tmp_path / name).write_bytes(PNG)
+    ollama.stand_in.script("A grey dot.", times=2)
+
+    done = run("ollama_image_captions", pictures=f"file://{tmp_path}", at_most=2)
+
+    assert done["captions"] == {f"file://{tmp_path}/{name}.png": "A grey dot." for name in "ab"}
+
+
+def test_image_captions_on_any_machine(run) -> None:
+    """By default with pictures that come with Airflow."""
+    assert len(run("ollama_image_captions")["captions"]) == 3
 
 
 def test_every_dag_has_its_test() -> None:

@@ -1,0 +1,42 @@
+"""A sentence about each picture in a folder, by a model that can see."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import airflow
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
+
+from ollama_provider.operators import OllamaGenerateOperator
+
+with DAG(
+    "ollama_image_captions",
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    # Pictures that every machine with Airflow has; or your own: s3://aws_default@bucket/photos
+    params={"model": "llava", "pictures": f"file://{Path(airflow.__file__).parent}", "at_most": 3},
+    tags=["ollama"],
+):
+
+    @task
+    def find(params=None) -> list[str]:
+        """Return the paths of some pictures."""
+        found = sorted(str(path) for path in ObjectStoragePath(params["pictures"]).rglob("*.png"))
+        return found[: params["at_most"]]
+
+    @task
+    def captions(paths: list[str], sentences: list[str]) -> dict[str, str]:
+        """Put pictures and sentences together."""
+        return dict(zip(paths, sentences, strict=True))
+
+    # [start images]
+    pictures = find()
+    caption = OllamaGenerateOperator.partial(
+        task_id="caption",
+        model="{{ params.model }}",
+        prompt="Describe this picture in one sentence.",
+        # The paths come from a task of ours, which lists a folder that the DAG names.
+        allow_image_paths=True,
+    ).expand(images=pictures)
+    # [end images]
+
+    captions(pictures, caption.output)
