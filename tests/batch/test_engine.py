@@ -538,7 +538,7 @@ class TestProgress:
 
         done = [progress.done for progress in seen]
         assert done == sorted(done)
-        assert 0 < done[0] < 30
+        assert any(0 < count < 30 for count in done)
         assert done[-1] == 30
 
     def test_no_prompt_and_no_answer_in_any_log(self, batch, caplog):
