@@ -2,7 +2,8 @@
 
 Three kinds of failure, told apart by `Blame`, and three answers:
 
-* *The request's own*: the row goes to the end of the queue, and after its attempts to the failed ones.
+* *The request's own*: the row goes to the end of the queue, and after its attempts to the failed ones. When the model's
+  process crashes, all rows that it was at work on fail: so the next attempt of each goes alone, and only that counts.
 * *The server's*, for a while (busy, down, restarting): one pause for everybody, however many requests report it, and a
   slow start afterwards. No row loses an attempt, and the row that happened to notice it goes first again.
 * *The setup's* (no permission, no such model): every row would fail alike, so the batch stops at once.
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
 
-from ollama_provider.api.errors import Blame, OllamaError, TransportError
+from ollama_provider.api.errors import Blame, OllamaError, OutOfMemoryError, RunnerError, TransportError
 from ollama_provider.batch.journal import State
 
 Mode = Literal["all", "failed_only"]
@@ -89,6 +90,7 @@ class Ticket:
         attempts: failed attempts that were the row's own fault.
         generation: the plan's generation when it was sent.
         not_before: clock time of the next attempt.
+        alone: nothing else may be in flight with it.
     """
 
     number: int
@@ -98,6 +100,9 @@ class Ticket:
     attempts: int = 0
     generation: int = 0
     not_before: float = 0.0
+    alone: bool = False
+    began_alone: bool = False
+    serial: int = 0
     server_failures: int = 0
     seen_successes: int = -1
 
@@ -159,6 +164,7 @@ class Plan:
     _outage_since: float | None = None
     _cap: int | None = None
     _next_send: float = 0.0
+    _alone: bool = False
     _broken: deque[tuple[float, Ticket]] = field(default_factory=lambda: deque(maxlen=256))
 
     @property
@@ -206,8 +212,12 @@ class Plan:
         queue = self._queue(now, more=more)
         if queue is None:
             return Step(Do.IDLE) if more else Step(Do.WAIT, until=self._later[0].not_before)
+        if self.in_flight and (queue[0].alone or self._alone):
+            return Step(Do.IDLE)
         ticket = queue.popleft()
         self.sends += 1
+        self._alone = ticket.alone
+        ticket.began_alone, ticket.serial = not self.in_flight, self.sends
         ticket.generation = self.generation
         self.in_flight += 1
         if self.interval:
@@ -259,6 +269,11 @@ class Plan:
             return Verdict.AGAIN
         if not isinstance(error, TransportError):
             self._answered(ticket)
+        had_company = not ticket.began_alone or ticket.serial != self.sends
+        if had_company and isinstance(error, RunnerError | OutOfMemoryError):
+            ticket.alone = True
+            self._later.append(ticket)
+            return Verdict.AGAIN
         ticket.attempts += 1
         allowed = min(self.limits.max_attempts, error.max_attempts or self.limits.max_attempts)
         if error.retryable and ticket.attempts < allowed:

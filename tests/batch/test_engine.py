@@ -205,6 +205,18 @@ class TestFailures:
         assert failed["error"]["class"] == "RunnerError"
         assert summary.errors == {"RunnerError": 1}
 
+    def test_a_crash_of_the_model_fails_only_the_row_that_causes_it(self, batch, ollama):
+        """The others that it was at work on are asked once more, and are good."""
+        crash = Fail("an error was encountered while running the model: unexpected EOF", after=1)
+        ollama.stand_in.script(crash, where=asks("text 3"), always=True)
+        innocent = {"text 0", "text 1", "text 2"}
+        ollama.stand_in.script(crash, where=lambda body: body.get("prompt") in innocent, times=3)
+
+        summary = batch.run(texts(20), concurrency=4)
+
+        assert (summary.ok, summary.failed) == (19, 1)
+        assert [row["index"] for row in batch.failed] == [3]
+
     def test_a_passing_failure_leaves_no_trace_but_the_attempts(self, batch, ollama):
         """The second attempt counts."""
         ollama.stand_in.script(Cut(after=2), where=asks("text 1"))

@@ -149,7 +149,7 @@ def test_what_broke_off_because_of_an_outage_is_not_the_rows_fault():
 def test_a_rows_own_failure_sends_it_to_the_end():
     """A row that fails is tried again after all others, so that it holds up nobody."""
     made = plan(1, 2, 3, retry_delay=0)
-    made.failure(send(made, 0), RunnerError("crashed"), 0.0)
+    made.failure(send(made, 0), IncompleteReplyError("cut"), 0.0)
 
     assert [send(made, 0).number for _ in range(3)] == [2, 3, 1]
 
@@ -163,6 +163,31 @@ def test_a_row_fails_for_good_after_its_attempts():
     made = plan(1, max_attempts=5, retry_delay=0)
     verdicts = [made.failure(send(made, 0), RunnerError("crashed"), 0.0) for _ in range(3)]
     assert verdicts == [Verdict.AGAIN] * 2 + [Verdict.FAILED]
+
+
+def test_a_crash_of_the_model_convicts_nobody_in_company():
+    """Four rows are hit by one crash: each goes alone the next time, and only the one that crashes it again loses."""
+    made = plan(*range(6), max_attempts=2, retry_delay=0)
+    for ticket in [send(made, 0, concurrency=4) for _ in range(4)]:
+        assert made.failure(ticket, RunnerError("crashed"), 0.0) is Verdict.AGAIN
+        assert ticket.attempts == 0
+    four, five = send(made, 0, concurrency=4), send(made, 0, concurrency=4)
+    assert made.next(0, 4, more=False).do is Do.IDLE
+    made.succeeded(five)
+    assert made.next(0, 4, more=False).do is Do.IDLE
+    made.succeeded(four)
+
+    failed = []
+    while made.unfinished:
+        ticket = send(made, 0, concurrency=4)
+        assert made.next(0, 4, more=False).do is Do.IDLE
+        if ticket.number != 2:
+            made.succeeded(ticket)
+        elif made.failure(ticket, RunnerError("crashed"), 0.0) is Verdict.FAILED:
+            failed.append(ticket.number)
+
+    assert failed == [2]
+    assert made.ok == 5
 
 
 def test_a_hopeless_row_is_asked_once():
