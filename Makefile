@@ -26,6 +26,14 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 test: setup lint types imports ## Everything CI checks: lint, types, import contract, tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+.PHONY: demo
+demo: setup ## The nightly DAG on real Airflow: documents in, a table of summaries out
+	$(BIN)/python .ci/demo
+
+.PHONY: demo-crash
+demo-crash: setup ## The same, killed half-way and run again
+	$(BIN)/python .ci/demo --crash
+
 .PHONY: matrix
 matrix: ## The tests on every supported Airflow (2.11, 3.1, 3.2, 3.3)
 	@for line in 2.11 3.1 3.2 3.3; do \

@@ -41,9 +41,10 @@ with DAG(
         file.parent.mkdir(parents=True, exist_ok=True)
         packages = {package.name: package.metadata.json.get("description", "") for package in distributions()}
         # Neither one line nor a whole book.
-        rows = [{"name": name, "text": packages[name]} for name in sorted(packages) if 500 < len(packages[name]) < 4000]
+        names = sorted((name for name in packages if 500 < len(packages[name]) < 4000), key=str.lower)
         with file.open("w") as lines:
-            lines.writelines(json.dumps(row) + "\n" for row in rows[: params["documents"]])
+            for name in names[: params["documents"]]:
+                lines.write(json.dumps({"name": name, "text": packages[name]}) + "\n")
         return str(file)
 
     summaries = OllamaBatchOperator(

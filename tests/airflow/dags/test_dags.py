@@ -53,7 +53,7 @@ def test_nightly_summaries_of_the_next_night(run, ollama, tmp_path) -> None:
 
     done = run("ollama_nightly_summaries", output_path=f"file://{tmp_path}", documents=4)
 
-    assert (done["summaries"]["ok"], done["summaries"]["reused"]) == (1, 3)
+    assert (done["summaries"]["requests"], done["summaries"]["reused"]) == (1, 3)
 
 
 def test_first_batch(run, tmp_path, monkeypatch) -> None:

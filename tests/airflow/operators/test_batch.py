@@ -110,7 +110,7 @@ def test_next_run_asks_only_what_is_new(run_task, ollama, tmp_path) -> None:
 
     ran = run_task(batch(tmp_path, rows="[{'text': 'Cherries.'}, " + ROWS[1:]))
 
-    assert (ran.value["ok"], ran.value["reused"]) == (1, 2)
+    assert (ran.value["requests"], ran.value["reused"]) == (1, 2)
     assert prompts(ollama)[asked:] == ["Cherries."]
     assert len(results(tmp_path)) == 3
 
