@@ -1,0 +1,78 @@
+"""For those who build agents: a pydantic-ai model over an Airflow connection of type *Ollama*.
+
+Agents are not this package's business; pydantic-ai and Airflow's common-ai provider have them. They talk to Ollama's
+``/v1`` endpoints, which know no ``num_ctx``, no ``keep_alive`` and no other option of a model: what an agent needs of
+these belongs into the model itself, by `OllamaCreateModelOperator`'s ``parameters``.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import httpx
+
+from ollama_provider.api.connecting import headers_for, proxy_for, ssl_context_for
+from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.settings import Settings
+from ollama_provider.hooks import OllamaHook
+
+#: Headers that are the OpenAI client's own business.
+_THEIRS = {"accept", "accept-encoding", "content-type"}
+
+
+def pydantic_ai_model(conn_id: str = OllamaHook.default_conn_name, model: str | None = None) -> Any:
+    """Return a model for ``pydantic_ai.Agent``: ``Agent(pydantic_ai_model("ollama_default", "llama3.2"))``.
+
+    It has the connection's address, credentials, headers, certificates and proxy, its timeouts for the connect and the
+    first token, and its number of attempts. Two defaults differ from pydantic-ai's own, because of what Ollama's
+    ``/v1`` ignores without a word (0.24): structured output is asked for as a JSON schema, and not by a tool that
+    the model is told it must call; and ``max_tokens`` is sent under that name, so that it bounds the answer.
+
+    Args:
+        conn_id: the connection.
+        model: name of the model, which must be on the server (``/v1`` never pulls); None is the connection's default.
+
+    Returns:
+        A ``pydantic_ai.models.ollama.OllamaModel``, for one event loop: make another one for another loop.
+
+    Raises:
+        ImportError: pydantic-ai 2 or later is not installed (``pip install 'pydantic-ai-slim[openai]'``).
+        InvalidRequestError: neither the call nor the connection names a model, or a value of the connection is wrong.
+    """
+    settings = OllamaHook(conn_id).settings
+    name = model or settings.model
+    if not name:
+        raise InvalidRequestError(f"no model: name one, or set the default model of connection {conn_id!r}")
+    try:
+        models, providers, profiles, openai = map(
+            import_module,
+            ("pydantic_ai.models.ollama", "pydantic_ai.providers.ollama", "pydantic_ai.profiles.openai", "openai"),
+        )
+    except ImportError as error:
+        raise ImportError(
+            f"pydantic_ai_model needs pydantic-ai 2 or later: pip install 'pydantic-ai-slim[openai]' ({error})"
+        ) from error
+    client = openai.AsyncOpenAI(
+        base_url=f"{settings.base_url}/v1",
+        # It insists on a key; where there is a header of that name, the header counts.
+        api_key="none",
+        default_headers={key: value for key, value in headers_for(settings) if key not in _THEIRS},
+        max_retries=settings.max_attempts - 1,
+        http_client=_http_client(settings),
+    )
+    profile = profiles.OpenAIModelProfile(
+        default_structured_output_mode="native",
+        supports_forced_tool_choice=False,
+        openai_chat_supports_max_completion_tokens=False,
+    )
+    return models.OllamaModel(name, provider=providers.OllamaProvider(openai_client=client), profile=profile)
+
+
+def _http_client(settings: Settings) -> httpx.AsyncClient:
+    timeouts = settings.timeouts
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(timeouts.total, connect=timeouts.connect, read=timeouts.first_token),
+        verify=ssl_context_for(settings),
+        proxy=proxy_for(settings),
+        trust_env=False,
+        follow_redirects=False,
+    )

@@ -1,0 +1,85 @@
+"""A pydantic-ai model over a connection; what needs pydantic-ai is skipped where it is not installed."""
+
+import base64
+import importlib.util
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from ollama_provider.agents import pydantic_ai_model
+from ollama_provider.api.errors import InvalidRequestError
+
+
+@pytest.fixture
+def agent():
+    """pydantic-ai's Agent."""
+    reason = "pydantic-ai is optional and not installed: pip install 'pydantic-ai-slim[openai]'"
+    return pytest.importorskip("pydantic_ai", reason=reason).Agent
+
+
+class Capital(BaseModel):
+    city: str
+
+
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "llama3.2",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": '{"city": "Rome"}'}}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+def test_a_model_has_to_be_named(add_connection):
+    """By the call or by the connection."""
+    add_connection(host="gpu1")
+
+    with pytest.raises(InvalidRequestError, match="no model: name one"):
+        pydantic_ai_model()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pydantic_ai") is not None, reason="pydantic-ai is installed")
+def test_what_is_missing_is_named(add_connection):
+    """With the command that installs it."""
+    add_connection(host="gpu1")
+
+    with pytest.raises(ImportError, match=r"pip install 'pydantic-ai-slim\[openai\]'"):
+        pydantic_ai_model(model="llama3.2")
+
+
+def test_the_connection_is_used(agent, add_connection, httpx_mock):
+    """Address with its path, credentials, headers and default model come from the connection."""
+    add_connection(
+        host="http://gpu1:8080/base",
+        login="ada",
+        password="secret",
+        extra={"model": "llama3.2", "headers": {"X-Tenant": "nightly"}},
+    )
+    httpx_mock.add_response(json=ANSWER)
+
+    answer = agent(pydantic_ai_model()).run_sync("Capital?", model_settings={"max_tokens": 30})
+
+    (request,) = httpx_mock.get_requests()
+    body = json.loads(request.content)
+    assert answer.output == '{"city": "Rome"}'
+    assert str(request.url) == "http://gpu1:8080/base/v1/chat/completions"
+    assert request.headers["authorization"] == "Basic " + base64.b64encode(b"ada:secret").decode()
+    assert request.headers["x-tenant"] == "nightly"
+    assert (body["model"], body["max_tokens"]) == ("llama3.2", 30)
+
+
+def test_structured_output_is_a_schema(agent, add_connection, httpx_mock):
+    """Ollama's /v1 ignores that a tool must be called, and keeps to a schema."""
+    add_connection(host="gpu1", password="key")
+    httpx_mock.add_response(json=ANSWER)
+
+    answer = agent(pydantic_ai_model(model="llama3.2"), output_type=Capital).run_sync("Capital?")
+
+    (request,) = httpx_mock.get_requests()
+    body = json.loads(request.content)
+    assert answer.output == Capital(city="Rome")
+    assert request.headers["authorization"] == "Bearer key"
+    assert body["response_format"]["json_schema"]["schema"]["required"] == ["city"]
+    assert "tool_choice" not in body
