@@ -273,8 +273,13 @@ class _Run:
             self._end()
 
     async def _count(self) -> None:
-        total = await self._loop.run_in_executor(None, count_rows, self._spec.rows)
+        # The end of a run waits for this thread.
+        total = await asyncio.to_thread(count_rows, self._spec.rows, self._check_going_on)
         self._meter.total = self._meter.total or total
+
+    def _check_going_on(self) -> None:
+        if self._over.done():
+            raise StoppedError
 
     def _take(self, row: Prepared) -> None:
         number, state = self._journal.find(row.key)

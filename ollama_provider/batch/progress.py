@@ -150,7 +150,7 @@ class Bar:
         """Draw it over what was drawn before."""
         share = progress.done / progress.total if progress.total else 0.0
         filled = round(share * self._width)
-        self._stream.write(f"\r\x1b[K[{'█' * filled}{'·' * (self._width - filled)}] {progress.line()}")
+        self._stream.write(f"\r\x1b[K[{'#' * filled}{'.' * (self._width - filled)}] {progress.line()}")
         if progress.state != "running":
             self._stream.write("\n")
         self._stream.flush()

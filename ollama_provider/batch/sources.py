@@ -5,7 +5,7 @@ A row that cannot be read is a `Row` with a fault, so that who asked decides whe
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from itertools import chain
 from os import PathLike
@@ -194,11 +194,15 @@ def is_path(rows: Rows) -> bool:
     return isinstance(rows, str | PathLike) or hasattr(rows, "iterdir")
 
 
-def count_rows(rows: Rows) -> int | None:
+def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | None:
     """Return how many rows there are, where that is cheap to know: for lists and for local files.
 
     For JSONL and CSV it is the number of lines, so a blank line or a line break within a field makes it too large; the
     true number is known when the input has been read.
+
+    Args:
+        rows: see `read_rows`.
+        check: called now and then; may raise to give up.
     """
     if not is_path(rows):
         return len(rows) if isinstance(rows, Sized) else None
@@ -206,12 +210,12 @@ def count_rows(rows: Rows) -> int | None:
         files = find_files(rows)
         if not all(isinstance(file, Path) for file in files):
             return None
-        return sum(map(_count_in_file, files))
+        return sum(_count_in_file(file, check) for file in files)
     except (OSError, InputError):
         return None
 
 
-def _count_in_file(path: Path) -> int:
+def _count_in_file(path: Path, check: Callable[[], object]) -> int:
     if path.suffix == ".parquet":
         from pyarrow import parquet  # noqa: PLC0415  # heavy, and an extra
 
@@ -219,6 +223,7 @@ def _count_in_file(path: Path) -> int:
     lines, last = 0, b"\n"
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
+            check()
             lines += piece.count(b"\n")
             last = piece[-1:]
     return lines + (last != b"\n") - (path.suffix == ".csv")

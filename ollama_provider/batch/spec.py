@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ollama_provider.api.schemas import KeepAlive, Options, Think
+from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.plan import Limits, Mode
 from ollama_provider.batch.sources import Rows, is_path
 
@@ -64,12 +65,19 @@ class BatchSpec:
     report_every: float = 30.0
 
     def template(self) -> str:
-        """Return the text of the prompt's template."""
+        """Return the text of the prompt's template.
+
+        Raises:
+            InputError: its file cannot be read.
+        """
         if isinstance(self.prompt, str):
             return self.prompt
         # A path of an object store reads itself.
         path: Any = self.prompt if hasattr(self.prompt, "read_text") else Path(self.prompt)
-        return str(path.read_text(encoding="utf-8"))
+        try:
+            return str(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The prompt file {path} cannot be read: {error}.") from error
 
     def settings(self) -> dict[str, Any]:
         """Return it as plain data for ``batch.json``: without the rows themselves."""

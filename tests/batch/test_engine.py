@@ -84,6 +84,8 @@ def test_a_prompt_file(batch, tmp_path):
     batch.run(["a"], prompt=tmp_path / "prompt.txt")
 
     assert batch.asked == ["From a file: a"]
+    with pytest.raises(InputError, match=r"prompt file .*missing\.txt cannot be read"):
+        batch.run(["a"], prompt=tmp_path / "missing.txt")
 
 
 def test_three_new_rows_are_three_requests(batch):

@@ -191,5 +191,5 @@ def test_a_bar_in_a_terminal(batch, rows):
     except OSError:  # Linux's way to say that the other side is closed
         pass
     assert process.wait(30) == 0
-    assert f"[{'█' * 24}] done={ROWS}/{ROWS}" in drawn.decode()
+    assert f"[{'#' * 24}] done={ROWS}/{ROWS}" in drawn.decode()
     assert "INFO" not in drawn.decode()

@@ -75,7 +75,7 @@ def test_the_bar():
     bar.show(Progress(done=2, total=2, state="complete"))
 
     first, second = stream.getvalue().split("\r")[1:]
-    assert "[██··] done=1/2" in first
-    assert "[████] done=2/2" in second
+    assert "[##..] done=1/2" in first
+    assert "[####] done=2/2" in second
     assert second.endswith("\n")
     assert not first.endswith("\n")

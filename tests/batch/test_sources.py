@@ -196,6 +196,17 @@ def test_counting(tmp_path):
     assert count_rows(tmp_path / "missing.jsonl") is None
 
 
+def test_counting_can_be_given_up(tmp_path):
+    """The end of a batch does not wait for a large file to be counted."""
+    (tmp_path / "a.jsonl").write_text('"a"')
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_rows(tmp_path / "a.jsonl", stop)
+
+
 def test_the_content_of_a_row_is_one_text():
     """It does not depend on the order of columns, and knows the types that JSON does not."""
     first = {"a": dt.date(2026, 1, 2), "b": float("nan"), "c": b"x", "d": decimal.Decimal("1.0")}
