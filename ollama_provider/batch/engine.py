@@ -10,39 +10,33 @@ import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from ollama_provider.api.client import AsyncClient
-from ollama_provider.api.errors import ModelNotFoundError, OllamaError, OverloadedError
+from ollama_provider.api.errors import OllamaError, OverloadedError
 from ollama_provider.api.events import Listener
-from ollama_provider.api.pulling import check_pull_allowed
-from ollama_provider.api.schemas import (
-    InferenceReply,
-    PullRequest,
-    ShowReply,
-    ShowRequest,
-    TagsReply,
-    TagsRequest,
-    VersionRequest,
-)
+from ollama_provider.api.schemas import Metrics, Request
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import preflight, rounds, sinks
+from ollama_provider.batch import preflight, rounds, shards, sinks
 from ollama_provider.batch.concurrency import Climb, Fixed
-from ollama_provider.batch.errors import StorageError, TooManyFailedError
+from ollama_provider.batch.control import Control
+from ollama_provider.batch.embedding import PACK_CHARACTERS, FixedPack, PackSize
+from ollama_provider.batch.errors import InputError, StorageError, TooManyFailedError
 from ollama_provider.batch.intake import Intake, Prepared
-from ollama_provider.batch.journal import Journal
+from ollama_provider.batch.journal import Journal, State, shared_fields
 from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
 from ollama_provider.batch.progress import Meter, Progress, Tally
-from ollama_provider.batch.records import Outcome, Summary
+from ollama_provider.batch.records import Outcome, Provenance, Summary
 from ollama_provider.batch.sealing import Sealing
 from ollama_provider.batch.sources import count_rows
 from ollama_provider.batch.spec import BatchSpec, StoppedError, StopSignal
 from ollama_provider.batch.storage import Storage, open_storage, write
+from ollama_provider.batch.window import closing_time
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS = "progress.json"
 COMPLETE = "complete"
 #: Seconds between two calls of `on_progress`.
 _TICK = 1.0
@@ -76,14 +70,24 @@ def run_batch(
     """
     stop = stop or StopSignal()
     storage = open_storage(directory)
-    lock = storage.lock()
+    lock = shards.RunLock(storage, spec.the_shard())
     try:
+        now = datetime.now(UTC)
+        closing = closing_time(spec.stop_at, spec.timezone, now=now, due=spec.due) if spec.stop_at is not None else None
+        if closing is not None and closing <= now:
+            logger.warning("The window closed at %s, before this run began: no row is asked.", closing)
+            return Summary(
+                complete=False,
+                reason=f"the window had closed at {closing.isoformat(timespec='minutes')}, before this run began",
+                directory=storage.location,
+            )
         lock.take(stop.pause)
         return asyncio.run(
             _Run(
                 spec,
                 settings,
                 storage,
+                closing=closing,
                 renew_lock=lock.renew,
                 on_progress=on_progress,
                 stop=stop,
@@ -112,6 +116,7 @@ class _Run:
         settings: Settings,
         storage: Storage,
         *,
+        closing: datetime | None,
         renew_lock: Callable[[], None],
         on_progress: Callable[[Progress], None] | None,
         stop: StopSignal,
@@ -120,6 +125,9 @@ class _Run:
         self._spec = spec
         self._settings = settings
         self._storage = storage
+        self._closing = closing
+        self._shard = spec.the_shard()
+        self._names = shards.Names() if self._shard is None else self._shard.names
         self._renew_lock = renew_lock
         self._on_progress = on_progress or (lambda _: None)
         self._stop = stop
@@ -127,9 +135,17 @@ class _Run:
         self._model, _ = preflight.split_model(spec.model)
         self._intake = Intake(spec)
         self._order = sinks.Order(with_ids=spec.id_column is not None)
-        self._climb = Climb() if spec.concurrency == "auto" else Fixed(spec.concurrency)
+        if spec.concurrency != "auto":
+            self._climb: Climb | Fixed = Fixed(spec.concurrency)
+        else:
+            # A server works on one text for a vector at a time: the second request is there when the first is done.
+            self._climb = Climb() if spec.task != "embed" else Fixed(2)
+        self._pack: PackSize | FixedPack = PackSize() if spec.task == "embed" else FixedPack()
+        if spec.pack != "auto":
+            self._pack = FixedPack(spec.pack)
         self._plan = Plan(spec.limits, interval=60 / spec.requests_per_minute if spec.requests_per_minute else 0.0)
         self._tally = Tally()
+        self._of_fallback = ""
         self._more = True
         self._workers: set[int] = set()
         self._idle = 0
@@ -146,20 +162,32 @@ class _Run:
         patient = self._settings.model_copy(update={"timeouts": timeouts})
         once = self._settings.model_copy(update={"max_attempts": 1})
         try:
-            self._round = rounds.current_round(self._storage, self._spec.mode)
-            self._journal = await asyncio.to_thread(Journal, self._storage, self._round.number)
+            self._round = rounds.current_round(self._storage, self._spec.mode, self._names)
+            self._journal = await asyncio.to_thread(
+                Journal,
+                self._storage,
+                self._round.number,
+                shard=None if self._shard is None else self._shard.name,
+                keep_replies=self._spec.output_type is not None,
+            )
             self._sealing = Sealing(
                 self._journal,
-                look_up_digest=self._look_up_digest,
+                look_up_digest=lambda: self._control.digest(self._model),
                 on_digest_change=self._spec.on_digest_change,
                 renew_lock=self._renew_lock,
             )
             async with (
-                AsyncClient(patient, listener=self._listener) as self._control,
+                AsyncClient(patient, listener=self._listener) as control,
                 AsyncClient(once, listener=self._listener, concurrency=self._climb.most) as self._client,
             ):
+                self._control = Control(control)
                 self._stop.subscribe(partial(self._loop.call_soon_threadsafe, self._on_stop))
-                return await self._finish(await self._work_until_over())
+                try:
+                    reason = await self._work_until_over()
+                finally:
+                    if self._spec.unload_after and self._plan.sends:
+                        await self._control.unload(self._model)
+                return await self._finish(reason)
         finally:
             self._reader.shutdown(wait=False, cancel_futures=True)
             self._order.close()
@@ -173,7 +201,7 @@ class _Run:
             return str(stopped)
         except TooManyFailedError:
             # The batch ended by itself: what failed is asked again by the next run.
-            await asyncio.to_thread(rounds.save, self._storage, self._round.next())
+            await asyncio.to_thread(rounds.save, self._storage, self._round.next(), self._names)
             raise
         finally:
             tasks = list(self._tasks)
@@ -205,14 +233,32 @@ class _Run:
     def _on_stop(self) -> None:
         self._end(StoppedError(self._stop.reason))
 
+    async def _close_at(self, closing: datetime) -> None:
+        """Send no row any more from that moment on; end when what is in flight is back."""
+        await asyncio.sleep((closing - datetime.now(UTC)).total_seconds())
+        self._plan.closed = True
+        logger.info("The window closes: no new rows, %d requests are still in flight.", self._plan.in_flight)
+        while self._plan.in_flight:
+            await self._wait(0)
+        self._end(StoppedError(f"the window closed at {closing.isoformat(timespec='minutes')}"))
+
     # Before the first row
 
     async def _work_through(self) -> None:
         sample = await self._read(self._intake.sample)
+        if self._closing is not None:
+            self._spawn(self._close_at(self._closing))
         if sample is not None:
-            await self._prepare(sample)
-        self._round = replace(self._round, settings=self._spec.settings())
-        await asyncio.to_thread(rounds.begin, self._storage, self._round)
+            await (self._prepare_merge() if self._spec.mode == "merge" else self._prepare(sample))
+        self._round = replace(
+            self._round,
+            settings=self._spec.settings(),
+            common=self._spec.common(),
+            provenance=None if self._sealing.provenance is None else vars(self._sealing.provenance),
+        )
+        await asyncio.to_thread(rounds.begin, self._storage, self._round, self._names)
+        if self._shard is not None:
+            await asyncio.to_thread(self._compare_shards)
         if sample is None:
             self._end()
             return
@@ -225,29 +271,41 @@ class _Run:
 
     async def _prepare(self, sample: list[str]) -> None:
         """Learn what the server and the model are, and fix what is fixed for a run."""
-        version = await self._control.send(VersionRequest())
-        show = await self._show()
-        replies = preflight.Replies(version, show, await self._tags())
+        replies = await self._control.learn(self._model)
         host = self._settings.base_url
         found = preflight.conclude(self._spec, sample, self._round.num_ctx, host, replies)
         self._task, self._keys, self._judge = found.task, found.keys, found.judge
         self._round = replace(self._round, num_ctx=found.num_ctx)
         self._sealing.put_down_to(found.provenance)
+        if self._spec.fallback_model is not None:
+            name, _ = preflight.split_model(self._spec.fallback_model)
+            replies = await self._control.learn(name)
+            second = preflight.fallback_of(self._spec.fallback_model, self._task, found.provenance, replies, host)
+            self._of_fallback = shared_fields(vars(second))
 
-    async def _tags(self) -> TagsReply:
-        return await self._control.send(TagsRequest())
+    async def _prepare_merge(self) -> None:
+        """Fix what the shards had fixed; the server is not asked."""
+        common = self._spec.common()
+        found = [self._round] if self._round.provenance is not None else []
+        for name in shards.batch_files(self._storage):
+            done = rounds.read(self._storage, name)
+            if done is not None and done.common is not None and done.provenance is not None:
+                shards.check_same(common | {"shards": done.common["shards"]}, done.common, name, self._storage.location)
+                found.insert(0, done)
+        if not found or found[0].provenance is None:
+            raise InputError(f"There is nothing to merge in {self._storage.location}: no shard has run there.")
+        provenance = Provenance(**found[0].provenance)
+        self._task = preflight.task_of(self._spec)
+        self._keys = preflight.keys_of(self._task, provenance.digest)
+        self._judge = preflight.judge_of(self._spec, self._task, provenance.server, provenance.server_version)
+        self._sealing.put_down_to(provenance)
 
-    async def _look_up_digest(self) -> str | None:
-        return preflight.digest_of(await self._tags(), self._model)
-
-    async def _show(self) -> ShowReply:
-        try:
-            return await self._control.send(ShowRequest(model=self._model))
-        except ModelNotFoundError as missing:
-            check_pull_allowed(self._model, self._settings, missing)
-            logger.info("Model %s is not at %s: pulling it.", self._model, self._settings.base_url)
-            await self._control.send(PullRequest(model=self._model))
-            return await self._control.send(ShowRequest(model=self._model))
+    def _compare_shards(self) -> None:
+        """Refuse to work beside shards of another batch. Each writes first and looks then, so one of two sees it."""
+        for name in shards.batch_files(self._storage):
+            other = rounds.read(self._storage, name)
+            if other is not None and other.common is not None:
+                shards.check_same(self._spec.common(), other.common, name, self._storage.location)
 
     # Rows in
 
@@ -260,10 +318,10 @@ class _Run:
             for row in rows:
                 self._take(row)
             if self._plan.waiting and not self._workers:
-                await self._load()
+                await self._control.load(self._task)
                 self._hire()
             self._wake()
-            while self._plan.fresh > self._climb.target:
+            while self._plan.fresh > self._wanted:
                 self._hungry.clear()
                 await self._hungry.wait()
         self._more = False
@@ -272,9 +330,16 @@ class _Run:
         if not self._workers:
             self._end()
 
+    @property
+    def _wanted(self) -> int:
+        """Rows that must be at hand, so that no request waits for one."""
+        return self._climb.target * self._pack.size
+
     async def _count(self) -> None:
         # The end of a run waits for this thread.
         total = await asyncio.to_thread(count_rows, self._spec.rows, self._check_going_on)
+        if self._shard is not None and total is not None:
+            total //= self._shard.of  # about: a key tells whose a row is
         self._meter.total = self._meter.total or total
 
     def _check_going_on(self) -> None:
@@ -292,22 +357,28 @@ class _Run:
                 self._tally.reused += 1
             case Choice.RUN if row.fault is not None:
                 self._plan.unaskable()
-                self._settle(number, Outcome(key=row.key.hex(), status="failed", error=row.fault))
+                self._settle(Ticket(number, row.prompt), Outcome(key=row.key.hex(), status="failed", error=row.fault))
+            case Choice.RUN if row.request_key is not None and self._answered_before(number, row):
+                self._tally.reused += 1
+                self._tally.revalidated += 1
             case Choice.RUN:
                 self._journal.asked(number)
-                self._plan.admit(Ticket(number, row.prompt))
+                self._plan.admit(self._ticket(number, row))
         self._order.add(number, row.row_id)
 
-    async def _load(self) -> None:
-        """Have the model loaded before the first row, with a patience of its own."""
-        began = self._now()
-        await self._control.send(self._task.load())
-        logger.info(
-            "Model %s is loaded (%.1f s), context %s.",
-            self._model,
-            self._now() - began,
-            self._task.sent_options.num_ctx,
-        )
+    def _ticket(self, number: int, row: Prepared) -> Ticket:
+        request_key = None if row.request_key is None else row.request_key.hex()
+        alone = self._task.goes_alone(row.prompt)
+        return Ticket(number, row.prompt, row.images, row.key.hex(), request_key, packed=alone)
+
+    def _answered_before(self, number: int, row: Prepared) -> bool:
+        """Use the raw reply of an earlier run, with another schema, if it fits the new one."""
+        line = self._journal.kept(row.request_key or b"")
+        found = line and self._judge.revalidate(row.key.hex(), line)
+        if not found:
+            return False
+        self._sealing.add(number, *found)
+        return True
 
     # Requests out
 
@@ -351,22 +422,28 @@ class _Run:
             self._idle -= 1
 
     async def _send(self, ticket: Ticket) -> None:
-        """Ask for one row, and do what follows from the answer."""
-        if self._plan.fresh <= self._climb.target:
+        """Ask for one row, or a pack of them, and do what follows from the answer."""
+        if self._pack.size > 1:
+            self._plan.fill(ticket, self._pack.size, PACK_CHARACTERS)
+        if self._plan.fresh <= self._wanted:
             self._hungry.set()
         target, began = self._climb.target, self._now()
-        reply: InferenceReply | None = None
+        reply: Metrics | None = None
         try:
-            request = self._task.request(ticket.prompt, ticket.images, cut_allowed=ticket.cut_allowed)
+            request: Request[Any] = self._task.request(ticket)
             reply = await self._client.send(request)
             seconds = self._now() - began
-            outcome = self._judge.accept(self._journal.hex_key(ticket.number), ticket, request, reply, seconds)
+            outcomes = self._judge.accept(ticket, request, reply, seconds)
         except OllamaError as error:
             self._failed(ticket, error, reply, self._now() - began)
         else:
             self._plan.succeeded(ticket)
-            self._climb.observe(target, seconds, reply.queue_seconds, outcome.tokens)
-            self._settle(ticket.number, outcome)
+            self._pack.observe(len(outcomes), seconds)
+            if not ticket.form.fallback:
+                self._climb.observe(target, seconds, reply.queue_seconds, outcomes[0].tokens)
+            self._settle(ticket, outcomes[0])
+            for rider, outcome in zip(ticket.riders, outcomes[1:], strict=True):
+                self._settle(rider, outcome)
             if self._climb.target > len(self._workers):
                 self._hire()
         if self._idle:
@@ -374,28 +451,29 @@ class _Run:
         while self._sealing.lags:
             await self._wait(0)
 
-    def _failed(self, ticket: Ticket, error: OllamaError, reply: InferenceReply | None, seconds: float) -> None:
-        if self._judge.let_it_cut(ticket, error):
-            ticket.cut_allowed = True
-            self._plan.again(ticket)
+    def _failed(self, ticket: Ticket, error: OllamaError, reply: Metrics | None, seconds: float) -> None:
+        form = self._judge.another_form(ticket, error, reply)
+        if form is not None:
+            again = self._plan.postpone if form.fallback and not ticket.form.fallback else self._plan.again
+            ticket.form = form
+            again(ticket)
             return
         if self._judge.ends_batch(error):
             self._end(error)
             return
         pauses = self._plan.generation
-        match self._plan.failure(ticket, error, self._now()):
+        match self._plan.failure(ticket, error, self._now(), final=self._judge.is_final(error)):
             case Verdict.STOP:
                 self._end(error)
             case Verdict.FAILED:
-                key = self._journal.hex_key(ticket.number)
-                self._settle(ticket.number, self._judge.reject(key, ticket, error, reply, seconds))
+                self._settle(ticket, self._judge.reject(ticket, error, reply, seconds))
         if self._plan.generation != pauses:
             logger.warning("Everybody waits %.0f s, no row is lost: %s", self._plan.pause, error)
             if isinstance(error, OverloadedError):
                 self._climb.overloaded()
 
-    def _settle(self, number: int, outcome: Outcome) -> None:
-        self._sealing.add(number, outcome)
+    def _settle(self, ticket: Ticket, outcome: Outcome) -> None:
+        self._sealing.add(ticket.number, outcome, self._of_fallback if ticket.form.fallback else None)
         self._tally.add(outcome)
         if outcome.error is not None and self._plan.hopeless():
             self._end(
@@ -416,7 +494,7 @@ class _Run:
             if self._now() >= due:
                 due += self._spec.report_every
                 logger.info("%s", progress.line())
-                await asyncio.to_thread(write, self._storage, _PROGRESS, progress.as_json())
+                await asyncio.to_thread(write, self._storage, self._names.progress, progress.as_json())
 
     def _progress(self, state: str) -> Progress:
         return self._meter.read(
@@ -431,7 +509,9 @@ class _Run:
 
     async def _finish(self, reason: str) -> Summary:
         failed = self._plan.failed
-        if reason == COMPLETE:
+        if reason == COMPLETE and self._shard is not None:
+            failed = sum(self._journal.state(number) is State.FAILED for _, number, _ in self._order.rows())
+        elif reason == COMPLETE:
             try:
                 failed = await asyncio.to_thread(
                     sinks.write_results, self._storage, self._journal, self._order, self._stop.check
@@ -442,15 +522,17 @@ class _Run:
             reason = "rows that were never asked were left alone"
         summary = self._summary(reason, failed)
         if summary.complete:
-            await asyncio.to_thread(write, self._storage, sinks.SUMMARY, summary.as_json())
+            await asyncio.to_thread(write, self._storage, self._names.summary, summary.as_json())
+            if self._shard is None:
+                await asyncio.to_thread(shards.forget, self._storage)
         progress = self._progress(COMPLETE if summary.complete else "incomplete")
         self._on_progress(progress)
         logger.info("%s", progress.line())
-        await asyncio.to_thread(write, self._storage, _PROGRESS, progress.as_json())
+        await asyncio.to_thread(write, self._storage, self._names.progress, progress.as_json())
         if summary.complete and self._spec.limits.too_many(failed, summary.rows):
             raise TooManyFailedError(
                 f"{failed} of {summary.rows} rows failed ({self._tally.reasons()}); all others have their results. "
-                f"See {self._storage.location}/{sinks.FAILED}.",
+                + (f"See {self._storage.location}/{sinks.FAILED}." if self._shard is None else "The merge lists them."),
                 summary,
             )
         return summary
@@ -458,6 +540,7 @@ class _Run:
     def _summary(self, reason: str, failed: int) -> Summary:
         seconds = self._now() - self._began
         rows, ok, tally = len(self._order), self._plan.ok, self._tally
+        progress = self._progress(reason)
         return Summary(
             complete=reason == COMPLETE,
             reason=reason,
@@ -467,6 +550,10 @@ class _Run:
             failed=failed,
             reused=rows - ok - failed - tally.skipped if reason == COMPLETE else tally.reused,
             skipped=tally.skipped,
+            revalidated=tally.revalidated,
+            ladder=tally.ladder,
+            left=None if progress.total is None or reason == COMPLETE else max(0, progress.total - progress.done),
+            seconds_left=None if reason == COMPLETE else progress.eta,
             requests=self._plan.sends,
             prompt_tokens=tally.prompt_tokens,
             tokens=tally.tokens,

@@ -11,6 +11,7 @@ from ollama_provider.batch.prompts import Prompts, RenderError
 from ollama_provider.batch.records import Row
 from ollama_provider.batch.sources import RAW, canonical, read_rows
 from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.turns import Turns
 
 #: Rows that are looked at before anything is sent.
 _SAMPLE = 100
@@ -25,6 +26,7 @@ class Prepared:
     Attributes:
         key: of its work.
         prompt: rendered; empty with a fault.
+        request_key: of the request without its schema, where there is one.
         row_id: value of the id column, None if there is none.
         fault: class and text of what is wrong with the row.
     """
@@ -33,6 +35,8 @@ class Prepared:
     prompt: str
     row_id: Any
     fault: dict[str, str] | None = None
+    request_key: bytes | None = None
+    images: tuple[str, ...] = ()
 
 
 class Intake:
@@ -44,7 +48,8 @@ class Intake:
 
     def __init__(self, spec: BatchSpec) -> None:
         self._spec = spec
-        self._prompts = Prompts(spec.template())
+        self._prompts = Prompts(spec.template()) if spec.messages is None else Turns(spec.messages)
+        self._shard = spec.the_shard()
         self._rows: Iterator[Row] = iter(read_rows(spec.rows))
 
     def sample(self) -> list[str] | None:
@@ -94,6 +99,8 @@ class Intake:
         size = 0
         for row in self._rows:
             prepared = self._prepare(row, keys)
+            if self._shard is not None and not self._shard.owns(prepared.key):
+                continue
             portion.append(prepared)
             size += len(prepared.prompt)
             if len(portion) >= _ROWS or size >= _CHARACTERS:
@@ -110,7 +117,10 @@ class Intake:
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
             prompt = self._prompts.render(columns)
-            return Prepared(keys.key(prompt), prompt, row_id)
+            key, request_key = keys.keys(prompt)
+            if self._spec.task == "embed" and not prompt.strip():
+                return Prepared(key, prompt, row_id, {"class": "EmptyText", "text": "an empty text has no vector"})
+            return Prepared(key, prompt, row_id, None, request_key)
         except RenderError as error:
             return Prepared(keys.unasked(canonical(columns)), "", row_id, {"class": "RenderError", "text": str(error)})
         except UnicodeEncodeError:

@@ -5,7 +5,10 @@ Three promises, each with a test of its name:
 1. *The key is the work.* Two rows are the same work if and only if the model's digest, the rendered request (prompt,
    system, thinking), the options, the schema of the answer and the images are the same. Position, file, id, model
    name, server, keep_alive, time and number of the try play no part. (A context size that the batch chose by itself
-   plays none either; one that the user gave does.)
+   plays none either; one that the user gave does. Nor does what is tried when an answer does not fit the schema: it
+   asks the same question.) Where there is a schema, the *request key* covers the same but the schema, and every line
+   keeps the raw reply under it: when the schema changes, the kept replies are judged anew, and only rows whose reply
+   does not fit are asked again. What a pydantic class checks beyond its JSON schema is code, and no part of any key.
 2. *What is sealed stays, and is not asked again.* A part appears whole or not at all, and is never written twice. A
    good result is used for ever; a failed row counts until the run it failed in has ended by itself, and the next run
    asks it again.
@@ -27,6 +30,7 @@ import binascii
 import hashlib
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -47,6 +51,8 @@ _KEY = slice(len(_HEAD), len(_HEAD) + 2 * KEY_BYTES)
 AFTER_KEY = _KEY.stop + 1
 _GOOD = slice(AFTER_KEY, AFTER_KEY + 15)
 _IS_GOOD = b',"status":"ok",'
+# Behind the status, where there is a schema.
+_REQUEST = re.compile(rb',"status":"[a-z]+","request":"([0-9a-f]{32})"')
 
 
 class State(IntEnum):
@@ -67,19 +73,28 @@ class State(IntEnum):
 class Keys:
     """Makes the keys of a run; see the first promise."""
 
-    def __init__(self, digest: str, request: Mapping[str, Any]) -> None:
+    def __init__(self, digest: str, request: Mapping[str, Any], schema: Any = None) -> None:
         """Fix what all rows share.
 
         Args:
             digest: of the model; its name where the server lists no digest.
-            request: everything of the request that bears on the answer, but prompt and images.
+            request: everything of the request that bears on the answer, but prompt, images and schema.
+            schema: of the answer; None for text.
         """
         shared = json.dumps({"model": digest, **request}, sort_keys=True, separators=(",", ":"))
         self._shared = hashlib.blake2b(shared.encode(), digest_size=KEY_BYTES)
+        self._schema = b"" if schema is None else json.dumps(schema, sort_keys=True).encode()
 
     def key(self, prompt: str, images: Sequence[str] = ()) -> bytes:
         """Return the sixteen bytes that stand for this work."""
-        return self._hash(b"p", prompt, *images)
+        return self.keys(prompt, images)[0]
+
+    def keys(self, prompt: str, images: Sequence[str] = ()) -> tuple[bytes, bytes | None]:
+        """Return the key, and the request key where there is a schema."""
+        request = self._hash(b"p", prompt, *images)
+        if not self._schema:
+            return request, None
+        return hashlib.blake2b(request + self._schema, digest_size=KEY_BYTES).digest(), request
 
     def unasked(self, content: str) -> bytes:
         """Return the key of a row that never becomes a request, because it cannot be read or rendered."""
@@ -100,14 +115,20 @@ class Journal:
     Args:
         storage: the directory.
         round_number: which pass over the input this is.
+        shard: whose journal this is, such as ``2of4``; its parts bear the name, and what others have is known as well.
+        keep_replies: know the raw replies by their request keys, too.
     """
 
-    def __init__(self, storage: Storage, round_number: int) -> None:
+    def __init__(
+        self, storage: Storage, round_number: int, *, shard: str | None = None, keep_replies: bool = False
+    ) -> None:
         self._storage = storage
         self._round = round_number
+        self._suffix = f".{shard}.jsonl" if shard else ".jsonl"
         self._index = Index()
+        self._replies = Index() if keep_replies else None
         self._parts = storage.names("parts")
-        tries = [self._numbers(name) for name in self._parts]
+        tries = [self._numbers(name)[:2] for name in self._parts]
         self._try = 1 + max((number for of_round, number in tries if of_round == round_number), default=0)
         self._made = 0
         self._lines: list[bytes] = []
@@ -120,21 +141,24 @@ class Journal:
         self._begin_part()
 
     @staticmethod
-    def _numbers(name: str) -> tuple[int, int]:
-        round_number, try_number, _ = name.removeprefix("parts/").split("-")
-        return int(round_number), int(try_number)
+    def _numbers(name: str) -> tuple[int, int, str]:
+        round_number, try_number, rest = name.removeprefix("parts/").split("-")
+        return int(round_number), int(try_number), rest[rest.index(".") :]
 
     def _begin_part(self) -> None:
         self._made += 1
-        self._current = f"parts/{self._round:04d}-{self._try:04d}-{self._made:06d}.jsonl"
+        self._current = f"parts/{self._round:04d}-{self._try:04d}-{self._made:06d}{self._suffix}"
         self._parts.append(self._current)
         self._lines = []
         self._offset = 0
 
     def _scan(self, part: int) -> None:
         name = self._parts[part]
-        failed = State.FAILED if self._numbers(name)[0] == self._round else State.FAILED_BEFORE
-        index, unhexlify = self._index, binascii.unhexlify
+        of_round, _, suffix = self._numbers(name)
+        # Another shard's round is not this one's.
+        mine = of_round == self._round and suffix == self._suffix
+        failed = State.FAILED if mine else State.FAILED_BEFORE
+        index, replies, unhexlify = self._index, self._replies, binascii.unhexlify
         place, damaged = part << 40, 0
         with self._storage.local(name).open("rb") as lines:
             for line in lines:
@@ -150,6 +174,8 @@ class Journal:
                         index[number] = place << 3 | State.OK
                     elif index[number] & 7 != State.OK:
                         index[number] = place << 3 | failed
+                    if replies is not None and (found := _REQUEST.match(line, AFTER_KEY)):
+                        replies[replies.number(unhexlify(found[1]))] = place + 1
                 place += len(line)
         if damaged:
             logger.warning(
@@ -170,9 +196,18 @@ class Journal:
         """Note that a request for it is on its way, so that a second row like it waits for the same outcome."""
         self._index[number] = State.ASKED
 
-    def hex_key(self, number: int) -> str:
-        """Return the key as it stands in the files."""
-        return self._index.key(number).hex()
+    def kept(self, request_key: bytes) -> dict[str, Any] | None:
+        """Return the newest line of an earlier run that holds a raw reply to this request; None if there is none."""
+        if self._replies is None:
+            return None
+        place = self._replies[self._replies.number(request_key)]
+        if not place:
+            return None
+        part, offset = divmod(place - 1, 1 << 40)
+        with self._storage.local(self._parts[part]).open("rb") as lines:
+            lines.seek(offset)
+            line: dict[str, Any] = json.loads(lines.readline())
+        return line if line.get("reply") is not None else None
 
     def add(self, number: int, outcome: Outcome, shared: str) -> None:
         """Take an outcome; it is safe when its part is sealed.
@@ -227,7 +262,11 @@ class Journal:
 
 def encode(outcome: Outcome, shared: str) -> bytes:
     """Return the line of an outcome, ASCII only, so that every tool agrees where it ends."""
-    fields: dict[str, Any] = {"output": outcome.output, "error": outcome.error}
+    fields: dict[str, Any] = {} if outcome.request is None else {"request": outcome.request}
+    fields["output"] = outcome.output
+    fields["error"] = outcome.error
+    if outcome.spans:
+        fields["spans"] = outcome.spans
     if outcome.reply is not None:
         fields["reply"] = outcome.reply
     if outcome.thinking is not None:
@@ -240,6 +279,8 @@ def encode(outcome: Outcome, shared: str) -> bytes:
     fields["done_reason"] = outcome.done_reason
     fields["prompt_cut"] = outcome.prompt_cut
     fields["answer_cut"] = outcome.answer_cut
+    if outcome.rungs:
+        fields["rungs"] = outcome.rungs
     return f'{{"key":"{outcome.key}","status":"{outcome.status}",{_ENCODE(fields)[1:-1]},{shared}}}\n'.encode("ascii")
 
 

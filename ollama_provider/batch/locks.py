@@ -37,6 +37,13 @@ class Lock(Protocol):
             DirectoryBusyError: another run has it.
         """
 
+    def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
+        """Fail if another run has it; do not take it.
+
+        Raises:
+            DirectoryBusyError: another run has it.
+        """
+
     def renew(self) -> None:
         """Show that we are alive.
 
@@ -92,6 +99,20 @@ class FileLock:
         os.pwrite(handle, json.dumps(_owner()).encode(), 0)
         self._handle = handle
 
+    def probe(self, pause: Callable[[float], None] = time.sleep) -> None:  # noqa: ARG002  # the kernel knows at once
+        """See `Lock`."""
+        try:
+            handle = os.open(self._path, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            # Shared, so that two who only look do not see each other.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(self._location, os.pread(handle, 1000, 0)) from None
+        finally:
+            os.close(handle)
+
     def renew(self) -> None:
         """See `Lock`."""
 
@@ -108,50 +129,55 @@ class LeaseLock:
     #: Seconds without a sign of life after which the owner counts as dead; it gives one three times as often.
     lease: ClassVar[float] = 30.0
 
-    def __init__(self, storage: "Storage") -> None:
+    def __init__(self, storage: "Storage", name: str = _LEASE_NAME) -> None:
         self._storage = storage
+        self._name = name
         self._token = secrets.token_hex(8)
         self._renewed = 0.0
         self._beat = 0
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
         """See `Lock`."""
-        seen = self._storage.read(_LEASE_NAME)
+        self.probe(pause)
+        self._write()
+        pause(self.lease / 100)
+        if not self._ours():
+            raise _busy(self._storage.location, self._storage.read(self._name))
+
+    def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
+        """See `Lock`."""
+        seen = self._storage.read(self._name)
         waited, step = 0.0, self.lease / 10
         while seen is not None and waited < self.lease:
             pause(step)
             waited += step
-            note = self._storage.read(_LEASE_NAME)
+            note = self._storage.read(self._name)
             if note is not None and note != seen:
                 raise _busy(self._storage.location, note)
             seen = note
-        self._write()
-        pause(step / 10)
-        if not self._ours():
-            raise _busy(self._storage.location, self._storage.read(_LEASE_NAME))
 
     def renew(self) -> None:
         """See `Lock`."""
         if time.monotonic() - self._renewed < self.lease / 3:
             return
         if not self._ours():
-            raise _busy(self._storage.location, self._storage.read(_LEASE_NAME))
+            raise _busy(self._storage.location, self._storage.read(self._name))
         self._write()
 
     def release(self) -> None:
         """See `Lock`."""
         if self._ours():
-            self._storage.delete(_LEASE_NAME)
+            self._storage.delete(self._name)
 
     def _write(self) -> None:
         self._beat += 1
         note = {**_owner(), "token": self._token, "beat": self._beat}
-        with self._storage.create(_LEASE_NAME) as file:
+        with self._storage.create(self._name) as file:
             file.write(json.dumps(note).encode())
         self._renewed = time.monotonic()
 
     def _ours(self) -> bool:
-        note = self._storage.read(_LEASE_NAME)
+        note = self._storage.read(self._name)
         try:
             return note is not None and json.loads(note).get("token") == self._token
         except (ValueError, AttributeError):

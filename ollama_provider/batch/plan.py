@@ -15,9 +15,11 @@ from enum import Enum, auto
 from typing import Literal
 
 from ollama_provider.api.errors import Blame, OllamaError, OutOfMemoryError, RunnerError, TransportError
+from ollama_provider.batch.forms import ORDINARY, Form
 from ollama_provider.batch.journal import State
 
-Mode = Literal["all", "failed_only"]
+#: ``merge`` asks nothing: it only puts together what the shards of a batch have.
+Mode = Literal["all", "failed_only", "merge"]
 
 #: Seconds of the first pause; each one without a success in between is twice as long as the one before.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
@@ -47,7 +49,7 @@ def choose(state: State, mode: Mode) -> Choice:
         case State.NEW:
             return Choice.RUN if mode == "all" else Choice.SKIP
         case State.FAILED_BEFORE:
-            return Choice.RUN
+            return Choice.REUSE if mode == "merge" else Choice.RUN
         case _:
             return Choice.REUSE
 
@@ -81,12 +83,17 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request to be sent, for one or more rows with the same key.
+    """One request to be sent, for one or more rows with the same key; or the first of a pack that share a request.
 
     Attributes:
         number: the journal's number of the key.
         prompt: as rendered.
-        cut_allowed: the server may cut the prompt this time.
+        images: base64 texts.
+        key: 32 hex digits.
+        request_key: of the request without its schema, where there is one.
+        form: how the next attempt differs from the ordinary request.
+        riders: the other tickets of a pack, which share what becomes of its request.
+        packed: no more tickets may join: a pack that failed before, or a ticket that goes alone.
         attempts: failed attempts that were the row's own fault.
         generation: the plan's generation when it was sent.
         not_before: clock time of the next attempt.
@@ -96,7 +103,11 @@ class Ticket:
     number: int
     prompt: str
     images: tuple[str, ...] = ()
-    cut_allowed: bool = False
+    key: str = ""
+    request_key: str | None = None
+    form: Form = ORDINARY
+    riders: "tuple[Ticket, ...]" = ()
+    packed: bool = False
     attempts: int = 0
     generation: int = 0
     not_before: float = 0.0
@@ -144,6 +155,7 @@ class Plan:
     Attributes:
         limits: when to give up.
         interval: seconds between two sends at least (60 / requests_per_minute).
+        closed: nothing more is sent; what is in flight may come back.
         ok, failed: tickets that came to an end.
         generation: counts the pauses; a failure that was sent before the last pause began causes none of its own.
         in_flight: tickets sent and not yet back.
@@ -152,6 +164,7 @@ class Plan:
 
     limits: Limits
     interval: float = 0.0
+    closed: bool = False
     ok: int = 0
     failed: int = 0
     generation: int = 0
@@ -159,6 +172,8 @@ class Plan:
     sends: int = 0
     _fresh: deque[Ticket] = field(default_factory=deque)
     _later: deque[Ticket] = field(default_factory=deque)
+    _last: deque[Ticket] = field(default_factory=deque)
+    _clearing: bool = False
     _paused_until: float = 0.0
     _pause: float = 0.0
     _outage_since: float | None = None
@@ -170,7 +185,7 @@ class Plan:
     @property
     def waiting(self) -> int:
         """Tickets that are not sent yet, or to be sent again."""
-        return len(self._fresh) + len(self._later)
+        return len(self._fresh) + len(self._later) + len(self._last)
 
     @property
     def fresh(self) -> int:
@@ -203,15 +218,15 @@ class Plan:
             concurrency: requests that may be in flight.
             more: the input has more rows to come.
         """
-        if now < self._paused_until:
+        if now < self._paused_until and not self.closed:
             return Step(Do.WAIT, until=self._paused_until)
-        if not self.waiting or self.in_flight >= self.bound(concurrency):
+        if self.closed or not self.waiting or self.in_flight >= self.bound(concurrency):
             return Step(Do.IDLE)
         if now < self._next_send:
             return Step(Do.WAIT, until=self._next_send)
         queue = self._queue(now, more=more)
         if queue is None:
-            return Step(Do.IDLE) if more else Step(Do.WAIT, until=self._later[0].not_before)
+            return Step(Do.WAIT, until=self._later[0].not_before) if self._later and not more else Step(Do.IDLE)
         if self.in_flight and (queue[0].alone or self._alone):
             return Step(Do.IDLE)
         ticket = queue.popleft()
@@ -225,6 +240,8 @@ class Plan:
         return Step(Do.SEND, ticket)
 
     def _queue(self, now: float, *, more: bool) -> "deque[Ticket] | None":
+        if self._postponed_are_due(more=more):
+            return self._last
         enough = _WAITING if self.ok else _HOPELESS
         if self._fresh and len(self._later) < enough:
             return self._fresh
@@ -232,10 +249,46 @@ class Plan:
             return self._later
         return self._fresh or None
 
+    def _postponed_are_due(self, *, more: bool) -> bool:
+        """Tell whether it is the turn of those that wait for the end: then, or when they are many, all of them."""
+        if not self._last:
+            self._clearing = False
+        elif len(self._last) >= _WAITING or not (more or self._fresh or self._later or self.in_flight):
+            self._clearing = True
+        return self._clearing
+
+    def fill(self, ticket: Ticket, size: int, weight: int) -> None:
+        """Let fresh tickets join the one that is about to be sent.
+
+        Args:
+            ticket: from `next`.
+            size: tickets of the pack at most.
+            weight: characters of their prompts at most, unless a ticket has more alone.
+        """
+        if ticket.packed or ticket.alone:
+            return
+        riders: list[Ticket] = []
+        weight -= len(ticket.prompt)
+        while self._fresh and len(riders) < size - 1:
+            rider = self._fresh[0]
+            weight -= len(rider.prompt)
+            if rider.packed or rider.alone or weight < 0:
+                break
+            riders.append(self._fresh.popleft())
+        ticket.riders = tuple(riders)
+
+    def _halve(self, ticket: Ticket) -> None:
+        """Send a pack again as two: what is bad in it is found in a few steps, and costs nobody else an attempt."""
+        pack = (ticket, *ticket.riders)
+        middle = (len(pack) + 1) // 2
+        for first, *riders in (pack[middle:], pack[:middle]):
+            first.riders, first.packed = tuple(riders), True
+            self._fresh.appendleft(first)
+
     def succeeded(self, ticket: Ticket) -> None:
         """Note a good answer."""
         self.in_flight -= 1
-        self.ok += 1
+        self.ok += 1 + len(ticket.riders)
         self._answered(ticket)
 
     def _answered(self, ticket: Ticket) -> None:
@@ -252,12 +305,25 @@ class Plan:
         self._answered(ticket)
         self._fresh.appendleft(ticket)
 
+    def postpone(self, ticket: Ticket) -> None:
+        """Send again, in another form, when nothing else is to do: another model would push this one out of memory."""
+        self.in_flight -= 1
+        self._answered(ticket)
+        self._last.append(ticket)
+
     def unaskable(self) -> None:
         """Note a row that failed before it became a request."""
         self.failed += 1
 
-    def failure(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
-        """Judge a failed attempt."""
+    def failure(self, ticket: Ticket, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
+        """Judge a failed attempt.
+
+        Args:
+            ticket: that was sent.
+            error: what came of it.
+            now: seconds of a clock that never goes back.
+            final: another attempt is no help.
+        """
         self.in_flight -= 1
         if error.blame is Blame.SETUP:
             return Verdict.STOP
@@ -269,6 +335,12 @@ class Plan:
             return Verdict.AGAIN
         if not isinstance(error, TransportError):
             self._answered(ticket)
+        return self._own_failure(ticket, error, now, final=final)
+
+    def _own_failure(self, ticket: Ticket, error: OllamaError, now: float, *, final: bool) -> Verdict:
+        if ticket.riders:
+            self._halve(ticket)
+            return Verdict.AGAIN
         had_company = not ticket.began_alone or ticket.serial != self.sends
         if had_company and isinstance(error, RunnerError | OutOfMemoryError):
             ticket.alone = True
@@ -276,7 +348,7 @@ class Plan:
             return Verdict.AGAIN
         ticket.attempts += 1
         allowed = min(self.limits.max_attempts, error.max_attempts or self.limits.max_attempts)
-        if error.retryable and ticket.attempts < allowed:
+        if error.retryable and ticket.attempts < allowed and not final:
             ticket.not_before = now + self.limits.retry_delay
             self._later.append(ticket)
             if isinstance(error, TransportError):

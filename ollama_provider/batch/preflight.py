@@ -2,19 +2,22 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil
 
 from ollama_provider.api.errors import UnsupportedError
 from ollama_provider.api.names import same_model
 from ollama_provider.api.schemas import ShowReply, TagsReply, VersionReply
+from ollama_provider.batch.contracts import Judge, Task
+from ollama_provider.batch.embedding import Embed, PackJudge
 from ollama_provider.batch.errors import InputError, ModelChangedError
+from ollama_provider.batch.forms import Ladder
 from ollama_provider.batch.journal import Keys
 from ollama_provider.batch.records import Provenance
-from ollama_provider.batch.replies import Judge
+from ollama_provider.batch.replies import AnswerJudge
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.tasks import Generate
+from ollama_provider.batch.tasks import Chat, Generate
 
 _PINNED = re.compile(r"(?P<name>.+)@sha256:(?P<digest>[0-9a-fA-F]{6,64})")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -56,7 +59,7 @@ class Findings:
         num_ctx: the context that was chosen, to be kept for later runs; None where the user gave one.
     """
 
-    task: Generate
+    task: Task
     keys: Keys
     judge: Judge
     provenance: Provenance
@@ -86,7 +89,7 @@ def conclude(
     if spec.options.num_ctx is None:
         chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=replies.show)
         num_ctx = max(chosen, earlier_num_ctx or 0)
-    task = Generate(name, spec.options, num_ctx, spec.system, spec.keep_alive, spec.think)
+    task = task_of(spec, num_ctx)
     check_capabilities(name, replies.show, task.capabilities, host)
     options = task.sent_options.model_dump_json(exclude_none=True).encode()
     provenance = Provenance(
@@ -98,15 +101,80 @@ def conclude(
         seed=spec.options.seed,
         num_ctx=task.sent_options.num_ctx,
     )
-    judge = Judge(
+    return Findings(
+        task, keys_of(task, digest), judge_of(spec, task, host, replies.version.version), provenance, num_ctx
+    )
+
+
+def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Embed:
+    """Return what is asked for each row.
+
+    Args:
+        spec: the batch.
+        num_ctx: the context that was chosen; None where the user gave one.
+    """
+    name, _ = split_model(spec.model)
+    if spec.task == "embed":
+        return Embed(
+            model=name,
+            options=spec.options,
+            num_ctx=num_ctx,
+            keep_alive=spec.keep_alive,
+            dimensions=spec.dimensions,
+        )
+    return (Chat if spec.task == "chat" else Generate)(
+        model=name,
+        options=spec.options,
+        num_ctx=num_ctx,
+        system=spec.system,
+        keep_alive=spec.keep_alive,
+        think=spec.think,
+        output_type=spec.output(),
+        fallback_model=spec.fallback_model and split_model(spec.fallback_model)[0],
+        sees=spec.images is not None,
+    )
+
+
+def fallback_of(model: str, task: Task, provenance: Provenance, replies: "Replies", host: str) -> Provenance:
+    """Check that the second model can do what the first is asked; return what its results have in common.
+
+    Raises:
+        ModelChangedError: the digest is not the demanded one.
+        UnsupportedError: it cannot do what is asked.
+    """
+    name, wanted = split_model(model)
+    digest = digest_of(replies.tags, name)
+    check_digest(name, digest, wanted, host)
+    # What thinks in the first model may be off in the second; to see and to answer it must be able.
+    check_capabilities(name, replies.show, [each for each in task.capabilities if each != "thinking"], host)
+    return replace(provenance, model=name, digest=digest)
+
+
+def keys_of(task: Task, digest: str | None) -> Keys:
+    """Return what makes the keys of the rows.
+
+    Args:
+        task: what is asked.
+        digest: of the model; None where the server lists none.
+    """
+    return Keys(digest or task.model, task.identity(), task.schema)
+
+
+def judge_of(spec: BatchSpec, task: Generate | Chat | Embed, host: str, version: str) -> Judge:
+    """Return what decides on the replies of a server of that version."""
+    if isinstance(task, Embed):
+        return PackJudge(task, host, spec.on_long_text)
+    return AnswerJudge(
         task=task,
         host=host,
-        model=name,
-        refuses_long_prompts=refuses_long_prompts(replies.version.version),
+        model=task.model,
+        refuses_long_prompts=refuses_long_prompts(version),
         on_truncation=spec.on_truncation,
         allow_cut=spec.allow_cut,
+        ladder=None
+        if spec.output_type is None
+        else Ladder(spec.options.num_predict, spec.think, has_fallback=spec.fallback_model is not None),
     )
-    return Findings(task, Keys(digest or name, task.identity()), judge, provenance, num_ctx)
 
 
 @dataclass(frozen=True)

@@ -111,22 +111,30 @@ class Tally:
     Attributes:
         reused: rows whose outcome was there, or is shared with another row.
         skipped: rows left alone.
+        revalidated: rows whose kept raw reply fits a new schema.
         tokens, prompt_tokens: of the rows answered in this run.
+        ladder: by rung, the rows that it was tried for and those that it made good.
         errors: rows failed in this run, by class of error.
     """
 
     reused: int = 0
     skipped: int = 0
+    revalidated: int = 0
     tokens: int = 0
     prompt_tokens: int = 0
+    ladder: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome of this run."""
         self.tokens += outcome.tokens or 0
         self.prompt_tokens += outcome.prompt_tokens or 0
+        for rung in outcome.rungs:
+            self.ladder.setdefault(rung, {"tried": 0, "good": 0})["tried"] += 1
         if outcome.error is not None:
             self.errors[outcome.error["class"]] += 1
+        elif outcome.rungs:
+            self.ladder[outcome.rungs[-1]]["good"] += 1
 
     def reasons(self) -> str:
         """Return the commonest errors, for a sentence."""

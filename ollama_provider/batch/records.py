@@ -31,7 +31,7 @@ class Outcome:
         status: ``ok`` or ``failed``.
         output: the answer; None for a failed row.
         error: ``{"class": …, "text": …}`` of a failed row.
-        reply: the raw answer of a failed row, where one came.
+        reply: the raw answer: of a failed row, where one came, and of every row with a schema.
         thinking: the model's reasoning, where it was asked for.
         prompt_tokens: tokens of the prompt; None if the server did not say.
         tokens: tokens generated, thinking included; None if the server did not say.
@@ -41,6 +41,10 @@ class Outcome:
         done_reason: why the model stopped: ``stop`` or ``length``.
         prompt_cut: the server dropped a part of the prompt.
         answer_cut: the answer ended at ``num_predict`` or at the end of the context.
+        rungs: what was tried until the answer fitted the schema, or for nothing; see `ollama_provider.batch.forms`.
+        request: 32 hex digits for the request without its schema; where there is a schema, `reply` is kept in any case.
+        spans: begin and end, in characters, of the pieces of a text that was longer than the context; `output` has a
+            vector for each then.
     """
 
     key: str
@@ -57,6 +61,9 @@ class Outcome:
     done_reason: str | None = None
     prompt_cut: bool = False
     answer_cut: bool = False
+    rungs: tuple[str, ...] = ()
+    request: str | None = None
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,12 @@ class Summary:
         ok: rows with a good result, reused ones included.
         failed: rows in ``failed.jsonl``.
         reused: rows whose outcome was there before this run.
-        skipped: rows that ``mode="failed_only"`` left alone, since they have no outcome yet.
+        skipped: rows left alone, by ``mode="failed_only"`` or a merge, since they have no outcome yet.
+        revalidated: of the reused rows, those whose kept raw reply fits the schema, which is new.
+        ladder: for each rung (see `ollama_provider.batch.forms`) of this run, the rows that it was ``tried`` for and
+            those that it made ``good``.
+        left: rows without an outcome when the run ended early; None where the input was not counted.
+        seconds_left: for these, at the pace of this run; None where that is unknown.
         requests: requests that were sent for rows, repeated attempts included.
         prompt_tokens, tokens: of the rows answered in this run.
         seconds: from the start of the run to its end.
@@ -112,6 +124,10 @@ class Summary:
     failed: int = 0
     reused: int = 0
     skipped: int = 0
+    revalidated: int = 0
+    ladder: dict[str, dict[str, int]] = field(default_factory=dict)
+    left: int | None = None
+    seconds_left: float | None = None
     requests: int = 0
     prompt_tokens: int = 0
     tokens: int = 0

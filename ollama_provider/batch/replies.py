@@ -1,19 +1,34 @@
 """From a reply, or an error, to the outcome of a row. Nothing is made up: what is no good fails, and says why."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ollama_provider.api.errors import ContextLengthError, CutAnswerError, CutPromptError, OllamaError
-from ollama_provider.api.schemas import GenerateRequest, InferenceReply
+from ollama_provider.api.errors import (
+    BadRequestError,
+    ContextLengthError,
+    CutAnswerError,
+    CutPromptError,
+    InvalidOutputError,
+    OllamaError,
+    RejectedReplyError,
+)
+from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest
 from ollama_provider.api.truncation import prompt_was_cut
+from ollama_provider.batch.forms import Form, Ladder
+from ollama_provider.batch.journal import shared_fields
 from ollama_provider.batch.plan import Ticket
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.spec import OnTruncation
-from ollama_provider.batch.tasks import Task
+from ollama_provider.batch.tasks import Chat, Generate
+
+_OUTCOME = frozenset(field.name for field in fields(Outcome))
+_FORMAT = re.compile(r"format|schema|grammar", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Judge:
+class AnswerJudge:
     """Decides what a reply is worth.
 
     Attributes:
@@ -22,18 +37,20 @@ class Judge:
         model: name of the model, for errors.
         refuses_long_prompts: the server answers 400 to a prompt over the context when it is told ``truncate: false``.
         on_truncation, allow_cut: see `BatchSpec`.
+        ladder: what to do for an answer that does not fit the schema; None for text.
     """
 
-    task: Task
+    task: Generate | Chat
     host: str
     model: str
     refuses_long_prompts: bool
     on_truncation: OnTruncation = "dead_letter"
     allow_cut: bool = False
+    ladder: Ladder | None = None
 
     def accept(
-        self, key: str, ticket: Ticket, request: GenerateRequest, reply: InferenceReply, seconds: float
-    ) -> Outcome:
+        self, ticket: Ticket, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply, seconds: float
+    ) -> list[Outcome]:
         """Return the outcome of a good reply.
 
         Raises:
@@ -41,50 +58,97 @@ class Judge:
             CutAnswerError: the answer is not complete, and that is no good here.
             RejectedReplyError: the task finds that it is no good.
         """
-        prompt_cut = ticket.cut_allowed or self._cut_unasked(request, reply)
+        form = ticket.form
+        prompt_cut = form.cut_allowed or self._cut_unasked(request, reply)
         if prompt_cut and self.on_truncation != "flag":
             raise self._error(CutPromptError, f"{reply.prompt_eval_count} tokens of the prompt were read")
         if reply.answer_cut and not self.allow_cut:
             raise self._error(CutAnswerError, f"the answer was cut after {reply.eval_count} tokens")
-        return Outcome(
-            key=key,
-            status="ok",
-            output=self.task.output(reply),
-            attempts=ticket.attempts + 1,
-            prompt_cut=prompt_cut,
-            **_measures(reply, seconds),
-        )
+        judged = self.ladder is not None
+        return [
+            Outcome(
+                key=ticket.key,
+                status="ok",
+                output=self.task.output(reply),
+                attempts=ticket.attempts + len(form.rungs) + 1,
+                prompt_cut=prompt_cut,
+                rungs=form.rungs,
+                request=ticket.request_key,
+                reply=self.task.raw(reply) if judged else None,
+                **_measures(reply, seconds),
+            )
+        ]
 
-    def _cut_unasked(self, request: GenerateRequest, reply: InferenceReply) -> bool:
+    def _cut_unasked(self, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply) -> bool:
         return not self.refuses_long_prompts and prompt_was_cut(request, reply)
 
     def _error(self, kind: type[OllamaError], what: str) -> OllamaError:
         return kind(what, host=self.host, model=self.model)
 
     def reject(
-        self, key: str, ticket: Ticket, error: OllamaError, reply: InferenceReply | None, seconds: float
+        self, ticket: Ticket, error: OllamaError, reply: GenerateReply | ChatReply | None, seconds: float
     ) -> Outcome:
         """Return the outcome of a row that failed for good."""
         kept: dict[str, Any] = {} if reply is None else {"reply": self.task.raw(reply), **_measures(reply, seconds)}
         return Outcome(
-            key=key,
+            key=ticket.key,
             status="failed",
             error={"class": type(error).__name__, "text": str(error)},
-            attempts=ticket.attempts or 1,
+            attempts=(ticket.attempts or 1) + len(ticket.form.rungs),
             prompt_cut=isinstance(error, CutPromptError),
+            rungs=ticket.form.rungs,
+            request=ticket.request_key if reply is not None and self.ladder is not None else None,
             **kept,
         )
 
-    def let_it_cut(self, ticket: Ticket, error: OllamaError) -> bool:
-        """Tell whether the row is to be asked again with leave to cut its prompt."""
-        return self.on_truncation == "flag" and isinstance(error, ContextLengthError) and not ticket.cut_allowed
+    def another_form(self, ticket: Ticket, error: OllamaError, reply: GenerateReply | ChatReply | None) -> Form | None:
+        """Return the form in which the row is to be asked at once again; None if that is no help."""
+        form = ticket.form
+        if isinstance(error, ContextLengthError):
+            if self.ladder is not None and form.complaint is not None:
+                return self.ladder.without_complaint(form)
+            if self.on_truncation == "flag" and not form.cut_allowed:
+                return replace(form, cut_allowed=True)
+            return None
+        if self.ladder is None or reply is None or not isinstance(error, CutAnswerError | InvalidOutputError):
+            return None
+        return self.ladder.climb(form, reply, error.what)
+
+    def revalidate(self, key: str, line: Mapping[str, Any]) -> tuple[Outcome, str] | None:
+        """Judge a kept raw reply anew, by a schema that it was not asked for.
+
+        Args:
+            key: of the work with the new schema.
+            line: of a part, with the reply and its provenance.
+
+        Returns:
+            The outcome and what it has in common with those of its run, or None: the row must be asked.
+        """
+        if self.task.output_type is None or (line["answer_cut"] and not self.allow_cut):
+            return None
+        if line["prompt_cut"] and self.on_truncation != "flag":
+            return None
+        try:
+            output = self.task.output_type.read(line["reply"])
+        except InvalidOutputError:
+            return None
+        known = {name: line[name] for name in _OUTCOME if name in line}
+        known |= {"key": key, "status": "ok", "output": output, "error": None}
+        return Outcome(**known), shared_fields({name: line[name] for name in line if name not in _OUTCOME})
+
+    def is_final(self, error: OllamaError) -> bool:
+        """Tell whether the row has failed for good, whatever attempts are left: its ladder has ended."""
+        return self.ladder is not None and isinstance(error, RejectedReplyError)
 
     def ends_batch(self, error: OllamaError) -> bool:
         """Tell whether the batch ends because of this one row."""
-        return self.on_truncation == "fail" and isinstance(error, ContextLengthError | CutPromptError)
+        if self.on_truncation == "fail" and isinstance(error, ContextLengthError | CutPromptError):
+            return True
+        # The server cannot take the schema, and it is the same for all rows.
+        return self.ladder is not None and type(error) is BadRequestError and bool(_FORMAT.search(error.what))
 
 
-def _measures(reply: InferenceReply, seconds: float) -> dict[str, Any]:
+def _measures(reply: GenerateReply | ChatReply, seconds: float) -> dict[str, Any]:
     speed = reply.tokens_per_second
     return {
         "thinking": getattr(reply, "thinking", None) or None,

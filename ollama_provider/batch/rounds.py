@@ -6,10 +6,9 @@ from typing import Any
 
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.plan import Mode
-from ollama_provider.batch.sinks import SUMMARY
+from ollama_provider.batch.shards import Names
 from ollama_provider.batch.storage import Storage, write
 
-_NAME = "batch.json"
 _FORMAT = 1
 
 
@@ -22,57 +21,75 @@ class Round:
         mode: what the round asks.
         num_ctx: the context chosen for it and those before, in tokens; None where the user gave it.
         settings: of its last run, for people.
+        common: what the shards of a batch must agree on; of a shard's run only.
+        provenance: of its last run, so that a merge needs no server.
     """
 
     number: int = 1
     mode: Mode = "all"
     num_ctx: int | None = None
     settings: dict[str, Any] | None = None
+    common: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
 
     def next(self) -> "Round":
         """Return the round after this one."""
         return replace(self, number=self.number + 1)
 
 
-def current_round(storage: Storage, mode: Mode) -> Round:
+def current_round(storage: Storage, mode: Mode, names: Names) -> Round:
     """Return the round that a run with *mode* belongs to: the open one, or a new one.
 
     Raises:
         StorageError: ``batch.json`` was made by a later version of this package.
     """
-    last = _read(storage)
+    last = read(storage, names.batch)
     if last is None:
         return Round(mode=mode)
-    ended = storage.read(SUMMARY) is not None
+    ended = storage.read(names.summary) is not None
     # A repair is a round of its own: what failed in the open round is what it is to ask.
+    if mode == "merge":  # of whatever was asked
+        return last
     if ended or (mode == "failed_only" and last.mode != mode):
         last = last.next()
     return replace(last, mode=mode)
 
 
-def _read(storage: Storage) -> Round | None:
-    content = storage.read(_NAME)
+def read(storage: Storage, name: str) -> Round | None:
+    """Return what was written down there; None if nothing was.
+
+    Raises:
+        StorageError: it is damaged, or was made by a later version of this package.
+    """
+    content = storage.read(name)
     if content is None:
         return None
     try:
         saved = json.loads(content)
         if saved["format"] > _FORMAT:
             raise StorageError(
-                f"{storage.location}/{_NAME} was made by a later version of airflow-provider-ollama. Update it here."
+                f"{storage.location}/{name} was made by a later version of airflow-provider-ollama. Update it here."
             )
-        return Round(saved["round"], saved["mode"], saved["num_ctx"], saved["settings"])
+        return Round(
+            saved["round"],
+            saved["mode"],
+            saved["num_ctx"],
+            saved["settings"],
+            saved.get("common"),
+            saved.get("provenance"),
+        )
     except (ValueError, KeyError, TypeError):
-        raise StorageError(f"{storage.location}/{_NAME} is damaged. The parts beside it are good: remove it.") from None
+        raise StorageError(f"{storage.location}/{name} is damaged. The parts beside it are good: remove it.") from None
 
 
-def begin(storage: Storage, current: Round) -> None:
+def begin(storage: Storage, current: Round, names: Names) -> None:
     """Write *current* down, and take back that the directory is complete."""
     # In this order: a crash in between begins the round again, instead of going on with one that had ended.
-    save(storage, current)
-    storage.delete(SUMMARY)
+    save(storage, current, names)
+    storage.delete(names.summary)
 
 
-def save(storage: Storage, current: Round) -> None:
+def save(storage: Storage, current: Round, names: Names) -> None:
     """Write *current* down."""
     content = {
         "format": _FORMAT,
@@ -80,5 +97,7 @@ def save(storage: Storage, current: Round) -> None:
         "mode": current.mode,
         "num_ctx": current.num_ctx,
         "settings": current.settings,
+        "common": current.common,
+        "provenance": current.provenance,
     }
-    write(storage, _NAME, (json.dumps(content, indent=2) + "\n").encode())
+    write(storage, names.batch, (json.dumps(content, indent=2) + "\n").encode())

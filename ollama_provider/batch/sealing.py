@@ -58,9 +58,9 @@ class Sealing:
         self.provenance = provenance
         self._shared = shared_fields(vars(provenance))
 
-    def add(self, number: int, outcome: Outcome) -> None:
-        """Take an outcome; see `Journal.add`."""
-        self._journal.add(number, outcome, self._shared)
+    def add(self, number: int, outcome: Outcome, shared: str | None = None) -> None:
+        """Take an outcome; see `Journal.add`. *shared* is None for what the run has in common."""
+        self._journal.add(number, outcome, self._shared if shared is None else shared)
         if self._journal.unsealed >= _PART:
             self._full.set()
 

@@ -1,18 +1,31 @@
 """What a batch is told to do, and how it is told to stop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import KeepAlive, Options, Think
+from ollama_provider.batch.embedding import OnLongText
+from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.plan import Limits, Mode
+from ollama_provider.batch.shards import Shard
 from ollama_provider.batch.sources import Rows, is_path
+from ollama_provider.batch.window import StopAt
 
 OnTruncation = Literal["dead_letter", "fail", "flag"]
+TaskName = Literal["generate", "chat", "embed"]
+
+#: What another run must have in common with this one, to be a shard of the same batch.
+_SAME = (
+    "model", "task", "rows", "prompt", "messages", "images", "system", "options", "think", "output_type", "dimensions",
+    "on_long_text", "fallback_model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +37,25 @@ class BatchSpec:
         rows: see `ollama_provider.batch.sources.read_rows`.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
+        task: ``generate`` (a completion), ``chat`` (an answer to `messages`) or ``embed`` (a vector of `prompt`).
+        messages: turns of a chat, each with ``role`` and ``content``, which is a template as `prompt` is.
+        images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line.
         system: system message for all rows.
+        output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is
+            asked for, and checked; see `ollama_provider.batch.forms` for what follows when it does not fit.
+        fallback_model: asked, after all others are done, for the rows whose answers did not fit.
+        dimensions: numbers of a vector, where the model can do with fewer than it has (0.11.11).
+        on_long_text: a text over the context fails its row (``dead_letter``), or is cut by the server and marked in the
+            result (``truncate``), or gets a vector, and a row of the results, for each of its overlapping pieces
+            (``split``).
+        pack: texts of one request for vectors: a number, or ``auto`` to find it by measuring.
         id_column: column whose value is carried through to the results.
         options: options of the model. ``num_ctx``, where it is not given, is chosen from the first rows and kept, since
             a change of it loads the model again.
         keep_alive: how long the model stays in memory afterwards.
         think: reasoning; sent in any case, since servers since 0.12.5 let a model that can think do so by default.
         mode: ``all`` asks what has no good result yet; ``failed_only`` asks again what failed, and nothing else.
-        concurrency: requests in flight: a number, or ``auto`` to find it by measuring.
+        concurrency: requests in flight: a number, or ``auto`` to find it by measuring (for vectors: two).
         requests_per_minute: never more than that.
         limits: attempts, tolerated failures, patience.
         on_truncation: a prompt that does not fit the context fails its row (``dead_letter``), or the batch (``fail``),
@@ -42,12 +66,32 @@ class BatchSpec:
         load_timeout: seconds for the first load of the model.
         checkpoint_every: seconds between two sealed parts: what a crash can lose.
         report_every: seconds between two lines of progress.
+        results: ``jsonl`` or ``parquet`` (needs pyarrow): what ``results.*`` is; None is Parquet for vectors, else JSON
+            lines.
+        stop_at: when the night is over; see `ollama_provider.batch.window.closing_time`. No row is sent any more then,
+            what is in flight comes back, and the next run goes on from there.
+        timezone: IANA name for *stop_at*; None is the machine's own.
+        due: when the run was due; None is its beginning.
+        unload_after: take the model out of memory at the end, also at an early one.
+        shard: number (from 0) and how many: only these rows; see `ollama_provider.batch.shards`.
+
+    Raises:
+        InputError: arguments contradict each other.
+        InvalidRequestError: *output_type* is no format.
     """
 
     model: str
     rows: Rows
     prompt: str | PathLike[str] = "{{ row.text }}"
+    task: TaskName = "generate"
+    messages: Sequence[Mapping[str, str]] | None = None
+    images: str | None = None
     system: str | None = None
+    output_type: Any = None
+    fallback_model: str | None = None
+    dimensions: int | None = None
+    on_long_text: OnLongText = "dead_letter"
+    pack: int | Literal["auto"] = "auto"
     id_column: str | None = None
     options: Options = field(default_factory=Options)
     keep_alive: KeepAlive | None = None
@@ -63,6 +107,39 @@ class BatchSpec:
     load_timeout: float = 1800.0
     checkpoint_every: float = 10.0
     report_every: float = 30.0
+    results: Literal["jsonl", "parquet"] | None = None
+    stop_at: StopAt | None = None
+    timezone: str | None = None
+    due: datetime | None = None
+    unload_after: bool = False
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.task == "chat") != (self.messages is not None):
+            raise InputError('messages: they belong to task="chat", and it needs them.')
+        if self.task == "embed":
+            given = [name for name in ("system", "images", "output_type", "fallback_model") if getattr(self, name)]
+            if given or self.think:
+                raise InputError(f'{", ".join(given) or "think"}: a vector needs none; leave it out with task="embed".')
+        elif self.dimensions is not None or self.pack != "auto":
+            raise InputError('dimensions, pack: they belong to task="embed".')
+        if self.fallback_model is not None and self.output_type is None:
+            raise InputError("fallback_model: it is for answers that do not fit, so it needs output_type.")
+        self.the_shard()
+        self.output()
+
+    def output(self) -> Output | None:
+        """Return what checks an answer; None for text."""
+        return None if self.output_type is None else Output(self.output_type)
+
+    def the_shard(self) -> Shard | None:
+        """Return the shard; None for a whole batch."""
+        return None if self.shard is None else Shard(*self.shard)
+
+    @property
+    def format(self) -> str:
+        """Suffix of the results."""
+        return self.results or ("parquet" if self.task == "embed" else "jsonl")
 
     def template(self) -> str:
         """Return the text of the prompt's template.
@@ -88,7 +165,21 @@ class BatchSpec:
             "options": self.options.model_dump(exclude_none=True),
             "keep_alive": self.keep_alive,
             "limits": asdict(self.limits),
+            "output_type": self.schema(),
+            "stop_at": None if self.stop_at is None else str(self.stop_at),
+            "due": None if self.due is None else self.due.isoformat(),
+            "messages": None if self.messages is None else [dict(message) for message in self.messages],
         }
+
+    def schema(self) -> Any:
+        """Return the schema of an answer, as plain data; None for text."""
+        output = self.output()
+        return None if output is None else output.format
+
+    def common(self) -> dict[str, Any]:
+        """Return, as plain data, what the shards of a batch have in common."""
+        plain = self.settings()
+        return {name: plain[name] for name in _SAME} | {"shards": self.shard[1] if self.shard else None}
 
 
 class StopSignal:

@@ -93,8 +93,8 @@ class Storage(Protocol):
     def local(self, name: str) -> Path:
         """Return a local file with the content of *name*, which never changes once it is there."""
 
-    def lock(self) -> Lock:
-        """Return the lock of the directory, not yet taken."""
+    def lock(self, name: str | None = None) -> Lock:
+        """Return the lock of the directory, or one with a name in it; not yet taken."""
 
     def close(self) -> None:
         """Remove what was kept for a while."""
@@ -194,9 +194,11 @@ class LocalStorage:
         """See `Storage`."""
         return self._root / name
 
-    def lock(self) -> Lock:
+    def lock(self, name: str | None = None) -> Lock:
         """See `Storage`."""
-        return FileLock(self._root / ".lock", self.location)
+        path = self._root / (name or ".lock")
+        path.parent.mkdir(exist_ok=True)
+        return FileLock(path, self.location)
 
     def close(self) -> None:
         """See `Storage`."""
@@ -249,9 +251,9 @@ class ObjectStorage:
                 shutil.copyfileobj(remote, file, 1 << 20)
         return kept
 
-    def lock(self) -> Lock:
+    def lock(self, name: str | None = None) -> Lock:
         """See `Storage`."""
-        return LeaseLock(self)
+        return LeaseLock(self) if name is None else LeaseLock(self, name)
 
     def close(self) -> None:
         """See `Storage`."""

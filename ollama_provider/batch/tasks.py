@@ -1,52 +1,42 @@
 """What is asked for each row, and which part of the reply is the result.
 
-A task is the one place that knows an endpoint; the rest of the batch knows prompts, keys and outcomes.
+A task is the one place that knows an endpoint; the rest of the batch knows prompts, keys and outcomes. Vectors are a
+task of their own shape, in `ollama_provider.batch.embedding`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from ollama_provider.api.schemas import GenerateReply, GenerateRequest, KeepAlive, Options, Request, Think
-
-
-class Task(Protocol):
-    """How to ask for one row."""
-
-    @property
-    def capabilities(self) -> Sequence[str]:
-        """What the model must be able to do, in the words of ``/api/show``."""
-
-    def identity(self) -> Mapping[str, Any]:
-        """Return what bears on the answer, as plain data, but prompt, images and model."""
-
-    def request(self, prompt: str, images: Sequence[str], *, cut_allowed: bool) -> Request[Any]:
-        """Return the request for a row."""
-
-    def load(self) -> Request[Any]:
-        """Return the request that only loads the model, with the options of the run."""
-
-    def raw(self, reply: Any) -> str:
-        """Return the answer as the model gave it."""
-
-    def output(self, reply: Any) -> Any:
-        """Return the result of a reply.
-
-        Raises:
-            RejectedReplyError: it is no good.
-        """
+from ollama_provider.api.output import Output
+from ollama_provider.api.schemas import (
+    ChatReply,
+    ChatRequest,
+    GenerateReply,
+    GenerateRequest,
+    KeepAlive,
+    Options,
+    Request,
+    Think,
+)
+from ollama_provider.batch.forms import Form, correction, with_complaint, with_form
+from ollama_provider.batch.plan import Ticket
 
 
-@dataclass(frozen=True)
-class Generate:
-    """One completion a row.
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What generate and chat have in common.
 
     Attributes:
         model: name to ask for, without digest.
         options: as the user gave them.
         num_ctx: the context to ask for, where the options name none.
         system, keep_alive, think: see `BatchSpec`.
+        output_type: what the answer must look like; None for text.
+        fallback_model: see `BatchSpec`; no part of the identity, since it answers the same question.
+        sees: rows have images.
     """
 
     model: str
@@ -55,16 +45,19 @@ class Generate:
     system: str | None = None
     keep_alive: KeepAlive | None = None
     think: Think = False
+    output_type: Output | None = None
+    fallback_model: str | None = None
+    sees: bool = False
 
-    endpoint: ClassVar[str] = "generate"
+    endpoint: ClassVar[str]
 
     @property
     def capabilities(self) -> Sequence[str]:
-        """See `Task`."""
-        return ("completion", "thinking") if self.think else ("completion",)
+        """What the model must be able to do, in the words of ``/api/show``."""
+        return ("completion", *(("thinking",) if self.think else ()), *(("vision",) if self.sees else ()))
 
     def identity(self) -> Mapping[str, Any]:
-        """See `Task`."""
+        """Return what bears on the answer, as plain data, but prompt, images, model and schema."""
         return {
             "task": self.endpoint,
             "options": self.options.model_dump(exclude_none=True),
@@ -72,32 +65,84 @@ class Generate:
             "think": self.think,
         }
 
+    @property
+    def schema(self) -> Any:
+        """The schema of the answer, as plain data; None for text."""
+        return None if self.output_type is None else self.output_type.format
+
     @cached_property
     def sent_options(self) -> Options:
         """The options with the context that was chosen."""
         return self.options if self.num_ctx is None else self.options.model_copy(update={"num_ctx": self.num_ctx})
 
-    def request(self, prompt: str, images: Sequence[str], *, cut_allowed: bool) -> GenerateRequest:
-        """See `Task`."""
-        return GenerateRequest(
-            model=self.model,
-            prompt=prompt,
-            images=list(images) or None,
-            system=self.system,
-            options=self.sent_options,
-            keep_alive=self.keep_alive,
-            think=self.think,
-            truncate=None if cut_allowed else False,
-        )
-
     def load(self) -> GenerateRequest:
-        """See `Task`."""
+        """Return the request that only loads the model, with the options of the run."""
         return GenerateRequest(model=self.model, options=self.sent_options, keep_alive=self.keep_alive)
 
-    def raw(self, reply: GenerateReply) -> str:
-        """See `Task`."""
+    def goes_alone(self, prompt: str) -> bool:  # noqa: ARG002  # of a pack's texts; see `Task`
+        """See `Task`: each row has a request of its own in any case."""
+        return True
+
+    def _shared(self, form: Form) -> dict[str, Any]:
+        """Return the fields that both endpoints know."""
+        return {
+            "model": self.fallback_model if form.fallback else self.model,
+            "format": self.schema,
+            "options": with_form(self.sent_options, form),
+            "keep_alive": self.keep_alive,
+            "think": self.think if form.thinking else False,
+            "truncate": None if form.cut_allowed else False,
+        }
+
+    def raw(self, reply: GenerateReply | ChatReply) -> str:
+        """Return the answer as the model gave it."""
         return reply.text
 
-    def output(self, reply: GenerateReply) -> str:
-        """See `Task`."""
-        return reply.text
+    def output(self, reply: GenerateReply | ChatReply) -> Any:
+        """Return the result of a reply.
+
+        Raises:
+            InvalidOutputError: it does not fit the schema.
+        """
+        return reply.text if self.output_type is None else self.output_type.read(reply.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Completion):
+    """One completion a row."""
+
+    endpoint: ClassVar[str] = "generate"
+
+    def request(self, ticket: Ticket) -> Request[GenerateReply]:
+        """Return the request for a row."""
+        return GenerateRequest(
+            prompt=with_complaint(ticket.prompt, ticket.form),
+            images=list(ticket.images) or None,
+            system=self.system,
+            **self._shared(ticket.form),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Completion):
+    """One answer of an assistant a row. The prompt of a row is its turns, as JSON."""
+
+    endpoint: ClassVar[str] = "chat"
+
+    def request(self, ticket: Ticket) -> Request[ChatReply]:
+        """Return the request for a row."""
+        messages = json.loads(ticket.prompt)
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        if ticket.images:
+            # The model sees what comes with the turn that asks for it.
+            messages[-1]["images"] = list(ticket.images)
+        if ticket.form.complaint is not None:
+            messages.append({"role": "assistant", "content": ticket.form.answer})
+            messages.append({"role": "user", "content": correction(ticket.form)})
+        return ChatRequest(messages=messages, **self._shared(ticket.form))
+
+
+def unload(model: str) -> GenerateRequest:
+    """Return the request that takes a model of any kind out of memory (0.3.11; before, after its last request)."""
+    return GenerateRequest(model=model, keep_alive=0)

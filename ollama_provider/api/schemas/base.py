@@ -1,6 +1,7 @@
 """What a request and a reply are."""
 
 import difflib
+import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -61,6 +62,15 @@ class Request(Part, Generic[ReplyT]):
         except ValidationError as error:
             raise InvalidRequestError(explain(cls, error)) from None
         return request
+
+    @staticmethod
+    def decode(line: bytes) -> Any:
+        """Return the JSON of one object of the answer.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        return json.loads(line)
 
     @property
     def target(self) -> str:

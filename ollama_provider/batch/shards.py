@@ -1,0 +1,137 @@
+"""A batch in shards: several runs in one directory, each with rows of its own, and a merge at the end.
+
+A row belongs to the shard that its key names, so no two shards ask the same row, whatever the input's order, and equal
+rows are asked once. All that a shard writes bears its name: ``parts/*.0of4.jsonl`` and ``shards/0of4.*`` (what
+``batch.json``, ``summary.json`` and the lock are for a whole batch). To merge is to run the whole batch with everything
+reused and nothing asked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.locks import Lock
+from ollama_provider.batch.storage import Storage
+
+_FOLDER = "shards"
+_LOCK = ".lock"
+_BATCH = ".batch.json"
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a run keeps what is not an outcome."""
+
+    batch: str = "batch.json"
+    summary: str = "summary.json"
+    progress: str = "progress.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the shards of a batch.
+
+    Attributes:
+        number: from 0.
+        of: how many there are.
+
+    Raises:
+        InputError: there is no such shard.
+    """
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise InputError(f"shard: there is no {self.number} of {self.of}; they count from 0 to {self.of - 1}.")
+
+    @property
+    def name(self) -> str:
+        """How its files are called."""
+        return f"{self.number}of{self.of}"
+
+    def owns(self, key: bytes) -> bool:
+        """Tell whether the row with this key is the shard's."""
+        return int.from_bytes(key[-4:]) % self.of == self.number
+
+    @property
+    def names(self) -> Names:
+        """Where its run keeps what is not an outcome."""
+        return Names(*(f"{_FOLDER}/{self.name}.{kind}.json" for kind in ("batch", "summary", "progress")))
+
+    @property
+    def lock_name(self) -> str:
+        """The lock of its run."""
+        return f"{_FOLDER}/{self.name}{_LOCK}"
+
+
+def shards(count: int) -> list[list[int]]:
+    """Return the arguments ``shard=`` of all shards of a batch, as ``expand(shard=shards(4))`` wants them."""
+    return [[number, count] for number in range(count)]
+
+
+class RunLock:
+    """The right to run in a directory: as a whole, or as one shard beside others.
+
+    A whole run takes the directory's lock and then looks whether a shard is at work; a shard takes its own and then
+    looks whether a whole run is. Whoever comes second sees the first.
+
+    Args:
+        storage: the directory.
+        shard: which; None for a whole run, a merge included.
+    """
+
+    def __init__(self, storage: Storage, shard: Shard | None) -> None:
+        self._storage = storage
+        self._shard = shard
+        self._lock: Lock = storage.lock() if shard is None else storage.lock(shard.lock_name)
+
+    def take(self, pause: Callable[[float], None]) -> None:
+        """Take it, or fail.
+
+        Raises:
+            DirectoryBusyError: another run has it, or one that it excludes is at work.
+        """
+        self._lock.take(pause)
+        if self._shard is not None:
+            self._storage.lock().probe(pause)
+            return
+        for name in self._storage.names(_FOLDER):
+            if name.endswith(_LOCK):
+                self._storage.lock(name).probe(pause)
+
+    def renew(self) -> None:
+        """Show that we are alive."""
+        self._lock.renew()
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
+
+def batch_files(storage: Storage) -> list[str]:
+    """Return the names of what the shards' runs wrote down of themselves."""
+    return [name for name in storage.names(_FOLDER) if name.endswith(_BATCH)]
+
+
+def forget(storage: Storage) -> None:
+    """Remove what the shards wrote down of themselves, once they are merged: the next ones may be others."""
+    for name in storage.names(_FOLDER):
+        if not name.endswith(_LOCK):
+            storage.delete(name)
+
+
+def check_same(mine: dict[str, Any], other: dict[str, Any], name: str, location: str) -> None:
+    """Compare what two shards of a batch do.
+
+    Raises:
+        InputError: it is not the same; the differing settings are named.
+    """
+    differing = sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
+    if differing:
+        raise InputError(
+            f"{location}/{name} belongs to a batch with other settings ({', '.join(differing)}). The shards of a batch "
+            "must agree: merge the others first, or give these a directory of their own."
+        )
