@@ -15,6 +15,8 @@ from tests.e2e.stack import Stack
 
 ROWS = 40
 FILES = ("left", "right")
+TEXT = "Row {n} of {name}. It has a second sentence."
+PROMPT = "Summarise in one sentence:\n"
 WORKERS = ("worker-1", "worker-2")
 
 
@@ -27,14 +29,15 @@ def ollama() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[Stack]:
-    """Airflow with two Celery workers, the connection to the stand-in, and rows to summarise."""
+    """Airflow with two Celery workers, this project's DAGs, a connection to the stand-in, and rows to summarise."""
     home = tmp_path_factory.mktemp("airflow")
     dags = home / "dags"
-    shutil.copytree(Path(__file__).parent / "dags", dags)
+    shutil.copytree(Path(__file__).parents[2] / "dags", dags)
+    shutil.copytree(Path(__file__).parent / "dags", dags, dirs_exist_ok=True)
     rows = home / "rows"
     rows.mkdir()
     for name in FILES:
-        lines = [{"id": f"{name}-{n}", "text": f"Row {n} of {name}. It has a second sentence."} for n in range(ROWS)]
+        lines = [{"id": f"{name}-{n}", "text": TEXT.format(n=n, name=name)} for n in range(ROWS)]
         (rows / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with postgresql(home / "servers") as database, redis(home / "servers") as broker:
         environment = {
@@ -59,6 +62,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[
             yield stack
 
 
+def test_the_nightly_dag_runs_on_the_workers(stack: Stack) -> None:
+    """Sensor, pull, documents and batch end well, wherever each of them ran, and every document has its summary."""
+    run = stack.trigger("ollama_nightly_summaries", {"documents": 5, "output_path": f"file://{stack.home}/night"})
+
+    states = stack.wait_for_run("ollama_nightly_summaries", run)
+
+    assert states == dict.fromkeys(("server", "model", "documents", "summaries"), "success")
+    assert [row["status"] for row in read(stack.home / "night" / "results.jsonl")] == ["ok"] * 5
+    assert all("succeeded" in stack.processes.report([worker]) for worker in WORKERS)
+
+
 def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Server) -> None:
     """A worker is killed in the middle of its batch; Airflow gives the task to the other, and every row is there once.
 
@@ -75,18 +89,15 @@ def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Ser
 
     assert states == {"summaries[0]": "success", "summaries[1]": "success"}
     assert sorted(task["try_number"] for task in tasks(stack, run)) == [1, 2]
-    asked = Counter(
-        seen.json["prompt"].splitlines()[1]
-        for seen in ollama.stand_in.requests
-        if seen.path == "/api/generate" and seen.json.get("prompt")
-    )
+    prompts = [seen.json.get("prompt", "") for seen in ollama.stand_in.requests if seen.path == "/api/generate"]
+    asked = Counter(prompt.removeprefix(PROMPT) for prompt in prompts if prompt.startswith(PROMPT))
     for n, name in enumerate(FILES):
         done = read(next(results.glob(f"*/{n}/results.jsonl")))
         assert [row["id"] for row in done] == [f"{name}-{row}" for row in range(ROWS)]
         assert {row["status"] for row in done} == {"ok"}
         assert not next(results.glob(f"*/{n}/failed.jsonl")).read_text()
         places = {row["key"]: row["index"] for row in done}
-        assert {asked[f"Row {places[key]} of {name}. It has a second sentence."] for key in before[n]} == {1}
+        assert {asked[TEXT.format(n=places[key], name=name)] for key in before[n]} == {1}
     # Beyond each row once: at most what the killed worker had in flight or not sealed yet.
     assert sum(asked.values()) - 2 * ROWS <= 2 + 2 + 2
 
