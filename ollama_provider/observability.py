@@ -70,15 +70,16 @@ def describe_pull(event: PullMoved) -> str:
     """Return one line on how far a pull is: percent, size, speed, time to go."""
     facts = [event.status]
     if event.percent is not None:
-        facts.append(f"{event.percent:.0f} % of {_size(event.total)}")
+        facts.append(f"{event.percent:.0f} % of {describe_size(event.total)}")
     if event.rate is not None:
-        facts.append(f"{_size(event.rate)}/s")
+        facts.append(f"{describe_size(event.rate)}/s")
     if event.eta is not None:
         facts.append(f"{timedelta(seconds=round(event.eta))} to go")
     return f"{event.model}: {', '.join(facts)}"
 
 
-def _size(count: float) -> str:
+def describe_size(count: float) -> str:
+    """Return a number of bytes as a text: "2.0 GB", "5.1 MB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

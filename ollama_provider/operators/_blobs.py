@@ -13,7 +13,7 @@ from ollama_provider.api.errors import BadRequestError, BlobNotFoundError, Inval
 from ollama_provider.api.pulling import PullProgress
 from ollama_provider.api.schemas import HeadBlobRequest, PushBlobRequest
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.observability import Logger, describe_pull
+from ollama_provider.observability import Logger, describe_pull, describe_size
 
 #: Bytes read at a time.
 _PIECE = 1 << 20
@@ -95,7 +95,7 @@ def upload(hook: OllamaHook, blob: Blob, log: Logger) -> None:
         raise InvalidRequestError(
             f"{blob.path.name} changed while it was uploaded. Is somebody still writing it?", host=error.host
         ) from None
-    log.info("%s: uploaded, %.1f MB", blob.path.name, blob.size / 1e6)
+    log.info("%s: uploaded, %s", blob.path.name, describe_size(blob.size))
 
 
 def _told(blob: Blob, log: Logger) -> Iterator[bytes]:

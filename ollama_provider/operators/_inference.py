@@ -209,8 +209,11 @@ class InferenceOperator(DeferrableOperator):
         if prompt_cut:
             yield CutPromptError("the prompt was longer than the context, and the server dropped a part of it", **where)
         if reply.answer_cut:
-            thought = ", all of them spent on thinking: there is no answer" if _is_empty(reply) else ""
-            yield CutAnswerError(f"the answer was cut after {reply.eval_count} tokens{thought}", **where)
+            what = f"the answer was cut after {reply.eval_count} tokens"
+            if _is_empty(reply):
+                what += ", all of them spent on thinking: there is no answer"
+                where["advice"] = "Raise options.num_predict, or let the model think less, or not at all (think)."
+            yield CutAnswerError(what, **where)
 
     def read_answer(self, reply: Answer, output: Output | None) -> Any:
         """Return the answer as text or, with a format, as data."""

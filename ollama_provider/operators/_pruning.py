@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.names import ModelName
+from ollama_provider.observability import describe_size
 from ollama_provider.operators._catalogue import is_called
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|T)B", re.IGNORECASE)
@@ -145,7 +146,7 @@ def table(verdicts: Sequence[Verdict], now: datetime) -> list[str]:
     for verdict in verdicts:
         model = verdict.model
         what = "goes" if verdict.goes else f"stays: {verdict.reason}"
-        rows.append((model.name, f"{model.size / 1e9:.1f} GB", _age(model, now), what))
+        rows.append((model.name, describe_size(model.size), _age(model, now), what))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
         f"{name:<{widths[0]}}  {size:>{widths[1]}}  {age:<{widths[2]}}  {what}".rstrip()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ollama_provider.api.errors import OverloadedError
 from ollama_provider.api.schemas import RunningModel
 from ollama_provider.hooks import OllamaHook
+from ollama_provider.observability import describe_size
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._catalogue import in_memory, model_name
 
@@ -136,4 +137,4 @@ def _describe(entry: RunningModel) -> str:
     # The server writes "for ever" as a date some 300 years ahead.
     expires = entry.expires_at
     until = "" if expires is None else ", for ever" if expires.year > 2200 else f", until {expires:%Y-%m-%d %H:%M %Z}"
-    return f"{entry.size / 1e9:.1f} GB, {share:.0%} on a GPU{context}{until}"
+    return f"{describe_size(entry.size)}, {share:.0%} on a GPU{context}{until}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import timezone
 
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError
+from ollama_provider.observability import describe_size
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._catalogue import in_memory, show_if_there
 from ollama_provider.operators._pruning import Installed, Rules, disk_size, judge, read_names, read_size, table
@@ -109,16 +110,15 @@ class OllamaPruneModelsOperator(OllamaOperator):
     def _conclude(self, names: list[str], freed: int, left: int, rules: Rules, *, dry_run: bool) -> None:
         count = f"{len(names)} model{'s' * (len(names) != 1)}"
         if not names:
-            self.log.info("Nothing goes; the models take %.1f GB", left / 1e9)
+            self.log.info("Nothing goes; the models take %s", describe_size(left))
         elif dry_run:
-            self.log.info("Dry run: %s would go and free %.1f GB; dry_run=False deletes them", count, freed / 1e9)
+            self.log.info("Dry run: %s would go and free %s; dry_run=False deletes", count, describe_size(freed))
         else:
-            self.log.info("%s deleted, %.1f GB free; the others take %.1f GB", count, freed / 1e9, left / 1e9)
+            self.log.info("%s deleted, %s free; the others take %s", count, describe_size(freed), describe_size(left))
         if rules.max_total_size is not None and left > rules.max_total_size:
+            bound = describe_size(rules.max_total_size)
             self.log.warning(
-                "%.1f GB are left, more than max_total_size (%.1f GB): nothing else may go",
-                left / 1e9,
-                rules.max_total_size / 1e9,
+                "%s are left, more than max_total_size (%s): nothing else may go", describe_size(left), bound
             )
 
 

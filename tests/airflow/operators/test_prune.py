@@ -200,7 +200,7 @@ class TestThroughAirflow:
         assert ran.value["dry_run"] is True
         assert round(ran.value["freed"] / GB) == 4
         assert round(ran.value["left"] / GB) == 2
-        assert "Dry run: 2 models would go and free 4.0 GB; dry_run=False deletes them" in ran.log
+        assert "Dry run: 2 models would go and free 4.0 GB; dry_run=False deletes" in ran.log
         assert "old:latest      4.0 GB  90 days ago  goes" in ran.log
         assert self.installed(aged) == {"old", "variant", "young"}
 
