@@ -33,6 +33,7 @@ from ollama_provider.batch.sealing import Sealing
 from ollama_provider.batch.sources import count_rows
 from ollama_provider.batch.spec import BatchSpec, StoppedError, StopSignal
 from ollama_provider.batch.storage import Storage, open_storage, write
+from ollama_provider.batch.tables import results_of
 from ollama_provider.batch.window import closing_time
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class _Run:
         self._listener = listener
         self._model, _ = preflight.split_model(spec.model)
         self._intake = Intake(spec)
+        self._results = results_of(spec)
         self._order = sinks.Order(with_ids=spec.id_column is not None)
         if spec.concurrency != "auto":
             self._climb: Climb | Fixed = Fixed(spec.concurrency)
@@ -514,7 +516,7 @@ class _Run:
         elif reason == COMPLETE:
             try:
                 failed = await asyncio.to_thread(
-                    sinks.write_results, self._storage, self._journal, self._order, self._stop.check
+                    sinks.write_results, self._storage, self._journal, self._order, self._results, self._stop.check
                 )
             except StoppedError as stopped:
                 reason = str(stopped)

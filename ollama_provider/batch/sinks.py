@@ -12,12 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import date, time
 from math import isfinite
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Protocol
 
 from ollama_provider.batch.journal import AFTER_KEY, Journal
 from ollama_provider.batch.storage import Storage, Writing
 
-RESULTS, FAILED, SUMMARY = "results.jsonl", "failed.jsonl", "summary.json"
+RESULTS, FAILED = "results.jsonl", "failed.jsonl"
+_ALL_RESULTS = frozenset({RESULTS, "results.parquet"})
 
 _BUFFER = 1 << 20
 _OPEN_PARTS = 100
@@ -107,6 +108,47 @@ class _Parts:
             file.close()
 
 
+class Results(Protocol):
+    """A file with all rows."""
+
+    #: Of the file.
+    name: str
+
+    def open(self, file: Writing, order: "Order", lines: Iterator[bytes]) -> None:
+        """Begin.
+
+        Args:
+            file: to write into.
+            order: all rows to come.
+            lines: their lines in the parts, for who must know something of them beforehand.
+        """
+
+    def add(self, line: bytes, index: int, row_id: bytes) -> None:
+        """Write a row: its line of a part, its place in the input, and its id as JSON."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class JsonLines:
+    """``results.jsonl``: the lines of the parts, with index and id put behind the key."""
+
+    name = RESULTS
+
+    def open(self, file: Writing, order: "Order", lines: Iterator[bytes]) -> None:  # noqa: ARG002  # it need not know
+        """See `Results`."""
+        self._buffered = _Buffered(file)
+        self._add = self._buffered.add
+
+    def add(self, line: bytes, index: int, row_id: bytes) -> None:
+        """See `Results`."""
+        self._add(line[:AFTER_KEY], b',"index":%d,"id":%b' % (index, row_id), line[AFTER_KEY:])
+
+    def close(self) -> None:
+        """See `Results`."""
+        self._buffered.flush()
+
+
 class _Buffered:
     def __init__(self, file: Writing) -> None:
         self._file = file
@@ -125,13 +167,16 @@ class _Buffered:
             self._pieces, self._size = [], 0
 
 
-def write_results(storage: Storage, journal: Journal, order: Order, check: Callable[[], None] = lambda: None) -> int:
-    """Make ``results.jsonl`` and ``failed.jsonl``: one line a row, ASCII, in the order of the input.
+def write_results(
+    storage: Storage, journal: Journal, order: Order, results: Results, check: Callable[[], None] = lambda: None
+) -> int:
+    """Make the results, and ``failed.jsonl``: one line a row, ASCII, in the order of the input.
 
     Args:
         storage: the directory.
         journal: every outcome in it must be sealed.
         order: the rows.
+        results: how all rows are written; an older file in another shape is removed.
         check: called now and then; may raise to give up.
 
     Returns:
@@ -143,19 +188,22 @@ def write_results(storage: Storage, journal: Journal, order: Order, check: Calla
     parts = _Parts(storage, journal)
     failures = 0
     try:
-        with storage.create(RESULTS) as results_file, storage.create(FAILED) as failed_file:
-            results, failed = _Buffered(results_file), _Buffered(failed_file)
+        with storage.create(results.name) as results_file, storage.create(FAILED) as failed_file:
+            failed = JsonLines()
+            failed.open(failed_file, order, iter(()))
+            results.open(results_file, order, (parts.line(*journal.place(number)) for _, number, _ in order.rows()))
             for index, number, row_id in order.rows():
                 line = parts.line(*journal.place(number))
-                pieces = line[:AFTER_KEY], b',"index":%d,"id":%b' % (index, row_id), line[AFTER_KEY:]
-                results.add(*pieces)
+                results.add(line, index, row_id)
                 if not line.startswith(b',"status":"ok"', AFTER_KEY):
-                    failed.add(*pieces)
+                    failed.add(line, index, row_id)
                     failures += 1
                 if not index % 1000:
                     check()
-            results.flush()
-            failed.flush()
+            results.close()
+            failed.close()
+        for name in _ALL_RESULTS - {results.name}:
+            storage.delete(name)
     finally:
         parts.close()
     return failures
