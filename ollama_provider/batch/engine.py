@@ -23,7 +23,7 @@ from ollama_provider.batch import preflight, rounds, shards, sinks
 from ollama_provider.batch.concurrency import Climb, Fixed
 from ollama_provider.batch.control import Control
 from ollama_provider.batch.embedding import PACK_CHARACTERS, FixedPack, PackSize
-from ollama_provider.batch.errors import InputError, StorageError, TooManyFailedError
+from ollama_provider.batch.errors import DirectoryBusyError, InputError, StorageError, TooManyFailedError
 from ollama_provider.batch.intake import Intake, Prepared
 from ollama_provider.batch.journal import Journal, State, shared_fields
 from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
@@ -149,6 +149,7 @@ class _Run:
         self._tally = Tally()
         self._of_fallback = ""
         self._more = True
+        self._lost: Exception | None = None
         self._workers: set[int] = set()
         self._idle = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,6 +157,7 @@ class _Run:
 
     async def run(self) -> Summary:
         self._loop = asyncio.get_running_loop()
+        keeper = self._loop.create_task(self._keep_lock())
         self._began = self._now()
         self._meter = Meter(self._began)
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -176,7 +178,6 @@ class _Run:
                 self._journal,
                 look_up_digest=lambda: self._control.digest(self._model),
                 on_digest_change=self._spec.on_digest_change,
-                renew_lock=self._renew_lock,
             )
             async with (
                 AsyncClient(patient, listener=self._listener) as control,
@@ -191,6 +192,7 @@ class _Run:
                         await self._control.unload(self._model)
                 return await self._finish(reason)
         finally:
+            keeper.cancel()
             self._reader.shutdown(wait=False, cancel_futures=True)
             self._order.close()
 
@@ -231,6 +233,22 @@ class _Run:
                 self._over.set_result(None)
             else:
                 self._over.set_exception(error)
+
+    async def _keep_lock(self) -> None:
+        """Show that the run is alive, to its very end: also while a model loads, or while the results are written."""
+        while self._lost is None:
+            await asyncio.sleep(_TICK)
+            try:
+                await asyncio.to_thread(self._renew_lock)
+            except (DirectoryBusyError, OSError) as error:
+                self._lost = error
+                self._end(error)
+
+    def _check(self) -> None:
+        """Raise what ends a run while its results are written."""
+        self._stop.check()
+        if self._lost is not None:
+            raise self._lost
 
     def _on_stop(self) -> None:
         self._end(StoppedError(self._stop.reason))
@@ -516,7 +534,7 @@ class _Run:
         elif reason == COMPLETE:
             try:
                 failed = await asyncio.to_thread(
-                    sinks.write_results, self._storage, self._journal, self._order, self._results, self._stop.check
+                    sinks.write_results, self._storage, self._journal, self._order, self._results, self._check
                 )
             except StoppedError as stopped:
                 reason = str(stopped)

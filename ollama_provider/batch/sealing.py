@@ -32,7 +32,6 @@ class Sealing:
         journal: where they go.
         look_up_digest: asks the server which digest the model has now; None if it does not say.
         on_digest_change: see `BatchSpec`.
-        renew_lock: shows that the run is alive.
     """
 
     def __init__(
@@ -41,12 +40,10 @@ class Sealing:
         *,
         look_up_digest: Callable[[], Awaitable[str | None]],
         on_digest_change: Literal["stop", "continue"],
-        renew_lock: Callable[[], None],
     ) -> None:
         self._journal = journal
         self._look_up_digest = look_up_digest
         self._on_digest_change = on_digest_change
-        self._renew_lock = renew_lock
         self._writer = ThreadPoolExecutor(1, "batch-parts")
         self._full = asyncio.Event()
         #: What the outcomes from here on have in common; None before the server was asked.
@@ -95,7 +92,6 @@ class Sealing:
         if self._journal.cut_off():
             await self._check_digest(patience)
             await self._write(self._journal.seal)
-        await self._write(self._renew_lock)
 
     async def _write(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)

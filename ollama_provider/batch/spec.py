@@ -12,7 +12,6 @@ from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import KeepAlive, Options, Think
 from ollama_provider.batch.embedding import OnLongText
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.plan import Limits, Mode
 from ollama_provider.batch.shards import Shard
 from ollama_provider.batch.sources import Rows, is_path

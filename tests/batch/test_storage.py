@@ -14,7 +14,7 @@ from ollama_provider.batch.errors import DirectoryBusyError, StorageError
 from ollama_provider.batch.locks import LeaseLock
 from ollama_provider.batch.plan import Limits
 from ollama_provider.batch.storage import Disk, local_path, open_storage, write
-from ollama_provider.testing import Fail
+from ollama_provider.testing import Fail, Gate, Stall
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -136,6 +136,30 @@ def test_of_two_that_come_at_the_same_moment_one_wins(tmp_path, monkeypatch):
     with pytest.raises(DirectoryBusyError):
         first.take(lambda _: second._write())
     assert second._ours()
+
+
+def test_a_run_keeps_its_lease_while_nothing_is_sealed(batch, tmp_path, ollama, monkeypatch):
+    """A model that loads for long, or rare checkpoints, make no run look dead; one that lost its lease stops."""
+    monkeypatch.setattr(LeaseLock, "lease", 0.3)
+    monkeypatch.setattr("ollama_provider.batch.engine._TICK", 0.02)
+    root = UPath(f"memory://{tmp_path.name}/out")
+    slow = Gate()
+    ollama.stand_in.script(Stall(until=slow), where=lambda body: not body.get("prompt"))
+    second = open_storage(root).lock()
+
+    def try_to_enter():
+        ollama.stand_in.wait_until(lambda stand_in: len(stand_in.open_requests) == 1)
+        with pytest.raises(DirectoryBusyError):
+            second.take()
+        second._write()  # as if the first had been thought dead
+
+    helper = threading.Thread(target=try_to_enter)
+    helper.start()
+    with pytest.raises(DirectoryBusyError):
+        batch.run(["a"], directory=root)
+    helper.join()
+    slow.open()
+    assert batch.asked == []
 
 
 class FullDisk(Disk):
