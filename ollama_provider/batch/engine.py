@@ -22,6 +22,7 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.batch import preflight, rounds, shards, sinks
 from ollama_provider.batch.concurrency import Climb, Fixed
 from ollama_provider.batch.control import Control
+from ollama_provider.batch.delivery import Delivery, NoDelivery
 from ollama_provider.batch.embedding import PACK_CHARACTERS, FixedPack, PackSize
 from ollama_provider.batch.errors import DirectoryBusyError, InputError, StorageError, TooManyFailedError
 from ollama_provider.batch.intake import Intake, Prepared
@@ -30,7 +31,8 @@ from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
 from ollama_provider.batch.progress import Meter, Progress, Tally
 from ollama_provider.batch.records import Outcome, Provenance, Summary
 from ollama_provider.batch.sealing import Sealing
-from ollama_provider.batch.sources import count_rows
+from ollama_provider.batch.snapshot import write_down
+from ollama_provider.batch.sources import Query, Rows, count_rows
 from ollama_provider.batch.spec import BatchSpec, StoppedError, StopSignal
 from ollama_provider.batch.storage import Storage, open_storage, write
 from ollama_provider.batch.tables import results_of
@@ -83,9 +85,11 @@ def run_batch(
                 directory=storage.location,
             )
         lock.take(stop.pause)
+        rows = write_down(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
         return asyncio.run(
             _Run(
                 spec,
+                rows,
                 settings,
                 storage,
                 closing=closing,
@@ -114,6 +118,7 @@ class _Run:
     def __init__(
         self,
         spec: BatchSpec,
+        rows: Rows,
         settings: Settings,
         storage: Storage,
         *,
@@ -134,7 +139,9 @@ class _Run:
         self._stop = stop
         self._listener = listener
         self._model, _ = preflight.split_model(spec.model)
-        self._intake = Intake(spec)
+        self._rows = rows
+        self._intake = Intake(spec, rows)
+        self._delivery: Delivery | NoDelivery = NoDelivery()
         self._results = results_of(spec)
         self._order = sinks.Order(with_ids=spec.id_column is not None)
         if spec.concurrency != "auto":
@@ -179,6 +186,14 @@ class _Run:
                 look_up_digest=lambda: self._control.digest(self._model),
                 on_digest_change=self._spec.on_digest_change,
             )
+            if self._spec.into is not None:
+                self._delivery = Delivery(
+                    self._spec.into,
+                    self._storage,
+                    self._journal,
+                    max_outage=self._spec.limits.max_outage,
+                    pause=self._stop.pause,
+                )
             async with (
                 AsyncClient(patient, listener=self._listener) as control,
                 AsyncClient(once, listener=self._listener, concurrency=self._climb.most) as self._client,
@@ -194,6 +209,7 @@ class _Run:
         finally:
             keeper.cancel()
             self._reader.shutdown(wait=False, cancel_futures=True)
+            await self._delivery.close()
             self._order.close()
 
     async def _work_until_over(self) -> str:
@@ -269,6 +285,7 @@ class _Run:
         if self._closing is not None:
             self._spawn(self._close_at(self._closing))
         if sample is not None:
+            await self._delivery.open(self._intake.examples, self._spec.id_column)
             await (self._prepare_merge() if self._spec.mode == "merge" else self._prepare(sample))
         self._round = replace(
             self._round,
@@ -282,7 +299,8 @@ class _Run:
         if sample is None:
             self._end()
             return
-        self._spawn(self._sealing.at_times(self._spec.checkpoint_every, self._wake))
+        self._spawn(self._sealing.at_times(self._spec.checkpoint_every, self._sealed))
+        self._spawn(self._delivery.at_times(self._hungry.set))
         self._spawn(self._report())
         await self._feed()
 
@@ -341,7 +359,7 @@ class _Run:
                 await self._control.load(self._task)
                 self._hire()
             self._wake()
-            while self._plan.fresh > self._wanted:
+            while self._plan.fresh > self._wanted or self._delivery.lags:
                 self._hungry.clear()
                 await self._hungry.wait()
         self._more = False
@@ -357,7 +375,7 @@ class _Run:
 
     async def _count(self) -> None:
         # The end of a run waits for this thread.
-        total = await asyncio.to_thread(count_rows, self._spec.rows, self._check_going_on)
+        total = await asyncio.to_thread(count_rows, self._rows, self._check_going_on)
         if self._shard is not None and total is not None:
             total //= self._shard.of  # about: a key tells whose a row is
         self._meter.total = self._meter.total or total
@@ -384,6 +402,8 @@ class _Run:
             case Choice.RUN:
                 self._journal.asked(number)
                 self._plan.admit(self._ticket(number, row))
+        fresh = state in {State.NEW, State.FAILED_BEFORE}
+        self._delivery.expect(number, row.key, len(self._order), row.row_id, row.columns, fresh=fresh)
         self._order.add(number, row.row_id)
 
     def _ticket(self, number: int, row: Prepared) -> Ticket:
@@ -408,6 +428,10 @@ class _Run:
             if slot not in self._workers:
                 self._workers.add(slot)
                 self._spawn(self._work(slot))
+
+    def _sealed(self) -> None:
+        self._delivery.sealed()
+        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -529,13 +553,23 @@ class _Run:
 
     async def _finish(self, reason: str) -> Summary:
         failed = self._plan.failed
-        if reason == COMPLETE and self._shard is not None:
-            failed = sum(self._journal.state(number) is State.FAILED for _, number, _ in self._order.rows())
-        elif reason == COMPLETE:
+        if reason == COMPLETE:
             try:
-                failed = await asyncio.to_thread(
-                    sinks.write_results, self._storage, self._journal, self._order, self._results, self._check
-                )
+                refused = await self._delivery.finish()
+                self._tally.errors.update(error["class"] for error in refused.values())
+                if self._shard is not None:
+                    failed = sum(self._journal.state(number) is State.FAILED for _, number, _ in self._order.rows())
+                    failed += len(refused)
+                else:
+                    failed = await asyncio.to_thread(
+                        sinks.write_results,
+                        self._storage,
+                        self._journal,
+                        self._order,
+                        self._results,
+                        self._check,
+                        refused=refused,
+                    )
             except StoppedError as stopped:
                 reason = str(stopped)
         if reason == COMPLETE and self._tally.skipped:
@@ -559,7 +593,7 @@ class _Run:
 
     def _summary(self, reason: str, failed: int) -> Summary:
         seconds = self._now() - self._began
-        rows, ok, tally = len(self._order), self._plan.ok, self._tally
+        rows, ok, tally = len(self._order), self._plan.ok - self._delivery.refused_fresh, self._tally
         progress = self._progress(reason)
         return Summary(
             complete=reason == COMPLETE,
@@ -569,6 +603,7 @@ class _Run:
             ok=ok,
             failed=failed,
             reused=rows - ok - failed - tally.skipped if reason == COMPLETE else tally.reused,
+            written=self._delivery.written,
             skipped=tally.skipped,
             revalidated=tally.revalidated,
             ladder=tally.ladder,

@@ -6,6 +6,8 @@
     ├── InputError             the rows or the prompt's template are wrong            hopeless
     ├── DirectoryBusyError     another run is at work in the same directory           again, later
     ├── StorageError           the directory cannot be read or written                again
+    ├── DatabaseError          rows cannot be read from a database, or results not written into it       hopeless
+    │   └── DatabaseGoneError  the database does not answer, or no longer            again
     ├── ModelChangedError      the model's digest is not the one it must be           hopeless
     └── TooManyFailedError     more rows failed than the batch tolerates              again: asks the failed rows only
 """
@@ -38,6 +40,16 @@ class DirectoryBusyError(BatchError):
 
 class StorageError(BatchError):
     """The directory of the batch cannot be read or written; the operating system's words follow."""
+
+    retryable = True
+
+
+class DatabaseError(BatchError):
+    """The query is wrong, or the table that results go to; the database's words follow."""
+
+
+class DatabaseGoneError(DatabaseError):
+    """The database does not answer, or broke off."""
 
     retryable = True
 

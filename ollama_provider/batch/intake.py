@@ -9,7 +9,7 @@ from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.journal import Keys
 from ollama_provider.batch.prompts import Prompts, RenderError
 from ollama_provider.batch.records import Row
-from ollama_provider.batch.sources import RAW, canonical, read_rows
+from ollama_provider.batch.sources import RAW, Rows, canonical, read_rows
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.turns import Turns
 
@@ -28,12 +28,14 @@ class Prepared:
         prompt: rendered; empty with a fault.
         request_key: of the request without its schema, where there is one.
         row_id: value of the id column, None if there is none.
+        columns: as they were read.
         fault: class and text of what is wrong with the row.
     """
 
     key: bytes
     prompt: str
     row_id: Any
+    columns: dict[str, Any]
     fault: dict[str, str] | None = None
     request_key: bytes | None = None
     images: tuple[str, ...] = ()
@@ -43,14 +45,17 @@ class Intake:
     """Reads and renders the rows of a batch, once, in their order.
 
     Args:
-        spec: whose rows.
+        spec: what to make of the rows.
+        rows: the input; that of *spec*, or what a query there has given.
     """
 
-    def __init__(self, spec: BatchSpec) -> None:
+    def __init__(self, spec: BatchSpec, rows: Rows) -> None:
         self._spec = spec
         self._prompts = Prompts(spec.template()) if spec.messages is None else Turns(spec.messages)
         self._shard = spec.the_shard()
-        self._rows: Iterator[Row] = iter(read_rows(spec.rows))
+        self._rows: Iterator[Row] = iter(read_rows(rows))
+        #: Columns of the first rows, known after `sample`.
+        self.examples: list[dict[str, Any]] = []
 
     def sample(self) -> list[str] | None:
         """Look at the first rows, and return those prompts that can be made of them; None if there are no rows.
@@ -70,7 +75,7 @@ class Intake:
         if not head:
             return None
         self._rows = chain(head, self._rows)
-        good = [row.columns for row in head if row.fault is None]
+        good = self.examples = [row.columns for row in head if row.fault is None]
         if not good:
             return []
         columns = set(chain.from_iterable(good))
@@ -113,19 +118,22 @@ class Intake:
             self._refuse_broken(row)
             fault = {"class": "BrokenRow", "text": f"{row.place}: {row.fault}"}
             # Its place is part of the key, so that each broken line is told apart and named.
-            return Prepared(keys.unasked(f"{row.place}: {columns[RAW]}"), "", None, fault)
+            return Prepared(keys.unasked(f"{row.place}: {columns[RAW]}"), "", None, columns, fault)
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
             prompt = self._prompts.render(columns)
             key, request_key = keys.keys(prompt)
             if self._spec.task == "embed" and not prompt.strip():
-                return Prepared(key, prompt, row_id, {"class": "EmptyText", "text": "an empty text has no vector"})
-            return Prepared(key, prompt, row_id, None, request_key)
+                return Prepared(
+                    key, prompt, row_id, columns, {"class": "EmptyText", "text": "an empty text has no vector"}
+                )
+            return Prepared(key, prompt, row_id, columns, None, request_key)
         except RenderError as error:
-            return Prepared(keys.unasked(canonical(columns)), "", row_id, {"class": "RenderError", "text": str(error)})
+            fault = {"class": "RenderError", "text": str(error)}
+            return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
         except UnicodeEncodeError:
             fault = {"class": "RenderError", "text": "the prompt holds half a surrogate pair, which no UTF-8 can say"}
-            return Prepared(keys.unasked(canonical(columns)), "", row_id, fault)
+            return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
 
     def _refuse_broken(self, row: Row) -> None:
         if row.fault is not None and self._spec.on_broken_row == "fail":

@@ -250,6 +250,11 @@ class Journal:
         """Bytes that a crash would lose."""
         return self._added - self._sealed
 
+    def is_sealed(self, number: int) -> bool:
+        """Tell whether the outcome with this number would survive a crash."""
+        part, _ = self.place(number)
+        return part < len(self._parts) - 1 - len(self._waiting)
+
     def place(self, number: int) -> tuple[int, int]:
         """Return part and offset of the outcome with this number."""
         place = self._index[number] >> 3

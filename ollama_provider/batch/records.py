@@ -101,6 +101,7 @@ class Summary:
         ok: rows with a good result, reused ones included.
         failed: rows in ``failed.jsonl``.
         reused: rows whose outcome was there before this run.
+        written: rows written into a table in this run.
         skipped: rows left alone, by ``mode="failed_only"`` or a merge, since they have no outcome yet.
         revalidated: of the reused rows, those whose kept raw reply fits the schema, which is new.
         ladder: for each rung (see `ollama_provider.batch.forms`) of this run, the rows that it was ``tried`` for and
@@ -123,6 +124,7 @@ class Summary:
     ok: int = 0
     failed: int = 0
     reused: int = 0
+    written: int = 0
     skipped: int = 0
     revalidated: int = 0
     ladder: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -9,9 +9,10 @@ import json
 import tempfile
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time
 from math import isfinite
+from types import MappingProxyType
 from typing import IO, Any, BinaryIO, Protocol
 
 from ollama_provider.batch.journal import AFTER_KEY, Journal
@@ -78,7 +79,7 @@ class Order:
             self._ids.close()
 
 
-class _Parts:
+class Parts:
     """The parts, read at any place, with a bounded number of them open."""
 
     def __init__(self, storage: Storage, journal: Journal) -> None:
@@ -87,6 +88,7 @@ class _Parts:
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def line(self, part: int, offset: int) -> bytes:
+        """Return the line of an outcome."""
         file = self._file(part)
         if file.tell() != offset:
             file.seek(offset)
@@ -104,6 +106,7 @@ class _Parts:
         return file
 
     def close(self) -> None:
+        """Close them."""
         for file in self._open.values():
             file.close()
 
@@ -167,8 +170,23 @@ class _Buffered:
             self._pieces, self._size = [], 0
 
 
+def _failed(line: bytes, error: dict[str, str]) -> bytes:
+    """Return the line of a good outcome as that of a failed one, with the answer as its raw reply."""
+    fields = json.loads(line)
+    output = fields["output"]
+    fields |= {"status": "failed", "output": None, "error": error}
+    fields["reply"] = output if isinstance(output, str) else json.dumps(output)
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
 def write_results(
-    storage: Storage, journal: Journal, order: Order, results: Results, check: Callable[[], None] = lambda: None
+    storage: Storage,
+    journal: Journal,
+    order: Order,
+    results: Results,
+    check: Callable[[], None] = lambda: None,
+    *,
+    refused: Mapping[int, dict[str, str]] = MappingProxyType({}),
 ) -> int:
     """Make the results, and ``failed.jsonl``: one line a row, ASCII, in the order of the input.
 
@@ -178,6 +196,7 @@ def write_results(
         order: the rows.
         results: how all rows are written; an older file in another shape is removed.
         check: called now and then; may raise to give up.
+        refused: rows, by index, that failed after their outcome was sealed, and why.
 
     Returns:
         How many rows failed.
@@ -185,7 +204,7 @@ def write_results(
     Raises:
         OSError: one of them could not be written; an older one is still there then.
     """
-    parts = _Parts(storage, journal)
+    parts = Parts(storage, journal)
     failures = 0
     try:
         with storage.create(results.name) as results_file, storage.create(FAILED) as failed_file:
@@ -194,6 +213,8 @@ def write_results(
             results.open(results_file, order, (parts.line(*journal.place(number)) for _, number, _ in order.rows()))
             for index, number, row_id in order.rows():
                 line = parts.line(*journal.place(number))
+                if index in refused:
+                    line = _failed(line, refused[index])
                 results.add(line, index, row_id)
                 if not line.startswith(b',"status":"ok"', AFTER_KEY):
                     failed.add(line, index, row_id)

@@ -10,7 +10,7 @@ from contextlib import closing
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from pydantic_core import from_json
 
@@ -18,8 +18,30 @@ from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.records import Row
 from ollama_provider.batch.storage import local_path
 
-Rows = str | PathLike[str] | Iterable[str | Mapping[str, Any]]
-"""A file or a glob of files, or the rows themselves."""
+
+@runtime_checkable
+class Query(Protocol):
+    """Rows that have to be asked for."""
+
+    @property
+    def question(self) -> Mapping[str, Any]:
+        """What is asked, as plain data."""
+
+    @property
+    def occasion(self) -> str:
+        """For what it is asked: the same question is asked again only for another occasion."""
+
+    def fetch(self) -> Iterator[list[dict[str, Any]]]:
+        """Ask, and return the rows, a bounded number at a time.
+
+        Raises:
+            DatabaseError: the question is wrong.
+            DatabaseGoneError: there is no answer, or no further one.
+        """
+
+
+Rows = str | PathLike[str] | Iterable[str | Mapping[str, Any]] | Query
+"""A file or a glob of files, the rows themselves, or a query that gives them."""
 
 _WILDCARDS = frozenset("*?[")
 #: Columns that this module makes: of a row that is only a text, and of one that cannot be read.
@@ -33,13 +55,16 @@ def read_rows(rows: Rows) -> Iterator[Row]:
         rows: texts (each is a row with the one column ``text``) or mappings; or a file or a glob of files, which are
             read in the order of their names: a path, a ``file://`` URL, or an object that behaves like a
             `pathlib.Path` (Airflow's ``ObjectStoragePath``). The suffix tells the format: ``.jsonl`` or ``.ndjson``
-            (an object or a text a line), ``.csv`` (UTF-8, first line the names), ``.parquet`` (needs pyarrow).
+            (an object or a text a line), ``.csv`` (UTF-8, first line the names), ``.parquet`` (needs pyarrow). A query
+            is asked here and now; for a batch see `ollama_provider.batch.snapshot`.
 
     Raises:
         InputError: no such file, a glob that matches none, an unknown suffix, or a file that cannot be read at all.
     """
     if is_path(rows):
         return chain.from_iterable(map(_read_file, find_files(rows)))
+    if isinstance(rows, Query):
+        return _read_iterable(chain.from_iterable(rows.fetch()))
     if isinstance(rows, Mapping):
         raise InputError("The rows are one mapping, where a list of mappings or texts is due.")
     return _read_iterable(rows)

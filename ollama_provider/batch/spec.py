@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import KeepAlive, Options, Think
+from ollama_provider.batch.delivery import Table
 from ollama_provider.batch.embedding import OnLongText
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.plan import Limits, Mode
 from ollama_provider.batch.shards import Shard
-from ollama_provider.batch.sources import Rows, is_path
+from ollama_provider.batch.snapshot import plain
+from ollama_provider.batch.sources import Query, Rows, is_path
 from ollama_provider.batch.window import StopAt
 
 OnTruncation = Literal["dead_letter", "fail", "flag"]
@@ -33,7 +35,7 @@ class BatchSpec:
 
     Attributes:
         model: name of the model; ``name@sha256:…`` (a beginning of the digest is enough) also demands these weights.
-        rows: see `ollama_provider.batch.sources.read_rows`.
+        rows: see `ollama_provider.batch.sources.read_rows`; or a `Query`, which is asked once.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
         task: ``generate`` (a completion), ``chat`` (an answer to `messages`) or ``embed`` (a vector of `prompt`).
@@ -65,6 +67,7 @@ class BatchSpec:
         load_timeout: seconds for the first load of the model.
         checkpoint_every: seconds between two sealed parts: what a crash can lose.
         report_every: seconds between two lines of progress.
+        into: a table for the good results; see `ollama_provider.batch.delivery`.
         results: ``jsonl`` or ``parquet`` (needs pyarrow): what ``results.*`` is; None is Parquet for vectors, else JSON
             lines.
         stop_at: when the night is over; see `ollama_provider.batch.window.closing_time`. No row is sent any more then,
@@ -106,6 +109,7 @@ class BatchSpec:
     load_timeout: float = 1800.0
     checkpoint_every: float = 10.0
     report_every: float = 30.0
+    into: Table | None = None
     results: Literal["jsonl", "parquet"] | None = None
     stop_at: StopAt | None = None
     timezone: str | None = None
@@ -159,7 +163,7 @@ class BatchSpec:
         """Return it as plain data for ``batch.json``: without the rows themselves."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return plain | {
-            "rows": str(self.rows) if is_path(self.rows) else None,
+            "rows": self._rows(),
             "prompt": self.template(),
             "options": self.options.model_dump(exclude_none=True),
             "keep_alive": self.keep_alive,
@@ -168,7 +172,13 @@ class BatchSpec:
             "stop_at": None if self.stop_at is None else str(self.stop_at),
             "due": None if self.due is None else self.due.isoformat(),
             "messages": None if self.messages is None else [dict(message) for message in self.messages],
+            "into": None if self.into is None else self.into.target,
         }
+
+    def _rows(self) -> Any:
+        if isinstance(self.rows, Query):
+            return plain(self.rows.question)
+        return str(self.rows) if is_path(self.rows) else None
 
     def schema(self) -> Any:
         """Return the schema of an answer, as plain data; None for text."""

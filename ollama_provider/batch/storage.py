@@ -176,6 +176,7 @@ class LocalStorage:
         target = self._root / name
         # The same name at every try, so that what a kill left behind is written over and does not pile up.
         beside = target.with_name(f".{target.name}.tmp")
+        target.parent.mkdir(exist_ok=True)
         try:
             with beside.open("wb") as file:
                 yield Writing(self._disk, file)
@@ -236,7 +237,7 @@ class ObjectStorage:
         with beside.open("wb") as file:
             yield Writing(self._disk, file)
         self._disk.upload(beside, self._root / name)
-        if not name.startswith("parts/"):  # parts are read again when the results are put together
+        if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
             beside.unlink()
 
     def delete(self, name: str) -> None:
