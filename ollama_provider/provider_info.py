@@ -136,4 +136,26 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.hooks"]}],
         "operators": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.operators"]}],
         "sensors": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.sensors"]}],
+        "triggers": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.triggers"]}],
+        "task-decorators": [
+            {"name": "ollama_generate", "class-name": "ollama_provider.decorators.ollama_generate_task"},
+            {"name": "ollama_chat", "class-name": "ollama_provider.decorators.ollama_chat_task"},
+            {"name": "ollama_embed", "class-name": "ollama_provider.decorators.ollama_embed_task"},
+        ],
+        "config": {
+            "ollama": {
+                "description": "The Ollama provider (airflow-provider-ollama).",
+                "options": {
+                    "handover_path": {
+                        "description": "Directory on any ObjectStoragePath that the workers and the triggerer share. "
+                        "A deferred task hands over its prompt and its answer through Airflow's database; what is too "
+                        "large for that goes here, and is removed when the task is done. If empty, it is refused.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "s3://aws_default@bucket/ollama-handover",
+                        "default": "",
+                    },
+                },
+            },
+        },
     }
