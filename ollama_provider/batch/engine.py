@@ -486,6 +486,8 @@ class _Run:
             if not ticket.form.fallback:
                 self._climb.observe(target, seconds, reply.queue_seconds, outcomes[0].tokens)
             self._settle(ticket, outcomes[0])
+            if ticket.riders:  # what a pack took is known of it as a whole
+                self._tally.prompt_tokens += reply.prompt_eval_count
             for rider, outcome in zip(ticket.riders, outcomes[1:], strict=True):
                 self._settle(rider, outcome)
             if self._climb.target > len(self._workers):

@@ -265,7 +265,7 @@ class Plan:
             size: tickets of the pack at most.
             weight: characters of their prompts at most, unless a ticket has more alone.
         """
-        if ticket.packed or ticket.alone:
+        if ticket.riders or ticket.packed or ticket.alone:
             return
         riders: list[Ticket] = []
         weight -= len(ticket.prompt)

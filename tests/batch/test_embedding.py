@@ -1,0 +1,292 @@
+"""Vectors: packs, what spoils them, and texts that are too long, over real HTTP against a stand-in."""
+
+import itertools
+import json
+import math
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from ollama_provider.api.errors import UnsupportedError
+from ollama_provider.api.schemas import Options
+from ollama_provider.batch.embedding import PackRequest, PackSize, decode_vector, encode_vector, split
+from ollama_provider.batch.errors import InputError
+from ollama_provider.testing import Answer, Fail, Model
+
+pytestmark = pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64, embedding_length=8)])
+
+
+@pytest.fixture
+def embed(batch):
+    def run(rows, **spec):
+        return batch.run(rows, **({"model": "emb", "task": "embed"} | spec))
+
+    return run
+
+
+def packs(ollama):
+    seen = [seen.json["input"] for seen in ollama.stand_in.requests if seen.path == "/api/embed"]
+    return [texts for texts in seen if texts]
+
+
+def table(batch):
+    return parquet.read_table(batch.directory / "results.parquet")
+
+
+def texts(count):
+    return [f"text {number}" for number in range(count)]
+
+
+def test_many_texts_are_few_requests_and_one_table(batch, ollama, embed):
+    """In the order of the input, vectors of one length as float32, with what explains them."""
+    summary = embed([{"id": number, "text": f"text {number}"} for number in range(100)], id_column="id", pack=32)
+
+    assert [len(pack) for pack in packs(ollama)] == [32, 32, 32, 4]
+    assert (summary.ok, summary.requests, summary.prompt_tokens) == (100, 4, 400)
+    found = table(batch)
+    assert found.schema.field("output").type == pa.list_(pa.float32(), 8)
+    assert found.schema.field("id").type == pa.int64()
+    assert found["id"].to_pylist() == found["index"].to_pylist() == list(range(100))
+    assert all(math.isclose(math.hypot(*vector), 1, abs_tol=1e-6) for vector in found["output"].to_pylist())
+    assert set(found["digest"].to_pylist()) == {ollama.stand_in.model("emb").digest}
+    assert not (batch.directory / "results.jsonl").exists()
+
+
+def test_a_vector_is_that_of_its_text(batch, ollama, embed):
+    """Whatever pack it came in: the same as when it is asked for alone."""
+    embed(texts(20), pack=7)
+    together = table(batch)["output"].to_pylist()
+    embed(texts(20), pack=1, results="jsonl", directory=batch.directory / "alone")
+
+    lines = [json.loads(line) for line in (batch.directory / "alone/results.jsonl").read_text().splitlines()]
+    assert len({tuple(vector) for vector in together}) == 20
+    for vector, row in zip(together, lines, strict=True):
+        assert row["output"] == pytest.approx(vector, abs=1e-9)
+
+
+def test_dimensions(batch, ollama, embed):
+    """They are asked for, they are part of the work, and the table has as many."""
+    embed(texts(3))
+    summary = embed(texts(3), dimensions=4)
+
+    assert summary.requests == 1
+    assert table(batch).schema.field("output").type.list_size == 4
+
+
+def test_equal_texts_and_reruns_cost_nothing(batch, embed):
+    """The key is the work, for vectors too; the other shape of the results needs no request and replaces the first."""
+    summary = embed([*texts(5), *texts(5)])
+    assert (summary.ok, summary.reused, summary.rows) == (5, 5, 10)
+
+    summary = embed([*texts(5), *texts(5)], results="jsonl")
+
+    assert summary.requests == 0
+    assert len(batch.results) == 10
+    assert not (batch.directory / "results.parquet").exists()
+
+
+def test_one_text_that_kills_the_runner_costs_only_itself(batch, ollama, embed):
+    """It is found by halving, tried alone, and dead-lettered; no other text fails or loses an attempt."""
+    killed = Fail("llama runner process has terminated: signal: killed")
+    ollama.stand_in.script(killed, where=lambda body: "text 13" in body.get("input", ()), always=True)
+
+    summary = embed(texts(64), pack=64, concurrency=1)
+
+    assert (summary.ok, summary.failed) == (63, 1)
+    assert [len(pack) for pack in packs(ollama) if "text 13" in pack] == [64, 32, 16, 8, 4, 2, 1, 1, 1]
+    assert len(packs(ollama)) == 9 + 6
+    (failed,) = batch.failed
+    assert (failed["index"], failed["error"]["class"], failed["attempts"]) == (13, "RunnerError", 3)
+    vectors = table(batch)["output"].to_pylist()
+    assert [number for number, vector in enumerate(vectors) if vector is None] == [13]
+    assert set(table(batch)["attempts"].to_pylist()) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    "nan",
+    [
+        Fail("embedding contains NaN or Inf values", 400),
+        Fail("failed to encode response: json: unsupported value: NaN", 500),
+    ],
+)
+def test_nan_in_a_vector_fails_its_text(batch, ollama, embed, nan):
+    """As a new and as an old server says it."""
+    ollama.stand_in.script(nan, where=lambda body: "text 3" in body.get("input", ()), always=True)
+
+    summary = embed(texts(8), pack=8)
+
+    assert (summary.ok, summary.failed) == (7, 1)
+    assert batch.failed[0]["index"] == 3
+
+
+def test_a_null_in_a_vector_fails_its_text(batch, ollama, embed):
+    """A server that answers 200 all the same is not believed."""
+    broken = Answer(vectors=[[0.5, None, 0.5, 0, 0, 0, 0, 0]])
+    ollama.stand_in.script(broken, where=lambda body: body.get("input") == ["bad"], always=True)
+
+    summary = embed(["good", "bad"], pack=1)
+
+    assert (summary.ok, summary.failed) == (1, 1)
+    assert batch.failed[0]["error"]["class"] == "RejectedReplyError"
+
+
+def test_an_empty_text_has_no_vector_and_is_not_sent(batch, ollama, embed):
+    """Within a pack it would fail all others, and alone it is taken for the wish to load the model."""
+    summary = embed(["a", "", " \n", "b"])
+
+    assert packs(ollama) == [["a", "b"]]
+    assert (summary.ok, summary.failed, summary.errors) == (2, 2, {"EmptyText": 2})
+
+
+def test_an_outage_costs_a_pack_no_attempt(batch, ollama, embed):
+    """The same pack is sent again when the server is back."""
+    busy = Fail("server busy, please try again.  maximum pending requests exceeded", status=503)
+    ollama.stand_in.script(busy, path="embed", where=lambda body: body.get("input"))
+
+    embed(texts(10), pack=10)
+
+    assert [len(pack) for pack in packs(ollama)] == [10, 10]
+    assert set(table(batch)["attempts"].to_pylist()) == {1}
+
+
+class TestLongTexts:
+    LONG = " ".join(f"word{number}" for number in range(150))
+
+    def test_a_dead_letter_is_the_default(self, batch, ollama, embed):
+        """The pack around it goes on, and the server was told not to cut."""
+        summary = embed(["a", "b " * 80, "c"], pack=3)
+
+        assert (summary.ok, summary.failed) == (2, 1)
+        assert batch.failed[0]["error"]["class"] == "ContextLengthError"
+        sent = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/embed" and seen.json["input"]]
+        assert all(body["truncate"] is False for body in sent)
+
+    def test_truncated_is_marked(self, batch, embed):
+        """The server cuts this one text, and the row says so."""
+        embed(["a", self.LONG, "c"], on_long_text="truncate")
+
+        assert table(batch)["prompt_cut"].to_pylist() == [False, True, False]
+
+    def test_split_gives_rows_of_their_own(self, batch, ollama, embed):
+        """Overlapping pieces that leave nothing out, each with its place in the text and a vector."""
+        summary = embed(["a", self.LONG, "c"], on_long_text="split")
+
+        rows = table(batch).to_pylist()
+        pieces = [row for row in rows if row["index"] == 1]
+        assert (summary.rows, summary.ok) == (3, 3)
+        assert len(pieces) > 2
+        assert [row["chunk"] for row in pieces] == list(range(len(pieces)))
+        assert [row["chunk"] for row in rows if row["index"] != 1] == [None, None]
+        assert (pieces[0]["start"], pieces[-1]["end"]) == (0, len(self.LONG))
+        assert all(after["start"] < before["end"] for before, after in itertools.pairwise(pieces))
+        sent = packs(ollama)[-1] if len(packs(ollama)[-1]) == len(pieces) else packs(ollama)[-2]
+        assert sent == [self.LONG[row["start"] : row["end"]] for row in pieces]
+        assert embed(["a", self.LONG, "c"], on_long_text="split").requests == 0
+
+    def test_dead_letters_can_be_split_later(self, batch, embed):
+        """Another decision repairs the failed texts, and asks for no other."""
+        embed(["a", self.LONG], pack=1)
+
+        summary = embed(["a", self.LONG], on_long_text="split")
+
+        assert (summary.reused, summary.ok, summary.failed) == (1, 1, 0)
+
+    def test_no_pieces_without_end(self, batch, ollama, embed):
+        """A text that is refused in pieces of any size fails in the end."""
+        refused = Fail("the input length exceeds the context length", 400)
+        ollama.stand_in.script(refused, path="embed", where=lambda body: body.get("input"), always=True)
+
+        summary = embed(["x" * 500], on_long_text="split")
+
+        assert summary.failed == 1
+        assert batch.failed[0]["error"]["class"] == "ContextLengthError"
+
+
+def test_a_model_that_does_not_embed_is_refused_before_the_first_row(batch, ollama, embed):
+    """By its capabilities, not by a failed load."""
+    ollama.stand_in.install(Model("talker"))
+
+    with pytest.raises(UnsupportedError, match="embedding"):
+        embed(["a"], model="talker")
+    assert packs(ollama) == []
+
+
+def test_what_a_vector_does_not_have_is_refused(batch):
+    """A system message, a schema, thinking; and a pack without vectors."""
+    for wrong in ({"system": "s"}, {"output_type": "json"}, {"think": True}):
+        with pytest.raises(InputError, match="vector"):
+            batch.run(["a"], task="embed", **wrong)
+    with pytest.raises(InputError, match="embed"):
+        batch.run(["a"], dimensions=3)
+    with pytest.raises(InputError, match="embed"):
+        batch.run(["a"], pack=3)
+
+
+def test_nothing_but_failures_is_a_table_too(batch, embed):
+    """Of vectors whose length nobody knows."""
+    embed(["", " "])
+
+    assert table(batch)["output"].to_pylist() == [None, None]
+
+
+def test_options_are_sent(ollama, embed):
+    """The context of the run, as for every other task."""
+    embed(["a"], options=Options(num_thread=1))
+
+    seen = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/embed"]
+    assert {json.dumps(body["options"], sort_keys=True) for body in seen} == {'{"num_ctx": 64, "num_thread": 1}'}
+
+
+class TestPackSize:
+    def test_it_grows_while_more_texts_a_second_come_of_it(self):
+        """A request costs 30 ms and a text 1 ms: past a size that pays, no more."""
+        size = PackSize()
+        for _ in range(60):
+            size.observe(size.size, 0.03 + 0.001 * size.size)
+
+        assert 128 <= size.size <= 512
+
+    def test_it_stays_small_where_requests_cost_nothing(self):
+        """Twice the texts take twice the time: nothing is won, and less is lost when one fails."""
+        size = PackSize()
+        for _ in range(60):
+            size.observe(size.size, 0.01 * size.size)
+
+        assert size.size == 8
+
+    def test_no_request_lasts_long(self):
+        """A slow model is asked for few texts at a time."""
+        size = PackSize()
+        for _ in range(60):
+            size.observe(size.size, 5 + 0.5 * size.size)
+
+        assert size.size <= 8
+
+
+def test_split_covers_the_text():
+    """Every character is in a piece, pieces overlap, and a cut is at a blank where there is one."""
+    text = "lorem ipsum dolor sit amet " * 40
+
+    for pieces in (2, 3, 7, 20):
+        spans = split(text, pieces)
+        assert (spans[0][0], spans[-1][1]) == (0, len(text))
+        assert all(begin < end for begin, end in spans)
+        assert all(after[0] < before[1] for before, after in itertools.pairwise(spans))
+        assert all(text[end - 1] == " " for _, end in spans)
+    assert split("short", 2) == ()
+
+
+def test_vectors_keep_every_bit_of_a_float32():
+    """Through the part and back."""
+    assert list(decode_vector(encode_vector([0.5, -1.25, 1e-30]))) == pytest.approx([0.5, -1.25, 1e-30], rel=1e-7)
+
+
+def test_what_is_no_json_is_told_from_what_is_no_vector():
+    """The decoder makes arrays of lists, and leaves the judgement to others."""
+    found = PackRequest.decode(b'{"embeddings":[[1,2],null,[null]]}')
+
+    assert list(found["embeddings"][0]) == [1, 2]
+    assert all(math.isnan(found["embeddings"][place][0]) for place in (1, 2))
+    with pytest.raises(ValueError):
+        PackRequest.decode(b'{"embeddings":[[1,')
