@@ -12,10 +12,10 @@ from ollama_provider.api.errors import InvalidRequestError
 
 
 @pytest.fixture
-def agent():
-    """pydantic-ai's Agent."""
+def pydantic_ai():
+    """The library."""
     reason = "pydantic-ai is optional and not installed: pip install 'pydantic-ai-slim[openai]'"
-    return pytest.importorskip("pydantic_ai", reason=reason).Agent
+    return pytest.importorskip("pydantic_ai", reason=reason)
 
 
 class Capital(BaseModel):
@@ -49,7 +49,7 @@ def test_what_is_missing_is_named(add_connection):
         pydantic_ai_model(model="llama3.2")
 
 
-def test_the_connection_is_used(agent, add_connection, httpx_mock):
+def test_the_connection_is_used(pydantic_ai, add_connection, httpx_mock):
     """Address with its path, credentials, headers and default model come from the connection."""
     add_connection(
         host="http://gpu1:8080/base",
@@ -59,7 +59,7 @@ def test_the_connection_is_used(agent, add_connection, httpx_mock):
     )
     httpx_mock.add_response(json=ANSWER)
 
-    answer = agent(pydantic_ai_model()).run_sync("Capital?", model_settings={"max_tokens": 30})
+    answer = pydantic_ai.Agent(pydantic_ai_model()).run_sync("Capital?", model_settings={"max_tokens": 30})
 
     (request,) = httpx_mock.get_requests()
     body = json.loads(request.content)
@@ -70,12 +70,16 @@ def test_the_connection_is_used(agent, add_connection, httpx_mock):
     assert (body["model"], body["max_tokens"]) == ("llama3.2", 30)
 
 
-def test_structured_output_is_a_schema(agent, add_connection, httpx_mock):
+def test_structured_output_is_a_schema(pydantic_ai, add_connection, httpx_mock):
     """Ollama's /v1 ignores that a tool must be called, and keeps to a schema."""
     add_connection(host="gpu1", password="key")
     httpx_mock.add_response(json=ANSWER)
 
-    answer = agent(pydantic_ai_model(model="llama3.2"), output_type=Capital).run_sync("Capital?")
+    # [start agent]
+    answer = pydantic_ai.Agent(pydantic_ai_model("ollama_default", "llama3.2"), output_type=Capital).run_sync(
+        "Capital of Italy?"
+    )
+    # [end agent]
 
     (request,) = httpx_mock.get_requests()
     body = json.loads(request.content)
