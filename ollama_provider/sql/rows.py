@@ -1,0 +1,83 @@
+"""Rows from a query."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ollama_provider.batch.errors import DatabaseError
+from ollama_provider.sql.database import database_errors, database_hook, dialect_of
+
+
+@dataclass
+class SqlRows:
+    """The rows of a query, for ``OllamaBatchOperator(rows=…)``: each a row of the batch, its columns by their names.
+
+    The database is asked once in a DAG run. What it answers is written into the batch's directory, as JSON lines,
+    before the first request; retries, and a cleared task, read that. Values that JSON has no word for become text, see
+    `ollama_provider.batch.snapshot.plain`: dates in ISO 8601, times with a zone in UTC, decimals and UUIDs as they are
+    written, bytes in hex, NaN as null. Without ``ORDER BY`` the rows have, and keep, the order in which they came.
+
+    PostgreSQL answers through a cursor on the server, so memory is bounded by *chunk_size* rows; other databases by
+    what their drivers hold.
+
+    Args:
+        conn_id: Airflow connection whose hook is a ``DbApiHook``; a template.
+        sql: one statement that gives rows; a template (a file: ``{% include "rows.sql" %}``).
+        parameters: values for the placeholders of the statement, as the driver wants them (``%s`` and ``%(name)s`` in
+            PostgreSQL, ``?`` and ``:name`` in SQLite); a template.
+        chunk_size: rows fetched at a time.
+        occasion: the rows are fetched once for each; `OllamaBatchOperator` puts the id of the DAG run here.
+
+    Raises:
+        DatabaseError: from `fetch`: the statement is wrong, or not one that gives rows with a name each.
+        DatabaseGoneError: from `fetch`: the database does not answer.
+    """
+
+    template_fields: ClassVar[Sequence[str]] = ("conn_id", "sql", "parameters")
+
+    conn_id: str
+    sql: str
+    parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    chunk_size: int = 1000
+    occasion: str = ""
+
+    @property
+    def question(self) -> Mapping[str, Any]:
+        """What is asked."""
+        return {"conn_id": self.conn_id, "sql": self.sql, "parameters": self.parameters}
+
+    def fetch(self) -> Iterator[list[dict[str, Any]]]:
+        """Run the query, and return its rows, *chunk_size* at a time."""
+        hook = database_hook(self.conn_id)
+        arguments = (self.sql,) if self.parameters is None else (self.sql, self.parameters)
+        with (
+            database_errors(self.conn_id, "reading the rows"),
+            closing(hook.get_conn()) as connection,
+            closing(self._cursor(dialect_of(hook), connection)) as cursor,
+        ):
+            cursor.execute(*arguments)
+            names: list[str] = []
+            while rows := cursor.fetchmany(self.chunk_size):
+                names = names or self._names(cursor.description)
+                yield [dict(zip(names, _values(row), strict=True)) for row in rows]
+
+    @staticmethod
+    def _cursor(dialect: str, connection: Any) -> Any:
+        # A cursor with a name is one on the server, in psycopg as in psycopg2.
+        return connection.cursor("ollama_rows") if dialect == "postgresql" else connection.cursor()
+
+    def _names(self, description: Sequence[Sequence[Any]]) -> list[str]:
+        names = [str(column[0]) for column in description]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DatabaseError(
+                f"Connection {self.conn_id!r}: the query gives several columns of the name {', '.join(twice)}. Name "
+                "them apart with AS."
+            )
+        return names
+
+
+def _values(row: Any) -> Sequence[Any]:
+    # A connection may ask for rows as dicts.
+    return tuple(row.values()) if isinstance(row, Mapping) else row

@@ -1,0 +1,224 @@
+"""A table for results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from ollama_provider.batch.errors import DatabaseError
+from ollama_provider.batch.records import Outcome, Provenance
+from ollama_provider.batch.snapshot import plain
+from ollama_provider.sql.database import database_errors, database_hook, dialect_of
+from ollama_provider.sql.failures import Failure, is_missing_table, is_missing_unique, judge, words
+from ollama_provider.sql.statements import DIALECTS, create_table, create_unique_index, upsert
+
+#: What can be known of a row before the model is asked.
+_OWN = ("id", "index", "key", "row")
+_FIELDS = {*_OWN, *(each.name for kind in (Outcome, Provenance) for each in fields(kind))} - {
+    "status",
+    "error",
+    "reply",
+}
+_TYPES = dict.fromkeys(("index", "tokens", "prompt_tokens", "attempts", "seed", "num_ctx"), "BIGINT")
+_TYPES |= dict.fromkeys(("seconds", "tokens_per_second"), "DOUBLE PRECISION")
+_TYPES |= dict.fromkeys(("prompt_cut", "answer_cut"), "BOOLEAN")
+_TYPES_OF = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE PRECISION"}
+
+
+class _NothingThereError(ValueError):
+    """A result has nothing for a column."""
+
+
+@dataclass
+class SqlTable:
+    """A table that the good results of a batch are written into, for ``OllamaBatchOperator(into=…)``.
+
+    A row is inserted, or updated if there is one with the same key, as soon as its result is sealed in the batch's
+    directory; what was written is noted there. So after a crash the next try writes the rest, neither a row less nor
+    one twice, without asking the model again. Failed rows are not written. A row that the table refuses, because of a
+    constraint or a type, is in ``failed.jsonl`` with the database's words, and all others are written. While the
+    database is gone the batch goes on and results wait, up to *max_outage* of the batch.
+
+    Names are taken literally, as the catalogue has them: PostgreSQL knows a table made as ``CREATE TABLE Summaries`` by
+    the name ``summaries``.
+
+    Args:
+        conn_id: Airflow connection to PostgreSQL or SQLite; a template.
+        table: name, with its schema in front if it is not the connection's own (``reports.summaries``); a template.
+        key: the column, or columns, that tell rows apart; the table must have a unique index on just them. They come
+            from ``id``, ``index``, ``key`` or ``row.…``.
+        columns: for each column of the table what goes into it: ``id`` (the value of the batch's *id_column*),
+            ``index``, ``key``, ``output``, ``output.place.in.it`` of structured output, ``row.name`` (a column of the
+            input), ``model``, ``digest``, ``tokens``, ``seconds`` or another name of ``results.jsonl``. What is not one
+            value becomes JSON text, which fits ``jsonb``, ``json``, ``text`` and, for vectors, pgvector's ``vector``.
+        create: make the table if it is not there.
+
+    Raises:
+        DatabaseError: from `open`, before the first request: there is no such table, column or unique index, or no
+            right to write; the text has the statement that would make what is missing.
+        DatabaseGoneError: from `open` and `write`: the database does not answer.
+    """
+
+    template_fields: ClassVar[Sequence[str]] = ("conn_id", "table")
+
+    conn_id: str
+    table: str
+    key: str | Sequence[str]
+    columns: Mapping[str, str]
+    create: bool = False
+    _connection: Any = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def row_columns(self) -> Sequence[str]:
+        """Columns of the input that it takes."""
+        return [source.partition(".")[2] for source in self.columns.values() if source.startswith("row.")]
+
+    @property
+    def target(self) -> Mapping[str, Any]:
+        """Which table, and what goes into it."""
+        return {"conn_id": self.conn_id, "table": self.table, "key": self._key, "columns": dict(self.columns)}
+
+    @property
+    def _key(self) -> list[str]:
+        return [self.key] if isinstance(self.key, str) else list(self.key)
+
+    def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
+        """Make sure, before the first request, that results can be written."""
+        self._check(examples, id_column)
+        self._hook = database_hook(self.conn_id)
+        if (dialect := dialect_of(self._hook)) not in DIALECTS:
+            raise DatabaseError(
+                f"Connection {self.conn_id!r} is to {dialect}; results go into {' and '.join(DIALECTS)} only. Load "
+                "results.jsonl there with a task of its own."
+            )
+        names = list(self.columns)
+        self._upsert = upsert(self.table, names, self._key, [self._hook.placeholder] * len(names))
+        # To explain it is to check it: table, columns, unique index, and in PostgreSQL the right to write.
+        explain = f"EXPLAIN {upsert(self.table, names, self._key, ['NULL'] * len(names))}"
+        create = create_table(self.table, self._types(examples, id_column), self._key)
+        with database_errors(self.conn_id, f"preparing to write into {self.table}"):
+            if self.create:
+                self._run(create)
+            try:
+                self._run(explain)
+            except Exception as error:
+                if is_missing_table(error):
+                    advice = f"There is none. This makes one, as create=True of SqlTable would: {create}"
+                elif is_missing_unique(error):
+                    index = create_unique_index(self.table, self._key)
+                    advice = f"It has no unique index on its key. This makes one: {index}"
+                else:
+                    raise
+                raise DatabaseError(f"Connection {self.conn_id!r}, table {self.table}: {advice}") from None
+
+    def _check(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
+        for name, source in self.columns.items():
+            head, _, rest = source.partition(".")
+            if head not in _FIELDS or ((head == "row") != bool(rest) and head != "output"):
+                raise DatabaseError(
+                    f"SqlTable: column {name!r} cannot take {source!r}; known are {', '.join(sorted(_FIELDS))}, with "
+                    "row.NAME and output.NAME."
+                )
+            if head == "id" and id_column is None:
+                raise DatabaseError(
+                    f"SqlTable: column {name!r} takes the row's id, but no id_column says which that is."
+                )
+            if head == "row" and examples and not any(rest in row for row in examples):
+                known = ", ".join(sorted({repr(column) for row in examples for column in row}))
+                raise DatabaseError(f"SqlTable: column {name!r} takes {source!r}, but the rows have only {known}.")
+        for name in self._key:
+            if self.columns.get(name, "").partition(".")[0] not in _OWN:
+                raise DatabaseError(
+                    f"SqlTable: the key {name!r} must be among the columns and take id, index, key or row.NAME: what "
+                    "a model says cannot tell rows apart."
+                )
+
+    def _types(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> dict[str, str]:
+        types = {}
+        for name, source in self.columns.items():
+            head, _, rest = source.partition(".")
+            column = {"id": id_column, "row": rest}.get(head)
+            seen = {type(row[column]) for row in examples if row.get(column) is not None} if column else set()
+            own = _TYPES_OF.get(seen.pop()) if len(seen) == 1 else None
+            types[name] = own or (_TYPES.get(head) if not rest else None) or "TEXT"
+        return types
+
+    def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return what does not come from the model: the values of the key, and all such values."""
+        values = {
+            name: plain(_take(own, source)) for name, source in self.columns.items() if source.partition(".")[0] in _OWN
+        }
+        return [values[name] for name in self._key], values
+
+    def write(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
+        """Insert or update a row for each result, and make that last."""
+        refused: dict[int, str] = {}
+        rows: list[tuple[int, list[Any]]] = []
+        for place, result in enumerate(results):
+            try:
+                rows.append((place, [_bound(_take(result, source)) for source in self.columns.values()]))
+            except _NothingThereError as error:
+                refused[place] = str(error)
+        if rows:
+            self._write(rows, refused)
+        return refused
+
+    def _write(self, rows: Sequence[tuple[int, list[Any]]], refused: dict[int, str]) -> None:
+        """Write the rows in one transaction; halve them until the bad ones are alone."""
+        try:
+            self._run(self._upsert, [values for _, values in rows])
+        except Exception as error:
+            if judge(error) is not Failure.DATA:
+                with database_errors(self.conn_id, f"writing into {self.table}"):
+                    raise
+            if len(rows) == 1:
+                refused[rows[0][0]] = words(error, detail=True)
+                return
+        else:
+            return
+        half = len(rows) // 2
+        self._write(rows[:half], refused)
+        self._write(rows[half:], refused)
+
+    def _run(self, statement: str, rows: Sequence[Sequence[Any]] | None = None) -> None:
+        try:
+            if self._connection is None:
+                self._connection = self._hook.get_conn()
+            with closing(self._connection.cursor()) as cursor:
+                if rows is None:
+                    cursor.execute(statement)
+                else:
+                    cursor.executemany(statement, rows)
+            self._connection.commit()
+        except BaseException as error:
+            if judge(error) is Failure.GONE:
+                self.close()
+            elif self._connection is not None:
+                with suppress(Exception):  # what is to be told is the error before
+                    self._connection.rollback()
+            raise
+
+    def close(self) -> None:
+        """Close the connection; twice does no harm."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it may be broken, which is why it is closed
+                connection.close()
+
+
+def _take(result: Mapping[str, Any], source: str) -> Any:
+    head, _, rest = source.partition(".")
+    value = result.get(head)
+    if head == "row":
+        return value and value.get(rest)
+    for name in rest.split(".") if rest else ():
+        if not isinstance(value, Mapping) or name not in value:
+            raise _NothingThereError(f"the output has no {source.partition('.')[2]!r}")
+        value = value[name]
+    return value
+
+
+def _bound(value: Any) -> Any:
+    value = plain(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
