@@ -163,7 +163,8 @@ class Inbox:
 
     def _read(self) -> Generator[bytes, None, None]:
         with _open(self._parcel) as file:
-            yield from file
+            # Not the file itself: Airflow 2.11 wraps it in something that cannot be iterated over.
+            yield from iter(file.readline, b"")
 
 
 def _open(parcel: dict[str, str]) -> IO[bytes]:

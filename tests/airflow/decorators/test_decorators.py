@@ -5,6 +5,7 @@ from collections.abc import Callable
 from textwrap import dedent, indent
 from typing import Any
 
+import airflow
 import pytest
 
 from ollama_provider.testing import Answer, Model
@@ -52,9 +53,21 @@ class Ran:
 
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
-def run(request, run_dag, ollama_conn) -> Callable[[str], Ran]:
+def deferrable(request) -> bool:
+    """Where the wait is."""
+    return request.param
+
+
+@pytest.fixture
+def run(deferrable, run_dag, ollama_conn) -> Callable[[str], Ran]:
     """Return a function that runs a DAG of these lines."""
-    return lambda tasks: Ran(run_dag(_DAG.format(tasks=indent(dedent(tasks), "    "), deferrable=request.param)))
+    return lambda tasks: Ran(run_dag(_DAG.format(tasks=indent(dedent(tasks), "    "), deferrable=deferrable)))
+
+
+@pytest.fixture
+def log(capfd, caplog) -> Callable[[], str]:
+    """Return a function that returns what was logged, wherever this Airflow puts it."""
+    return lambda: "".join(capfd.readouterr()) + caplog.text
 
 
 def sent(ollama, path: str = "/api/generate") -> list[dict[str, Any]]:
@@ -211,8 +224,10 @@ def test_map_over_the_answers_of_a_task(run, ollama) -> None:
     assert sorted(request["prompt"] for request in sent(ollama)[1:]) == ["Describe fog.", "Describe hail."]
 
 
-def test_data_in_the_arguments_is_no_template(run, ollama) -> None:
+def test_data_in_the_arguments_is_no_template(run, deferrable, ollama) -> None:
     """Braces in a document are the document's: it may be sent as it is, and cannot read Airflow's variables."""
+    if deferrable and airflow.__version__.startswith("2."):
+        pytest.skip("dag.test of Airflow 2 resumes a task with its rendered arguments, and renders them once more")
     ollama.stand_in.script("Done.", "Done.")
 
     ran = run("""
@@ -238,7 +253,7 @@ def test_data_in_the_arguments_is_no_template(run, ollama) -> None:
     assert [message["content"] for message in sent(ollama, "/api/chat")[0]["messages"]] == ["rain", text]
 
 
-def test_braces_that_are_no_template_say_what_to_do(run, ollama, capfd) -> None:
+def test_braces_that_are_no_template_say_what_to_do(run, ollama, log) -> None:
     """A text that cannot be rendered fails for good, and is not quoted."""
     ran = run("""
         @task.ollama_generate(model="llama3.2", retries=3)
@@ -250,9 +265,9 @@ def test_braces_that_are_no_template_say_what_to_do(run, ollama, capfd) -> None:
 
     assert ran.state == "failed"
     assert sent(ollama) == []
-    log = capfd.readouterr().out
-    assert "summarise() returned cannot be rendered as a template (UndefinedError)" in log
-    assert "return literal(...) of it" in log
+    told = log()
+    assert "summarise() returned cannot be rendered as a template (UndefinedError)" in told
+    assert "return literal(...) of it" in told
 
 
 @pytest.mark.parametrize(
@@ -264,7 +279,7 @@ def test_braces_that_are_no_template_say_what_to_do(run, ollama, capfd) -> None:
         ("ollama_embed", "['a', ' ']", "texts.1: it is empty"),
     ],
 )
-def test_a_function_that_returns_nothing_useful_fails_at_once(run, ollama, capfd, decorator, value, told) -> None:
+def test_a_function_that_returns_nothing_useful_fails_at_once(run, ollama, log, decorator, value, told) -> None:
     """With the name of the argument, before anything is sent."""
     ran = run(f"""
         @task.{decorator}(model="llama3.2", retries=3)
@@ -275,7 +290,7 @@ def test_a_function_that_returns_nothing_useful_fails_at_once(run, ollama, capfd
     """)
 
     assert ran.state == "failed"
-    assert told in capfd.readouterr().out
+    assert told in log()
     assert ollama.stand_in.requests == []
 
 

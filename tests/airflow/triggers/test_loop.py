@@ -45,6 +45,9 @@ class Watchdog:
     def _audit(self, event: str, arguments: tuple) -> None:
         if event not in self._EVENTS or threading.get_ident() != self._thread or self._nested:
             return
+        if event == "import" and str(arguments[0]).startswith("airflow."):
+            # In Airflow 2 the compat provider looks for what only Airflow 3 has, each time it is asked.
+            return
         self._nested = True
         try:
             where = "".join(traceback.format_stack(limit=12)[:-1])
