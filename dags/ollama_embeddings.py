@@ -40,8 +40,7 @@ with DAG(
         """Return the three texts that are nearest to the question."""
         with OllamaHook() as hook:
             (question,) = hook.embed(params["question"], model=params["model"]).embeddings
-        with ObjectStoragePath(file["path"]).open() as lines:
-            rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in ObjectStoragePath(file["path"]).read_text().splitlines()]
         # All vectors have length 1, so the sum of the products says how near they are.
         rows.sort(key=lambda row: -sum(a * b for a, b in zip(question, row["embedding"], strict=True)))
         return [row["text"] for row in rows[:3]]

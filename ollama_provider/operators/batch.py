@@ -16,6 +16,7 @@ from ollama_provider.batch.progress import Progress
 from ollama_provider.batch.spec import BatchSpec, StopSignal
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._base import OllamaOperator, one_of
+from ollama_provider.operators._paths import storage_path
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -185,7 +186,7 @@ class OllamaBatchOperator(OllamaOperator):
             InvalidRequestError: *resume* is no name.
         """
         instance = context["ti"]
-        path = ObjectStoragePath(self.output_path)
+        path = storage_path(self.output_path)
         if self.resume == "run":
             # A run id has a time in it, and colons and plus signs are trouble in many a store.
             path /= re.sub(r"[^\w.-]", "_", instance.run_id)
@@ -218,7 +219,7 @@ class OllamaBatchOperator(OllamaOperator):
         )
         return BatchSpec(
             model=shared.model,
-            rows=ObjectStoragePath(self.rows) if isinstance(self.rows, str) else self.rows,
+            rows=storage_path(self.rows) if isinstance(self.rows, str) else self.rows,
             prompt=self.read_prompt(),
             system=shared.system,
             id_column=self.id_column,

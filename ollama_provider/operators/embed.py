@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import ObjectStoragePath
-
 from ollama_provider.api.asking import Embedded, Send, embed, hold
 from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 from ollama_provider.operators._base import one_of
 from ollama_provider.operators._deferral import DeferrableOperator
+from ollama_provider.operators._paths import storage_path
 from ollama_provider.operators._vectors import Vector, write_vectors, writer_for
 
 if TYPE_CHECKING:
@@ -82,9 +81,7 @@ class OllamaEmbedOperator(DeferrableOperator):
 
     def handover_folder(self) -> str | None:
         """Return where vectors may go on their way: where they go in the end, if nothing else is set."""
-        return super().handover_folder() or (
-            str(ObjectStoragePath(self.output_path).parent) if self.output_path else None
-        )
+        return super().handover_folder() or (str(storage_path(self.output_path).parent) if self.output_path else None)
 
     def most(self) -> int | None:
         """Return what XCom takes, where the vectors go there."""
@@ -95,7 +92,7 @@ class OllamaEmbedOperator(DeferrableOperator):
         one_of("on_truncation", self.on_truncation, "warn", "fail")
         if self.output_path is not None:
             # Before anything is sent, for nothing.
-            writer_for(ObjectStoragePath(self.output_path))
+            writer_for(storage_path(self.output_path))
         request = self.hook.request(
             EmbedRequest,
             model=self.model,
@@ -113,7 +110,7 @@ class OllamaEmbedOperator(DeferrableOperator):
         if self.output_path is None:
             result: Any = within_limit(work, len(request.input))
         else:
-            path = ObjectStoragePath(self.output_path)
+            path = storage_path(self.output_path)
             write_vectors(path, work)
             result = {"path": str(path), "rows": len(request.input), "dimensions": work.dimensions}
         if work.cut:

@@ -1,9 +1,6 @@
 """OllamaBatchOperator, run by Airflow against the stand-in; the engine has its own tests."""
 
 import json
-import os
-import signal
-import threading
 
 import pytest
 
@@ -176,26 +173,17 @@ def test_what_cannot_be_right_fails_at_once(run_task, ollama, tmp_path, argument
     assert prompts(ollama) == []
 
 
-def test_killed_task_seals_what_it_has(run_task, ollama, tmp_path) -> None:
-    """SIGTERM ends the request in flight, keeps the rows that are done, and leaves the rest to the next try."""
-    stand_in = ollama.stand_in
+def test_killed_task_seals_what_it_has(run_task, ollama, tmp_path, killed) -> None:
+    """SIGTERM ends the request in flight and keeps the rows that are done; the next run asks the rest."""
     answer(ollama, "one")
-    stand_in.script(Stall(after=1), where=lambda body: "Bananas" in body.get("prompt", ""))
+    ollama.stand_in.script(Stall(after=1), where=lambda body: "Bananas" in body.get("prompt", ""))
+    task = batch(tmp_path).replace("retries=3", "retries=0")
 
-    def kill() -> None:
-        stand_in.wait_until(lambda state: [seen for seen in state.open_requests if "Bananas" in str(seen.json)])
-        os.kill(os.getpid(), signal.SIGTERM)
+    with killed(when=lambda stand_in: [seen for seen in stand_in.open_requests if "Bananas" in str(seen.json)]):
+        run_task(task)
+    ollama.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+    ran = run_task(task)
 
-    before = signal.getsignal(signal.SIGTERM)
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        ran = run_task(batch(tmp_path))
-    finally:
-        killer.join()
-        signal.signal(signal.SIGTERM, before)
-
-    assert (ran.state, ran.tries) == ("success", 2)
-    assert "The batch was stopped after 1 rows" in ran.log
+    assert (ran.state, ran.value["reused"]) == ("success", 1)
     assert results(tmp_path)[0]["output"] == "one"
     assert prompts(ollama) == ["Apples are red.", "Bananas are yellow.", "Bananas are yellow."]

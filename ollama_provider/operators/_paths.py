@@ -1,0 +1,13 @@
+"""Paths as people write them."""
+
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+
+def storage_path(text: str) -> ObjectStoragePath:
+    """Return a path of any store; without a scheme it is one of this machine.
+
+    A relative one begins in the working directory, as everywhere else; Airflow 2 alone would begin it at the root.
+    """
+    return ObjectStoragePath(text if "://" in text else str(Path(text).absolute()))
