@@ -1,4 +1,4 @@
-"""Rows in, prompts and keys out, some hundred at a time: reading and rendering happen in a thread of their own."""
+"""Rows in, prompts and keys out, up to a thousand at a time: reading and rendering happen in a thread of their own."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ollama_provider.batch.turns import Turns
 #: Rows that are looked at before anything is sent.
 _SAMPLE = 100
 #: A portion ends after so many rows or characters of prompts, whichever is first.
-_ROWS, _CHARACTERS = 256, 1 << 20
+_ROWS, _CHARACTERS = 1024, 1 << 20
 
 
 @dataclass(slots=True)

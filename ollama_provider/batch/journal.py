@@ -70,6 +70,10 @@ class State(IntEnum):
     FAILED_BEFORE = 4
 
 
+#: Ten times as fast as State(…), and asked for each row.
+_STATES = tuple(State)
+
+
 class Keys:
     """Makes the keys of a run; see the first promise."""
 
@@ -104,8 +108,7 @@ class Keys:
         digest = self._shared.copy()
         for text in texts:
             data = text.encode("utf-8", "surrogatepass")
-            digest.update(b"%b%d:" % (kind, len(data)))
-            digest.update(data)
+            digest.update(b"%b%d:%b" % (kind, len(data), data))
         return digest.digest()
 
 
@@ -186,11 +189,11 @@ class Journal:
     def find(self, key: bytes) -> tuple[int, State]:
         """Return the number that stands for *key* in this run, and what is known of it."""
         number = self._index.number(key)
-        return number, State(self._index[number] & 7)
+        return number, _STATES[self._index[number] & 7]
 
     def state(self, number: int) -> State:
         """Return what is known of the key with this number."""
-        return State(self._index[number] & 7)
+        return _STATES[self._index[number] & 7]
 
     def asked(self, number: int) -> None:
         """Note that a request for it is on its way, so that a second row like it waits for the same outcome."""

@@ -124,12 +124,13 @@ def _read_file(path: Any) -> Iterator[Row]:
 
 
 def _read_jsonl(file: BinaryIO, path: Any) -> Iterator[Row]:
+    name = f"{path}, line "
     for number, line in enumerate(file, start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901  # what editors of Windows put before the first line
         if line.isspace():
             continue
-        place = f"{path}, line {number}"
+        place = f"{name}{number}"
         try:
             value = from_json(line)
         except ValueError as error:
