@@ -464,8 +464,8 @@ class TestInput:
             batch.run(file)
         assert ollama.stand_in.requests == []
 
-        file.write_text("".join(f'"text {number}"\n' for number in range(600)) + "{\n")
-        with pytest.raises(InputError, match=r"rows\.jsonl, line 601"):
+        file.write_text("".join(f'"text {number}"\n' for number in range(1100)) + "{\n")
+        with pytest.raises(InputError, match=r"rows\.jsonl, line 1101"):
             batch.run(file)
         assert batch.parts
 
