@@ -293,9 +293,7 @@ class _Run:
             common=self._spec.common(),
             provenance=None if self._sealing.provenance is None else vars(self._sealing.provenance),
         )
-        await asyncio.to_thread(rounds.begin, self._storage, self._round, self._names)
-        if self._shard is not None:
-            await asyncio.to_thread(self._compare_shards)
+        await asyncio.to_thread(self._begin_round)
         if sample is None:
             self._end()
             return
@@ -338,8 +336,21 @@ class _Run:
         self._judge = preflight.judge_of(self._spec, self._task, provenance.server, provenance.server_version)
         self._sealing.put_down_to(provenance)
 
+    def _begin_round(self) -> None:
+        if self._shard is None:
+            rounds.begin(self._storage, self._round, self._names)
+            return
+        self._compare_shards()
+        rounds.begin(self._storage, self._round, self._names)
+        try:
+            # Once more: of two that begin at the same moment, one sees what the other wrote.
+            self._compare_shards()
+        except InputError:
+            self._storage.delete(self._names.batch)
+            raise
+
     def _compare_shards(self) -> None:
-        """Refuse to work beside shards of another batch. Each writes first and looks then, so one of two sees it."""
+        """Refuse to work beside shards of another batch."""
         for name in shards.batch_files(self._storage):
             other = rounds.read(self._storage, name)
             if other is not None and other.common is not None:

@@ -45,7 +45,9 @@ def current_round(storage: Storage, mode: Mode, names: Names) -> Round:
     """
     last = read(storage, names.batch)
     if last is None:
-        return Round(mode=mode)
+        # Shards forget where they stood when they are merged; what failed in their parts is asked again all the same.
+        rounds = [int(name.removeprefix("parts/").partition("-")[0]) for name in storage.names("parts")]
+        return Round(1 + max(rounds, default=0), mode)
     ended = storage.read(names.summary) is not None
     # A repair is a round of its own: what failed in the open round is what it is to ask.
     if mode == "merge":  # of whatever was asked

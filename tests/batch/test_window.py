@@ -1,0 +1,146 @@
+"""The end of the night: when it is, and what a batch does then."""
+
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.window import closing_time
+from ollama_provider.testing import Fail, Gate, Pace, Stall
+
+BERLIN = ZoneInfo("Europe/Berlin")
+EVENING = datetime(2026, 11, 22, 22, 0, tzinfo=BERLIN)
+MORNING = datetime(2026, 11, 23, 6, 0, tzinfo=BERLIN)
+
+
+class TestClosingTime:
+    def test_a_time_of_day_is_the_next_one(self):
+        """Of tomorrow in the evening, of today after midnight."""
+        assert closing_time("06:00", "Europe/Berlin", now=EVENING) == MORNING
+        assert closing_time("06:00", "Europe/Berlin", now=EVENING + timedelta(hours=5)) == MORNING
+        assert closing_time("23:30:30", "Europe/Berlin", now=EVENING) == EVENING + timedelta(minutes=90, seconds=30)
+
+    def test_it_is_of_the_named_timezone(self):
+        """Whatever timezone the clock of the caller shows."""
+        assert closing_time("06:00", "UTC", now=EVENING) == datetime(2026, 11, 23, 6, tzinfo=UTC)
+        assert closing_time("06:00", "Europe/Berlin", now=EVENING.astimezone(UTC)) == MORNING
+
+    def test_without_a_name_it_is_the_machines_own(self):
+        """As its clock on the wall shows it."""
+        found = closing_time("06:00", None, now=EVENING).astimezone()
+
+        assert (found.hour, found.minute) == (6, 0)
+        assert timedelta(0) < found - EVENING <= timedelta(days=1, hours=1)
+
+    def test_a_late_retry_does_not_take_the_next_nights_end_for_its_own(self):
+        """The run was due in the evening, so at half past six its window has closed."""
+        late = MORNING + timedelta(minutes=30)
+
+        assert closing_time("06:00", "Europe/Berlin", now=late, due=EVENING) == MORNING
+        assert closing_time("06:00", "Europe/Berlin", now=late) == MORNING + timedelta(days=1)
+
+    def test_summer_time_begins_in_the_night(self):
+        """Six o'clock is six o'clock, also in a night of seven hours."""
+        evening = datetime(2027, 3, 27, 22, 0, tzinfo=BERLIN)
+
+        assert closing_time("06:00", "Europe/Berlin", now=evening).astimezone(UTC) - evening.astimezone(
+            UTC
+        ) == timedelta(hours=7)
+
+    def test_moments_and_durations(self):
+        """A datetime or ISO 8601 with or without an offset; a timedelta from now on."""
+        plus_two = datetime(2026, 11, 23, 6, tzinfo=timezone(timedelta(hours=2)))
+
+        assert closing_time("2026-11-23T06:00+02:00", "Europe/Berlin", now=EVENING) == plus_two
+        assert closing_time("2026-11-23T06:00", "Europe/Berlin", now=EVENING) == MORNING
+        assert closing_time(plus_two, None, now=EVENING) == plus_two
+        assert closing_time(timedelta(hours=8), None, now=EVENING) == EVENING + timedelta(hours=8)
+
+    @pytest.mark.parametrize("wrong", ["six", "25:00", timedelta(0), timedelta(hours=-1)])
+    def test_what_is_no_end_is_refused(self, wrong):
+        """By the name of the argument."""
+        with pytest.raises(InputError, match="stop_at"):
+            closing_time(wrong, None, now=EVENING)
+
+    def test_an_unknown_timezone_is_refused(self):
+        """By name."""
+        with pytest.raises(InputError, match="Europe/Bärlin"):
+            closing_time("06:00", "Europe/Bärlin", now=EVENING)
+
+
+def texts(count):
+    return [f"text {number}" for number in range(count)]
+
+
+def test_no_row_is_sent_after_the_end_and_what_is_in_flight_comes_back(batch, ollama):
+    """The summary tells what is left and how long it would take; the next run goes on from there."""
+    ollama.stand_in.script(("answer", Pace(first_token=0.02)), where=lambda body: body.get("prompt"), always=True)
+
+    summary = batch.run(texts(500), concurrency=2, stop_at=timedelta(seconds=0.8))
+
+    assert not summary.complete
+    assert "the window closed at" in summary.reason
+    assert 0 < summary.ok == len(batch.asked) < 500
+    assert summary.left == 500 - summary.ok
+    assert summary.seconds_left > 0
+    assert not (batch.directory / "summary.json").exists()
+    asked = set(batch.asked)
+    second = batch.run(texts(500), concurrency=8)
+    assert second.complete
+    assert second.reused == summary.ok
+    assert second.left is None
+    assert len(batch.asked) == 500
+    assert asked < set(batch.asked)
+
+
+def test_a_long_answer_is_waited_for(batch, ollama):
+    """What was paid for is not thrown away."""
+    gate = Gate()
+    ollama.stand_in.script((Stall(after=None, until=gate), "late"), where=lambda body: body.get("prompt") == "text 0")
+    threading.Timer(0.6, gate.open).start()
+
+    summary = batch.run(texts(3), concurrency=1, stop_at=timedelta(seconds=0.2))
+
+    assert (summary.ok, summary.left) == (1, 2)
+    assert batch.asked == ["text 0"]
+
+
+def test_a_window_that_has_closed_asks_nothing(batch, ollama):
+    """A retry that comes too late ends at once, says why, and leaves everything as it is."""
+    summary = batch.run(texts(3), stop_at=datetime(2020, 1, 1, tzinfo=UTC))
+
+    assert (summary.complete, summary.requests) == (False, 0)
+    assert "had closed at 2020-01-01T00:00+00:00, before this run began" in summary.reason
+    assert ollama.stand_in.requests == []
+
+
+def test_a_batch_that_is_done_in_time_is_complete(batch):
+    """The window plays no part then, nor in what is the same work."""
+    summary = batch.run(texts(3), stop_at=timedelta(hours=8))
+
+    assert summary.complete
+    assert batch.run(texts(3)).requests == 0
+
+
+def test_unload_after(batch, ollama):
+    """The GPU is free when the batch ends, early or not; and a model that was not used is left alone."""
+    batch.run(texts(2), unload_after=True)
+
+    last = ollama.stand_in.requests[-1]
+    assert (last.path, last.json["keep_alive"], last.json.get("prompt", "")) == ("/api/generate", 0, "")
+    seen = len(ollama.stand_in.requests)
+    batch.run(texts(2), unload_after=True)
+    assert not [request for request in ollama.stand_in.requests[seen:] if request.path == "/api/generate"]
+
+
+def test_a_server_that_is_gone_at_the_end_does_not_spoil_the_results(batch, ollama, caplog):
+    """To unload is a courtesy."""
+
+    ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("keep_alive") == 0)
+
+    summary = batch.run(texts(2), unload_after=True)
+
+    assert summary.complete
+    assert "may still be in memory" in caplog.text
