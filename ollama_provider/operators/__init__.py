@@ -1,14 +1,18 @@
 """Tasks that talk to Ollama."""
 
-from ollama_provider.operators.batch import OllamaBatchOperator
-from ollama_provider.operators.chat import OllamaChatOperator
-from ollama_provider.operators.create import OllamaCreateModelOperator
-from ollama_provider.operators.disk import OllamaCopyModelOperator, OllamaDeleteModelOperator
-from ollama_provider.operators.embed import OllamaEmbedOperator
-from ollama_provider.operators.generate import OllamaGenerateOperator
-from ollama_provider.operators.memory import OllamaLoadModelOperator, OllamaUnloadModelOperator
-from ollama_provider.operators.models import OllamaPullModelOperator
-from ollama_provider.operators.prune import OllamaPruneModelsOperator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ollama_provider.operators.batch import OllamaBatchOperator
+    from ollama_provider.operators.chat import OllamaChatOperator
+    from ollama_provider.operators.create import OllamaCreateModelOperator
+    from ollama_provider.operators.disk import OllamaCopyModelOperator, OllamaDeleteModelOperator
+    from ollama_provider.operators.embed import OllamaEmbedOperator
+    from ollama_provider.operators.generate import OllamaGenerateOperator
+    from ollama_provider.operators.memory import OllamaLoadModelOperator, OllamaUnloadModelOperator
+    from ollama_provider.operators.models import OllamaPullModelOperator
+    from ollama_provider.operators.prune import OllamaPruneModelsOperator
 
 __all__ = [
     "OllamaBatchOperator",
@@ -23,3 +27,24 @@ __all__ = [
     "OllamaPullModelOperator",
     "OllamaUnloadModelOperator",
 ]
+
+# Loaded when they are asked for: a DAG file is parsed every few seconds and pays for the operators that it uses.
+_HOMES = {
+    "OllamaBatchOperator": "batch",
+    "OllamaChatOperator": "chat",
+    "OllamaCopyModelOperator": "disk",
+    "OllamaCreateModelOperator": "create",
+    "OllamaDeleteModelOperator": "disk",
+    "OllamaEmbedOperator": "embed",
+    "OllamaGenerateOperator": "generate",
+    "OllamaLoadModelOperator": "memory",
+    "OllamaPruneModelsOperator": "prune",
+    "OllamaPullModelOperator": "models",
+    "OllamaUnloadModelOperator": "memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

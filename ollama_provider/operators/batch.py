@@ -1,27 +1,15 @@
 """A night's work in one task."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath, Stats
-from jinja2 import TemplateNotFound
-
-from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.schemas import GenerateRequest, Options, Think
-from ollama_provider.batch.engine import run_batch
-from ollama_provider.batch.errors import TooManyFailedError
-from ollama_provider.batch.plan import Limits
-from ollama_provider.batch.progress import Progress
-from ollama_provider.batch.spec import BatchSpec, StopSignal
-from ollama_provider.observability import TaskObserver
-from ollama_provider.operators._base import OllamaOperator, one_of
-from ollama_provider.operators._paths import storage_path
+from ollama_provider.api.schemas import Think
+from ollama_provider.operators._base import OllamaOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-_GAUGES = ("done", "ok", "failed", "reused", "tokens_per_second", "concurrency")
+    from ollama_provider.operators._batch_run import BatchRun
 
 
 class OllamaBatchOperator(OllamaOperator):
@@ -81,7 +69,7 @@ class OllamaBatchOperator(OllamaOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"rows": "json", "system": "md", "options": "json"}
     #: Made by each try.
-    _stop: StopSignal | None = None
+    _run: "BatchRun | None" = None
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
 
     def __init__(
@@ -99,16 +87,16 @@ class OllamaBatchOperator(OllamaOperator):
         think: Think = False,
         concurrency: int | Literal["auto"] = "auto",
         requests_per_minute: float | None = None,
-        max_attempts: int = Limits.max_attempts,
+        max_attempts: int = 3,
         max_failed_rows: int | None = None,
         max_failed_ratio: float | None = None,
-        max_outage: float = Limits.max_outage,
+        max_outage: float = 1800.0,
         on_truncation: Literal["dead_letter", "fail", "flag"] = "dead_letter",
         allow_cut: bool = False,
         on_broken_row: Literal["fail", "dead_letter"] = "fail",
         on_digest_change: Literal["stop", "continue"] = "stop",
-        load_timeout: float = BatchSpec.load_timeout,
-        checkpoint_every: float = BatchSpec.checkpoint_every,
+        load_timeout: float = 1800.0,
+        checkpoint_every: float = 10.0,
         auto_pull: bool | None = None,
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
@@ -151,117 +139,13 @@ class OllamaBatchOperator(OllamaOperator):
 
     def perform(self, context: "Context") -> dict[str, Any]:
         """Run the batch; return its summary."""
-        directory = self.directory(context)
-        self.log.info("The results go to %s", directory)
-        self._stop = stop = StopSignal()
-        try:
-            summary = run_batch(
-                self.spec(),
-                self.hook.settings,
-                directory,
-                on_progress=self.measure,
-                stop=stop,
-                listener=TaskObserver(self.log),
-            )
-        except TooManyFailedError as error:
-            if error.summary:
-                context["ti"].xcom_push(key="return_value", value=error.summary.as_dict())
-            raise
-        if stop.reason:
-            raise AirflowException(
-                f"The batch was stopped after {summary.ok + summary.failed} rows. What it has is kept, and the next "
-                "try goes on from there."
-            )
-        return summary.as_dict()
+        # Here, since a DAG file is parsed all the time and runs no batch.
+        from ollama_provider.operators._batch_run import BatchRun  # noqa: PLC0415
+
+        self._run = BatchRun(self, context)
+        return self._run.summary()
 
     def on_kill(self) -> None:
         """Stop: close the requests, keep what there is. Airflow kills the process some seconds later."""
-        if self._stop:
-            self._stop.set("the task was killed")
-
-    def directory(self, context: "Context") -> ObjectStoragePath:
-        """Return where the results go.
-
-        Raises:
-            InvalidRequestError: *resume* is no name.
-        """
-        instance = context["ti"]
-        path = storage_path(self.output_path)
-        if self.resume == "run":
-            # A run id has a time in it, and colons and plus signs are trouble in many a store.
-            path /= re.sub(r"[^\w.-]", "_", instance.run_id)
-        elif self.resume != "task":
-            if not re.fullmatch(r"\w[\w.-]*", self.resume):
-                raise InvalidRequestError(f"resume: {self.resume!r} is neither 'run', 'task' nor a name for a folder")
-            path /= self.resume
-        return path if instance.map_index < 0 else path / str(instance.map_index)
-
-    def spec(self) -> BatchSpec:
-        """Return what the batch is to do, with the connection's defaults.
-
-        Raises:
-            InvalidRequestError: an argument is wrong.
-        """
-        one_of("mode", self.mode, "all", "failed_only")
-        one_of("on_truncation", self.on_truncation, "dead_letter", "fail", "flag")
-        one_of("on_broken_row", self.on_broken_row, "fail", "dead_letter")
-        one_of("on_digest_change", self.on_digest_change, "stop", "continue")
-        if self.concurrency != "auto" and (not isinstance(self.concurrency, int) or self.concurrency < 1):
-            raise InvalidRequestError(f"concurrency: {self.concurrency!r} is neither 'auto' nor a number from 1 on")
-        # A request knows how defaults are laid under options, and refuses what is wrong.
-        shared = self.hook.request(
-            GenerateRequest,
-            model=self.model,
-            system=self.system,
-            options=self.options,
-            keep_alive=self.keep_alive,
-            think=self.think,
-        )
-        return BatchSpec(
-            model=shared.model,
-            rows=storage_path(self.rows) if isinstance(self.rows, str) else self.rows,
-            prompt=self.read_prompt(),
-            system=shared.system,
-            id_column=self.id_column,
-            options=shared.options or Options(),
-            keep_alive=shared.keep_alive,
-            think=self.think,
-            mode=self.mode,
-            concurrency=self.concurrency,
-            requests_per_minute=self.requests_per_minute,
-            limits=Limits(
-                max_attempts=self.max_attempts,
-                max_failed_rows=self.max_failed_rows,
-                max_failed_ratio=self.max_failed_ratio,
-                max_outage=self.max_outage,
-            ),
-            on_truncation=self.on_truncation,
-            allow_cut=self.allow_cut,
-            on_broken_row=self.on_broken_row,
-            on_digest_change=self.on_digest_change,
-            load_timeout=self.load_timeout,
-            checkpoint_every=self.checkpoint_every,
-        )
-
-    def read_prompt(self) -> str:
-        """Return the prompt's template, out of its file if it names one.
-
-        Raises:
-            InvalidRequestError: there is no such file.
-        """
-        if not self.prompt.endswith(tuple(self.template_ext)):
-            return self.prompt
-        environment = self.get_template_env()
-        try:
-            source, *_ = environment.loader.get_source(environment, self.prompt)
-        except TemplateNotFound:
-            raise InvalidRequestError(
-                f"prompt: there is no file {self.prompt!r} in the DAG's folder or its template_searchpath"
-            ) from None
-        return str(source)
-
-    def measure(self, progress: Progress) -> None:
-        """Send the progress to Airflow's metrics."""
-        tags = {"dag_id": self.dag_id, "task_id": self.task_id}
-        for name in _GAUGES:
-            Stats.gauge(f"ollama.batch.{name}", getattr(progress, name), tags=tags)
+        if self._run:
+            self._run.stop.set("the task was killed")

@@ -1,0 +1,159 @@
+"""What OllamaBatchOperator does when it runs: its arguments become a batch, the batch's ends become Airflow's."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath, Stats
+from jinja2 import TemplateNotFound
+
+from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.schemas import GenerateRequest, Options
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.errors import TooManyFailedError
+from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.progress import Progress
+from ollama_provider.batch.spec import BatchSpec, StopSignal
+from ollama_provider.observability import TaskObserver
+from ollama_provider.operators._base import one_of
+from ollama_provider.operators._paths import storage_path
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from ollama_provider.operators.batch import OllamaBatchOperator
+
+_GAUGES = ("done", "ok", "failed", "reused", "tokens_per_second", "concurrency")
+
+
+class BatchRun:
+    """One try of a task.
+
+    Args:
+        task: with its templates rendered.
+        context: of the task.
+
+    Attributes:
+        stop: ends the batch early, from a signal handler too.
+    """
+
+    def __init__(self, task: "OllamaBatchOperator", context: "Context") -> None:
+        self._task = task
+        self._instance = context["ti"]
+        self.stop = StopSignal()
+
+    def summary(self) -> dict[str, Any]:
+        """Run the batch to its end.
+
+        Raises:
+            BatchError: see the tree in `ollama_provider.batch.errors`.
+            OllamaError: one that fails every row.
+            AirflowException: it was stopped.
+        """
+        task, directory = self._task, self.directory()
+        task.log.info("The results go to %s", directory)
+        try:
+            summary = run_batch(
+                self.spec(),
+                task.hook.settings,
+                directory,
+                on_progress=self._measure,
+                stop=self.stop,
+                listener=TaskObserver(task.log),
+            )
+        except TooManyFailedError as error:
+            if error.summary:
+                self._instance.xcom_push(key="return_value", value=error.summary.as_dict())
+            raise
+        if self.stop.reason:
+            raise AirflowException(
+                f"The batch was stopped after {summary.ok + summary.failed} rows. What it has is kept, and the next "
+                "try goes on from there."
+            )
+        return summary.as_dict()
+
+    def directory(self) -> ObjectStoragePath:
+        """Return where the results go.
+
+        Raises:
+            InvalidRequestError: *resume* is no name.
+        """
+        resume, path = self._task.resume, storage_path(self._task.output_path)
+        if resume == "run":
+            # A run id has a time in it, and colons and plus signs are trouble in many a store.
+            path /= re.sub(r"[^\w.-]", "_", self._instance.run_id)
+        elif resume != "task":
+            if not re.fullmatch(r"\w[\w.-]*", resume):
+                raise InvalidRequestError(f"resume: {resume!r} is neither 'run', 'task' nor a name for a folder")
+            path /= resume
+        return path if self._instance.map_index < 0 else path / str(self._instance.map_index)
+
+    def spec(self) -> BatchSpec:
+        """Return what the batch is to do, with the connection's defaults.
+
+        Raises:
+            InvalidRequestError: an argument is wrong.
+        """
+        task = self._task
+        one_of("mode", task.mode, "all", "failed_only")
+        one_of("on_truncation", task.on_truncation, "dead_letter", "fail", "flag")
+        one_of("on_broken_row", task.on_broken_row, "fail", "dead_letter")
+        one_of("on_digest_change", task.on_digest_change, "stop", "continue")
+        if task.concurrency != "auto" and (not isinstance(task.concurrency, int) or task.concurrency < 1):
+            raise InvalidRequestError(f"concurrency: {task.concurrency!r} is neither 'auto' nor a number from 1 on")
+        # A request knows how defaults are laid under options, and refuses what is wrong.
+        shared = task.hook.request(
+            GenerateRequest,
+            model=task.model,
+            system=task.system,
+            options=task.options,
+            keep_alive=task.keep_alive,
+            think=task.think,
+        )
+        return BatchSpec(
+            model=shared.model,
+            rows=storage_path(task.rows) if isinstance(task.rows, str) else task.rows,
+            prompt=self.read_prompt(),
+            system=shared.system,
+            id_column=task.id_column,
+            options=shared.options or Options(),
+            keep_alive=shared.keep_alive,
+            think=task.think,
+            mode=task.mode,
+            concurrency=task.concurrency,
+            requests_per_minute=task.requests_per_minute,
+            limits=Limits(
+                max_attempts=task.max_attempts,
+                max_failed_rows=task.max_failed_rows,
+                max_failed_ratio=task.max_failed_ratio,
+                max_outage=task.max_outage,
+            ),
+            on_truncation=task.on_truncation,
+            allow_cut=task.allow_cut,
+            on_broken_row=task.on_broken_row,
+            on_digest_change=task.on_digest_change,
+            load_timeout=task.load_timeout,
+            checkpoint_every=task.checkpoint_every,
+        )
+
+    def read_prompt(self) -> str:
+        """Return the prompt's template, out of its file if it names one.
+
+        Raises:
+            InvalidRequestError: there is no such file.
+        """
+        task = self._task
+        if not task.prompt.endswith(tuple(task.template_ext)):
+            return task.prompt
+        environment = task.get_template_env()
+        try:
+            source, *_ = environment.loader.get_source(environment, task.prompt)
+        except TemplateNotFound:
+            raise InvalidRequestError(
+                f"prompt: there is no file {task.prompt!r} in the DAG's folder or its template_searchpath"
+            ) from None
+        return str(source)
+
+    def _measure(self, progress: Progress) -> None:
+        tags = {"dag_id": self._task.dag_id, "task_id": self._task.task_id}
+        for name in _GAUGES:
+            Stats.gauge(f"ollama.batch.{name}", getattr(progress, name), tags=tags)
