@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 
-from ollama_provider.api.asking import Send
-from ollama_provider.api.schemas import Request
-from ollama_provider.handover import Inbox, discard, handover_path, pack, unpack
 from ollama_provider.operators._base import OllamaOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from ollama_provider.api.asking import Send
+    from ollama_provider.api.schemas import Request
 
 #: Airflow ends the wait by itself so long after the deadline, in case no triggerer runs that would keep it.
 _GRACE = timedelta(minutes=5)
@@ -38,6 +38,15 @@ class DeferrableOperator(OllamaOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
+        self._handed_over = False
+
+    def render_template_fields(self, context: "Context", jinja_env: Any = None) -> None:
+        """Render the templates, once: Airflow 2's ``dags test`` goes on with the object that has deferred.
+
+        What is rendered is data, and braces in it are no template.
+        """
+        if not self._handed_over:
+            super().render_template_fields(context, jinja_env)
 
     @property
     def may_cut(self) -> bool:
@@ -46,13 +55,15 @@ class DeferrableOperator(OllamaOperator):
 
     def handover_folder(self) -> str | None:
         """Return where a request or an answer may go that is too large for Airflow's database."""
+        from ollama_provider.handover import handover_path
+
         return handover_path()
 
     def most(self) -> int | None:
         """Return how many bytes of an answer are taken in the end; None is no bound."""
         return None
 
-    def carry_out(self, context: "Context", request: Request[Any], **remembered: Any) -> Any:
+    def carry_out(self, context: "Context", request: "Request[Any]", **remembered: Any) -> Any:
         """Wait for the answer, here or elsewhere, and `finish`.
 
         Args:
@@ -64,14 +75,15 @@ class DeferrableOperator(OllamaOperator):
             self._hand_over(request, remembered)
         return self.finish(context, request, self.hook.send, **remembered)
 
-    def finish(self, context: "Context", request: Request[Any], send: Send, **remembered: Any) -> Any:
+    def finish(self, context: "Context", request: "Request[Any]", send: "Send", **remembered: Any) -> Any:
         """Take the answer from *send* and return what goes to XCom."""
         raise NotImplementedError
 
-    def _hand_over(self, request: Request[Any], remembered: dict[str, Any]) -> None:
-        # Here, since DAG files, which do not defer, need not load it.
-        from ollama_provider.triggers import OllamaRequestTrigger  # noqa: PLC0415
+    def _hand_over(self, request: "Request[Any]", remembered: dict[str, Any]) -> None:
+        from ollama_provider.handover import pack
+        from ollama_provider.triggers import OllamaRequestTrigger
 
+        self._handed_over = True
         folder, limit = self.handover_folder(), self.execution_timeout
         overrides = {name: getattr(self, name) for name in self.hook_overrides}
         self.defer(
@@ -91,6 +103,8 @@ class DeferrableOperator(OllamaOperator):
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Go on with the answers that the trigger has got."""
+        from ollama_provider.handover import Inbox, discard, unpack
+
         try:
             if event["status"] == "timeout":
                 raise AirflowTaskTimeout(

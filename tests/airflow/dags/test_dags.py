@@ -21,12 +21,16 @@ def values(run) -> dict:
     return {task.task_id: task.xcom_pull(task_ids=task.task_id) for task in run.get_task_instances()}
 
 
-@pytest.fixture
-def run(run_dag, ollama_conn):
-    """Return a function that runs a DAG by its name."""
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
+def run(request, run_dag, ollama_conn):
+    """Return a function that runs a DAG by its name; with the waits in workers, and where they can be, in triggers."""
 
     def run_it(name: str, **conf):
-        run = run_dag(DAGS / f"{name}.py", **conf)
+        source = (DAGS / f"{name}.py").read_text()
+        if request.param:
+            # As [operators] default_deferrable does, which is read once in a process.
+            source = source.replace("start_date=", "default_args={'deferrable': True}, start_date=")
+        run = run_dag(source, **conf)
         assert str(run.state) == "success"
         return values(run)
 
@@ -143,6 +147,40 @@ def test_image_captions(run, ollama, tmp_path) -> None:
 def test_image_captions_on_any_machine(run) -> None:
     """By default with pictures that come with Airflow."""
     assert len(run("ollama_image_captions")["captions"]) == 3
+
+
+def test_deferred_night(run, ollama) -> None:
+    """The model that was missing is pulled, and answers."""
+    ollama.stand_in.remove("llama3.2")
+    ollama.stand_in.script("Once upon a time.")
+
+    done = run("ollama_deferred_night", subject="rain")
+
+    assert done["model"]["pulled"] is True
+    assert done["report"] == "Once upon a time."
+    (sent,) = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/generate"]
+    assert sent["prompt"] == "Write a report of ten pages about rain."
+
+
+def test_taskflow_reviews(run, ollama) -> None:
+    """A verdict for each review, counted."""
+    moods = {"money back": "bad", "Five stars": "good", "{{ no language }}": "mixed"}
+    for words, mood in moods.items():
+        ollama.stand_in.script({"mood": mood, "topics": []}, where=lambda body, words=words: words in body["prompt"])
+
+    assert run("ollama_taskflow_reviews")["count"] == {"bad": 1, "good": 1, "mixed": 1}
+
+
+def test_taskflow_answers(run, ollama) -> None:
+    """The model is given the note that fits the question."""
+    ollama.stand_in.script("At ten.", path="chat")
+
+    done = run("ollama_taskflow_answers", question="When does the nightly run start at 22:00?")
+
+    assert done["nearest"].startswith("The nightly run starts")
+    assert done["answer"] == "At ten."
+    (sent,) = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/chat"]
+    assert sent["messages"][1]["content"].endswith("Question: When does the nightly run start at 22:00?")
 
 
 def test_every_dag_has_its_test() -> None:

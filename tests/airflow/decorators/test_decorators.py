@@ -5,7 +5,6 @@ from collections.abc import Callable
 from textwrap import dedent, indent
 from typing import Any
 
-import airflow
 import pytest
 
 from ollama_provider.testing import Answer, Model
@@ -53,15 +52,9 @@ class Ran:
 
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
-def deferrable(request) -> bool:
-    """Where the wait is."""
-    return request.param
-
-
-@pytest.fixture
-def run(deferrable, run_dag, ollama_conn) -> Callable[[str], Ran]:
+def run(request, run_dag, ollama_conn) -> Callable[[str], Ran]:
     """Return a function that runs a DAG of these lines."""
-    return lambda tasks: Ran(run_dag(_DAG.format(tasks=indent(dedent(tasks), "    "), deferrable=deferrable)))
+    return lambda tasks: Ran(run_dag(_DAG.format(tasks=indent(dedent(tasks), "    "), deferrable=request.param)))
 
 
 @pytest.fixture
@@ -224,10 +217,8 @@ def test_map_over_the_answers_of_a_task(run, ollama) -> None:
     assert sorted(request["prompt"] for request in sent(ollama)[1:]) == ["Describe fog.", "Describe hail."]
 
 
-def test_data_in_the_arguments_is_no_template(run, deferrable, ollama) -> None:
+def test_data_in_the_arguments_is_no_template(run, ollama) -> None:
     """Braces in a document are the document's: it may be sent as it is, and cannot read Airflow's variables."""
-    if deferrable and airflow.__version__.startswith("2."):
-        pytest.skip("dag.test of Airflow 2 resumes a task with its rendered arguments, and renders them once more")
     ollama.stand_in.script("Done.", "Done.")
 
     ran = run("""
