@@ -88,6 +88,10 @@ format: setup ## Mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: reference
+reference: setup ## Write the tables of docs/reference/operators.md anew
+	$(BIN)/python .ci/reference
+
 .PHONY: constraints
 constraints: ## Make constraints/ anew from today's releases
 	$(PYTHON) -m venv --clear .venv-pins

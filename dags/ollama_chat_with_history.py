@@ -13,6 +13,7 @@ with DAG(
     params={"model": "llama3.2", "subject": "tides"},
     tags=["ollama"],
 ):
+    # [start chat]
     opening = [
         {"role": "system", "content": "You are a patient teacher. Answer in at most three sentences."},
         {"role": "user", "content": "Explain {{ params.subject }}."},
@@ -28,3 +29,4 @@ with DAG(
             {"role": "user", "content": "And now so that a child of six understands it."},
         ],
     )
+    # [end chat]

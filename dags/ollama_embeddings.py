@@ -31,9 +31,11 @@ with DAG(
         known = [package.metadata.json for package in distributions()]
         return sorted({f"{package['name']}: {package['summary']}" for package in known if package.get("summary")})
 
+    # [start embed]
     vectors = OllamaEmbedOperator(
         task_id="vectors", model="{{ params.model }}", texts=texts(), output_path="{{ params.output_path }}"
     )
+    # [end embed]
 
     @task
     def nearest(file: dict, params=None) -> list[str]:

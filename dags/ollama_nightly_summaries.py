@@ -47,6 +47,7 @@ with DAG(
                 lines.write(json.dumps({"name": name, "text": packages[name]}) + "\n")
         return str(file)
 
+    # [start batch]
     summaries = OllamaBatchOperator(
         task_id="summaries",
         model="{{ params.model }}",
@@ -59,5 +60,6 @@ with DAG(
         max_failed_ratio=0.05,
         retries=2,
     )
+    # [end batch]
 
     server >> model >> summaries

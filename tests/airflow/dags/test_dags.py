@@ -183,6 +183,16 @@ def test_taskflow_answers(run, ollama) -> None:
     assert sent["messages"][1]["content"].endswith("Question: When does the nightly run start at 22:00?")
 
 
+def test_structured_answer(run, ollama) -> None:
+    """The answer is a dict that fits the class, and decides what follows."""
+    ollama.stand_in.script({"product": "K2", "urgency": "high", "summary": "It burns."})
+
+    done = run("ollama_structured_answer")
+
+    assert done["ticket"] == {"product": "K2", "urgency": "high", "summary": "It burns."}
+    assert done["route"] == "somebody, now"
+
+
 def test_every_dag_has_its_test() -> None:
     """A new DAG file needs a test above."""
     tests = Path(__file__).read_text()
