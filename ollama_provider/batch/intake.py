@@ -1,16 +1,20 @@
 """Rows in, prompts and keys out, up to a thousand at a time: reading and rendering happen in a thread of their own."""
 
+import base64
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.images import read_image_file
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.journal import Keys
 from ollama_provider.batch.prompts import Prompts, RenderError
 from ollama_provider.batch.records import Row
 from ollama_provider.batch.sources import RAW, Rows, canonical, read_rows
 from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.storage import as_path
 from ollama_provider.batch.turns import Turns
 
 #: Rows that are looked at before anything is sent.
@@ -30,6 +34,7 @@ class Prepared:
         row_id: value of the id column, None if there is none.
         columns: as they were read.
         fault: class and text of what is wrong with the row.
+        images: base64 texts.
     """
 
     key: bytes
@@ -52,6 +57,7 @@ class Intake:
     def __init__(self, spec: BatchSpec, rows: Rows) -> None:
         self._spec = spec
         self._prompts = Prompts(spec.template()) if spec.messages is None else Turns(spec.messages)
+        self._images = None if spec.images is None else Prompts(spec.images)
         self._shard = spec.the_shard()
         self._rows: Iterator[Row] = iter(read_rows(rows))
         #: Columns of the first rows, known after `sample`.
@@ -80,6 +86,8 @@ class Intake:
             return []
         columns = set(chain.from_iterable(good))
         self._prompts.check(columns)
+        if self._images is not None:
+            self._images.check(columns)
         if self._spec.id_column is not None and self._spec.id_column not in columns:
             raise InputError(
                 f"The id column {self._spec.id_column!r} is missing; the rows have the columns "
@@ -107,7 +115,7 @@ class Intake:
             if self._shard is not None and not self._shard.owns(prepared.key):
                 continue
             portion.append(prepared)
-            size += len(prepared.prompt)
+            size += len(prepared.prompt) + sum(map(len, prepared.images))
             if len(portion) >= _ROWS or size >= _CHARACTERS:
                 break
         return portion
@@ -122,18 +130,31 @@ class Intake:
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
             prompt = self._prompts.render(columns)
-            key, request_key = keys.keys(prompt)
+            images = self._read_images(columns)
+            key, request_key = keys.keys(prompt, images)
             if self._spec.task == "embed" and not prompt.strip():
                 return Prepared(
                     key, prompt, row_id, columns, {"class": "EmptyText", "text": "an empty text has no vector"}
                 )
-            return Prepared(key, prompt, row_id, columns, None, request_key)
+            return Prepared(key, prompt, row_id, columns, None, request_key, images)
         except RenderError as error:
             fault = {"class": "RenderError", "text": str(error)}
+            return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
+        except (InvalidRequestError, OSError) as error:
+            fault = {"class": "ImageError", "text": str(error)}
             return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
         except UnicodeEncodeError:
             fault = {"class": "RenderError", "text": "the prompt holds half a surrogate pair, which no UTF-8 can say"}
             return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
+
+    def _read_images(self, columns: dict[str, Any]) -> tuple[str, ...]:
+        """Return the pictures of a row, as base64; their content is part of its work, not where they lie."""
+        if self._images is None:
+            return ()
+        files = [line.strip() for line in self._images.render(columns).splitlines() if line.strip()]
+        found = self._spec.as_path or as_path
+        data = [read_image_file(file, f"images.{number}", found) for number, file in enumerate(files)]
+        return tuple(base64.b64encode(image).decode("ascii") for image in data)
 
     def _refuse_broken(self, row: Row) -> None:
         if row.fault is not None and self._spec.on_broken_row == "fail":

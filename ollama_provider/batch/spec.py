@@ -40,7 +40,9 @@ class BatchSpec:
             read as a prompt file.
         task: ``generate`` (a completion), ``chat`` (an answer to `messages`) or ``embed`` (a vector of `prompt`).
         messages: turns of a chat, each with ``role`` and ``content``, which is a template as `prompt` is.
-        images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line.
+        images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line. Whoever
+            wrote the rows chooses what is read then; what is no picture fails its row.
+        as_path: makes of such a path an object that behaves like a `pathlib.Path`; None is for local paths and URLs.
         system: system message for all rows.
         output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is
             asked for, and checked; see `ollama_provider.batch.forms` for what follows when it does not fit.
@@ -88,6 +90,7 @@ class BatchSpec:
     task: TaskName = "generate"
     messages: Sequence[Mapping[str, str]] | None = None
     images: str | None = None
+    as_path: Callable[[str], Any] | None = None
     system: str | None = None
     output_type: Any = None
     fallback_model: str | None = None
@@ -161,7 +164,7 @@ class BatchSpec:
 
     def settings(self) -> dict[str, Any]:
         """Return it as plain data for ``batch.json``: without the rows themselves."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "as_path"}
         return plain | {
             "rows": self._rows(),
             "prompt": self.template(),

@@ -126,12 +126,22 @@ def open_storage(location: str | os.PathLike[str] | Any, disk: Disk | None = Non
         if path is not None:
             return LocalStorage(path, disk)
         if isinstance(location, str):
-            from upath import UPath  # noqa: PLC0415  # only who writes to a store by URL needs it
+            from upath import UPath  # only who writes to a store by URL needs it
 
             location = UPath(location)
         return ObjectStorage(location, disk)
     except OSError as error:
         raise StorageError(f"The directory {location} cannot be used: {error.strerror or error}") from error
+
+
+def as_path(location: str) -> Any:
+    """Return the path, here or in an object store, that a text means."""
+    path = local_path(location)
+    if path is not None:
+        return path
+    from upath import UPath  # only who leads to a store by URL needs it
+
+    return UPath(location)
 
 
 def local_path(location: Any) -> Path | None:

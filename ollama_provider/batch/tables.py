@@ -20,6 +20,9 @@ from ollama_provider.batch.storage import Writing
 #: A group of rows, which memory holds, ends after so many rows or bytes of lines.
 _ROWS, _BYTES = 1000, 8 << 20
 
+#: Deeper values stay JSON text.
+_DEEPEST = 8
+
 _TEXTS = ("thinking", "done_reason", "model", "digest", "server", "server_version", "options_hash")
 _COUNTS = ("prompt_tokens", "tokens", "attempts", "seed", "num_ctx")
 _NUMBERS = ("seconds", "tokens_per_second")
@@ -35,7 +38,7 @@ def results_of(spec: BatchSpec) -> Results:
     if spec.format == "jsonl":
         return VectorLines() if spec.task == "embed" else JsonLines()
     try:
-        import pyarrow.parquet  # noqa: F401, PLC0415  # heavy, and an extra
+        import pyarrow.parquet  # noqa: F401  # heavy, and an extra
     except ImportError:
         raise InputError(
             "Parquet results need pyarrow, which is not installed: pip install 'airflow-provider-ollama[parquet]', or "
@@ -113,8 +116,8 @@ class ParquetTable:
 
     def open(self, file: Writing, order: Order, lines: Iterator[bytes]) -> None:
         """See `Results`."""
-        import pyarrow as pa  # noqa: PLC0415
-        from pyarrow import parquet  # noqa: PLC0415
+        import pyarrow as pa
+        from pyarrow import parquet
 
         self._group, self._size = [], 0
         width = self._width(lines) if self._vectors else None
@@ -172,7 +175,7 @@ class ParquetTable:
         self._writer.close()
 
     def _write(self) -> None:
-        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow as pa
 
         if not self._group:
             return
@@ -199,7 +202,7 @@ class ParquetTable:
         return value if isinstance(value, str) else json.dumps(value)
 
     def _outputs(self, outputs: list[Any]) -> Any:
-        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow as pa
 
         if not self._vectors:
             return pa.array([_fitted(output, self._output) for output in outputs], self._output)
@@ -225,36 +228,37 @@ def _compression(path: str, *, vectors: bool) -> str:
 
 
 def _is_list(kind: Any) -> bool:
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
     return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _id_type(order: Order) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
     kinds = {type(from_json(row_id)) for _, _, row_id in order.rows()} - {type(None)}
     return pa.int64() if kinds == {int} else pa.float64() if kinds and kinds <= {int, float} else pa.string()
 
 
-def arrow_type(schema: Any, root: Any) -> Any:
+def arrow_type(schema: Any, root: Any, depth: int = 0) -> Any:
     """Return the Arrow type of what fits a JSON schema; a text with its JSON where none says it.
 
     Args:
         schema: of the value.
         root: the whole schema, which ``$ref`` leads into.
+        depth: how deep the value stands; a schema that refers to itself has no end.
     """
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or depth > _DEEPEST:
         return pa.string()
     schema = _resolved(schema, root)
     simple = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
     match schema:
         case {"type": "object", "properties": dict(properties)} if properties:
-            return pa.struct({name: arrow_type(inner, root) for name, inner in properties.items()})
+            return pa.struct({name: arrow_type(inner, root, depth + 1) for name, inner in properties.items()})
         case {"type": "array", "items": items}:
-            return pa.list_(arrow_type(items, root))
+            return pa.list_(arrow_type(items, root, depth + 1))
         case {"type": str(name)} if name in simple:
             return simple[name]
     return pa.string()
@@ -276,7 +280,7 @@ def _resolved(schema: dict[str, Any], root: Any) -> dict[str, Any]:
 
 def _fitted(value: Any, kind: Any) -> Any:
     """Return a value as its type takes it: JSON text where the type is text and the value is none."""
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
     if value is None:
         return None

@@ -7,37 +7,17 @@ tasks' results, and a path in there would let whoever wrote that data choose wha
 import base64
 import binascii
 import re
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.images import LIMIT, capabilities_for, check_image, kind_of, read_image_file
 
-#: Bytes of one picture at most: a photograph of 50 megapixels fits, and models scale it down to about one.
-LIMIT = 20_000_000
+__all__ = ["LIMIT", "capabilities_for", "read_images"]
 
 _DATA_URL = re.compile(r"^data:[^,]*;base64,")
-_KINDS = (
-    (re.compile(rb"\x89PNG\r\n"), "image"),
-    (re.compile(rb"\xff\xd8\xff"), "image"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image"),
-    (re.compile(rb"RIFF....WAVE", re.DOTALL), "audio"),
-    (re.compile(rb"ID3|\xff[\xfb\xf3\xf2]"), "audio"),
-)
-_OTHERS = (
-    (re.compile(rb"%PDF"), "a PDF"),
-    (re.compile(rb"GIF8"), "a GIF"),
-    (re.compile(rb"BM"), "a BMP"),
-    (re.compile(rb"II\*\x00|MM\x00\*"), "a TIFF"),
-    (re.compile(rb"....ftyp(heic|heix|mif1|avif)", re.DOTALL), "a HEIC or AVIF"),
-    (re.compile(rb"....ftyp", re.DOTALL), "a video"),
-    (re.compile(rb"PK\x03\x04"), "a ZIP or Office file"),
-    (re.compile(rb"\x1f\x8b"), "gzip"),
-    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.DOTALL), "an SVG"),
-    (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page"),
-)
 
 
 def read_images(images: Any, *, allow_paths: bool, place: str = "images") -> list[bytes]:
@@ -59,31 +39,21 @@ def read_images(images: Any, *, allow_paths: bool, place: str = "images") -> lis
     return [_read(value, f"{place}.{number}", allow_paths) for number, value in enumerate(values)]
 
 
-def capabilities_for(images: Iterable[bytes]) -> set[str]:
-    """Return what a model must be able to do, to take these: ``vision``, ``audio``, or both."""
-    return {"vision" if kind_of(image) == "image" else "audio" for image in images}
-
-
-def kind_of(data: bytes) -> str | None:
-    """Return ``"image"`` or ``"audio"``; None for what no model takes."""
-    return next((kind for pattern, kind in _KINDS if pattern.match(data)), None)
-
-
 def _read(value: Any, place: str, allow_paths: bool) -> bytes:
     if isinstance(value, str):
         data = _decoded(value)
         if data is not None and (kind_of(data) or not allow_paths):
-            return _checked(data, place)
+            return check_image(data, place)
         if not allow_paths:
             raise InvalidRequestError(
                 f"{place}: this text is not base64. If it names a file, set allow_image_paths=True, which lets whoever "
                 "wrote the text choose what the worker reads, or give an ObjectStoragePath"
             )
-        return _read_file(value, place)
+        return read_image_file(value, place, ObjectStoragePath)
     if isinstance(value, Path | ObjectStoragePath):
-        return _read_file(value, place)
+        return read_image_file(value, place, ObjectStoragePath)
     if isinstance(value, bytes | bytearray):
-        return _checked(bytes(value), place)
+        return check_image(bytes(value), place)
     raise InvalidRequestError(f"{place}: bytes, base64 or a path is needed, not {type(value).__name__}")
 
 
@@ -92,36 +62,3 @@ def _decoded(text: str) -> bytes | None:
         return base64.b64decode(_DATA_URL.sub("", text.strip()), validate=True)
     except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
         return None
-
-
-def _read_file(file: str | Path | ObjectStoragePath, place: str) -> bytes:
-    place = f"{place} ({PurePosixPath(str(file)).name})"
-    try:
-        path = ObjectStoragePath(file) if isinstance(file, str) else file
-        size = path.stat().st_size
-        if size > LIMIT:
-            raise _too_large(size, place)
-        return _checked(path.read_bytes(), place)
-    except FileNotFoundError:
-        raise InvalidRequestError(f"{place}: there is no such file") from None
-    except (IsADirectoryError, PermissionError, ImportError, ValueError) as error:
-        # ImportError, ValueError: no driver for the protocol. What else goes wrong may pass, and is let through.
-        raise InvalidRequestError(f"{place}: it cannot be read: {error}") from None
-
-
-def _checked(data: bytes, place: str) -> bytes:
-    if len(data) > LIMIT:
-        raise _too_large(len(data), place)
-    if kind_of(data) is None:
-        found = next((name for pattern, name in _OTHERS if pattern.match(data)), "something else" if data else "empty")
-        raise InvalidRequestError(
-            f"{place}: this is {found}, and a model takes PNG, JPEG or WebP (some also WAV or MP3)"
-        )
-    return data
-
-
-def _too_large(size: int, place: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{place}: it has {size / 1e6:.1f} MB, and {LIMIT / 1e6:.0f} MB is the most that is sent. Scale it down: "
-        "models see about one megapixel"
-    )
