@@ -9,6 +9,7 @@ import pytest
 from airflow.utils.db import initdb
 
 from ollama_provider.api.retry import without_waiting
+from tests.services import Postgresql, postgresql, program
 
 try:
     from airflow.dag_processing.dagbag import DagBag
@@ -32,6 +33,17 @@ def add_connection(monkeypatch: pytest.MonkeyPatch) -> AddConnection:
         return conn_id
 
     return add
+
+
+@pytest.fixture(scope="session")
+def a_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+    """A PostgreSQL server of this worker. Tests that need one are skipped where it is not installed."""
+    try:
+        program("initdb")
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

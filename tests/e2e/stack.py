@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.e2e.processes import Processes, free_port
+from tests.processes import Processes, free_port
 
 AIRFLOW = Path(sys.executable).with_name("airflow")
 USER = "admin"

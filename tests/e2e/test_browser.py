@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from ollama_provider.testing import Pace, Respond, Server
-from tests.e2e.processes import free_port
 from tests.e2e.stack import USER, Stack
+from tests.processes import free_port
 
 DAGS = Path(__file__).parents[2] / "dags"
 

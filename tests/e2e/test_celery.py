@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ollama_provider.testing import Pace, Server, StandIn, serve
-from tests.e2e.services import postgresql, redis
 from tests.e2e.stack import Stack
+from tests.services import postgresql, redis
 
 ROWS = 40
 FILES = ("left", "right")
@@ -42,10 +42,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[
     with postgresql(home / "servers") as database, redis(home / "servers") as broker:
         environment = {
             "AIRFLOW__CELERY__BROKER_URL": broker,
-            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+postgresql://{database}",
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+postgresql://{database.address}",
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": "1",
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database.address}",
             # Airflow notices by the silence that a worker is gone; after five minutes, if nobody asks for less.
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",

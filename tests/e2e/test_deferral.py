@@ -1,0 +1,95 @@
+"""Tasks that wait in a real triggerer: it is killed, somebody clears them, and the server knows nothing of it all."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from ollama_provider.testing import Answer, Model, Server, Stall, StandIn, StuckDownload, serve
+from tests.e2e.stack import Stack
+
+DAG = "e2e_deferred"
+ASKING, PULLING = "/api/generate", "/api/pull"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The Ollama of all tests here."""
+    with serve(StandIn(parallel=8)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Airflow, with the stand-in as its Ollama."""
+    parts = urlsplit(server.url)
+    environment = {"AIRFLOW_CONN_OLLAMA_DEFAULT": f"ollama://{parts.hostname}:{parts.port}"}
+    home = tmp_path_factory.mktemp("airflow")
+    with Stack(home, dags=Path(__file__).with_name("dags"), environment=environment) as stack:
+        yield stack
+
+
+def states(stack: Stack, run: str) -> dict[str, str]:
+    tasks = stack.call("GET", f"/dags/{DAG}/dagRuns/{run}/taskInstances")["task_instances"]
+    return {task["task_id"]: task["state"] for task in tasks}
+
+
+def until(stack: Stack, what: str, ready: Callable[[], bool]) -> None:
+    stack.processes.wait(what, ready, timeout=120)
+
+
+def under_way(server: Server) -> list[str]:
+    """Generations and pulls that the server works on."""
+    return sorted(seen.path for seen in server.stand_in.open_requests if seen.path in {ASKING, PULLING})
+
+
+@pytest.fixture
+def run(stack: Stack, server: Server) -> Iterator[str]:
+    """A run all of whose tasks are deferred: the model is missing, the pull gets nowhere, the answer does not come."""
+    server.stand_in.script((Answer("never told"), Stall(after=1)), path="generate")
+    server.stand_in.script(StuckDownload(), path="pull")
+    run = stack.trigger(DAG)
+    until(stack, "deferred", lambda: set(states(stack, run).values()) == {"deferred"})
+    until(stack, "asking", lambda: under_way(server) == [ASKING, PULLING])
+    yield run
+    server.stand_in.remove("fresh")
+    server.stand_in.remove("mistral")
+
+
+def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, run: str) -> None:
+    """The server drops what it did for the dead one; the next triggerer goes on, in the same try of each task."""
+    stack.processes.kill("triggerer")
+    until(stack, "rid of the dead triggerer's requests", lambda: under_way(server) == [])
+    assert set(states(stack, run).values()) == {"deferred"}
+
+    server.stand_in.script("Because of Rayleigh.", path="generate")
+    server.stand_in.install(Model("fresh"))
+    stack.start("triggerer", ["triggerer", "--skip-serve-logs"])
+
+    assert stack.wait_for_run(DAG, run) == {"wait": "success", "pull": "success", "ask": "success"}
+    answer = stack.call("GET", f"/dags/{DAG}/dagRuns/{run}/taskInstances/ask/xcomEntries/return_value")
+    assert answer["value"] == "Because of Rayleigh."
+    log = stack.task_log(DAG, run, "pull")
+    assert "mistral: " in log
+    assert "100 %" in log
+    log = stack.task_log(DAG, run, "ask")
+    assert "Trigger fired event" in log
+    assert "Rayleigh" not in log
+    assert "Why is the sky blue" not in log
+
+
+def test_a_task_that_is_marked_or_cleared_ends_its_request(stack: Stack, server: Server, run: str) -> None:
+    """Nothing goes on computing for nobody; what is cleared asks anew."""
+    stack.call("PATCH", f"/dags/{DAG}/dagRuns/{run}/taskInstances/pull", json={"new_state": "failed"})
+    until(stack, "rid of the pull", lambda: under_way(server) == [ASKING])
+
+    server.stand_in.script("Because of Mie.", path="generate")
+    clear = {"dry_run": False, "task_ids": ["ask"], "dag_run_id": run, "only_failed": False, "only_running": False}
+    stack.call("POST", f"/dags/{DAG}/clearTaskInstances", json=clear)
+    until(stack, "rid of the generation", lambda: under_way(server) == [])
+    server.stand_in.install(Model("fresh"))
+
+    assert stack.wait_for_run(DAG, run) == {"wait": "success", "pull": "failed", "ask": "success"}
+    answer = stack.call("GET", f"/dags/{DAG}/dagRuns/{run}/taskInstances/ask/xcomEntries/return_value")
+    assert answer["value"] == "Because of Mie."
