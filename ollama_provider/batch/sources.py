@@ -78,7 +78,7 @@ def find_files(pattern: Any) -> list[Any]:
     """
     local = local_path(pattern)
     if local is None and isinstance(pattern, str):
-        from upath import UPath  # noqa: PLC0415  # only who reads from a store by URL needs it
+        from upath import UPath  # only who reads from a store by URL needs it
 
         pattern = UPath(pattern)
     path = pattern if local is None else local
@@ -190,7 +190,7 @@ def _fault_of_csv(values: list[str], names: list[str]) -> str | None:
 
 def _read_parquet(file: BinaryIO, path: Any) -> Iterator[Row]:
     try:
-        from pyarrow import ArrowException, parquet  # noqa: PLC0415  # heavy, and an extra
+        from pyarrow import ArrowException, parquet  # heavy, and an extra
     except ImportError:
         raise InputError(
             f"{path} needs pyarrow, which is not installed: pip install 'airflow-provider-ollama[parquet]'."
@@ -243,7 +243,7 @@ def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | 
 
 def _count_in_file(path: Path, check: Callable[[], object]) -> int:
     if path.suffix == ".parquet":
-        from pyarrow import parquet  # noqa: PLC0415  # heavy, and an extra
+        from pyarrow import parquet  # heavy, and an extra
 
         return int(parquet.read_metadata(path).num_rows)
     lines, last = 0, b"\n"
