@@ -64,7 +64,10 @@ def postgresql(logs: Path) -> Iterator[Postgresql]:
     """Run a PostgreSQL server."""
     # Not below pytest's own directory, which only its owner may enter.
     with tempfile.TemporaryDirectory(prefix="postgresql-") as directory, Processes(logs) as processes:
-        yield Postgresql(Path(directory), processes)
+        server = Postgresql(Path(directory), processes)
+        yield server
+        # Asked to end, it would wait for its clients.
+        server.kill()
 
 
 @contextlib.contextmanager
