@@ -1,6 +1,7 @@
 """A batch without Airflow: ``python -m ollama_provider.batch --help``.
 
-Exit status: 0 complete, 3 incomplete (stopped; the same command goes on from there), 1 failed, 2 wrong arguments.
+Exit status: 0 complete, 3 incomplete (stopped, or the window closed; the same command goes on from there), 1 failed, 2
+wrong arguments.
 """
 
 import argparse
@@ -39,9 +40,18 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--host", help="URL of the server (default: OLLAMA_HOST, else http://127.0.0.1:11434)")
     what.add_argument("--model", required=True, help="name, or name@sha256:… to demand these weights")
     what.add_argument("--rows", required=True, metavar="FILE", help=".jsonl, .csv or .parquet; a glob in quotes")
+    what.add_argument("--task", choices=["generate", "chat", "embed"], default="generate")
     prompt = what.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEMPLATE", help="Jinja; the column 'text' is {{ row.text }}")
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file with that template")
+    prompt.add_argument(
+        "--messages", metavar="FILE", type=_read_json, help="JSON list of turns with role and content (a template)"
+    )
+    what.add_argument("--images", metavar="TEMPLATE", help="path of a picture for each row: {{ row.path }}")
+    what.add_argument("--schema", metavar="FILE", type=_read_json, help="JSON schema that each answer must fit")
+    what.add_argument("--fallback-model", metavar="MODEL", help="asked last, for answers that did not fit the schema")
+    what.add_argument("--dimensions", type=int, metavar="N", help="numbers of a vector")
+    what.add_argument("--results", choices=["jsonl", "parquet"], help="default: parquet for vectors, else jsonl")
     what.add_argument("--output", required=True, metavar="DIR", help="directory for results, and for resuming")
     what.add_argument("--system", metavar="TEXT", help="system message for all rows")
     what.add_argument("--id-column", metavar="NAME", help="column that is carried through to the results")
@@ -61,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--requests-per-minute", type=float, metavar="N")
     how.add_argument("--mode", choices=["all", "failed_only"], default="all", help="failed_only asks failed rows again")
+    how.add_argument("--pack", type=_concurrency, default="auto", metavar="N", help="texts of a request for vectors")
+    how.add_argument("--on-long-text", choices=["dead_letter", "truncate", "split"], default="dead_letter")
+    how.add_argument("--stop-at", metavar="TIME", help="06:00, or a moment in ISO 8601: send no row after that")
+    how.add_argument("--timezone", metavar="NAME", help="of --stop-at: Europe/Berlin (default: this machine's)")
+    how.add_argument("--unload-after", action="store_true", help="take the model out of memory at the end")
+    part = how.add_mutually_exclusive_group()
+    part.add_argument("--shard", type=_shard, metavar="I/N", help="only these rows: 0/4 to 3/4, then --merge")
+    part.add_argument("--merge", action="store_true", help="put together what the shards have; asks nothing")
     how.add_argument("--on-truncation", choices=["dead_letter", "fail", "flag"], default="dead_letter")
     how.add_argument("--allow-cut", action="store_true", help="an answer that ended at num_predict is good")
     how.add_argument("--on-broken-row", choices=["fail", "dead_letter"], default="fail")
@@ -81,6 +99,15 @@ def _concurrency(text: str) -> Any:
     if number < 1:
         raise ValueError
     return number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    return int(number), int(of)
+
+
+def _read_json(file: str) -> Any:
+    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def _options(pairs: Sequence[str]) -> Options:
@@ -106,13 +133,21 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
     return BatchSpec(
         model=arguments.model,
         rows=arguments.rows,
-        prompt=arguments.prompt if arguments.prompt is not None else arguments.prompt_file,
+        prompt=arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
+        task=arguments.task,
+        messages=arguments.messages,
+        images=arguments.images,
+        output_type=arguments.schema,
+        fallback_model=arguments.fallback_model,
+        dimensions=arguments.dimensions,
+        on_long_text=arguments.on_long_text,
+        pack=arguments.pack,
         system=arguments.system,
         id_column=arguments.id_column,
         options=_options(arguments.option),
         keep_alive=arguments.keep_alive,
         think=think,
-        mode=arguments.mode,
+        mode="merge" if arguments.merge else arguments.mode,
         concurrency=arguments.concurrency,
         requests_per_minute=arguments.requests_per_minute,
         limits=Limits(
@@ -127,6 +162,11 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
         on_digest_change=arguments.on_digest_change,
         checkpoint_every=arguments.checkpoint_every,
         report_every=arguments.report_every,
+        results=arguments.results,
+        stop_at=arguments.stop_at,
+        timezone=arguments.timezone,
+        unload_after=arguments.unload_after,
+        shard=arguments.shard,
     )
 
 

@@ -1,0 +1,71 @@
+"""The command line of what is not a plain batch: a real process each, against a stand-in."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pyarrow import parquet
+
+from ollama_provider.testing import Model
+
+
+@pytest.fixture
+def command(ollama, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"id": {n}, "text": "text {n}"}}\n' for n in range(40)))
+
+    def run(*arguments, model="llama3.2", prompt=True):
+        given = ["--prompt", "{{ row.text }}"] if prompt else []
+        command = [sys.executable, "-m", "ollama_provider.batch", "--host", ollama.url, "--model", model, *given]
+        command += ["--rows", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out"), "--id-column", "id"]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+def test_shards_and_their_merge(command, tmp_path):
+    """0/2 and 1/2 and --merge are the batch; a merge before them is not complete."""
+    assert command("--shard", "0/2").returncode == 0
+    early = command("--merge")
+    assert (early.returncode, json.loads(early.stdout)["complete"]) == (3, False)
+    assert command("--shard", "1/2").returncode == 0
+
+    merged = command("--merge")
+
+    assert merged.returncode == 0, merged.stderr
+    assert json.loads(merged.stdout)["reused"] == 40
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 40
+    refused = command("--shard", "2/2")
+    assert (refused.returncode, "there is no 2 of 2" in refused.stderr) == (1, True)
+
+
+def test_a_window_that_has_closed(command):
+    """Exit status 3, as for every batch that is to be continued."""
+    done = command("--stop-at", "2020-01-01T06:00", "--timezone", "Europe/Berlin")
+
+    assert done.returncode == 3
+    assert "before this run began" in json.loads(done.stdout)["reason"]
+
+
+@pytest.mark.ollama(models=[Model("emb", ("embedding",))])
+def test_vectors(command, tmp_path):
+    """To Parquet, unless it is said otherwise."""
+    done = command("--task", "embed", "--pack", "16", "--dimensions", "8", "--unload-after", model="emb")
+
+    assert done.returncode == 0, done.stderr
+    assert parquet.read_table(tmp_path / "out/results.parquet").schema.field("output").type.list_size == 8
+
+
+def test_chat_with_a_schema(command, tmp_path):
+    """Turns and schema are files."""
+    (tmp_path / "turns.json").write_text('[{"role": "user", "content": "{{ row.text }}"}]')
+    (tmp_path / "schema.json").write_text('{"type": "object", "properties": {"n": {"type": "integer"}}}')
+
+    done = command(
+        "--task", "chat", "--messages", str(tmp_path / "turns.json"), "--schema", str(tmp_path / "schema.json"),
+        prompt=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[0])
+    assert isinstance(first["output"], dict)
