@@ -22,7 +22,12 @@ from airflow.providers.common.compat.sdk import (
 )
 from jinja2 import TemplateError
 
-from ollama_provider.operators import OllamaChatOperator, OllamaEmbedOperator, OllamaGenerateOperator
+from ollama_provider.operators import (
+    OllamaBatchOperator,
+    OllamaChatOperator,
+    OllamaEmbedOperator,
+    OllamaGenerateOperator,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -85,6 +90,16 @@ class _Embed(_Decorated, OllamaEmbedOperator):
     custom_operator_name = "@task.ollama_embed"
 
 
+class _Batch(_Decorated, OllamaBatchOperator):
+    argument = "rows"
+    custom_operator_name = "@task.ollama_batch"
+    overwrite_rtif_after_execution = False
+
+    def _fill_in(self, value: Any, context: "Context") -> Any:
+        # A path or a query may hold Jinja. Rows are data, and not for Airflow's database either.
+        return value if isinstance(value, list | tuple) else super()._fill_in(value, context)
+
+
 def ollama_generate_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a function an `OllamaGenerateOperator` whose prompt it returns: ``@task.ollama_generate``."""
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Generate, **kwargs)
@@ -98,3 +113,11 @@ def ollama_chat_task(python_callable: Callable[..., Any] | None = None, **kwargs
 def ollama_embed_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a function an `OllamaEmbedOperator` whose texts it returns: ``@task.ollama_embed``."""
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Embed, **kwargs)
+
+
+def ollama_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make a function an `OllamaBatchOperator` whose rows it returns: ``@task.ollama_batch``.
+
+    A list or an iterator of texts or dicts, a path or a glob, or `ollama_provider.sql.SqlRows`.
+    """
+    return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Batch, **kwargs)

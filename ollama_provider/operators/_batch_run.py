@@ -1,6 +1,7 @@
 """What OllamaBatchOperator does when it runs: its arguments become a batch, the batch's ends become Airflow's."""
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath, Stats
@@ -12,10 +13,12 @@ from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.plan import Limits
 from ollama_provider.batch.progress import Progress
+from ollama_provider.batch.sources import Rows
 from ollama_provider.batch.spec import BatchSpec, StopSignal
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._base import one_of
 from ollama_provider.operators._paths import storage_path
+from ollama_provider.sql import SqlRows
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -111,7 +114,8 @@ class BatchRun:
         )
         return BatchSpec(
             model=shared.model,
-            rows=storage_path(task.rows) if isinstance(task.rows, str) else task.rows,
+            rows=self.rows(),
+            into=task.into,
             prompt=self.read_prompt(),
             system=shared.system,
             id_column=task.id_column,
@@ -134,6 +138,13 @@ class BatchRun:
             load_timeout=task.load_timeout,
             checkpoint_every=task.checkpoint_every,
         )
+
+    def rows(self) -> Rows:
+        """Return the rows: a query is asked once in a DAG run."""
+        rows: Rows = self._task.rows
+        if isinstance(rows, str):
+            rows = storage_path(rows)
+        return replace(rows, occasion=self._instance.run_id) if isinstance(rows, SqlRows) else rows
 
     def read_prompt(self) -> str:
         """Return the prompt's template, out of its file if it names one.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from ollama_provider.operators._batch_run import BatchRun
+    from ollama_provider.sql import SqlRows, SqlTable
 
 
 class OllamaBatchOperator(OllamaOperator):
@@ -24,10 +25,12 @@ class OllamaBatchOperator(OllamaOperator):
 
     Args:
         rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), read as they
-            are needed; or a list of texts or dicts, for instance another task's result.
+            are needed; or a list of texts or dicts, for instance another task's result; or a query, as
+            `ollama_provider.sql.SqlRows`.
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just
             that column). It is rendered for each row, in a sandbox, and not by Airflow. May be the name of a file that
             ends in ``.prompt`` or ``.jinja2``, looked up where Airflow looks for templates.
+        into: a table that good results are written into besides, as `ollama_provider.sql.SqlTable`.
         output_path: folder for the results, on any ``ObjectStoragePath``; give each task one of its own.
         resume: who shares results. ``"run"``: the tries of one DAG run; they are in ``output_path/<run id>``.
             ``"task"``: all runs; they are in *output_path* itself, and each run writes ``results.jsonl`` anew. Another
@@ -61,6 +64,7 @@ class OllamaBatchOperator(OllamaOperator):
     template_fields: Sequence[str] = (
         *OllamaOperator.template_fields,
         "rows",
+        "into",
         "system",
         "output_path",
         "resume",
@@ -75,8 +79,9 @@ class OllamaBatchOperator(OllamaOperator):
     def __init__(
         self,
         *,
-        rows: str | Iterable[str | Mapping[str, Any]],
+        rows: "str | Iterable[str | Mapping[str, Any]] | SqlRows",
         output_path: str,
+        into: "SqlTable | None" = None,
         prompt: str = "{{ row.text }}",
         resume: str = "run",
         mode: Literal["all", "failed_only"] = "all",
@@ -105,6 +110,7 @@ class OllamaBatchOperator(OllamaOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.rows = rows
+        self.into = into
         self.output_path = output_path
         self.prompt = prompt
         self.resume = resume
