@@ -41,7 +41,7 @@ with DAG(
         file.parent.mkdir(parents=True, exist_ok=True)
         packages = {package.name: package.metadata.json.get("description", "") for package in distributions()}
         # Neither one line nor a whole book.
-        names = sorted((name for name in packages if 500 < len(packages[name]) < 4000), key=str.lower)
+        names = sorted((name for name in packages if 300 < len(packages[name]) < 1500), key=str.lower)
         with file.open("w") as lines:
             for name in names[: params["documents"]]:
                 lines.write(json.dumps({"name": name, "text": packages[name]}) + "\n")
