@@ -13,11 +13,13 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.hooks import OllamaHook
-from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
 
+# What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from ollama_provider.hooks import OllamaHook
+    from ollama_provider.waiting import Verdict
 
 #: The next poke is the retry.
 _PROBE = {"max_attempts": 1}
@@ -49,12 +51,12 @@ class OllamaHealthSensor(BaseSensorOperator):
     template_fields: Sequence[str] = ("conn_id", "models", "min_version", "loaded")
     ui_color = "#f0ede6"
     #: Open while the task runs.
-    hook: OllamaHook | None = None
+    hook: "OllamaHook | None" = None
 
     def __init__(
         self,
         *,
-        conn_id: str = OllamaHook.default_conn_name,
+        conn_id: str = "ollama_default",
         models: str | Sequence[str] | None = None,
         min_version: str | None = None,
         loaded: str | Sequence[str] | None = None,
@@ -72,11 +74,15 @@ class OllamaHealthSensor(BaseSensorOperator):
 
     def execute(self, context: "Context") -> Any:
         """Wait, with one connection for all pokes."""
+        from ollama_provider.hooks import OllamaHook
+
         with OllamaHook(self.conn_id, **_PROBE) as self.hook:
             return super().execute(context)
 
     def poke(self, context: "Context") -> bool:  # noqa: ARG002  # Airflow's signature
         """Ask once; hand over what is not yet there, if that is wanted."""
+        from ollama_provider.waiting import Never, NotYet
+
         match self._found or self._look():
             case Never(reason):
                 raise AirflowFailException(reason)
@@ -93,6 +99,8 @@ class OllamaHealthSensor(BaseSensorOperator):
 
     def execute_complete(self, context: "Context", event: dict[str, str]) -> Any:
         """Go on with what the trigger has found, as if a poke had found it: soft_fail and its kin hold as ever."""
+        from ollama_provider.waiting import Never, NotYet, Ready
+
         match event["status"]:
             case "ready":
                 self._found = Ready(event["text"])
@@ -103,8 +111,7 @@ class OllamaHealthSensor(BaseSensorOperator):
         return super().execute(context)
 
     def _hand_over(self) -> None:
-        # Here, since DAG files, which do not defer, need not load it.
-        from ollama_provider.triggers import OllamaHealthTrigger  # noqa: PLC0415
+        from ollama_provider.triggers import OllamaHealthTrigger
 
         self.defer(
             trigger=OllamaHealthTrigger(
@@ -125,7 +132,10 @@ class OllamaHealthSensor(BaseSensorOperator):
         if self.hook:
             self.hook.close()
 
-    def _look(self) -> Verdict:
+    def _look(self) -> "Verdict":
+        from ollama_provider.hooks import OllamaHook
+        from ollama_provider.waiting import Condition, judge_error
+
         self.hook = self.hook or OllamaHook(self.conn_id, **_PROBE)
         try:
             condition = Condition(_names(self.models), self.min_version, _names(self.loaded))

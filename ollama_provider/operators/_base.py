@@ -13,14 +13,14 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
-from ollama_provider.api.names import same_model
-from ollama_provider.api.schemas import LocalModel
 from ollama_provider.batch.errors import BatchError
-from ollama_provider.hooks import OllamaHook
 
+# What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from ollama_provider.api.schemas import LocalModel
+    from ollama_provider.hooks import OllamaHook
 
 _COUNTS = {
     "texts": "texts",
@@ -77,14 +77,16 @@ class OllamaOperator(BaseOperator):
     ui_color = "#f0ede6"
     hook_overrides: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, *, conn_id: str = OllamaHook.default_conn_name, model: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, conn_id: str = "ollama_default", model: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.conn_id = conn_id
         self.model = model
 
     @cached_property
-    def hook(self) -> OllamaHook:
+    def hook(self) -> "OllamaHook":
         """The hook of this try."""
+        from ollama_provider.hooks import OllamaHook
+
         return OllamaHook(self.conn_id, **{name: getattr(self, name) for name in self.hook_overrides})
 
     def execute(self, context: "Context") -> Any:
@@ -111,8 +113,10 @@ class OllamaOperator(BaseOperator):
         if "hook" in self.__dict__:
             self.hook.close()
 
-    def find_model(self, name: str) -> LocalModel | None:
+    def find_model(self, name: str) -> "LocalModel | None":
         """Return what the server says about a model on its disk; None if it has no such model."""
+        from ollama_provider.api.names import same_model
+
         return next((entry for entry in self.hook.list_models() if same_model(entry.tag, name)), None)
 
     def report(self, context: "Context", model: str, numbers: dict[str, Any]) -> dict[str, Any]:

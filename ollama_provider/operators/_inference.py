@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ollama_provider.api.asking import Send, ask, hold
 from ollama_provider.api.errors import (
     CutAnswerError,
     CutPromptError,
@@ -12,19 +11,18 @@ from ollama_provider.api.errors import (
     InvalidRequestError,
     RejectedReplyError,
 )
-from ollama_provider.api.output import Output
-from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest, Think
 from ollama_provider.operators._base import one_of
-from ollama_provider.operators._catalogue import require
 from ollama_provider.operators._deferral import DeferrableOperator
 from ollama_provider.operators._images import capabilities_for
-from ollama_provider.operators._streaming import showing, shown
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from ollama_provider.api.asking import Send
+    from ollama_provider.api.output import Output
+    from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest, Think
 
-Answer = GenerateReply | ChatReply
+    Answer = GenerateReply | ChatReply
 
 
 class InferenceOperator(DeferrableOperator):
@@ -70,14 +68,13 @@ class InferenceOperator(DeferrableOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "format": "json"}
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
-    request_kind: ClassVar[type[GenerateRequest] | type[ChatRequest]]
 
     def __init__(
         self,
         *,
         options: dict[str, Any] | None = None,
         keep_alive: float | str | None = None,
-        think: Think = False,
+        think: "Think" = False,
         format: Literal["json"] | dict[str, Any] | str | None = None,  # noqa: A002  # Ollama's name of the field
         output_type: Any = None,
         output: Literal["text", "reply"] = "text",
@@ -106,6 +103,11 @@ class InferenceOperator(DeferrableOperator):
         self.idle_timeout = idle_timeout
         self.total_timeout = total_timeout
 
+    @property
+    def request_kind(self) -> "type[GenerateRequest] | type[ChatRequest]":
+        """The kind of request."""
+        raise NotImplementedError
+
     def request_fields(self) -> dict[str, Any]:
         """Return the fields that only this kind of request has, checked for being empty."""
         raise NotImplementedError
@@ -126,6 +128,8 @@ class InferenceOperator(DeferrableOperator):
 
     def perform(self, context: "Context") -> Any:
         """Ask, and return the answer."""
+        from ollama_provider.operators._catalogue import require
+
         output, fields = self.read_format(), self.request_fields()
         request = self.hook.request(
             self.request_kind,
@@ -152,21 +156,27 @@ class InferenceOperator(DeferrableOperator):
             return self.finish(context, request, self.hook.send, **remembered)
         return super().carry_out(context, request, **remembered)
 
-    def finish(self, context: "Context", request: Any, send: Send, **_: Any) -> Any:
+    def finish(self, context: "Context", request: Any, send: "Send", **_: Any) -> Any:
         """Take the answer and deliver it."""
+        from ollama_provider.operators._streaming import showing, shown
+
         with ExitStack() as stack:
             if self.stream_to:
                 send = shown(self.hook, stack.enter_context(showing(self.stream_to, self.log)))
             replies, prompt_cut = self.converse(request, send)
         return self.deliver(context, replies, prompt_cut=prompt_cut, output=self.read_format())
 
-    def converse(self, request: Any, send: Send) -> tuple[Sequence[Answer], bool]:
+    def converse(self, request: Any, send: "Send") -> "tuple[Sequence[Answer], bool]":
         """Return the model's replies, the last of which is the answer, and whether a part of a prompt was dropped."""
+        from ollama_provider.api.asking import ask, hold
+
         reply, prompt_cut = hold(ask(request, may_cut=self.may_cut), send)
         return [reply], prompt_cut
 
-    def read_format(self) -> Output | None:
+    def read_format(self) -> "Output | None":
         """Return what the answer must look like; None for plain text."""
+        from ollama_provider.api.output import Output
+
         one_of("output", self.answer_as, "text", "reply")
         one_of("on_truncation", self.on_truncation, "warn", "fail")
         if self.format is not None and self.output_type is not None:
@@ -174,7 +184,9 @@ class InferenceOperator(DeferrableOperator):
         wanted = self.output_type if self.format is None else self.format
         return None if wanted is None else Output(wanted)
 
-    def deliver(self, context: "Context", replies: Sequence[Answer], *, prompt_cut: bool, output: Output | None) -> Any:
+    def deliver(
+        self, context: "Context", replies: "Sequence[Answer]", *, prompt_cut: bool, output: "Output | None"
+    ) -> Any:
         """Log and push the usage, judge the answer, and return what goes to XCom."""
         reply = replies[-1]
         cuts = {"answer_cut": reply.answer_cut, "prompt_cut": prompt_cut}
@@ -190,7 +202,7 @@ class InferenceOperator(DeferrableOperator):
         data = {} if output is None else {"data": answer}
         return reply.model_dump(mode="json", exclude_none=True) | cuts | data
 
-    def numbers(self, replies: Sequence[Answer]) -> dict[str, Any]:
+    def numbers(self, replies: "Sequence[Answer]") -> dict[str, Any]:
         """Return tokens and seconds of all replies together."""
         tokens, duration = (sum(getattr(reply, name) for reply in replies) for name in ("eval_count", "eval_duration"))
         return {
@@ -203,7 +215,7 @@ class InferenceOperator(DeferrableOperator):
             "done_reason": replies[-1].done_reason,
         }
 
-    def faults(self, reply: Answer, *, prompt_cut: bool) -> Iterator[RejectedReplyError]:
+    def faults(self, reply: "Answer", *, prompt_cut: bool) -> Iterator[RejectedReplyError]:
         """Yield what is wrong with an answer that came."""
         where: dict[str, Any] = {"host": self.hook.settings.base_url, "model": reply.model}
         if prompt_cut:
@@ -215,7 +227,7 @@ class InferenceOperator(DeferrableOperator):
                 where["advice"] = "Raise options.num_predict, or let the model think less, or not at all (think)."
             yield CutAnswerError(what, **where)
 
-    def read_answer(self, reply: Answer, output: Output | None) -> Any:
+    def read_answer(self, reply: "Answer", output: "Output | None") -> Any:
         """Return the answer as text or, with a format, as data."""
         if output is None:
             return reply.text
@@ -235,6 +247,6 @@ class InferenceOperator(DeferrableOperator):
             raise next(self.faults(reply, prompt_cut=False), error) from None
 
 
-def _is_empty(reply: Answer) -> bool:
+def _is_empty(reply: "Answer") -> bool:
     """Say whether the model has thought, and answered nothing."""
     return bool(reply.thinking) and not reply.text.strip() and not reply.tool_calls

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ollama_provider.api.schemas import Think
 from ollama_provider.operators._base import OllamaOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from ollama_provider.api.schemas import Think
     from ollama_provider.operators._batch_run import BatchRun
     from ollama_provider.sql import SqlRows, SqlTable
 
@@ -89,7 +89,7 @@ class OllamaBatchOperator(OllamaOperator):
         system: str | None = None,
         options: dict[str, Any] | None = None,
         keep_alive: float | str | None = None,
-        think: Think = False,
+        think: "Think" = False,
         concurrency: int | Literal["auto"] = "auto",
         requests_per_minute: float | None = None,
         max_attempts: int = 3,
@@ -146,7 +146,7 @@ class OllamaBatchOperator(OllamaOperator):
     def perform(self, context: "Context") -> dict[str, Any]:
         """Run the batch; return its summary."""
         # Here, since a DAG file is parsed all the time and runs no batch.
-        from ollama_provider.operators._batch_run import BatchRun  # noqa: PLC0415
+        from ollama_provider.operators._batch_run import BatchRun
 
         self._run = BatchRun(self, context)
         return self._run.summary()

@@ -3,18 +3,21 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from ollama_provider.api.asking import Send, ask, hold
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
-from ollama_provider.api.output import Output
-from ollama_provider.api.schemas import ChatRequest, ToolCall
 from ollama_provider.operators._base import one_of
 from ollama_provider.operators._images import read_images
-from ollama_provider.operators._inference import Answer, InferenceOperator
-from ollama_provider.tools import Toolbox, ToolChat, ToolError
+from ollama_provider.operators._inference import InferenceOperator
+
+if TYPE_CHECKING:
+    from ollama_provider.api.asking import Send
+    from ollama_provider.api.output import Output
+    from ollama_provider.api.schemas import ChatRequest, ToolCall
+    from ollama_provider.operators._inference import Answer
+    from ollama_provider.tools import Toolbox
 
 #: A list of messages that a template has turned into text: the model would read brackets and quotes.
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
@@ -51,7 +54,6 @@ class OllamaChatOperator(InferenceOperator):
         **InferenceOperator.template_fields_renderers,
         "messages": "json",
     }
-    request_kind = ChatRequest
 
     def __init__(
         self,
@@ -68,6 +70,13 @@ class OllamaChatOperator(InferenceOperator):
         self.max_rounds = max_rounds
         self.on_tool_error = on_tool_error
 
+    @property
+    def request_kind(self) -> "type[ChatRequest]":
+        """A chat."""
+        from ollama_provider.api.schemas import ChatRequest
+
+        return ChatRequest
+
     def request_fields(self) -> dict[str, Any]:
         """Return messages and tools."""
         # The server would only load the model, and answer with nothing.
@@ -81,8 +90,10 @@ class OllamaChatOperator(InferenceOperator):
         box = self.read_tools()
         return {"messages": self._read_messages(), "tools": box and box.offered}
 
-    def read_tools(self) -> Toolbox | None:
+    def read_tools(self) -> "Toolbox | None":
         """Return the tools, if there are any."""
+        from ollama_provider.tools import Toolbox
+
         one_of("on_tool_error", self.on_tool_error, "tell", "fail")
         if self.max_rounds < 1:
             raise InvalidRequestError(f"max_rounds: {self.max_rounds} is not at least 1")
@@ -118,8 +129,11 @@ class OllamaChatOperator(InferenceOperator):
         """Functions are called where they are."""
         return "tools are called in the worker" if any(map(callable, self.tools or ())) else super().tied_to_worker
 
-    def converse(self, request: ChatRequest, send: Send) -> tuple[Sequence[Answer], bool]:
+    def converse(self, request: "ChatRequest", send: "Send") -> "tuple[Sequence[Answer], bool]":
         """Let the model call functions until it answers."""
+        from ollama_provider.api.asking import ask, hold
+        from ollama_provider.tools import ToolChat
+
         box = self.read_tools()
         if box is None or not box.callable:
             return super().converse(request, send)
@@ -146,13 +160,15 @@ class OllamaChatOperator(InferenceOperator):
             say(tools=None)
         return replies, prompt_cut
 
-    def numbers(self, replies: Sequence[Answer]) -> dict[str, Any]:
+    def numbers(self, replies: "Sequence[Answer]") -> dict[str, Any]:
         """Return tokens and seconds, and how often each tool was called."""
         calls = Counter(call.function.name for reply in replies for call in reply.tool_calls or ())
         return super().numbers(replies) | ({"tool_calls": dict(calls)} if self.tools else {})
 
-    def call_tool(self, box: Toolbox, call: ToolCall) -> str:
+    def call_tool(self, box: "Toolbox", call: "ToolCall") -> str:
         """Call a function; return what the model is told."""
+        from ollama_provider.tools import ToolError
+
         name = call.function.name
         self.log.debug("Tool %s: called with %s", name, call.function.arguments)
         try:
@@ -173,7 +189,7 @@ class OllamaChatOperator(InferenceOperator):
         self.log.debug("Tool %s: returned %s", name, result)
         return result
 
-    def read_answer(self, reply: Answer, output: Output | None) -> Any:
+    def read_answer(self, reply: "Answer", output: "Output | None") -> Any:
         """Return the answer as text or data, or calls of tools for somebody else."""
         if reply.tool_calls and output is None:
             return [

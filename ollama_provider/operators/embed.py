@@ -4,9 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ollama_provider.api.asking import Embedded, Send, embed, hold
 from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError
-from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 from ollama_provider.operators._base import one_of
 from ollama_provider.operators._deferral import DeferrableOperator
 from ollama_provider.operators._paths import storage_path
@@ -14,6 +12,9 @@ from ollama_provider.operators._vectors import Vector, write_vectors, writer_for
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from ollama_provider.api.asking import Embedded, Send
+    from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 
 #: Bytes of JSON that go to XCom at most: it lives in Airflow's database and passes through its API server.
 XCOM_LIMIT = 1_000_000
@@ -89,6 +90,8 @@ class OllamaEmbedOperator(DeferrableOperator):
 
     def perform(self, context: "Context") -> Any:
         """Embed all texts; return the vectors, or where they are."""
+        from ollama_provider.api.schemas import EmbedRequest
+
         one_of("on_truncation", self.on_truncation, "warn", "fail")
         if self.output_path is not None:
             # Before anything is sent, for nothing.
@@ -104,7 +107,7 @@ class OllamaEmbedOperator(DeferrableOperator):
         )
         return self.carry_out(context, request)
 
-    def finish(self, context: "Context", request: Any, send: Send, **_: Any) -> Any:
+    def finish(self, context: "Context", request: Any, send: "Send", **_: Any) -> Any:
         """Take the vectors; return them, or where they are."""
         work = Embedding(send, request, may_cut=self.may_cut)
         if self.output_path is None:
@@ -136,7 +139,7 @@ class Embedding:
         IncompleteReplyError: the server did not send one vector for each text.
     """
 
-    def __init__(self, send: Send, request: EmbedRequest, *, may_cut: bool) -> None:
+    def __init__(self, send: "Send", request: "EmbedRequest", *, may_cut: bool) -> None:
         self._send = send
         self._request = request
         self._may_cut = may_cut
@@ -145,6 +148,8 @@ class Embedding:
         self.dimensions: int | None = None
 
     def __iter__(self) -> Iterator[Vector]:
+        from ollama_provider.api.asking import embed, hold
+
         for conversation in embed(self._request, may_cut=self._may_cut):
             for embedded in hold(conversation, self._send):
                 yield from self._take(embedded)
@@ -162,7 +167,7 @@ class Embedding:
             "texts_cut": self.cut,
         }
 
-    def _take(self, embedded: Embedded) -> Iterator[Vector]:
+    def _take(self, embedded: "Embedded") -> Iterator[Vector]:
         reply, texts = embedded.reply, embedded.texts
         self._check(reply, len(texts))
         self.cut += embedded.cut
@@ -171,7 +176,7 @@ class Embedding:
         for index, (text, vector) in enumerate(zip(texts, reply.embeddings, strict=True), embedded.start):
             yield Vector(index=index, text=text, embedding=vector, prompt_cut=embedded.cut)
 
-    def _check(self, reply: EmbedReply, texts: int) -> None:
+    def _check(self, reply: "EmbedReply", texts: int) -> None:
         widths = {len(vector) for vector in reply.embeddings}
         if self.dimensions is None and len(widths) == 1:
             self.dimensions = max(widths)

@@ -1,12 +1,14 @@
 """Complete a prompt."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.schemas import GenerateRequest
 from ollama_provider.operators._images import read_images
 from ollama_provider.operators._inference import InferenceOperator
+
+if TYPE_CHECKING:
+    from ollama_provider.api.schemas import GenerateRequest
 
 
 class OllamaGenerateOperator(InferenceOperator):
@@ -29,7 +31,6 @@ class OllamaGenerateOperator(InferenceOperator):
         "prompt": "md",
         "system": "md",
     }
-    request_kind = GenerateRequest
 
     def __init__(
         self,
@@ -43,6 +44,13 @@ class OllamaGenerateOperator(InferenceOperator):
         self.prompt = prompt
         self.system = system
         self.images = images
+
+    @property
+    def request_kind(self) -> "type[GenerateRequest]":
+        """A completion."""
+        from ollama_provider.api.schemas import GenerateRequest
+
+        return GenerateRequest
 
     def request_fields(self) -> dict[str, Any]:
         """Return prompt, system prompt and images."""

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ollama_provider.api.asking import Send
-from ollama_provider.api.schemas import PullRequest
 from ollama_provider.operators._deferral import DeferrableOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from ollama_provider.api.asking import Send
 
 
 class OllamaPullModelOperator(DeferrableOperator):
@@ -32,6 +32,8 @@ class OllamaPullModelOperator(DeferrableOperator):
 
     def perform(self, context: "Context") -> dict[str, Any]:
         """Pull the model if need be, and say what is there."""
+        from ollama_provider.api.schemas import PullRequest
+
         request = self.hook.request(PullRequest, model=self.model)
         before = self.find_model(request.model)
         digest = before.digest if before else None
@@ -40,7 +42,7 @@ class OllamaPullModelOperator(DeferrableOperator):
         result: dict[str, Any] = self.carry_out(context, request, before=digest)
         return result
 
-    def finish(self, context: "Context", request: Any, send: Send, **remembered: Any) -> dict[str, Any]:  # noqa: ARG002
+    def finish(self, context: "Context", request: Any, send: "Send", **remembered: Any) -> dict[str, Any]:  # noqa: ARG002
         """Wait for the download, and say what is there."""
         send(request)
         return self.describe(request.model, remembered["before"])

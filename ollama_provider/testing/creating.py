@@ -42,7 +42,8 @@ def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str,
         yield {"status": "parsing GGUF"}
         made = _from_files(state, body["files"], name)
     if quantize := body.get("quantize"):
-        base = {"status": f"quantizing {made.quantization_level} model to {quantize.upper()}", "digest": "0000000000000000000"}
+        status = f"quantizing {made.quantization_level} model to {quantize.upper()}"
+        base = {"status": status, "digest": "0000000000000000000"}
         yield base | {"total": made.size, "completed": made.size // 2}
         yield base | {"total": made.size, "completed": made.size}
         weights = digest_of("quantized", made.layers[0][0], quantize)
