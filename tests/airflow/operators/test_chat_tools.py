@@ -232,3 +232,20 @@ def test_what_cannot_be_right_fails_at_once(run_task, ollama, arguments, told):
     assert (ran.state, ran.tries) == ("failed", 1)
     assert told in ran.log
     assert ollama.stand_in.requests == []
+
+
+def test_a_chat_with_tools_may_be_mapped(run_task, run_dag, ollama):
+    """Functions survive ``partial``."""
+    ollama.stand_in.script(called(("forecast", {"city": "a"})), "Sunny.")
+
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.operators import OllamaChatOperator
+{TOOLS}
+with DAG("under_test", schedule=None, start_date=datetime(2026, 1, 1)):
+    OllamaChatOperator.partial(task_id="t", model="llama3.2", tools=[forecast]).expand(messages=["Weather?"])
+""")
+
+    assert str(run.state) == "success"
+    assert chats(ollama)[1]["messages"][2]["tool_name"] == "forecast"
