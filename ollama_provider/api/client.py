@@ -146,12 +146,13 @@ class Client:
         return as_embed_reply(request, replies, host=self.settings.base_url)
 
     def _deliver(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
+        asked = monotonic()
         try:
             return self._try(call, how)
         except ModelNotFoundError as missing:
             if not call.request.needs_model:
                 raise
-            self._bring(call.model or "", missing)
+            self._bring(call.model or "", missing, asked)
         return self._try(call, how)
 
     def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
@@ -161,13 +162,12 @@ class Client:
         retrying = Retrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
         return retrying(how, call)
 
-    def _bring(self, model: str, missing: ModelNotFoundError) -> None:
-        """Pull a model, once for all who miss it at the same time."""
+    def _bring(self, model: str, missing: ModelNotFoundError, asked: float) -> None:
+        """Pull a model, once for all who asked for it before it was there."""
         check_pull_allowed(model, self.settings, missing)
-        noticed = monotonic()
         pull = self._pulls.setdefault(model, Pull(self._wire.lock()))
         with pull.lock:
-            if pull.ended < noticed:
+            if pull.ended < asked:
                 pull.failure = None
                 try:
                     self.send(PullRequest(model=model))
@@ -340,12 +340,13 @@ class AsyncClient:
         return as_embed_reply(request, replies, host=self.settings.base_url)
 
     async def _deliver(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
+        asked = monotonic()
         try:
             return await self._try(call, how)
         except ModelNotFoundError as missing:
             if not call.request.needs_model:
                 raise
-            await self._bring(call.model or "", missing)
+            await self._bring(call.model or "", missing, asked)
         return await self._try(call, how)
 
     async def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
@@ -355,13 +356,12 @@ class AsyncClient:
         retrying = AsyncRetrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
         return await retrying(how, call)
 
-    async def _bring(self, model: str, missing: ModelNotFoundError) -> None:
-        """Pull a model, once for all who miss it at the same time."""
+    async def _bring(self, model: str, missing: ModelNotFoundError, asked: float) -> None:
+        """Pull a model, once for all who asked for it before it was there."""
         check_pull_allowed(model, self.settings, missing)
-        noticed = monotonic()
         pull = self._pulls.setdefault(model, Pull(self._wire.lock()))
         async with pull.lock:
-            if pull.ended < noticed:
+            if pull.ended < asked:
                 pull.failure = None
                 try:
                     await self.send(PullRequest(model=model))

@@ -267,6 +267,32 @@ async def test_a_later_miss_pulls_again(ollama, settings):
     assert [seen.path for seen in ollama.stand_in.requests].count("/api/pull") == 2
 
 
+async def test_a_slow_404_does_not_pull_again(settings):
+    """A request that was on its way while another one's pull ended finds the model, and pulls nothing."""
+    pulled, overtaken = asyncio.Event(), asyncio.Event()
+    pulls = 0
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        nonlocal pulls
+        if request.url.path == "/api/pull":
+            pulls += 1
+            pulled.set()
+            return httpx.Response(200, content=b'{"status":"success"}\n')
+        missing = httpx.Response(404, json={"error": "model 'm' not found"})
+        if b"slow" in request.content and not overtaken.is_set():
+            await overtaken.wait()
+            return missing
+        return httpx.Response(200, content=b'{"response":"x","done":true}\n') if pulled.is_set() else missing
+
+    async with AsyncClient(settings, transport=httpx.MockTransport(server)) as client:
+        slow = asyncio.ensure_future(client.send(GenerateRequest(model="m", prompt="slow")))
+        await client.send(GenerateRequest(model="m", prompt="fast"))
+        overtaken.set()
+        await slow
+
+    assert pulls == 1
+
+
 # Headers
 
 
