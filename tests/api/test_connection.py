@@ -269,7 +269,7 @@ async def test_a_later_miss_pulls_again(ollama, settings):
 
 async def test_a_slow_404_does_not_pull_again(settings):
     """A request that was on its way while another one's pull ended finds the model, and pulls nothing."""
-    pulled, overtaken = asyncio.Event(), asyncio.Event()
+    arrived, pulled, overtaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
     pulls = 0
 
     async def server(request: httpx.Request) -> httpx.Response:
@@ -280,12 +280,14 @@ async def test_a_slow_404_does_not_pull_again(settings):
             return httpx.Response(200, content=b'{"status":"success"}\n')
         missing = httpx.Response(404, json={"error": "model 'm' not found"})
         if b"slow" in request.content and not overtaken.is_set():
+            arrived.set()
             await overtaken.wait()
             return missing
         return httpx.Response(200, content=b'{"response":"x","done":true}\n') if pulled.is_set() else missing
 
     async with AsyncClient(settings, transport=httpx.MockTransport(server)) as client:
         slow = asyncio.ensure_future(client.send(GenerateRequest(model="m", prompt="slow")))
+        await arrived.wait()
         await client.send(GenerateRequest(model="m", prompt="fast"))
         overtaken.set()
         await slow
