@@ -26,7 +26,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def airflow(page: Page, stack: Stack, tmp_path: Path) -> Page:
+def airflow(page: Page, stack: Stack) -> Page:
     """Airflow's UI, logged in."""
     page.goto(stack.url)
     page.get_by_label("Username").fill(USER)
