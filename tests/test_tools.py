@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
 from ollama_provider.api.schemas import ChatReply, ChatRequest, Message, ToolCall, ToolCallFunction
-from ollama_provider.tools import KEPT, ToolChat, FunctionTool, Toolbox, ToolError
+from ollama_provider.tools import KEPT, FunctionTool, Toolbox, ToolChat, ToolError
 
 
 class Place(BaseModel):
