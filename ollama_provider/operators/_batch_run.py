@@ -42,6 +42,8 @@ class BatchRun:
     def __init__(self, task: "OllamaBatchOperator", context: "Context") -> None:
         self._task = task
         self._instance = context["ti"]
+        # Cleared, a DAG run begins anew; retried, a task does not make it.
+        self._began = getattr(context.get("dag_run"), "start_date", None)
         self.stop = StopSignal()
 
     def summary(self) -> dict[str, Any]:
@@ -88,7 +90,9 @@ class BatchRun:
             if not re.fullmatch(r"\w[\w.-]*", resume):
                 raise InvalidRequestError(f"resume: {resume!r} is neither 'run', 'task' nor a name for a folder")
             path /= resume
-        return path if self._instance.map_index < 0 else path / str(self._instance.map_index)
+        # Shards share a directory; other mapped tasks do not.
+        alone = self._instance.map_index < 0 or self._task.shard is not None
+        return path if alone else path / str(self._instance.map_index)
 
     def spec(self) -> BatchSpec:
         """Return what the batch is to do, with the connection's defaults.
@@ -97,7 +101,9 @@ class BatchRun:
             InvalidRequestError: an argument is wrong.
         """
         task = self._task
-        one_of("mode", task.mode, "all", "failed_only")
+        one_of("mode", task.mode, "all", "failed_only", "merge")
+        one_of("task", task.task, "generate", "chat", "embed")
+        one_of("on_long_text", task.on_long_text, "dead_letter", "truncate", "split")
         one_of("on_truncation", task.on_truncation, "dead_letter", "fail", "flag")
         one_of("on_broken_row", task.on_broken_row, "fail", "dead_letter")
         one_of("on_digest_change", task.on_digest_change, "stop", "continue")
@@ -118,6 +124,21 @@ class BatchRun:
             into=task.into,
             prompt=self.read_prompt(),
             system=shared.system,
+            task=task.task,
+            messages=task.messages,
+            images=task.images,
+            as_path=storage_path,
+            output_type=task.output_type,
+            fallback_model=task.fallback_model,
+            dimensions=task.dimensions,
+            on_long_text=task.on_long_text,
+            pack=task.pack,
+            results=task.results,
+            stop_at=task.stop_at,
+            timezone=task.timezone or task.dag.timezone.name,
+            due=self._began,
+            unload_after=task.unload_after,
+            shard=None if task.shard is None else (task.shard[0], task.shard[1]),
             id_column=task.id_column,
             options=shared.options or Options(),
             keep_alive=shared.keep_alive,

@@ -1,6 +1,7 @@
 """A night's work in one task."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ollama_provider.operators._base import OllamaOperator
@@ -35,7 +36,27 @@ class OllamaBatchOperator(OllamaOperator):
         resume: who shares results. ``"run"``: the tries of one DAG run; they are in ``output_path/<run id>``.
             ``"task"``: all runs; they are in *output_path* itself, and each run writes ``results.jsonl`` anew. Another
             name: whoever uses it; they are in ``output_path/<name>``. A mapped task adds its map index.
-        mode: ``"failed_only"`` asks again what failed before, and nothing else.
+        mode: ``"failed_only"`` asks again what failed before, and nothing else; ``"merge"`` puts together what the
+            shards have, and asks nothing.
+        shard: number (from 0) and how many: only these rows, in the directory of all; see `sharded`.
+        task: what is done with each row: ``"generate"`` (a completion), ``"chat"`` (an answer to *messages*) or
+            ``"embed"`` (a vector of *prompt*, into Parquet).
+        messages: turns of a chat, with ``role`` and ``content``; each ``content`` is a template for a row.
+        images: template of the path of a picture for each row (``{{ row.path }}``; several, one a line), on any
+            ``ObjectStoragePath``. Whoever wrote the rows chooses what the worker reads.
+        output_type: what an answer must look like: a pydantic class, a JSON schema, or ``"json"``. An answer that does
+            not fit is asked for again in up to four ways, and then its row has failed, with the raw reply.
+        fallback_model: asked, after all others are done, for the rows whose answers did not fit.
+        dimensions: numbers of a vector, where the model can do with fewer.
+        on_long_text: a text over the context, with ``"embed"``: its row fails (``"dead_letter"``), the server cuts it
+            and the result is marked (``"truncate"``), or its overlapping pieces get a row each (``"split"``).
+        pack: texts of one request for vectors, or ``"auto"`` to find out by measuring.
+        results: ``"jsonl"`` or ``"parquet"``; None is Parquet for vectors, else JSON lines.
+        stop_at: the end of the night: a time of day (``"06:00"``: the first one after the DAG run began), a moment, or
+            a `timedelta`. No row is sent then, what is in flight comes back, and the task succeeds with ``complete``
+            False; the next run with the same results goes on (``resume="task"``).
+        timezone: of *stop_at*, such as ``"Europe/Berlin"``; None is the DAG's.
+        unload_after: take the model out of memory at the end.
         id_column: column whose value is carried through to the results.
         system: system message for all rows.
         options: the model's options, laid over the connection's. ``num_ctx``, where it is not given, is chosen from the
@@ -70,6 +91,7 @@ class OllamaBatchOperator(OllamaOperator):
         "resume",
         "options",
         "keep_alive",
+        "stop_at",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"rows": "json", "system": "md", "options": "json"}
     #: Made by each try.
@@ -84,7 +106,20 @@ class OllamaBatchOperator(OllamaOperator):
         into: "SqlTable | None" = None,
         prompt: str = "{{ row.text }}",
         resume: str = "run",
-        mode: Literal["all", "failed_only"] = "all",
+        mode: Literal["all", "failed_only", "merge"] = "all",
+        shard: Sequence[int] | None = None,
+        task: Literal["generate", "chat", "embed"] = "generate",
+        messages: Sequence[Mapping[str, str]] | None = None,
+        images: str | None = None,
+        output_type: Any = None,
+        fallback_model: str | None = None,
+        dimensions: int | None = None,
+        on_long_text: Literal["dead_letter", "truncate", "split"] = "dead_letter",
+        pack: int | Literal["auto"] = "auto",
+        results: Literal["jsonl", "parquet"] | None = None,
+        stop_at: str | datetime | timedelta | None = None,
+        timezone: str | None = None,
+        unload_after: bool = False,
         id_column: str | None = None,
         system: str | None = None,
         options: dict[str, Any] | None = None,
@@ -115,6 +150,19 @@ class OllamaBatchOperator(OllamaOperator):
         self.prompt = prompt
         self.resume = resume
         self.mode = mode
+        self.shard = shard
+        self.task = task
+        self.messages = messages
+        self.images = images
+        self.output_type = output_type
+        self.fallback_model = fallback_model
+        self.dimensions = dimensions
+        self.on_long_text = on_long_text
+        self.pack = pack
+        self.results = results
+        self.stop_at = stop_at
+        self.timezone = timezone
+        self.unload_after = unload_after
         self.id_column = id_column
         self.system = system
         self.options = options
@@ -155,3 +203,19 @@ class OllamaBatchOperator(OllamaOperator):
         """Stop: close the requests, keep what there is. Airflow kills the process some seconds later."""
         if self._run:
             self._run.stop.set("the task was killed")
+
+
+def sharded(count: int, *, task_id: str, **arguments: Any) -> OllamaBatchOperator:
+    """Return the last task of a batch that many workers share: it merges what ``<task_id>_shards`` has asked.
+
+    Args:
+        count: of the shards, each a mapped task; how many run at a time is Airflow's (``max_active_tis_per_dagrun``).
+        task_id: of the merge, whose XCom is the summary of all.
+        arguments: of `OllamaBatchOperator`.
+    """
+    mapped = OllamaBatchOperator.partial(task_id=f"{task_id}_shards", **arguments).expand(
+        shard=[[number, count] for number in range(count)]
+    )
+    merge = OllamaBatchOperator(task_id=task_id, mode="merge", **arguments)
+    mapped >> merge
+    return merge
