@@ -1,5 +1,7 @@
 """Tasks that wait in a real triggerer: it is killed, somebody clears them, and the server knows nothing of it all."""
 
+import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +12,7 @@ from ollama_provider.testing import Answer, Model, Server, Stall, StandIn, Stuck
 from tests.e2e.stack import Stack
 
 DAG = "e2e_deferred"
+KEY = "not-for-the-log"
 ASKING, PULLING = "/api/generate", "/api/pull"
 
 
@@ -24,9 +27,10 @@ def server() -> Iterator[Server]:
 def stack(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Airflow, with the stand-in as its Ollama."""
     parts = urlsplit(server.url)
-    environment = {"AIRFLOW_CONN_OLLAMA_DEFAULT": f"ollama://{parts.hostname}:{parts.port}"}
-    home = tmp_path_factory.mktemp("airflow")
-    with Stack(home, dags=Path(__file__).with_name("dags"), environment=environment) as stack:
+    environment = {"AIRFLOW_CONN_OLLAMA_DEFAULT": f"ollama://:{KEY}@{parts.hostname}:{parts.port}"}
+    dags = tmp_path_factory.mktemp("dags")
+    shutil.copy(Path(__file__).with_name("dags") / f"{DAG}.py", dags)
+    with Stack(tmp_path_factory.mktemp("airflow"), dags=dags, environment=environment) as stack:
         yield stack
 
 
@@ -53,8 +57,9 @@ def run(stack: Stack, server: Server) -> Iterator[str]:
     until(stack, "deferred", lambda: set(states(stack, run).values()) == {"deferred"})
     until(stack, "asking", lambda: under_way(server) == [ASKING, PULLING])
     yield run
-    server.stand_in.remove("fresh")
-    server.stand_in.remove("mistral")
+    for model in ("fresh", "mistral"):
+        with contextlib.suppress(KeyError):
+            server.stand_in.remove(model)
 
 
 def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, run: str) -> None:
@@ -77,6 +82,8 @@ def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, 
     assert "Trigger fired event" in log
     assert "Rayleigh" not in log
     assert "Why is the sky blue" not in log
+    assert {seen.headers["authorization"] for seen in server.stand_in.requests} == {f"Bearer {KEY}"}
+    assert KEY not in stack.processes.report(lines=100_000)
 
 
 def test_a_task_that_is_marked_or_cleared_ends_its_request(stack: Stack, server: Server, run: str) -> None:
