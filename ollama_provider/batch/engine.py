@@ -24,12 +24,12 @@ from ollama_provider.batch.concurrency import Climb, Fixed
 from ollama_provider.batch.control import Control
 from ollama_provider.batch.delivery import Delivery, NoDelivery
 from ollama_provider.batch.embedding import PACK_CHARACTERS, FixedPack, PackSize
-from ollama_provider.batch.errors import DirectoryBusyError, InputError, StorageError, TooManyFailedError
+from ollama_provider.batch.errors import DirectoryBusyError, StorageError, TooManyFailedError
 from ollama_provider.batch.intake import Intake, Prepared
 from ollama_provider.batch.journal import Journal, State, shared_fields
 from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
 from ollama_provider.batch.progress import Meter, Progress, Tally
-from ollama_provider.batch.records import Outcome, Provenance, Summary
+from ollama_provider.batch.records import Outcome, Summary
 from ollama_provider.batch.sealing import Sealing
 from ollama_provider.batch.snapshot import write_down
 from ollama_provider.batch.sources import Query, Rows, count_rows
@@ -186,7 +186,8 @@ class _Run:
                 look_up_digest=lambda: self._control.digest(self._model),
                 on_digest_change=self._spec.on_digest_change,
             )
-            if self._spec.into is not None:
+            # What shards have asked goes into the table with the merge, which knows the place of each row.
+            if self._spec.into is not None and self._shard is None:
                 self._delivery = Delivery(
                     self._spec.into,
                     self._storage,
@@ -293,7 +294,7 @@ class _Run:
             common=self._spec.common(),
             provenance=None if self._sealing.provenance is None else vars(self._sealing.provenance),
         )
-        await asyncio.to_thread(self._begin_round)
+        await asyncio.to_thread(rounds.begin, self._storage, self._round, self._names)
         if sample is None:
             self._end()
             return
@@ -321,40 +322,11 @@ class _Run:
 
     async def _prepare_merge(self) -> None:
         """Fix what the shards had fixed; the server is not asked."""
-        common = self._spec.common()
-        found = [self._round] if self._round.provenance is not None else []
-        for name in shards.batch_files(self._storage):
-            done = rounds.read(self._storage, name)
-            if done is not None and done.common is not None and done.provenance is not None:
-                shards.check_same(common | {"shards": done.common["shards"]}, done.common, name, self._storage.location)
-                found.insert(0, done)
-        if not found or found[0].provenance is None:
-            raise InputError(f"There is nothing to merge in {self._storage.location}: no shard has run there.")
-        provenance = Provenance(**found[0].provenance)
+        provenance = rounds.merged_provenance(self._storage, self._round, self._spec.common())
         self._task = preflight.task_of(self._spec)
         self._keys = preflight.keys_of(self._task, provenance.digest)
         self._judge = preflight.judge_of(self._spec, self._task, provenance.server, provenance.server_version)
         self._sealing.put_down_to(provenance)
-
-    def _begin_round(self) -> None:
-        if self._shard is None:
-            rounds.begin(self._storage, self._round, self._names)
-            return
-        self._compare_shards()
-        rounds.begin(self._storage, self._round, self._names)
-        try:
-            # Once more: of two that begin at the same moment, one sees what the other wrote.
-            self._compare_shards()
-        except InputError:
-            self._storage.delete(self._names.batch)
-            raise
-
-    def _compare_shards(self) -> None:
-        """Refuse to work beside shards of another batch."""
-        for name in shards.batch_files(self._storage):
-            other = rounds.read(self._storage, name)
-            if other is not None and other.common is not None:
-                shards.check_same(self._spec.common(), other.common, name, self._storage.location)
 
     # Rows in
 

@@ -4,8 +4,10 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ollama_provider.batch.errors import StorageError
+from ollama_provider.batch import shards
+from ollama_provider.batch.errors import InputError, StorageError
 from ollama_provider.batch.plan import Mode
+from ollama_provider.batch.records import Provenance
 from ollama_provider.batch.shards import Names
 from ollama_provider.batch.storage import Storage, write
 
@@ -84,11 +86,55 @@ def read(storage: Storage, name: str) -> Round | None:
         raise StorageError(f"{storage.location}/{name} is damaged. The parts beside it are good: remove it.") from None
 
 
+def merged_provenance(storage: Storage, whole: Round, common: dict[str, Any]) -> Provenance:
+    """Return what the shards' results have in common; of those of the whole batch where no shard has run since.
+
+    Args:
+        storage: the directory.
+        whole: where the whole batch stands.
+        common: what the shards must agree on, as the merge was told.
+
+    Raises:
+        InputError: there is nothing to merge, or it was made with other settings.
+    """
+    found = None
+    for name in shards.batch_files(storage):
+        shard = read(storage, name)
+        if shard is not None and shard.common is not None:
+            shards.check_same(common | {"shards": shard.common["shards"]}, shard.common, name, storage.location)
+            found = shard.provenance or found
+    found = found or whole.provenance
+    if found is None:
+        raise InputError(f"There is nothing to merge in {storage.location}: no shard has run there.")
+    return Provenance(**found)
+
+
+def _compare_shards(storage: Storage, current: Round) -> None:
+    for name in shards.batch_files(storage):
+        other = read(storage, name)
+        if other is not None and other.common is not None:
+            shards.check_same(current.common or {}, other.common, name, storage.location)
+
+
 def begin(storage: Storage, current: Round, names: Names) -> None:
-    """Write *current* down, and take back that the directory is complete."""
+    """Write *current* down, and take back that the directory is complete.
+
+    Raises:
+        InputError: it is a shard's, and beside it are shards of a batch with other settings.
+    """
+    is_shard = names != Names()
+    if is_shard:
+        _compare_shards(storage, current)
     # In this order: a crash in between begins the round again, instead of going on with one that had ended.
     save(storage, current, names)
     storage.delete(names.summary)
+    if is_shard:
+        try:
+            # Once more: of two that begin at the same moment, one sees what the other wrote.
+            _compare_shards(storage, current)
+        except InputError:
+            storage.delete(names.batch)
+            raise
 
 
 def save(storage: Storage, current: Round, names: Names) -> None:

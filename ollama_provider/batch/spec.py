@@ -127,6 +127,8 @@ class BatchSpec:
             given = [name for name in ("system", "images", "output_type", "fallback_model") if getattr(self, name)]
             if given or self.think:
                 raise InputError(f'{", ".join(given) or "think"}: a vector needs none; leave it out with task="embed".')
+            if self.into is not None:
+                raise InputError('into: vectors go to a file, results.parquet; leave it out with task="embed".')
         elif self.dimensions is not None or self.pack != "auto":
             raise InputError('dimensions, pack: they belong to task="embed".')
         if self.fallback_model is not None and self.output_type is None:

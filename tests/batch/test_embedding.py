@@ -290,3 +290,10 @@ def test_what_is_no_json_is_told_from_what_is_no_vector():
     assert all(math.isnan(found["embeddings"][place][0]) for place in (1, 2))
     with pytest.raises(ValueError):
         PackRequest.decode(b'{"embeddings":[[1,')
+
+
+def test_vectors_do_not_go_into_a_table_of_a_database(batch, ollama):
+    """It would hold the form of the parts."""
+    with pytest.raises(InputError, match="into"):
+        batch.run(["a"], task="embed", into=object())
+    assert ollama.stand_in.requests == []
