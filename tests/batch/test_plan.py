@@ -4,6 +4,7 @@ import pytest
 
 from ollama_provider.api.errors import (
     AuthenticationError,
+    BadRequestError,
     ContextLengthError,
     GatewayError,
     IncompleteReplyError,
@@ -289,3 +290,79 @@ def test_requests_per_minute_spaces_the_requests():
     assert made.next(10.5, 8, more=False).until == 12
     send(made, 12)
     assert made.next(12, 8, more=False).until == 14
+
+
+class TestPacks:
+    def pack(self, count, size, weight=1000):
+        made = plan()
+        for number in range(count):
+            made.admit(Ticket(number, "x" * 10))
+        lead = made.next(0.0, 1, more=False).ticket
+        made.fill(lead, size, weight)
+        return made, lead
+
+    def numbers(self, ticket):
+        return [ticket.number, *(rider.number for rider in ticket.riders)]
+
+    def test_a_pack_is_filled_in_order_up_to_its_size_and_weight(self):
+        """Whichever is first; a ticket that goes alone ends it."""
+        assert self.numbers(self.pack(9, 4)[1]) == [0, 1, 2, 3]
+        assert self.numbers(self.pack(9, 4, weight=35)[1]) == [0, 1, 2]
+        made = plan()
+        for number in range(4):
+            made.admit(Ticket(number, "", packed=number == 2))
+        lead = made.next(0.0, 1, more=False).ticket
+        made.fill(lead, 9, 1000)
+        assert self.numbers(lead) == [0, 1]
+
+    def test_a_failed_pack_goes_again_as_two_in_the_same_order(self):
+        """Nobody loses an attempt, and neither half is filled up again."""
+        made, lead = self.pack(7, 5)
+
+        assert made.failure(lead, BadRequestError("no"), 1.0) is Verdict.AGAIN
+
+        first, second = (made.next(1.0, 9, more=False).ticket for _ in range(2))
+        for half in (first, second):
+            made.fill(half, 5, 1000)
+        assert [self.numbers(first), self.numbers(second)] == [[0, 1, 2], [3, 4]]
+        assert {ticket.attempts for ticket in (first, *first.riders, second, *second.riders)} == {0}
+
+    def test_a_pack_counts_for_each_of_its_rows(self):
+        """When it comes back."""
+        made, lead = self.pack(5, 5)
+        made.succeeded(lead)
+
+        assert (made.ok, made.sends, made.unfinished) == (5, 1, 0)
+
+    def test_a_pack_stays_together_over_an_outage(self):
+        """Not one of its rows is lost with it."""
+        made, lead = self.pack(5, 5)
+        made.failure(lead, OverloadedError("busy"), 1.0)
+
+        again = made.next(100.0, 1, more=False).ticket
+        made.fill(again, 2, 1000)
+        assert self.numbers(again) == [0, 1, 2, 3, 4]
+
+
+def test_postponed_tickets_come_last_and_together():
+    """One whose turn has come lets the others go with it: their model is in memory now."""
+    made = plan()
+    for number in range(3):
+        made.admit(Ticket(number, ""))
+    for _ in range(2):
+        made.postpone(made.next(0.0, 1, more=True).ticket)
+
+    assert made.next(0.0, 9, more=True).ticket.number == 2
+    assert made.next(0.0, 9, more=False).do is Do.IDLE
+    made.succeeded(Ticket(2, ""))
+    assert [made.next(0.0, 9, more=False).ticket.number for _ in range(2)] == [0, 1]
+
+
+def test_a_closed_plan_sends_nothing():
+    """Not even what was paused."""
+    made = plan()
+    made.admit(Ticket(0, ""))
+    made.closed = True
+
+    assert made.next(0.0, 9, more=False).do is Do.IDLE
+    assert made.waiting == 1
