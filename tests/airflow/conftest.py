@@ -9,6 +9,7 @@ import pytest
 from airflow.utils.db import initdb
 
 from ollama_provider.api.retry import without_waiting
+from tests.airflow.databases import database, postgres, sqlite  # noqa: F401  # fixtures
 from tests.services import Postgresql, postgresql, program
 
 try:

@@ -193,6 +193,29 @@ def test_structured_answer(run, ollama) -> None:
     assert done["route"] == "somebody, now"
 
 
+def test_table_summaries(run, database, tmp_path) -> None:
+    """Every document has its summary in the other table, which was made; the next night nothing is asked or written."""
+    database.documents(5)
+
+    night = run("ollama_table_summaries", output_path=f"file://{tmp_path}")["summaries"]
+    rows = database.run("SELECT document, title, summary FROM summaries ORDER BY document")
+    next_night = run("ollama_table_summaries", output_path=f"file://{tmp_path}")["summaries"]
+
+    assert (night["ok"], night["written"]) == (5, 5)
+    assert [(document, title) for document, title, _ in rows] == [(number, f"title {number}") for number in range(5)]
+    assert all(summary for _, _, summary in rows)
+    assert (next_night["requests"], next_night["reused"], next_night["written"]) == (0, 5, 0)
+
+
+def test_taskflow_batch(run, tmp_path) -> None:
+    """A row for each package, and the sentence about them in XCom."""
+    done = run("ollama_taskflow_batch", output_path=f"file://{tmp_path}")
+
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert "airflow-provider-ollama" in [row["id"] for row in rows]
+    assert done["report"] == f"{len(rows)} packages explained, 0 not: {tmp_path}/results.jsonl"
+
+
 def test_every_dag_has_its_test() -> None:
     """A new DAG file needs a test above."""
     tests = Path(__file__).read_text()

@@ -1,0 +1,41 @@
+"""TaskFlow: a function returns the rows of a batch; they go through no database on their way to the model."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import DAG, Param, task
+
+AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+
+with DAG(
+    "ollama_taskflow_batch",
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    params={"model": "llama3.2", "output_path": Param(f"file://{AIRFLOW_HOME}/ollama/packages", type="string")},
+    tags=["ollama"],
+):
+    # [start batch]
+    @task.ollama_batch(
+        model="{{ params.model }}",
+        prompt="Explain to a child what this Python package is for: {{ row.name }}, {{ row.summary }}",
+        id_column="name",
+        output_path="{{ params.output_path }}",
+        resume="task",
+    )
+    def explained() -> Iterator[dict[str, str]]:
+        """Yield a row for each package that is installed here."""
+        for package in distributions():
+            about = package.metadata.json
+            if about.get("summary"):
+                yield {"name": about["name"], "summary": about["summary"]}
+
+    @task
+    def report(summary: dict) -> str:
+        """What comes out is the summary; the rows are in the directory it names."""
+        return f"{summary['ok']} packages explained, {summary['failed']} not: {summary['directory']}/results.jsonl"
+
+    report(explained())
+    # [end batch]
