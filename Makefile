@@ -66,6 +66,18 @@ e2e-celery: .venv-celery/.ready ## CeleryExecutor, PostgreSQL, Redis and two wor
 wheel: $(VENV)/.e2e ## The wheel, installed alone beside every supported Airflow
 	$(BIN)/python -m pytest -o tmp_path_retention_policy=failed tests/e2e/test_wheel.py
 
+.PHONY: bench
+bench: setup .venv-peers/.ready ## The numbers of docs/design/batch.md, beside those of its peers (half an hour)
+	.ci/programs postgresql
+	@for what in saturation overhead memory resume mapped embed shards sql triggerer transport; do \
+	    $(BIN)/python tests/benchmarks/$$what.py || exit 1; \
+	done
+
+.venv-peers/.ready: tests/benchmarks/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements.txt
+	@touch $@
+
 .PHONY: live
 live: setup ## The contract against a real server: OLLAMA_HOST=http://gpu1:11434 make live
 	$(BIN)/python -m pytest tests/live
