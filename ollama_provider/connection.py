@@ -110,10 +110,10 @@ def form_widgets() -> dict[str, Any]:
     """
     # Only Airflow 2 has Flask. The API server of 3.1 puts stand-ins in place of these three while it asks, and of no
     # other widgets and fields.
-    import airflow  # noqa: PLC0415  # this module is not Airflow's but for this function
-    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget  # noqa: PLC0415
-    from wtforms import BooleanField, IntegerField, StringField  # noqa: PLC0415
-    from wtforms.validators import Optional, any_of  # noqa: PLC0415
+    import airflow  # this module is not Airflow's but for this function
+    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+    from wtforms import BooleanField, IntegerField, StringField
+    from wtforms.validators import Optional, any_of
 
     # A switch of Airflow 2 shows a stored "false" as on, and saves it as on.
     switches = not airflow.__version__.startswith("2.")

@@ -270,7 +270,7 @@ class AsyncWire(_Base):
 
     def _connect(self) -> httpx.AsyncBaseTransport:
         # Here, because it loads aiohttp, which the import of this module must not.
-        from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415
+        from httpx_aiohttp import AiohttpTransport
 
         limits = httpx.Limits(max_connections=self._concurrency, keepalive_expiry=KEEP_ALIVE)
         return AiohttpTransport(verify=self._tls, proxy=self._proxy, limits=limits, trust_env=False)

@@ -33,7 +33,7 @@ def writer_for(path: ObjectStoragePath) -> Callable[[IO[bytes], Iterable[Vector]
     if path.suffix != ".parquet":
         raise InvalidRequestError(f"output_path: {path.name!r} must end in .jsonl or .parquet")
     try:
-        import pyarrow.parquet  # noqa: F401, PLC0415  # heavy, optional, and for this one suffix
+        import pyarrow.parquet  # noqa: F401  # heavy, optional, and for this one suffix
     except ImportError:
         raise InvalidRequestError(
             "output_path: Parquet needs pyarrow on the workers: pip install 'airflow-provider-ollama[parquet]'"
@@ -63,8 +63,8 @@ def _write_json_lines(file: IO[bytes], rows: Iterable[Vector]) -> None:
 
 
 def _write_parquet(file: IO[bytes], rows: Iterable[Vector]) -> None:
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
+    import pyarrow as pa
+    from pyarrow import parquet
 
     schema = pa.schema(
         {"index": pa.int64(), "text": pa.string(), "embedding": pa.list_(pa.float32()), "prompt_cut": pa.bool_()}

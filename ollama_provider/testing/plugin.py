@@ -26,7 +26,7 @@ def ollama(request: pytest.FixtureRequest) -> "Iterator[Server]":
     answer nobody asks for fails, and so does one that is strict and asks for what was not scripted.
     """
     # Not above: this module is imported in every run of pytest.
-    from ollama_provider.testing import StandIn, serve  # noqa: PLC0415
+    from ollama_provider.testing import StandIn, serve
 
     marker = request.node.get_closest_marker("ollama")
     with serve(StandIn(**(marker.kwargs if marker else {}))) as server:

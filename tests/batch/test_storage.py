@@ -72,7 +72,7 @@ def test_urls_and_paths(tmp_path):
 def test_airflows_object_storage_path(tmp_path):
     """Airflow's ObjectStoragePath is such an object: local under file://, else through its own methods."""
     # Here, because loading Airflow takes seconds.
-    from airflow.providers.common.compat.sdk import ObjectStoragePath  # noqa: PLC0415
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     # Beside the class, wherever this Airflow has it.
     store = import_module(ObjectStoragePath.__module__.replace(".path", ".store"))
