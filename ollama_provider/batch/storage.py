@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -258,8 +259,11 @@ class ObjectStorage:
         """See `Storage`."""
         kept = Path(self._kept.name, name.replace("/", "%"))
         if not kept.exists():
-            with (self._root / name).open("rb") as remote, kept.open("wb") as file:
+            # Two threads may want it at once, and neither half of it.
+            coming = kept.with_name(f"{kept.name}.{token_hex(4)}")
+            with (self._root / name).open("rb") as remote, coming.open("wb") as file:
                 shutil.copyfileobj(remote, file, 1 << 20)
+            coming.replace(kept)
         return kept
 
     def lock(self, name: str | None = None) -> Lock:

@@ -51,7 +51,7 @@ class SqlTable:
         columns: for each column of the table what goes into it: ``id`` (the value of the batch's *id_column*),
             ``index``, ``key``, ``output``, ``output.place.in.it`` of structured output, ``row.name`` (a column of the
             input), ``model``, ``digest``, ``tokens``, ``seconds`` or another name of ``results.jsonl``. What is not one
-            value becomes JSON text, which fits ``jsonb``, ``json``, ``text`` and, for vectors, pgvector's ``vector``.
+            value becomes JSON text, which fits ``jsonb``, ``json`` and ``text``.
         create: make the table if it is not there.
 
     Raises:

@@ -182,16 +182,16 @@ def test_two_rows_with_one_key_of_the_table(batch, caplog):
     assert "2 rows have the same key of the table as another row" in caplog.text
 
 
-def test_shards_write_each_their_own_and_the_merge_nothing(batch):
-    """Rows never move twice."""
+def test_the_merge_of_shards_writes_their_rows(batch):
+    """It alone knows the place of each row; the shards leave the table alone."""
     shelf = Shelf()
     for number in range(3):
         batch.run(ROWS, id_column="id", into=shelf, shard=(number, 3))
-    assert shelf.writes == 12
+    assert shelf.writes == 0
 
     summary = batch.run(ROWS, id_column="id", into=shelf, mode="merge")
 
-    assert (summary.complete, summary.written, shelf.writes) == (True, 0, 12)
+    assert (summary.complete, summary.written, shelf.writes) == (True, 12, 12)
     assert shelf.rows == expected(batch)
 
 
