@@ -1,0 +1,40 @@
+"""The examples of docs/howto/test-your-dags.md."""
+
+# [start imports]
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.hooks import OllamaHook
+from ollama_provider.testing import Answer, Cut, Fail, Pace
+
+# [end imports]
+
+
+# [start script]
+def test_the_prompt_names_the_document(ollama, ollama_conn):
+    ollama.stand_in.script("It explains how to install.")
+
+    answer = OllamaHook().generate("Summarise README.md", model="llama3.2").text
+
+    assert answer == "It explains how to install."
+    assert ollama.stand_in.requests[-1].json["prompt"] == "Summarise README.md"
+
+
+# [end script]
+
+
+# [start faults]
+def test_a_bad_night(ollama, tmp_path):
+    """The server is busy, then a connection breaks in the middle of an answer, then all is well."""
+    ollama.stand_in.script(
+        Fail("server busy, please try again.  maximum pending requests exceeded", status=503),
+        (Answer("Rain fell and fell."), Pace(between_tokens=0.01), Cut(after=2)),
+    )
+    spec = BatchSpec(model="llama3.2", rows=["Rain fell.", "The sun shone."], prompt="Summarise: {{ row.text }}")
+
+    summary = run_batch(spec, Settings(base_url=ollama.url), tmp_path)
+
+    assert (summary.ok, summary.failed) == (2, 0)
+
+
+# [end faults]
