@@ -5,7 +5,9 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from ollama_provider.testing import Answer, Ordinary
 
@@ -214,6 +216,66 @@ def test_taskflow_batch(run, tmp_path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert "airflow-provider-ollama" in [row["id"] for row in rows]
     assert done["report"] == f"{len(rows)} packages explained, 0 not: {tmp_path}/results.jsonl"
+
+
+def test_classified_tickets(run, ollama, tmp_path) -> None:
+    """Each answer fits the class; one that never does goes the other way, with what the model said."""
+    ollama.stand_in.script("A bug, I would say.", where=lambda body: "camera" in str(body), always=True)
+
+    done = run("ollama_classified_tickets", output_path=f"file://{tmp_path}")
+
+    (results,) = tmp_path.glob("*/results.jsonl")
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(row["id"], row["status"]) for row in rows] == [(1, "ok"), (2, "failed"), (3, "ok")]
+    assert all(row["output"]["about"] in {"billing", "bug", "question"} for row in rows if row["output"])
+    assert rows[1]["reply"] == "A bug, I would say."
+    assert done["look_at_failed"] == f"1 of 3 tickets: {results.parent}/failed.jsonl"
+    assert done["done"] is None
+
+
+def test_corpus_vectors(run, tmp_path) -> None:
+    """A vector for each text, of one length, in Parquet."""
+    done = run("ollama_corpus_vectors", output_path=f"file://{tmp_path}")
+
+    table = parquet.read_table(tmp_path / "results.parquet")
+    assert table.num_rows == done["vectors"]["rows"] > 50
+    assert pa.types.is_fixed_size_list(table.schema.field("output").type)
+
+
+def test_sharded_batch(run, tmp_path) -> None:
+    """Four tasks share the rows, the last one has all of them in their order."""
+    rows = [json.dumps({"text": f"Row {number}."}) + "\n" for number in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+
+    done = run("ollama_sharded_batch", rows=str(tmp_path / "rows.jsonl"), output_path=f"file://{tmp_path}/out")
+
+    assert (done["summaries"]["complete"], done["summaries"]["rows"]) == (True, 12)
+    (results,) = (tmp_path / "out").glob("*/results.jsonl")
+    assert [json.loads(line)["index"] for line in results.read_text().splitlines()] == list(range(12))
+
+
+def test_night_window(run, tmp_path) -> None:
+    """A night that is over leaves its rows to the next one, and the asset to the night that does the last of them."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "Row 1."}\n{"text": "Row 2."}\n')
+    where = {"rows": str(tmp_path / "rows.jsonl"), "output_path": f"file://{tmp_path}/out"}
+
+    first = run("ollama_night_window", **where, stop_at="2026-01-02T06:00:00+00:00")
+    second = run("ollama_night_window", **where)
+
+    assert (first["night"]["complete"], first["complete"]) == (False, None)
+    assert second["night"]["ok"] == 2
+    assert second["complete"] == f"{tmp_path}/out"
+
+
+@pytest.mark.usefixtures("ollama")
+def test_after_the_night(run) -> None:
+    """It waits for the asset that the night tells of."""
+    assert run("ollama_after_the_night") == {"publish": "published"}
+    names = [
+        (DAGS / f"ollama_{name}.py").read_text().count('Asset("ollama-night-summaries")')
+        for name in ("night_window", "after_the_night")
+    ]
+    assert names == [1, 1]
 
 
 def test_every_dag_has_its_test() -> None:

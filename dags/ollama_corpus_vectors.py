@@ -1,0 +1,38 @@
+"""A corpus into vectors: many texts a request, and a Parquet file with a fixed-size list of float32 for each text."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import DAG, Param, task
+
+AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+
+with DAG(
+    "ollama_corpus_vectors",
+    schedule="@weekly",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    params={"model": "nomic-embed-text", "output_path": Param(f"file://{AIRFLOW_HOME}/ollama/vectors", type="string")},
+    tags=["ollama"],
+):
+    # [start batch]
+    @task.ollama_batch(
+        model="{{ params.model }}",
+        task="embed",
+        id_column="name",
+        on_long_text="truncate",
+        output_path="{{ params.output_path }}",
+        resume="task",
+    )
+    def vectors() -> Iterator[dict[str, str]]:
+        """Yield the corpus; a text that was there last week has its vector already."""
+        for package in distributions():
+            about = package.metadata.json
+            if about.get("summary"):
+                yield {"name": about["name"], "text": about["summary"]}
+
+    vectors()
+    # [end batch]
