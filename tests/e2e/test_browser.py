@@ -103,19 +103,19 @@ def test_a_night_from_trigger_to_results(
     airflow: Page, stack: Stack, ollama: Server, tmp_path: Path, screenshot: Screenshot
 ) -> None:
     """The nightly DAG is triggered, its log tells how far it is, it turns green, and its results are there."""
-    ollama.stand_in.script(Pace(first_token=2), path="generate", always=True)
+    ollama.stand_in.script(Pace(first_token=4), path="generate", always=True)
     add_connection(stack, "ollama_default", ollama.url)
     stack.wait_for_dag("ollama_nightly_summaries")
     airflow.goto(f"{stack.url}/dags/ollama_nightly_summaries")
     airflow.get_by_role("button", name="Trigger").click()
     form = airflow.get_by_role("dialog")
-    form.get_by_label("documents").fill("40")
-    field(form, "output_path").get_by_role("textbox").fill(f"file://{tmp_path}/summaries")
+    form.get_by_label("documents").fill("16")
     screenshot(airflow, "nightly-trigger")
+    field(form, "output_path").get_by_role("textbox").fill(f"file://{tmp_path}/summaries")
     form.get_by_role("button", name="Trigger").click()
 
     airflow.get_by_role("row", name="summaries").get_by_role("link", name="summaries").click()
-    progress = airflow.get_by_text(re.compile(r"done=\d+/40 ok=\d+ failed=0 .* eta=")).first
+    progress = airflow.get_by_text(re.compile(r"done=\d+/16 ok=\d+ failed=0 .* eta=")).first
     expect(progress).to_be_visible(timeout=120_000)
     screenshot(airflow, "nightly-log")
     airflow.get_by_role("navigation", name="breadcrumb").get_by_role("link", name="manual__").click()
@@ -123,7 +123,7 @@ def test_a_night_from_trigger_to_results(
     screenshot(airflow, "nightly-success")
 
     results = [json.loads(line) for line in (tmp_path / "summaries/results.jsonl").read_text().splitlines()]
-    assert [row["index"] for row in results] == list(range(40))
+    assert [row["index"] for row in results] == list(range(16))
     assert {row["status"] for row in results} == {"ok"}
 
 

@@ -13,16 +13,15 @@ from ollama_provider.testing import Pace, Server, StandIn, serve
 from tests.e2e.stack import Stack
 from tests.services import postgresql, redis
 
-ROWS = 40
-FILES = ("left", "right")
-TEXT = "Row {n} of {name}. It has a second sentence."
+ROWS = 80
+TEXT = "Row {n}. It has a second sentence."
 PROMPT = "Summarise in one sentence:\n"
 WORKERS = ("worker-1", "worker-2")
 
 
 @pytest.fixture(scope="module")
 def ollama() -> Iterator[Server]:
-    """A server with a slot for every request of two batches, that takes its time."""
+    """A server with a slot for every request of two shards."""
     with serve(StandIn(parallel=4)) as server:
         yield server
 
@@ -34,11 +33,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[
     dags = home / "dags"
     shutil.copytree(Path(__file__).parents[2] / "dags", dags)
     shutil.copytree(Path(__file__).parent / "dags", dags, dirs_exist_ok=True)
-    rows = home / "rows"
-    rows.mkdir()
-    for name in FILES:
-        lines = [{"id": f"{name}-{n}", "text": TEXT.format(n=n, name=name)} for n in range(ROWS)]
-        (rows / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = home / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"id": f"row-{n}", "text": TEXT.format(n=n)}) + "\n" for n in range(ROWS)))
     with postgresql(home / "servers") as database, redis(home / "servers") as broker:
         environment = {
             "AIRFLOW__CELERY__BROKER_URL": broker,
@@ -74,44 +70,40 @@ def test_the_nightly_dag_runs_on_the_workers(stack: Stack) -> None:
 
 
 def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Server) -> None:
-    """A worker is killed in the middle of its batch; Airflow gives the task to the other, and every row is there once.
+    """A worker is killed in the middle of its shard; the other takes that over, and every row is there once, in order.
 
     What was sealed before is not asked again.
     """
     ollama.stand_in.script(Pace(first_token=0.5), path="generate", always=True)
-    run = stack.trigger("e2e_two_batches")
-    results = stack.home / "results"
-    stack.processes.wait("half-way", lambda: all(len(sealed(results, n)) > ROWS / 4 for n in (0, 1)), timeout=90)
-    before = [sealed(results, n) for n in (0, 1)]
+    run = stack.trigger("e2e_sharded_batch")
+    parts = stack.home / "results"
+    stack.processes.wait("half-way", lambda: all(len(sealed(parts, n)) > ROWS / 8 for n in (0, 1)), timeout=90)
+    before = sealed(parts, 0) | sealed(parts, 1)
 
     stack.processes.kill("worker-1")
-    states = stack.wait_for_run("e2e_two_batches", run)
+    states = stack.wait_for_run("e2e_sharded_batch", run)
 
-    assert states == {"summaries[0]": "success", "summaries[1]": "success"}
-    assert sorted(task["try_number"] for task in tasks(stack, run)) == [1, 2]
+    assert states == dict.fromkeys(("summaries_shards[0]", "summaries_shards[1]", "summaries"), "success")
+    tries = stack.call("GET", f"/dags/e2e_sharded_batch/dagRuns/{run}/taskInstances")["task_instances"]
+    assert sorted(task["try_number"] for task in tries) == [1, 1, 2]
+    (results,) = parts.glob("*/results.jsonl")
+    done = read(results)
+    assert [row["id"] for row in done] == [f"row-{n}" for n in range(ROWS)]
+    assert {row["status"] for row in done} == {"ok"}
+    assert not results.with_name("failed.jsonl").read_text()
     prompts = [seen.json.get("prompt", "") for seen in ollama.stand_in.requests if seen.path == "/api/generate"]
     asked = Counter(prompt.removeprefix(PROMPT) for prompt in prompts if prompt.startswith(PROMPT))
-    for n, name in enumerate(FILES):
-        done = read(next(results.glob(f"*/{n}/results.jsonl")))
-        assert [row["id"] for row in done] == [f"{name}-{row}" for row in range(ROWS)]
-        assert {row["status"] for row in done} == {"ok"}
-        assert not next(results.glob(f"*/{n}/failed.jsonl")).read_text()
-        places = {row["key"]: row["index"] for row in done}
-        assert {asked[TEXT.format(n=places[key], name=name)] for key in before[n]} == {1}
-    # Beyond each row once: at most what the killed worker had in flight or not sealed yet.
-    assert sum(asked.values()) - 2 * ROWS <= 2 + 2 + 2
+    places = {row["key"]: row["index"] for row in done}
+    assert {asked[TEXT.format(n=places[key])] for key in before} == {1}
+    # Beyond each row once: at most what the killed worker had in flight, and what came since its last part.
+    assert sum(asked.values()) - ROWS <= 2 + 4
 
 
-def sealed(results: Path, n: int) -> set[str]:
-    """Return the keys of the rows that the n-th batch has sealed."""
-    return {row["key"] for part in results.glob(f"*/{n}/parts/*.jsonl") for row in read(part)}
+def sealed(results: Path, shard: int) -> set[str]:
+    """Return the keys of the rows that a shard has sealed."""
+    return {row["key"] for part in results.glob(f"*/parts/*.{shard}of2.jsonl") for row in read(part)}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSONL file."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-
-
-def tasks(stack: Stack, run: str) -> list[dict[str, Any]]:
-    """Return the task instances of a run."""
-    return stack.call("GET", f"/dags/e2e_two_batches/dagRuns/{run}/taskInstances")["task_instances"]
