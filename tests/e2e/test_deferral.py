@@ -24,10 +24,19 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def stack(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def handover(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where long prompts wait."""
+    return tmp_path_factory.mktemp("handover")
+
+
+@pytest.fixture(scope="module")
+def stack(server: Server, handover: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Airflow, with the stand-in as its Ollama."""
     parts = urlsplit(server.url)
-    environment = {"AIRFLOW_CONN_OLLAMA_DEFAULT": f"ollama://:{KEY}@{parts.hostname}:{parts.port}"}
+    environment = {
+        "AIRFLOW_CONN_OLLAMA_DEFAULT": f"ollama://:{KEY}@{parts.hostname}:{parts.port}",
+        "AIRFLOW__OLLAMA__HANDOVER_PATH": f"file://{handover}",
+    }
     dags = tmp_path_factory.mktemp("dags")
     shutil.copy(Path(__file__).with_name("dags") / f"{DAG}.py", dags)
     with Stack(tmp_path_factory.mktemp("airflow"), dags=dags, environment=environment) as stack:
@@ -62,8 +71,9 @@ def run(stack: Stack, server: Server) -> Iterator[str]:
             server.stand_in.remove(model)
 
 
-def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, run: str) -> None:
+def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, handover: Path, run: str) -> None:
     """The server drops what it did for the dead one; the next triggerer goes on, in the same try of each task."""
+    assert len(list(handover.iterdir())) == 1
     stack.processes.kill("triggerer")
     until(stack, "rid of the dead triggerer's requests", lambda: under_way(server) == [])
     assert set(states(stack, run).values()) == {"deferred"}
@@ -75,6 +85,9 @@ def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, 
     assert stack.wait_for_run(DAG, run) == {"wait": "success", "pull": "success", "ask": "success"}
     answer = stack.call("GET", f"/dags/{DAG}/dagRuns/{run}/taskInstances/ask/xcomEntries/return_value")
     assert answer["value"] == "Because of Rayleigh."
+    asked = [seen.json["prompt"] for seen in server.stand_in.requests if seen.path == ASKING]
+    assert [len(prompt) for prompt in asked] == [len("Why is the sky blue? ") + 5000 * len("Say it well. ")] * 2
+    assert list(handover.iterdir()) == []
     log = stack.task_log(DAG, run, "pull")
     assert "mistral: " in log
     assert "100 %" in log
