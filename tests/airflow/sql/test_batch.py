@@ -39,16 +39,19 @@ OllamaBatchOperator(
 
 
 @pytest.fixture
-def run(run_dag, ollama_conn, tmp_path, database, capfd):
+def run(run_dag, ollama_conn, tmp_path, database, capfd, caplog):
     """Return a function that runs a DAG with these tasks; it returns state, XCom and log of the task ``t``."""
     database.run("CREATE TABLE summaries (doc INTEGER PRIMARY KEY, title TEXT, summary TEXT)")
 
     def run_it(tasks=ROUND_TRIP, **params):
         capfd.readouterr()
+        caplog.clear()
         tasks = textwrap.indent(tasks.format(out=str(tmp_path / "out"), mark=database.mark), "    ")
         ran = run_dag(DAG.format(tasks=tasks), **params)
         (instance,) = [instance for instance in ran.get_task_instances() if instance.task_id == "t"]
-        return str(instance.state), instance.xcom_pull(task_ids="t"), capfd.readouterr().out
+        # Airflow 2 logs elsewhere.
+        log = "".join(capfd.readouterr()) + caplog.text
+        return str(instance.state), instance.xcom_pull(task_ids="t"), log
 
     return run_it
 
