@@ -23,7 +23,7 @@ from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import BatchError
-from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.progress import Bar
 from ollama_provider.batch.spec import BatchSpec, StopSignal
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.schemas import Options, Request
 from ollama_provider.batch.forms import Form
-from ollama_provider.batch.plan import Ticket
 from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.tickets import Ticket
 
 
 class Task(Protocol):

@@ -23,8 +23,8 @@ from ollama_provider.api.errors import ContextLengthError, OllamaError, Rejected
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, KeepAlive, Options, Request
 from ollama_provider.api.schemas.base import Reply
 from ollama_provider.batch.forms import Form
-from ollama_provider.batch.plan import Ticket
 from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.tickets import Ticket
 
 OnLongText = Literal["dead_letter", "truncate", "split"]
 

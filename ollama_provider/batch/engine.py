@@ -20,6 +20,7 @@ from ollama_provider.api.events import Listener
 from ollama_provider.api.schemas import Metrics, Request
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import preflight, rounds, shards, sinks
+from ollama_provider.batch.choice import Choice, choose
 from ollama_provider.batch.concurrency import Climb, Fixed
 from ollama_provider.batch.control import Control
 from ollama_provider.batch.delivery import Delivery, NoDelivery
@@ -27,7 +28,7 @@ from ollama_provider.batch.embedding import PACK_CHARACTERS, FixedPack, PackSize
 from ollama_provider.batch.errors import DirectoryBusyError, StorageError, TooManyFailedError
 from ollama_provider.batch.intake import Intake, Prepared
 from ollama_provider.batch.journal import Journal, State, shared_fields
-from ollama_provider.batch.plan import Choice, Do, Plan, Ticket, Verdict, choose
+from ollama_provider.batch.plan import Do, Plan, Verdict
 from ollama_provider.batch.progress import Meter, Progress, Tally
 from ollama_provider.batch.records import Outcome, Summary
 from ollama_provider.batch.sealing import Sealing
@@ -36,6 +37,7 @@ from ollama_provider.batch.sources import Query, Rows, count_rows
 from ollama_provider.batch.spec import BatchSpec, StoppedError, StopSignal
 from ollama_provider.batch.storage import Storage, open_storage, write
 from ollama_provider.batch.tables import results_of
+from ollama_provider.batch.tickets import Ticket
 from ollama_provider.batch.window import closing_time
 
 logger = logging.getLogger(__name__)

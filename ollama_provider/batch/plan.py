@@ -12,14 +12,10 @@ Three kinds of failure, told apart by `Blame`, and three answers:
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Literal
 
 from ollama_provider.api.errors import Blame, OllamaError, OutOfMemoryError, RunnerError, TransportError
-from ollama_provider.batch.forms import ORDINARY, Form
-from ollama_provider.batch.journal import State
-
-#: ``merge`` asks nothing: it only puts together what the shards of a batch have.
-Mode = Literal["all", "failed_only", "merge"]
+from ollama_provider.batch.limits import Limits
+from ollama_provider.batch.tickets import Ticket
 
 #: Seconds of the first pause; each one without a success in between is twice as long as the one before.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
@@ -31,91 +27,6 @@ _HOPELESS = 20
 _WAITING = 1000
 #: A reply that broke off so many seconds before the server was found gone broke off because of that.
 _SAME_OUTAGE = 5.0
-
-
-class Choice(Enum):
-    """What to do with a row that was just read."""
-
-    RUN = auto()
-    #: Its outcome is there, or on its way.
-    REUSE = auto()
-    #: Leave it alone: it has no outcome, and only failed rows were asked for.
-    SKIP = auto()
-
-
-def choose(state: State, mode: Mode) -> Choice:
-    """Decide from what the journal knows of the row's key."""
-    match state:
-        case State.NEW:
-            return Choice.RUN if mode == "all" else Choice.SKIP
-        case State.FAILED_BEFORE:
-            return Choice.REUSE if mode == "merge" else Choice.RUN
-        case _:
-            return Choice.REUSE
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to give up.
-
-    Attributes:
-        max_attempts: attempts for a row, the first included; an outage uses up none.
-        max_failed_rows: failed rows that the batch tolerates; None leaves it to the ratio.
-        max_failed_ratio: failed rows that the batch tolerates, of all rows (0.05 is 5 %).
-        max_outage: seconds without one answer while the server is busy or gone.
-        retry_delay: seconds before a row's own failure is tried again, if nothing else is to do.
-    """
-
-    max_attempts: int = 3
-    max_failed_rows: int | None = None
-    max_failed_ratio: float | None = None
-    max_outage: float = 1800.0
-    retry_delay: float = 1.0
-
-    def too_many(self, failed: int, rows: int) -> bool:
-        """Tell whether so many failed rows of so many are more than tolerated. Without a limit, one is too many."""
-        if self.max_failed_rows is None and self.max_failed_ratio is None:
-            return failed > 0
-        by_count = self.max_failed_rows is not None and failed > self.max_failed_rows
-        by_ratio = self.max_failed_ratio is not None and failed > self.max_failed_ratio * rows
-        return by_count or by_ratio
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request to be sent, for one or more rows with the same key; or the first of a pack that share a request.
-
-    Attributes:
-        number: the journal's number of the key.
-        prompt: as rendered.
-        images: base64 texts.
-        key: 32 hex digits.
-        request_key: of the request without its schema, where there is one.
-        form: how the next attempt differs from the ordinary request.
-        riders: the other tickets of a pack, which share what becomes of its request.
-        packed: no more tickets may join: a pack that failed before, or a ticket that goes alone.
-        attempts: failed attempts that were the row's own fault.
-        generation: the plan's generation when it was sent.
-        not_before: clock time of the next attempt.
-        alone: nothing else may be in flight with it.
-    """
-
-    number: int
-    prompt: str
-    images: tuple[str, ...] = ()
-    key: str = ""
-    request_key: str | None = None
-    form: Form = ORDINARY
-    riders: "tuple[Ticket, ...]" = ()
-    packed: bool = False
-    attempts: int = 0
-    generation: int = 0
-    not_before: float = 0.0
-    alone: bool = False
-    began_alone: bool = False
-    serial: int = 0
-    server_failures: int = 0
-    seen_successes: int = -1
 
 
 class Do(Enum):

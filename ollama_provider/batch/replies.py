@@ -18,10 +18,10 @@ from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, G
 from ollama_provider.api.truncation import prompt_was_cut
 from ollama_provider.batch.forms import Form, Ladder
 from ollama_provider.batch.journal import shared_fields
-from ollama_provider.batch.plan import Ticket
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.spec import OnTruncation
 from ollama_provider.batch.tasks import Chat, Generate
+from ollama_provider.batch.tickets import Ticket
 
 _OUTCOME = frozenset(field.name for field in fields(Outcome))
 _FORMAT = re.compile(r"format|schema|grammar", re.IGNORECASE)

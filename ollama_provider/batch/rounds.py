@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ollama_provider.batch import shards
+from ollama_provider.batch.choice import Mode
 from ollama_provider.batch.errors import InputError, StorageError
-from ollama_provider.batch.plan import Mode
 from ollama_provider.batch.records import Provenance
 from ollama_provider.batch.shards import Names
 from ollama_provider.batch.storage import Storage, write

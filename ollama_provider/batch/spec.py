@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import KeepAlive, Options, Think
+from ollama_provider.batch.choice import Mode
 from ollama_provider.batch.delivery import Table
 from ollama_provider.batch.embedding import OnLongText
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.plan import Limits, Mode
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.shards import Shard
 from ollama_provider.batch.snapshot import plain
 from ollama_provider.batch.sources import Query, Rows, is_path

@@ -22,7 +22,7 @@ from ollama_provider.api.schemas import (
     Think,
 )
 from ollama_provider.batch.forms import Form, correction, with_complaint, with_form
-from ollama_provider.batch.plan import Ticket
+from ollama_provider.batch.tickets import Ticket
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas import GenerateRequest, Options
 from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import TooManyFailedError
-from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.progress import Progress
 from ollama_provider.batch.sources import Rows
 from ollama_provider.batch.spec import BatchSpec, StopSignal

@@ -8,7 +8,7 @@ import pytest
 
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.engine import run_batch
-from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.records import Summary
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.testing import Server

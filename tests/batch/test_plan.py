@@ -13,8 +13,11 @@ from ollama_provider.api.errors import (
     RunnerError,
     UnreachableError,
 )
+from ollama_provider.batch.choice import Choice, choose
 from ollama_provider.batch.journal import State
-from ollama_provider.batch.plan import Choice, Do, Limits, Plan, Ticket, Verdict, choose
+from ollama_provider.batch.limits import Limits
+from ollama_provider.batch.plan import Do, Plan, Verdict
+from ollama_provider.batch.tickets import Ticket
 
 
 def plan(*numbers: int, **limits: float) -> Plan:

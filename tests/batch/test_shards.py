@@ -6,8 +6,8 @@ import pytest
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.batch.errors import DirectoryBusyError, InputError, TooManyFailedError
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.locks import LeaseLock
-from ollama_provider.batch.plan import Limits
 from ollama_provider.batch.shards import RunLock, Shard, shards
 from ollama_provider.batch.spec import StopSignal
 from ollama_provider.batch.storage import open_storage

@@ -11,8 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from ollama_provider.batch.errors import DirectoryBusyError, StorageError
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.locks import LeaseLock
-from ollama_provider.batch.plan import Limits
 from ollama_provider.batch.storage import Disk, local_path, open_storage, write
 from ollama_provider.testing import Fail, Gate, Stall
 

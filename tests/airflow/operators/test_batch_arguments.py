@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 
-from ollama_provider.batch.plan import Limits
+from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.operators import OllamaBatchOperator
 
