@@ -57,6 +57,7 @@ class Findings:
         judge: decides what replies are worth.
         provenance: what all results have in common.
         num_ctx: the context that was chosen, to be kept for later runs; None where the user gave one.
+        fallback: what the results of the second model have in common; None where there is none.
     """
 
     task: Task
@@ -64,6 +65,7 @@ class Findings:
     judge: Judge
     provenance: Provenance
     num_ctx: int | None
+    fallback: Provenance | None = None
 
 
 def conclude(

@@ -1,0 +1,107 @@
+"""When nothing is left to ask: the results, the summary, and whether too many rows failed."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ollama_provider.batch import shards, sinks
+from ollama_provider.batch.errors import TooManyFailedError
+from ollama_provider.batch.journal import State
+from ollama_provider.batch.progress import Progress
+from ollama_provider.batch.records import Summary
+from ollama_provider.batch.run import Run
+from ollama_provider.batch.spec import StoppedError
+from ollama_provider.batch.storage import write
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete"
+
+
+async def finish(
+    run: Run,
+    reason: str,
+    results: sinks.Results,
+    *,
+    check: Callable[[], None],
+    on_progress: Callable[[Progress], None],
+) -> Summary:
+    """Bring a run to its end: everything that it asked is sealed.
+
+    Args:
+        run: with nothing in flight.
+        reason: `COMPLETE`, or why it ended early.
+        results: how they are written.
+        check: called now and then while they are written; raises what ends the run all the same.
+        on_progress: called at the end.
+
+    Raises:
+        TooManyFailedError: more rows failed than are tolerated.
+        DatabaseGoneError: the table was gone for longer than is tolerated.
+        OSError: the results cannot be written.
+    """
+    failed = run.plan.failed
+    if reason == COMPLETE:
+        try:
+            failed = await _deliver(run, results, check)
+        except StoppedError as stopped:
+            reason = str(stopped)
+    if reason == COMPLETE and run.tally.skipped:
+        reason = "rows that were never asked were left alone"
+    summary = _summary(run, reason, failed)
+    if summary.complete:
+        await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
+        if run.shard is None:
+            await asyncio.to_thread(shards.forget, run.storage)
+    progress = run.progress(COMPLETE if summary.complete else "incomplete")
+    on_progress(progress)
+    logger.info("%s", progress.line())
+    await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
+    if summary.complete and run.spec.limits.too_many(failed, summary.rows):
+        raise TooManyFailedError(
+            f"{failed} of {summary.rows} rows failed ({run.tally.reasons()}); all others have their results. "
+            + (f"See {run.storage.location}/{sinks.FAILED}." if run.shard is None else "The merge lists them."),
+            summary,
+        )
+    return summary
+
+
+async def _deliver(run: Run, results: sinks.Results, check: Callable[[], None]) -> int:
+    """Write what belongs into the table and the results; return how many rows failed."""
+    refused = await run.delivery.finish()
+    run.tally.errors.update(error["class"] for error in refused.values())
+    if run.shard is not None:  # its results come with the merge
+        failed = sum(run.journal.state(number) is State.FAILED for _, number, _ in run.order.rows())
+        return failed + len(refused)
+    return await asyncio.to_thread(
+        sinks.write_results, run.storage, run.journal, run.order, results, check, refused=refused
+    )
+
+
+def _summary(run: Run, reason: str, failed: int) -> Summary:
+    seconds = run.clock() - run.meter.began
+    rows, ok, tally = len(run.order), run.plan.ok - run.delivery.refused_fresh, run.tally
+    progress = run.progress(reason)
+    return Summary(
+        complete=reason == COMPLETE,
+        reason=reason,
+        directory=run.storage.location,
+        rows=rows,
+        ok=ok,
+        failed=failed,
+        reused=rows - ok - failed - tally.skipped if reason == COMPLETE else tally.reused,
+        written=run.delivery.written,
+        skipped=tally.skipped,
+        revalidated=tally.revalidated,
+        ladder=tally.ladder,
+        left=None if progress.total is None or reason == COMPLETE else max(0, progress.total - progress.done),
+        seconds_left=None if reason == COMPLETE else progress.eta,
+        requests=run.plan.sends,
+        prompt_tokens=tally.prompt_tokens,
+        tokens=tally.tokens,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(tally.tokens / seconds, 1),
+        concurrency=run.climb.target,
+        errors=dict(tally.errors),
+        provenance=run.sealing.provenance,
+    )
