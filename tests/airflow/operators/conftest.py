@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from textwrap import dedent
 from typing import Any
 
@@ -26,7 +27,7 @@ from ollama_provider.operators import *
 
 default_args = {{"retry_delay": timedelta(0), "deferrable": {deferrable}}}
 with DAG(
-    "under_test",
+    {dag_id!r},
     schedule=None,
     start_date=datetime(2026, 1, 1),
     template_searchpath={searchpath!r},
@@ -35,6 +36,7 @@ with DAG(
 ):
     {tasks}
 """
+_NUMBERS = count()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ def run_task(request, run_dag, ollama_conn, tmp_path, tmp_path_factory, capfd, c
         caplog.set_level("INFO")
         tasks = dedent(tasks).strip().replace("\n", "\n    ")
         source = _DAG.format(
-            above=dedent(above), tasks=tasks, searchpath=[str(tmp_path)], dag=dag, deferrable=request.param
+            # Airflow 3.1 goes by the first DAG of a name that it has seen.
+            dag_id=f"under_test_{next(_NUMBERS)}",
+            above=dedent(above),
+            tasks=tasks,
+            searchpath=[str(tmp_path)],
+            dag=dag,
+            deferrable=request.param,
         )
         run = run_dag(source)
         (instance,) = (instance for instance in run.get_task_instances() if instance.task_id == "t")

@@ -415,7 +415,7 @@ from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
 from ollama_provider.operators import OllamaGenerateOperator
 {REVIEW}
-with DAG("under_test", schedule=None, start_date=datetime(2026, 1, 1)):
+with DAG("mapped_under_test", schedule=None, start_date=datetime(2026, 1, 1)):
     OllamaGenerateOperator.partial(task_id="t", model="llama3.2", output_type=Review, output="reply").expand(
         prompt=["one", "two"]
     )
