@@ -19,8 +19,9 @@ PNG = base64.b64decode(
 
 
 def values(run) -> dict:
-    """What each task returned."""
-    return {task.task_id: task.xcom_pull(task_ids=task.task_id) for task in run.get_task_instances()}
+    """What each task returned, the mapped ones left out: a DAG run of Airflow 3.1 cannot read theirs."""
+    tasks = [task for task in run.get_task_instances() if task.map_index < 0]
+    return {task.task_id: task.xcom_pull(task_ids=task.task_id) for task in tasks}
 
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
