@@ -136,6 +136,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.hooks"]}],
         "operators": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.operators"]}],
         "sensors": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.sensors"]}],
+        "extra-links": ["ollama_provider.links.BatchResultsLink"],
         "triggers": [{"integration-name": "Ollama", "python-modules": ["ollama_provider.triggers"]}],
         "task-decorators": [
             {"name": "ollama_generate", "class-name": "ollama_provider.decorators.ollama_generate_task"},

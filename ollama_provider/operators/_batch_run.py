@@ -15,6 +15,7 @@ from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.progress import Progress
 from ollama_provider.batch.sources import Rows
 from ollama_provider.batch.spec import BatchSpec, StopSignal
+from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._base import one_of
 from ollama_provider.operators._paths import storage_path
@@ -56,6 +57,7 @@ class BatchRun:
         """
         task, directory = self._task, self.directory()
         task.log.info("The results go to %s", directory)
+        self._instance.xcom_push(key=RESULTS, value=str(directory))
         try:
             summary = run_batch(
                 self.spec(),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ollama_provider.links import BatchResultsLink
 from ollama_provider.operators._base import OllamaOperator
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class OllamaBatchOperator(OllamaOperator):
     ``results.jsonl`` has a row for each row of the input, in its order; ``failed.jsonl`` those that failed, and why;
     ``summary.json`` is written last. XCom gets the summary, also when too many rows failed: ``complete``,
     ``directory``, ``rows``, ``ok``, ``failed``, ``reused``, tokens, seconds, and what explains the numbers later
-    (``provenance``: model, digest, server, options).
+    (``provenance``: model, digest, server, options). The link *Results* in the UI is the directory.
 
     Args:
         rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), read as they
@@ -82,6 +83,7 @@ class OllamaBatchOperator(OllamaOperator):
         total_timeout: seconds for one attempt in all; None is the connection's setting.
     """
 
+    operator_extra_links = (BatchResultsLink(),)
     template_fields: Sequence[str] = (
         *OllamaOperator.template_fields,
         "rows",
