@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import count
 from textwrap import dedent, indent
 from typing import Any
 
@@ -20,7 +21,7 @@ class Review(BaseModel):
     topics: list[str] = []
 
 with DAG(
-    "under_test",
+    "under_test_{number}",
     schedule=None,
     start_date=datetime(2026, 1, 1),
     params={{"what": "rain"}},
@@ -28,7 +29,7 @@ with DAG(
 ):
 {tasks}
 """
-Run = Callable[[str], dict[str, Any]]
+_NUMBERS = count()
 
 
 class Ran:
@@ -54,7 +55,13 @@ class Ran:
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
 def run(request, run_dag, ollama_conn) -> Callable[[str], Ran]:
     """Return a function that runs a DAG of these lines."""
-    return lambda tasks: Ran(run_dag(_DAG.format(tasks=indent(dedent(tasks), "    "), deferrable=request.param)))
+
+    def run(tasks: str) -> Ran:
+        # Another name each time: Airflow 3.1 takes half a minute to see that a DAG has other tasks than before.
+        source = _DAG.format(tasks=indent(dedent(tasks), "    "), deferrable=request.param, number=next(_NUMBERS))
+        return Ran(run_dag(source))
+
+    return run
 
 
 @pytest.fixture
