@@ -123,9 +123,14 @@ def _read_file(path: Any) -> Iterator[Row]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    # Not the file itself: Airflow 2 wraps one of an object store in an object that cannot be iterated.
+    return iter(file.readline, b"")
+
+
 def _read_jsonl(file: BinaryIO, path: Any) -> Iterator[Row]:
     name = f"{path}, line "
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(_lines(file), start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901  # what editors of Windows put before the first line
         if line.isspace():
@@ -153,7 +158,7 @@ def _read_csv(file: BinaryIO, path: Any) -> Iterator[Row]:
     # Python's own bound is 128 kB a field.
     csv.field_size_limit(1 << 30)
     # A byte that is no UTF-8 becomes a lone surrogate, so that the line with it can be named.
-    lines = (line.decode("utf-8", "surrogateescape") for line in file)
+    lines = (line.decode("utf-8", "surrogateescape") for line in _lines(file))
     reader = csv.reader(lines, strict=True)
     try:
         names = [name.removeprefix("\ufeff") for name in next(reader, [])]
@@ -234,7 +239,8 @@ def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | 
         return len(rows) if isinstance(rows, Sized) else None
     try:
         files = find_files(rows)
-        if not all(isinstance(file, Path) for file in files):
+        # Some versions of a path of an object store are a Path too.
+        if any(hasattr(file, "fs") for file in files):
             return None
         return sum(_count_in_file(file, check) for file in files)
     except (OSError, InputError):

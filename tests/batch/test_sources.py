@@ -176,6 +176,8 @@ def test_no_such_file_no_match_no_format(tmp_path):
 def test_a_file_is_closed_when_its_reader_is_left(tmp_path, recwarn):
     """A batch that stops early leaves no file open."""
     (tmp_path / "rows.jsonl").write_text('"a"\n"b"\n')
+    gc.collect()
+    recwarn.clear()
     rows = read_rows(tmp_path / "rows.jsonl")
     next(rows)
     del rows

@@ -6,13 +6,16 @@ import os
 import threading
 from importlib import import_module
 
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow import parquet
 from upath import UPath
 
 from ollama_provider.batch.errors import DirectoryBusyError, StorageError
 from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.locks import LeaseLock
+from ollama_provider.batch.sources import read_rows
 from ollama_provider.batch.storage import Disk, local_path, open_storage, write
 from ollama_provider.testing import Fail, Gate, Stall
 
@@ -84,6 +87,23 @@ def test_airflows_object_storage_path(tmp_path):
     write(storage, "parts/a.jsonl", b"1")
     assert storage.names("parts") == ["parts/a.jsonl"]
     assert open_storage(ObjectStoragePath(f"memory://{tmp_path.name}/airflow")).read("parts/a.jsonl") == b"1"
+
+
+def test_rows_on_airflows_object_storage_path(tmp_path):
+    """What it opens is read as any file, also on Airflow 2, where it cannot be iterated."""
+    # Here, because loading Airflow takes seconds.
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    store = import_module(ObjectStoragePath.__module__.replace(".path", ".store"))
+    store.attach("memory", fs=MemoryFileSystem())
+    folder = ObjectStoragePath(f"memory://{tmp_path.name}/rows")
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_bytes(b'{"a":"1"}\n{"a":"2"}\n')
+    (folder / "b.csv").write_bytes(b"a\n3\n")
+    parquet.write_table(pa.table({"a": ["4"]}), tmp_path / "c.parquet")
+    (folder / "c.parquet").write_bytes((tmp_path / "c.parquet").read_bytes())
+
+    assert [row.columns["a"] for row in read_rows(folder / "*")] == ["1", "2", "3", "4"]
 
 
 def test_a_lock_is_held_by_one(root, monkeypatch):
