@@ -177,6 +177,19 @@ class TestKilled:
         assert first.cancelled()
 
 
+async def test_a_server_that_is_restarted_meanwhile_is_asked_again(ollama, ollama_conn, no_waiting):
+    """By the client, in the same wait, as in a worker."""
+    ollama.stand_in.script((Answer("never told"), Stall(after=1)), "Rayleigh.")
+    # Without waits in between, a few attempts would be over before the server is back.
+    waiting = asyncio.create_task(fired(trigger(overrides={"max_attempts": 100_000})))
+    await until(ollama, lambda s: s.open_requests)
+
+    await asyncio.to_thread(ollama.stop)
+    await asyncio.to_thread(ollama.start)
+
+    assert taken(await waiting).text == "Rayleigh."
+
+
 class TestDeadline:
     async def test_it_ends_the_request(self, ollama, ollama_conn):
         """Airflow does not count execution_timeout while a task is deferred."""
