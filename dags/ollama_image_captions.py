@@ -8,6 +8,13 @@ from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
 
 from ollama_provider.operators import OllamaGenerateOperator
 
+
+def is_picture(path: ObjectStoragePath) -> bool:
+    """Look inside: Airflow 2 has files of that name which are some words of JavaScript."""
+    with path.open("rb") as file:
+        return file.read(4) == b"\x89PNG"
+
+
 with DAG(
     "ollama_image_captions",
     schedule=None,
@@ -20,10 +27,7 @@ with DAG(
     @task
     def find(params=None) -> list[str]:
         """Return the paths of some pictures."""
-        # Airflow 2 has files of that name which are some words of JavaScript.
-        found = sorted(
-            str(path) for path in ObjectStoragePath(params["pictures"]).rglob("*.png") if path.stat().st_size > 1000
-        )
+        found = sorted(str(path) for path in ObjectStoragePath(params["pictures"]).rglob("*.png") if is_picture(path))
         return found[: params["at_most"]]
 
     @task
