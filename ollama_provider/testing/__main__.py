@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with serve(stand_in, host=options.host, port=options.port) as server:
             names = ", ".join(model.parsed.short for model in stand_in.models)
-            _say(f"Stand-in for Ollama {stand_in.version} at {server.url}. There is no model behind it.")
+            _say(f"Stand-in for Ollama {stand_in.version}, with no model behind it, at {server.url}")
             _say(f"Models: {names}. Stop with Ctrl-C.")
             stopped.wait()
     except OSError as error:
