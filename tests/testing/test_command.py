@@ -19,7 +19,7 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str, str]]:
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         first = process.stdout.readline() + process.stdout.readline()
-        yield process, first.partition(" at ")[2].partition(". ")[0], first
+        yield process, first.partition(" at ")[2].partition("\n")[0], first
     finally:
         process.kill()
         process.wait()
