@@ -45,7 +45,7 @@ matrix: ## The tests on every supported Airflow (2.11, 3.1, 3.2, 3.3)
 .PHONY: e2e
 e2e: $(VENV)/.e2e ## Airflow's components and a real browser: form, Test button, nightly DAG, log, results; triggerer
 	.ci/programs chromium
-	$(BIN)/python -m pytest $(if $(filter 2.%,$(AIRFLOW)),tests/e2e/test_browser_airflow_2.py,tests/e2e/test_browser.py tests/e2e/test_deferral.py)
+	$(BIN)/python -m pytest $(if $(filter 2.%,$(AIRFLOW)),tests/e2e/browser/test_airflow_2.py,tests/e2e/browser/test_airflow_3.py tests/e2e/test_deferral.py)
 
 $(VENV)/.e2e: $(VENV)/.ready .ci/e2e-tools.txt constraints/e2e.txt
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --constraint constraints/e2e.txt --requirement .ci/e2e-tools.txt

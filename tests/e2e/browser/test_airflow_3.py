@@ -13,7 +13,7 @@ from ollama_provider.testing import Pace, Respond, Server
 from tests.e2e.stack import USER, Stack
 from tests.processes import free_port
 
-DAGS = Path(__file__).parents[2] / "dags"
+DAGS = Path(__file__).parents[3] / "dags"
 
 Screenshot = Callable[[Page | Locator, str], None]
 
