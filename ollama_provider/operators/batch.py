@@ -23,7 +23,7 @@ class OllamaBatchOperator(OllamaOperator):
     ``results.jsonl`` has a row for each row of the input, in its order; ``failed.jsonl`` those that failed, and why;
     ``summary.json`` is written last. XCom gets the summary, also when too many rows failed: ``complete``,
     ``directory``, ``rows``, ``ok``, ``failed``, ``reused``, tokens, seconds, and what explains the numbers later
-    (``provenance``: model, digest, server, options). The link *Results* in the UI is the directory.
+    (``provenance``: model, digest, server, options). The button *Results* in the UI leads there.
 
     Args:
         rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), read as they

@@ -1,39 +1,70 @@
 """The buttons beside a task in Airflow's UI."""
 
+from urllib.parse import unquote
+
 import airflow
 
-from ollama_provider.links import BatchResultsLink
+from ollama_provider.links import RESULTS, BatchResultsLink
 from ollama_provider.testing import Respond
 
 
-def link(run) -> str:
-    """What Airflow opens: 3 stores it when the task ends, 2 asks for it."""
-    (task,) = run.get_task_instances()
+def link(run, map_index=-1) -> str:
+    """What Airflow opens: 3 stores it when the task ends, 2's webserver asks for it."""
+    task = run.get_task_instance("rows", map_index=map_index)
+    if airflow.__version__.startswith("3."):
+        return unquote(xcom(run, BatchResultsLink().xcom_key, map_index))
+    from airflow.www.app import create_app
+
+    with create_app(testing=True).test_request_context():
+        return unquote(BatchResultsLink().get_link(None, ti_key=task.key))
+
+
+def page(run, map_index=-1) -> str:
+    """Where Airflow's UI shows the XComs of the batch."""
     if airflow.__version__.startswith("2."):
-        return BatchResultsLink().get_link(None, ti_key=task.key)
-    return task.xcom_pull(task_ids=task.task_id, key=BatchResultsLink().xcom_key)
+        return f"/dags/under_test/grid?dag_run_id={run.run_id}&task_id=rows&map_index={map_index}&tab=xcom"
+    mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
+    return f"dags/under_test/runs/{run.run_id}/tasks/rows{mapped}/xcom"
 
 
-def run_batch(run_dag, tmp_path):
+def xcom(run, key, map_index=-1):
+    """What the task has left behind."""
+    return run.get_task_instance("rows", map_index=map_index).xcom_pull("rows", key=key, map_indexes=map_index)
+
+
+def run_batch(run_dag, tmp_path, batch="OllamaBatchOperator({})"):
     """Run a batch of one row."""
+    arguments = f"""
+        task_id="rows", model="llama3.2", rows=["Rain fell."], output_path="file://{tmp_path}/out", resume="one"
+    """
     return run_dag(f"""
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
 from ollama_provider.operators import OllamaBatchOperator
 with DAG("under_test", schedule=None, start_date=datetime(2026, 1, 1)):
-    OllamaBatchOperator(
-        task_id="rows", model="llama3.2", rows=["Rain fell."], output_path="file://{tmp_path}/out", resume="one"
-    )
+    {batch.format(arguments)}
 """)
 
 
 def test_a_batch_links_to_its_results(run_dag, ollama_conn, tmp_path) -> None:
-    """*Results* is the directory in which results.jsonl is, also with a folder that the task chose."""
+    """*Results* tells the directory in which results.jsonl is, also with a folder that the task chose."""
     run = run_batch(run_dag, tmp_path)
 
     assert str(run.state) == "success"
-    assert link(run) == f"file://{tmp_path}/out/one"
+    assert link(run) == page(run)
+    assert xcom(run, RESULTS) == f"file://{tmp_path}/out/one"
     assert (tmp_path / "out/one/results.jsonl").exists()
+
+
+def test_a_mapped_batch_links_to_its_own(run_dag, ollama_conn, tmp_path) -> None:
+    """Each has a page, and a directory."""
+    run = run_batch(run_dag, tmp_path, "OllamaBatchOperator.partial({}).expand(system=['One.', 'Two.'])")
+
+    assert str(run.state) == "success"
+    for number in range(2):
+        assert link(run, number) == page(run, number)
+        assert xcom(run, RESULTS, number) == f"file://{tmp_path}/out/one/{number}"
+        assert (tmp_path / f"out/one/{number}/results.jsonl").exists()
 
 
 def test_a_batch_that_fails_links_to_what_it_has(run_dag, ollama, ollama_conn, tmp_path) -> None:
@@ -43,4 +74,5 @@ def test_a_batch_that_fails_links_to_what_it_has(run_dag, ollama, ollama_conn, t
     run = run_batch(run_dag, tmp_path)
 
     assert str(run.state) == "failed"
-    assert link(run) == f"file://{tmp_path}/out/one"
+    assert link(run) == page(run)
+    assert xcom(run, RESULTS) == f"file://{tmp_path}/out/one"
