@@ -16,9 +16,9 @@ RESULTS = "results"
 class BatchResultsLink(BaseOperatorLink):
     """Where the results of a batch are: the page of its XComs.
 
-    ``results`` there is the URL of their directory, as in ``s3://bucket/summaries``, with a button that copies it in
-    Airflow 3; ``return_value`` is the summary. The button does not lead to that URL itself, since Airflow shows none
-    (2.11: a grey one) whose scheme is not one of the web's.
+    ``results`` there is the URL of their directory, as in ``s3://bucket/summaries``; ``return_value`` is the summary.
+    The button does not lead to that URL itself: Airflow 3.3 shows only links with a scheme of the web (``http``,
+    ``https``, ``mailto``), 2.11 greys out the others, and no browser follows them.
 
     Airflow 3 has the button when the task has ended, well or not; Airflow 2 as soon as the batch has begun.
     """
