@@ -1,11 +1,14 @@
-"""The connection form of Airflow 2, which the hook's own methods make, in a real browser."""
+"""What Airflow 2 shows in a way of its own, in a real browser: the connection form, and the results of a batch."""
 
+import json
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -14,6 +17,9 @@ from playwright.sync_api import Page, expect
 from ollama_provider.testing import Server
 from tests.e2e.stack import AIRFLOW, USER
 from tests.processes import Processes, free_port
+
+DAGS = Path(__file__).parents[3] / "dags"
+DAG = "ollama_nightly_summaries"
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,16 @@ class Webserver:
     password: str
     environment: dict[str, str]
 
+    def run(self, *command: str | Path, **environment: str) -> str:
+        """Run a command of the same environment to its end and return what it printed."""
+        done = subprocess.run(command, env=self.environment | environment, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
 
 @pytest.fixture(scope="module")
 def webserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
-    """A webserver alone: a form needs no scheduler."""
+    """A webserver alone: neither a form nor the results of a run that is over need a scheduler."""
     home = tmp_path_factory.mktemp("airflow")
     port = free_port()
     made = Webserver(
@@ -36,6 +48,7 @@ def webserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
         environment={name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         | {
             "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__WEBSERVER__SECRET_KEY": secrets.token_hex(16),
@@ -44,8 +57,8 @@ def webserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
     )
     user = ["--username", USER, "--password", made.password, "--role", "Admin"]
     person = ["--firstname", "A", "--lastname", "B", "--email", "a@example.com"]
-    for command in (["db", "migrate"], ["users", "create", *user, *person]):
-        subprocess.run([AIRFLOW, *command], env=made.environment, check=True, capture_output=True)
+    made.run(AIRFLOW, "db", "migrate")
+    made.run(AIRFLOW, "users", "create", *user, *person)
     with Processes(home / "processes") as processes:
         processes.start("webserver", [AIRFLOW, "webserver", "--port", str(port)], env=made.environment)
         processes.wait("listening", lambda: _answers(f"{made.url}/health"), timeout=120)
@@ -53,25 +66,31 @@ def webserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
 
 
 @pytest.fixture
-def form(page: Page, webserver: Webserver, ollama: Server) -> Page:
-    """The form for a new connection to the stand-in, logged in and filled in."""
+def airflow(page: Page, webserver: Webserver) -> Page:
+    """Airflow's UI, logged in."""
     page.goto(f"{webserver.url}/login/")
     page.get_by_label("Username").fill(USER)
     page.get_by_label("Password").fill(webserver.password)
     page.get_by_role("button", name="Sign In").click()
-    page.goto(f"{webserver.url}/connection/add")
-    page.get_by_label("Connection Id").fill("from_the_form")
-    page.locator(".select2-selection").click()
-    page.locator(".select2-search__field").fill("Ollama")
-    page.locator(".select2-search__field").press("Enter")
-    parts = urlsplit(ollama.url)
-    page.get_by_label("Host").fill(f"{parts.scheme}://{parts.hostname}")
-    page.get_by_label("Port").fill(str(parts.port))
-    page.get_by_label("API key").fill("not-for-everybody")
-    page.get_by_label("Default model").fill("llama3.2")
-    page.get_by_label("First token timeout").fill("600")
-    page.get_by_label("Pull missing models").fill("false")
     return page
+
+
+@pytest.fixture
+def form(airflow: Page, webserver: Webserver, ollama: Server) -> Page:
+    """The form for a new connection to the stand-in, filled in."""
+    airflow.goto(f"{webserver.url}/connection/add")
+    airflow.get_by_label("Connection Id").fill("from_the_form")
+    airflow.locator(".select2-selection").click()
+    airflow.locator(".select2-search__field").fill("Ollama")
+    airflow.locator(".select2-search__field").press("Enter")
+    parts = urlsplit(ollama.url)
+    airflow.get_by_label("Host").fill(f"{parts.scheme}://{parts.hostname}")
+    airflow.get_by_label("Port").fill(str(parts.port))
+    airflow.get_by_label("API key").fill("not-for-everybody")
+    airflow.get_by_label("Default model").fill("llama3.2")
+    airflow.get_by_label("First token timeout").fill("600")
+    airflow.get_by_label("Pull missing models").fill("false")
+    return airflow
 
 
 def test_the_form_makes_a_connection(form: Page, webserver: Webserver, ollama: Server) -> None:
@@ -83,15 +102,29 @@ def test_the_form_makes_a_connection(form: Page, webserver: Webserver, ollama: S
         "from ollama_provider.hooks import OllamaHook; s = OllamaHook('from_the_form').settings; "
         "print(s.base_url, s.model, s.timeouts.first_token, s.auto_pull)"
     )
-    done = subprocess.run(
-        [AIRFLOW.with_name("python"), "-c", program],
-        env=webserver.environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    printed = webserver.run(AIRFLOW.with_name("python"), "-c", program)
 
-    assert done.stdout.splitlines()[-1] == f"{ollama.url} llama3.2 600.0 False"
+    assert printed.splitlines()[-1] == f"{ollama.url} llama3.2 600.0 False"
+
+
+def test_a_batch_says_where_its_results_are(
+    airflow: Page, webserver: Webserver, ollama: Server, tmp_path: Path
+) -> None:
+    """*Results*, a button beside the task, can be pressed, and what it opens has the directory."""
+    conf = {"documents": 2, "output_path": f"file://{tmp_path}/summaries"}
+    connection = {"conn_type": "ollama", "host": ollama.url}
+    webserver.run(AIRFLOW, "dags", "reserialize")
+    webserver.run(
+        *[AIRFLOW, "dags", "test", DAG, "2026-11-21", "--conf", json.dumps(conf)],
+        AIRFLOW_CONN_OLLAMA_DEFAULT=json.dumps(connection),
+    )
+    task = {"dag_run_id": "manual__2026-11-21T00:00:00+00:00", "task_id": "summaries"}
+    airflow.goto(f"{webserver.url}/dags/{DAG}/grid?{urlencode(task)}")
+    airflow.get_by_role("link", name="Results", exact=True).click()
+
+    directory = airflow.get_by_role("row", name=re.compile("^results "))
+    expect(directory).to_contain_text(f"file://{tmp_path}/summaries")
+    assert (tmp_path / "summaries/results.jsonl").exists()
 
 
 def _answers(url: str) -> bool:

@@ -119,10 +119,25 @@ def test_a_night_from_trigger_to_results(
     expect(progress).to_be_visible(timeout=120_000)
     screenshot(airflow, "nightly-log")
     airflow.get_by_role("navigation", name="breadcrumb").get_by_role("link", name="manual__").click()
-    expect(airflow.get_by_text("Success", exact=True)).to_have_count(5, timeout=120_000)
+    # The run and its four tasks.
+    expect(airflow.get_by_text("Success", exact=True).filter(visible=True)).to_have_count(5, timeout=120_000)
     screenshot(airflow, "nightly-success")
 
-    results = [json.loads(line) for line in (tmp_path / "summaries/results.jsonl").read_text().splitlines()]
+    airflow.get_by_role("row", name="summaries").get_by_role("link", name="summaries").click()
+    airflow.get_by_role("link", name="Details", exact=True).click()
+    with airflow.context.expect_page() as opened:
+        # Some Airflows open it in a tab of its own; the middle button does it on all.
+        airflow.get_by_role("link", name="Results", exact=True).click(button="middle")
+    xcoms = opened.value
+    directory = xcoms.get_by_role("row", name=re.compile("^results ")).get_by_text("file://")
+    expect(directory).to_have_text(f"file://{tmp_path}/summaries")
+    xcoms.get_by_role("button", name="Expand all extra JSON").click()
+    expect(xcoms.get_by_text("complete").first).to_be_visible()
+    screenshot(xcoms, "nightly-results")
+    # No web page may lead to a file; whoever stands before the machine pastes where it is.
+    airflow.goto(directory.inner_text())
+    airflow.get_by_role("link", name="results.jsonl").click()
+    results = [json.loads(line) for line in airflow.locator("body").inner_text().splitlines()]
     assert [row["index"] for row in results] == list(range(16))
     assert {row["status"] for row in results} == {"ok"}
 
