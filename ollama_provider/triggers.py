@@ -29,6 +29,10 @@ from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, ju
 
 #: Requests in flight for a connection: each task that waits for an answer has one, and a triggerer's capacity is 1000.
 _AT_ONCE = 1000
+#: Seconds that a trigger takes at the least. Airflow fails a task that comes back before its scheduler has heard of the
+#: worker that the task is gone from it (2.11 to 3.3; apache/airflow issues 66374, 67287 and 72716), which takes seconds
+#: where many tasks start and end.
+_SETTLING = 5.0
 _Send = Callable[[Request[Any]], Awaitable[Any]]
 
 
@@ -54,7 +58,8 @@ class OllamaTrigger(BaseTrigger):
         return {"conn_id": self.conn_id, "overrides": self.overrides, "deadline": self.deadline}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and tell one event, whose payload has a ``status``."""
+        """Wait, and tell one event, whose payload has a ``status``, after some seconds at the earliest."""
+        settled = asyncio.get_running_loop().time() + _SETTLING
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
         # A task of its own, so that it can be ended from outside, whoever runs this generator.
         self._work = asyncio.create_task(self.wait())
@@ -65,6 +70,7 @@ class OllamaTrigger(BaseTrigger):
             if not clock.expired():
                 raise
             payload = {"status": "timeout"}
+        await asyncio.sleep(settled - asyncio.get_running_loop().time())
         yield TriggerEvent(_Quiet(self.echo() | payload))
 
     def echo(self) -> dict[str, Any]:

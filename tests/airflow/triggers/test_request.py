@@ -71,6 +71,18 @@ async def test_the_answer_is_the_servers_own(ollama, ollama_conn):
     assert reply.created_at is not None
 
 
+async def test_an_answer_that_comes_at_once_is_held_back(ollama, ollama_conn, monkeypatch):
+    """Airflow fails a task that comes back before its scheduler knows that it is gone."""
+    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 3600)
+    waiting = asyncio.create_task(fired(trigger()))
+    await until(ollama, lambda s: asked(ollama) == 1 and not s.open_requests)
+
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+
+    assert not done
+    waiting.cancel()
+
+
 async def test_the_event_that_airflow_logs_shows_no_answer(ollama, ollama_conn):
     """Airflow writes every event into the task's log."""
     ollama.stand_in.script("Because of Rayleigh.")
