@@ -16,7 +16,7 @@ help: ## Show this list
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
 
-$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) .ci/tools.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[parquet,testing]' --requirement .ci/tools.txt
@@ -43,9 +43,9 @@ matrix: ## The tests on every supported Airflow (2.11, 3.1, 3.2, 3.3)
 	done
 
 .PHONY: e2e
-e2e: $(VENV)/.e2e ## Airflow's components and a real browser: form, Test button, nightly DAG, log, results; triggerer
-	.ci/programs chromium
-	$(BIN)/python -m pytest $(if $(filter 2.%,$(AIRFLOW)),tests/e2e/browser/test_airflow_2.py,tests/e2e/browser/test_airflow_3.py tests/e2e/test_deferral.py)
+e2e: $(VENV)/.e2e ## Airflow's components and a real browser: form, Test button, log, results; every DAG; triggerer
+	.ci/programs chromium postgresql
+	$(BIN)/python -m pytest $(if $(filter 2.%,$(AIRFLOW)),tests/e2e/browser/test_airflow_2.py,tests/e2e/browser/test_airflow_3.py tests/e2e/test_deferral.py tests/e2e/test_scheduled.py)
 
 $(VENV)/.e2e: $(VENV)/.ready .ci/e2e-tools.txt constraints/e2e.txt
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --constraint constraints/e2e.txt --requirement .ci/e2e-tools.txt

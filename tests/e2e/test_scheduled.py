@@ -1,0 +1,66 @@
+"""Every DAG of dags/ as Airflow runs it in earnest: by its scheduler, workers and triggerer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ollama_provider.testing import Server, StandIn, serve
+from tests.e2e.examples import DAGS, DEFERRABLE, DEFERRED, NAMES, provide
+from tests.e2e.stack import Stack
+from tests.services import postgresql
+
+#: Started by the night that is complete, and by nobody else.
+FOLLOWER = "ollama_after_the_night"
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[Server]:
+    """The server of all DAGs here."""
+    with serve(StandIn(parallel=4)) as server:
+        yield server
+
+
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
+def deferrable(request: pytest.FixtureRequest) -> bool:
+    """What ``[operators] default_deferrable`` says."""
+    return request.param
+
+
+@pytest.fixture
+def stack(deferrable: bool, ollama: Server, tmp_path: Path) -> Iterator[Stack]:
+    """Airflow with the DAGs of this project, and what they read."""
+    # All DAGs at once are more than SQLite, which has one writer, is good for: the scheduler dies of a locked database.
+    with postgresql(tmp_path / "servers") as database:
+        environment = {
+            **provide(tmp_path, ollama),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database.address}",
+            "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": str(deferrable),
+        }
+        with Stack(tmp_path, dags=DAGS, environment=environment) as stack:
+            yield stack
+
+
+@pytest.mark.timeout(900)
+def test_every_dag_runs_to_its_end(stack: Stack, deferrable: bool) -> None:
+    """All succeed as they are, at the same time, and wait in the triggerer where Airflow's configuration says."""
+    stack.wait_for_dag(FOLLOWER)
+    stack.call("PATCH", f"/dags/{FOLLOWER}", json={"is_paused": False})
+    runs = {dag: stack.trigger(dag) for dag in NAMES if dag != FOLLOWER}
+
+    tasks = {dag: stack.wait_for_run(dag, run, timeout=600) for dag, run in runs.items()}
+    stack.processes.wait("aware of the complete night", lambda: _runs(stack, FOLLOWER) != [], timeout=60)
+    # One for each night: the schedule has started one of its own.
+    follower, *_ = _runs(stack, FOLLOWER)
+    tasks[FOLLOWER] = stack.wait_for_run(FOLLOWER, follower)
+
+    failed = {dag: states for dag, states in tasks.items() if not set(states.values()) <= {"success", "skipped"}}
+    assert failed == {}
+    # The triggerer writes beside the log of each task that it had.
+    waited = {dag for dag in NAMES if any(stack.home.glob(f"logs/dag_id={dag}/**/*.trigger.*.log"))}
+    assert waited == (DEFERRABLE if deferrable else DEFERRED)
+
+
+def _runs(stack: Stack, dag: str) -> list[str]:
+    found = stack.call("GET", f"/dags/{dag}/dagRuns")["dag_runs"]
+    return [run["dag_run_id"] for run in found if run["run_type"] == "asset_triggered"]
