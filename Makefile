@@ -35,12 +35,9 @@ demo-crash: setup ## The same, killed half-way and run again
 	$(BIN)/python .ci/demo --crash
 
 .PHONY: matrix
-matrix: ## The tests on every supported Airflow (2.11, 3.1, 3.2, 3.3)
-	@for line in 2.11 3.1 3.2 3.3; do \
-	    echo "== Airflow $$line"; \
-	    $(MAKE) --no-print-directory setup AIRFLOW=$$line && \
-	    .venv-$$line/bin/python -m pytest --numprocesses 2 --dist loadfile || exit 1; \
-	done
+matrix: ## The tests on every supported Airflow and Python, and the DAGs (an hour)
+	.ci/programs postgresql
+	$(PYTHON) .ci/matrix
 
 .PHONY: e2e
 e2e: $(VENV)/.e2e ## Airflow's components and a real browser: form, Test button, log, results; every DAG; triggerer
