@@ -6,13 +6,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     BaseSensorOperator,
     conf,
 )
 
-from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.errors import ClientClosedError, OllamaError
 
 # What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class OllamaHealthSensor(BaseSensorOperator):
         )
 
     def on_kill(self) -> None:
-        """Close the connection."""
+        """Close the connection, which ends the wait."""
         if self.hook:
             self.hook.close()
 
@@ -140,6 +141,9 @@ class OllamaHealthSensor(BaseSensorOperator):
         try:
             condition = Condition(_names(self.models), self.min_version, _names(self.loaded))
             return condition.judge([self.hook.send(request) for request in condition.requests])
+        except ClientClosedError as error:
+            # The task was killed: no poke could find anything any more.
+            raise AirflowException(str(error)) from None
         except OllamaError as error:
             return judge_error(error)
 

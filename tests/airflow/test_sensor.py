@@ -1,13 +1,19 @@
 """The health sensor: what it waits for, and what it does not wait for."""
 
 import logging
+import threading
 from collections.abc import Callable
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
 
 from ollama_provider.sensors import OllamaHealthSensor
-from ollama_provider.testing import Model, Respond
+from ollama_provider.testing import Model, Respond, Stall
 from tests.airflow.deferring import complete
 
 
@@ -57,13 +63,30 @@ def test_a_refused_connection_is_not_yet(ollama, ollama_conn):
 
 
 def test_a_server_that_never_comes_times_out(wait, ollama, ollama_conn):
-    """The sensor's own timeout ends it; the task may be retried."""
+    """The sensor's own timeout ends it, under the name that Airflow knows it by."""
     ollama.stop()
 
-    with pytest.raises(AirflowException) as caught:
+    with pytest.raises(AirflowSensorTimeout):
         wait(timeout=0.05)
 
-    assert not isinstance(caught.value, AirflowFailException)
+
+def test_a_killed_sensor_waits_no_longer(ollama, ollama_conn):
+    """`on_kill` ends the poke that waits for its answer, and there is no other one; the task's retries are left."""
+    ollama.stand_in.script(Stall(), path="tags")
+    waiting = sensor(timeout=60)
+
+    def kill() -> None:
+        ollama.stand_in.wait_until(lambda s: s.open_requests)
+        waiting.on_kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(AirflowException, match="closed meanwhile") as caught:
+        waiting.execute({})
+    killer.join()
+
+    assert type(caught.value) is AirflowException
+    assert asked(ollama) == ["/api/tags"]
 
 
 def test_it_waits_until_all_models_are_there(ollama, ollama_conn):
