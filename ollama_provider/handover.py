@@ -81,7 +81,7 @@ def discard(parcel: dict[str, str]) -> None:
 
 
 class Outbox:
-    """Answers on their way to a worker: put them in one after another, then `close`.
+    """Answers on their way to a worker: put them in one after another, then `close`, or `abandon` them.
 
     Args:
         folder: where a file may be made; None if nowhere.
@@ -122,6 +122,11 @@ class Outbox:
             return {"body": b"".join(self._lines).decode()}
         self._file.close()
         return {"file": str(self._path)}
+
+    def abandon(self) -> None:
+        """Close and remove the file, if there is one: nobody will take the answers out."""
+        if self._file is not None:
+            discard(self.close())
 
     def _spill(self) -> None:
         if self._folder is None:

@@ -225,6 +225,14 @@ class OllamaRequestTrigger(OllamaTrigger):
         """Hold the conversations that the request needs."""
         outbox = Outbox(self.folder)
         try:
+            return {"status": "answered", "answers": await self._answers(outbox)}
+        except (Exception, asyncio.CancelledError):
+            # Here, and not by the garbage collector: it would write to a storage in the midst of the event loop.
+            await _in_thread(outbox.abandon)
+            raise
+
+    async def _answers(self, outbox: Outbox) -> dict[str, str]:
+        try:
             request = await _in_thread(unpack, self.parcel)
             async with self.hook().async_client(concurrency=_AT_ONCE) as client:
                 talks = list(conversations(request, may_cut=self.may_cut))
@@ -235,7 +243,8 @@ class OllamaRequestTrigger(OllamaTrigger):
             await _in_thread(outbox.put, error)
         except AirflowNotFoundException as error:
             await _in_thread(outbox.put, InvalidRequestError(str(error)))
-        return {"status": "answered", "answers": await _in_thread(outbox.close)}
+        closed: dict[str, str] = await _in_thread(outbox.close)
+        return closed
 
     def _check(self, expected: float) -> None:
         """Give up as soon as it shows that nobody could take the answer."""
@@ -285,4 +294,10 @@ async def _hold(conversation: Conversation[Any], send: _Send) -> None:
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     # Not asyncio.to_thread: the connection of an ObjectStoragePath must find its way back to this loop, and before
     # Airflow 3.3 only asgiref knows it.
-    return await sync_to_async(function, thread_sensitive=False)(*arguments)
+    work = asyncio.ensure_future(sync_to_async(function, thread_sensitive=False)(*arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        # A thread cannot be broken off, and nobody is to touch a file that it still writes.
+        await asyncio.wait([work])
+        raise

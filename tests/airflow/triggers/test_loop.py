@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ollama_provider.api.schemas import EmbedRequest, GenerateRequest
+from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest
 from ollama_provider.handover import pack
-from ollama_provider.testing import Answer, Model, Respond
+from ollama_provider.testing import Answer, Model, Ordinary, Respond, Stall
 from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger
 from tests.airflow.deferring import fired
 
@@ -105,4 +105,36 @@ async def test_large_requests_and_answers_block_nothing(ollama, ollama_conn, wat
         payload = await fired(trigger)
 
     assert "file" in payload["answers"]
+    assert not watchdog.seen, "\n".join(watchdog.seen)
+
+
+@pytest.mark.parametrize("model", ["mistral", "nonesuch"])
+async def test_a_download_blocks_nothing(ollama, ollama_conn, watchdog, model):
+    """With its lines in the log; nor does one that fails."""
+    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=pack(PullRequest(model=model), None))
+
+    with watchdog.watching():
+        payload = await fired(trigger)
+
+    assert ("file does not exist" in payload["answers"]["body"]) is (model == "nonesuch")
+    assert not watchdog.seen, "\n".join(watchdog.seen)
+
+
+async def test_a_cancelled_request_blocks_nothing(ollama, ollama_conn, watchdog, tmp_path, monkeypatch):
+    """The file that it had begun is closed and removed in a thread as well."""
+    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    ollama.stand_in.install(Model("nomic-embed-text", ("embedding",)))
+    ollama.stand_in.script(Ordinary(), Stall())
+    parcel = pack(EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False), None)
+    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel, folder=str(tmp_path))
+
+    with watchdog.watching():
+        waiting = asyncio.create_task(fired(trigger))
+        await asyncio.to_thread(
+            ollama.stand_in.wait_until, lambda s: sum(seen.path == "/api/embed" for seen in s.requests) == 2
+        )
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    assert waiting.cancelled()
     assert not watchdog.seen, "\n".join(watchdog.seen)

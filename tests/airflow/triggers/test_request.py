@@ -14,7 +14,7 @@ from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, 
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, Request
 from ollama_provider.handover import Inbox, pack
 from ollama_provider.operators import OllamaGenerateOperator, OllamaPullModelOperator
-from ollama_provider.testing import Answer, Fail, Gate, Model, Stall, StuckDownload
+from ollama_provider.testing import Answer, Fail, Gate, Model, Ordinary, Stall, StuckDownload
 from ollama_provider.triggers import OllamaRequestTrigger
 from tests.airflow.deferring import complete, fired, stored
 
@@ -81,6 +81,22 @@ async def test_an_answer_that_comes_at_once_is_held_back(ollama, ollama_conn, mo
 
     assert not done
     waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+async def test_a_task_that_is_cleared_while_its_answer_is_held_back_ends_at_once(ollama, ollama_conn, monkeypatch):
+    """In the order in which Airflow 3.3 goes about it: cancel, `on_kill`, `cleanup`."""
+    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 3600)
+    running = trigger()
+    waiting = asyncio.create_task(anext(running.run()))
+    await until(ollama, lambda s: asked(ollama) == 1 and not s.open_requests)
+    await asyncio.wait([running._work])
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await running.on_kill()
+    await running.cleanup()
 
 
 async def test_the_event_that_airflow_logs_shows_no_answer(ollama, ollama_conn):
@@ -202,6 +218,33 @@ async def test_a_server_that_is_restarted_meanwhile_is_asked_again(ollama, ollam
     assert taken(await waiting).text == "Rayleigh."
 
 
+@pytest.mark.ollama(pull_seconds=0.2)
+async def test_a_download_goes_on_when_the_server_is_restarted(ollama, ollama_conn, no_waiting):
+    """In the same wait, and so in the same try of the task."""
+    ollama.stand_in.script(StuckDownload(every=0.01), path="pull")
+    waiting = asyncio.create_task(fired(trigger(PULL, overrides={"max_attempts": 100_000})))
+    await until(ollama, lambda s: s.open_requests)
+
+    await asyncio.to_thread(ollama.stop)
+    await asyncio.to_thread(ollama.start)
+
+    assert taken(await waiting, PULL).status == "success"
+    assert asked(ollama, "/api/pull") == 2
+
+
+async def test_a_connection_that_is_deleted_does_not_disturb_an_answer_under_way(ollama, ollama_conn, monkeypatch):
+    """It was read at the beginning."""
+    gate = Gate()
+    ollama.stand_in.script(Stall(until=gate))
+    waiting = asyncio.create_task(fired(trigger()))
+    await until(ollama, lambda s: s.open_requests)
+
+    monkeypatch.delenv("AIRFLOW_CONN_OLLAMA_DEFAULT")
+    gate.open()
+
+    assert taken(await waiting).done
+
+
 class TestDeadline:
     async def test_it_ends_the_request(self, ollama, ollama_conn):
         """Airflow does not count execution_timeout while a task is deferred."""
@@ -281,12 +324,16 @@ class TestMany:
     @pytest.mark.ollama(models=[], registry=["llama3.2"], pull_seconds=0.2, parallel=50)
     async def test_a_download_survives_the_task_that_began_it(self, ollama, ollama_conn):
         """Cleared while it pulled for all: another one takes over."""
-        first, *others = (asyncio.create_task(fired(trigger())) for _ in range(20))
+        ollama.stand_in.script(StuckDownload(every=0.01), path="pull")
+        first = asyncio.create_task(fired(trigger()))
         await until(ollama, lambda s: any(seen.path == "/api/pull" for seen in s.open_requests))
+        others = [asyncio.create_task(fired(trigger())) for _ in range(19)]
+        await until(ollama, lambda s: asked(ollama) == 20)
 
         first.cancel()
 
         assert all(taken(payload).done for payload in await asyncio.gather(*others))
+        assert asked(ollama, "/api/pull") == 2
 
     @pytest.mark.ollama(parallel=50)
     async def test_they_share_one_client(self, ollama, ollama_conn):
@@ -316,3 +363,21 @@ async def test_texts_go_in_pieces_and_come_back_in_order(ollama, ollama_conn, tm
         replies = [inbox.send(request) for _ in range(3)]
     assert [len(reply.embeddings) for reply in replies] == [32, 32, 6]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ollama(models=[Model("nomic-embed-text", ("embedding",))])
+async def test_answers_that_nobody_will_take_leave_no_file(ollama, ollama_conn, tmp_path, monkeypatch):
+    """The place may be the directory where the results of others are."""
+    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    ollama.stand_in.script(Ordinary(), Stall())
+    request = EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False)
+    waiting = asyncio.create_task(fired(trigger(request, folder=str(tmp_path))))
+    await until(ollama, lambda s: asked(ollama, "/api/embed") == 2)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert list(tmp_path.iterdir()) == []
+    await idle(ollama)
