@@ -6,7 +6,12 @@ import logging
 import time
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
 
 from ollama_provider.sensors import OllamaHealthSensor
 from ollama_provider.testing import Model, Respond
@@ -15,8 +20,13 @@ from tests.airflow.deferring import complete, fired, stored
 
 
 def trigger(**arguments) -> OllamaHealthTrigger:
-    """A trigger that looks without a pause, and gives up after some seconds."""
-    defaults = {"conn_id": "ollama_default", "poll_interval": 0.01, "deadline": time.time() + 20}
+    """A trigger that looks without a pause, once a look as the sensor's does, and gives up after some seconds."""
+    defaults = {
+        "conn_id": "ollama_default",
+        "overrides": {"max_attempts": 1},
+        "poll_interval": 0.01,
+        "deadline": time.time() + 20,
+    }
     return OllamaHealthTrigger(**{**defaults, **arguments})
 
 
@@ -28,7 +38,7 @@ def test_what_is_stored_is_small_and_has_no_secret(add_connection):
     """The path is the one people import, and everything about the connection but its name stays where it was."""
     add_connection(host="gpu1", password="hunter2", extra={"headers": {"X-Key": "sesame"}})
 
-    path, kwargs = trigger(models=["llama3.2"], overrides={"max_attempts": 1}).serialize()
+    path, kwargs = trigger(models=["llama3.2"]).serialize()
 
     assert path == "ollama_provider.triggers.OllamaHealthTrigger"
     text = json.dumps(kwargs)
@@ -49,10 +59,13 @@ async def test_it_waits_for_a_model_that_is_still_missing(ollama, ollama_conn):
 
 async def test_a_server_that_is_restarted_meanwhile_is_waited_for(ollama, ollama_conn):
     """Refused connections pass."""
-    waiting = asyncio.create_task(fired(trigger(models=["fresh"])))
+    running = trigger(models=["fresh"])
+    waiting = asyncio.create_task(fired(running))
     await asyncio.to_thread(ollama.stand_in.wait_until, lambda s: len(s.requests) == 2)
     await asyncio.to_thread(ollama.stop)
-    await asyncio.sleep(0.05)
+    while "fresh" in running.echo()["text"] and not waiting.done():
+        await asyncio.sleep(0.01)
+    assert "Is the server running" in running.echo()["text"]
     ollama.stand_in.install(Model("fresh"))
     await asyncio.to_thread(ollama.start)
 
@@ -119,15 +132,22 @@ async def test_the_first_look_comes_after_an_interval(ollama, ollama_conn):
     assert looks(ollama) == 0
 
 
-async def test_a_look_is_one_request_without_retries(ollama, ollama_conn):
-    """The next look is the retry."""
+async def test_a_look_is_one_request_without_retries(ollama, ollama_conn, no_waiting):
+    """The next look is the retry; so the sensor has it, whatever the connection says."""
     ollama.stand_in.script(Respond(503, ""), path="tags", always=True)
+    sensor = OllamaHealthSensor(task_id="wait", deferrable=True, poke_interval=0.01, timeout=20)
+    with pytest.raises(TaskDeferred) as deferred:
+        await asyncio.to_thread(sensor.execute, {})
+    assert looks(ollama) == 1
+    running = stored(deferred.value.trigger)
+    before = running.echo()
 
-    waiting = asyncio.create_task(fired(trigger(overrides={"max_attempts": 1}, poll_interval=0.3)))
-    await asyncio.sleep(0.5)
+    waiting = asyncio.create_task(fired(running))
+    while running.echo() == before and not waiting.done():
+        await asyncio.sleep(0)
     waiting.cancel()
 
-    assert looks(ollama) == 1
+    assert looks(ollama) == 2
 
 
 async def test_the_log_says_what_is_missing_once(ollama, ollama_conn, caplog):
