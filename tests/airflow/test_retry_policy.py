@@ -1,6 +1,7 @@
 """OLLAMA_RETRY_POLICY: what Airflow 3.3 asks a task that has failed, and what older ones are told."""
 
 import importlib
+import subprocess
 import sys
 from datetime import timedelta
 
@@ -24,9 +25,15 @@ def test_older_airflows_say_what_to_do_instead():
 
 def test_only_who_asks_for_it_loads_it():
     """Older Airflows can import all the rest."""
-    importlib.import_module("ollama_provider.decorators")
+    code = f"""
+import sys
+import ollama_provider.decorators, ollama_provider.hooks, ollama_provider.sensors, ollama_provider.triggers
+print("loaded:", {NAME!r} in sys.modules)
+"""
 
-    assert SINCE_3_3 or NAME not in sys.modules
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert shown.splitlines()[-1] == "loaded: False"
 
 
 @pytest.mark.skipif(not SINCE_3_3, reason="Airflow has retry policies since 3.3")
