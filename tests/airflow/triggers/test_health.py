@@ -137,7 +137,7 @@ async def test_a_look_is_one_request_without_retries(ollama, ollama_conn, no_wai
     ollama.stand_in.script(Respond(503, ""), path="tags", always=True)
     sensor = OllamaHealthSensor(task_id="wait", deferrable=True, poke_interval=0.01, timeout=20)
     with pytest.raises(TaskDeferred) as deferred:
-        await asyncio.to_thread(sensor.execute, {})
+        sensor.execute({})
     assert looks(ollama) == 1
     running = stored(deferred.value.trigger)
     before = running.echo()
