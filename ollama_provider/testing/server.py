@@ -39,7 +39,6 @@ class Server:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ollama stand-in", daemon=True)
         self._runner: web.ServerRunner | None = None
-        self._connections: set[asyncio.Transport] = set()
         self._thread.start()
 
     @property
@@ -89,8 +88,14 @@ class Server:
         if self._runner is None:
             return
         runner, self._runner = self._runner, None
-        for transport in list(self._connections):
-            transport.abort()
+        # Who has come in becomes a connection first: asyncio loses a socket that it has accepted when it stops
+        # listening before that is done, which takes some turns of the loop.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        # Idle ones too: a polite end would wait for clients that do not read.
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
         self.stand_in.restart()
 
@@ -104,11 +109,9 @@ class Server:
         body = await request.content.read(-1 if limit is None else limit)
         headers = {name.lower(): value for name, value in request.headers.items()}
         steps = self.stand_in.exchange(Request(request.method, path, headers, body))
-        self._connections.add(transport)
         try:
             return await self._send(request, transport, steps)
         finally:
-            self._connections.discard(transport)
             # The client hung up, or the server stops: the stand-in gives slot and place in the queue back.
             steps.close()
 

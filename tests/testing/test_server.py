@@ -1,8 +1,11 @@
 """The stand-in behind its socket: HTTP manners, many requests at a time, clients that leave."""
 
 import asyncio
+import gc
 import http.client
 import json
+import socket
+import warnings
 
 import httpx
 import pytest
@@ -166,3 +169,19 @@ def test_a_condition_that_never_holds_times_out(ollama: Server) -> None:
     """`wait_until` says what is open instead of waiting for ever."""
     with pytest.raises(TimeoutError, match="open requests"):
         ollama.stand_in.wait_until(lambda _: False, seconds=0.01)
+
+
+def test_closing_leaves_no_socket_open() -> None:
+    """Not that of a client, either, who has come in just now."""
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        for _ in range(5):
+            with serve() as server:
+                clients = [socket.create_connection((server.host, server.port)) for _ in range(5)]
+            for client in clients:
+                client.close()
+            del server
+        gc.collect()
+
+    assert [str(warning.message) for warning in seen] == []
