@@ -29,10 +29,10 @@ from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, ju
 
 #: Requests in flight for a connection: each task that waits for an answer has one, and a triggerer's capacity is 1000.
 _AT_ONCE = 1000
-#: Seconds that a trigger takes at the least. Airflow fails a task that comes back before its scheduler has heard of the
-#: worker that the task is gone from it (2.11 to 3.3; apache/airflow issues 66374, 67287 and 72716), which takes seconds
-#: where many tasks start and end.
-_SETTLING = 5.0
+#: Seconds that a trigger takes at the least. Airflow (2.11 to 3.3; its issues 66374, 67287 and 72716) fails a task that
+#: is back in the queue before the scheduler has heard that its worker is done with it. Airflow 3's supervisor may
+#: notice the end of a task's process only when its next heartbeat is due, five seconds later.
+_SETTLING = 10.0
 _Send = Callable[[Request[Any]], Awaitable[Any]]
 
 
