@@ -15,6 +15,7 @@ with DAG(
     schedule="@weekly",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
+    max_active_runs=1,
     params={"model": "nomic-embed-text", "output_path": Param(f"file://{AIRFLOW_HOME}/ollama/vectors", type="string")},
     tags=["ollama"],
 ):

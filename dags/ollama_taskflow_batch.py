@@ -14,6 +14,7 @@ with DAG(
     "ollama_taskflow_batch",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    max_active_runs=1,
     params={"model": "llama3.2", "output_path": Param(f"file://{AIRFLOW_HOME}/ollama/packages", type="string")},
     tags=["ollama"],
 ):
