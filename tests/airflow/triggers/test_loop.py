@@ -7,9 +7,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from airflow.providers.common.compat import sdk
+from airflow.providers.common.compat.connection import get_async_connection
 
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest
 from ollama_provider.handover import pack
@@ -57,8 +60,23 @@ class Watchdog:
 
 
 @pytest.fixture(scope="module")
-def watchdog() -> Watchdog:
+def the_watchdog() -> Watchdog:
+    # What Airflow and Python load at first need, a triggerer that has been at work has loaded.
+    import_module("airflow.jobs.triggerer_job_runner")
+    import_module("encodings.idna")
+    sdk.Stats.incr("any")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AIRFLOW_CONN_ANY", "ollama://gpu1")
+        asyncio.run(get_async_connection("any"))
     return Watchdog()
+
+
+@pytest.fixture
+def watchdog(the_watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
+    """The only one there is."""
+    # Handlers that Airflow 2 set up in earlier tests write to streams that are closed now, and open files to say so.
+    monkeypatch.setattr("logging.raiseExceptions", False)
+    return the_watchdog
 
 
 async def test_the_watchdog_bites(watchdog):
