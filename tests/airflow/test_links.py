@@ -22,9 +22,9 @@ def link(run, map_index=-1) -> str:
 def page(run, map_index=-1) -> str:
     """Where Airflow's UI shows the XComs of the batch."""
     if airflow.__version__.startswith("2."):
-        return f"/dags/under_test/grid?dag_run_id={run.run_id}&task_id=rows&map_index={map_index}&tab=xcom"
+        return f"/dags/linked/grid?dag_run_id={run.run_id}&task_id=rows&map_index={map_index}&tab=xcom"
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
-    return f"dags/under_test/runs/{run.run_id}/tasks/rows{mapped}/xcom"
+    return f"dags/linked/runs/{run.run_id}/tasks/rows{mapped}/xcom"
 
 
 def xcom(run, key, map_index=-1):
@@ -41,7 +41,7 @@ def run_batch(run_dag, tmp_path, batch="OllamaBatchOperator({})"):
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
 from ollama_provider.operators import OllamaBatchOperator
-with DAG("under_test", schedule=None, start_date=datetime(2026, 1, 1)):
+with DAG("linked", schedule=None, start_date=datetime(2026, 1, 1)):
     {batch.format(arguments)}
 """)
 

@@ -21,7 +21,7 @@ class Review(BaseModel):
     topics: list[str] = []
 
 with DAG(
-    "under_test_{number}",
+    "decorated_{number}",
     schedule=None,
     start_date=datetime(2026, 1, 1),
     params={{"what": "rain"}},

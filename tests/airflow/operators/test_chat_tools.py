@@ -243,7 +243,7 @@ from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
 from ollama_provider.operators import OllamaChatOperator
 {TOOLS}
-with DAG("under_test", schedule=None, start_date=datetime(2026, 1, 1)):
+with DAG("with_tools", schedule=None, start_date=datetime(2026, 1, 1)):
     OllamaChatOperator.partial(task_id="t", model="llama3.2", tools=[forecast]).expand(messages=["Weather?"])
 """)
 

@@ -20,7 +20,7 @@ from ollama_provider.operators import OllamaBatchOperator
 from ollama_provider.sql import SqlRows, SqlTable
 
 with DAG(
-    "under_test", schedule=None, start_date=datetime(2026, 1, 1), params={{"least": 0, "table": "summaries"}},
+    "with_tables", schedule=None, start_date=datetime(2026, 1, 1), params={{"least": 0, "table": "summaries"}},
     default_args={{"retries": 1, "retry_delay": timedelta(0)}},
 ):
 {tasks}
