@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) .ci/tools.txt
 	@touch $@
 
 .PHONY: test
-test: setup lint types imports ## Everything CI checks: lint, types, import contract, tests
+test: setup lint types imports ## Lint, types, import contract, tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo

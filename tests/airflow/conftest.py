@@ -1,6 +1,7 @@
 """Airflow for tests that need it: connections, a database, and a way to run a DAG."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,16 @@ def airflow_db(airflow_home: Path) -> Path:
 
 
 @pytest.fixture
-def run_dag(airflow_db: Path, dags_folder: Path) -> RunDag:
+def run_dag(airflow_db: Path, dags_folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunDag:
     """Return a function that runs a DAG in this process, with all its tasks, and returns the DagRun.
 
     Its argument is the source of a DAG file that holds one DAG, or the path of such a file. The DagRun's `state` and
     `get_task_instances()` say how it went; XComs are in ``task_instance.xcom_pull``.
     """
+
+    # Python takes bytecode for up to date by its source's size and second of change: two sources of one length, run
+    # within a second, would be one.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def run(dag_file: str | Path, **conf: Any) -> Any:
         source = dag_file.read_text() if isinstance(dag_file, Path) else dag_file
