@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,51 @@ import pytest
 import yaml
 from airflow.cli.cli_parser import get_parser
 from airflow.configuration import conf
+from airflow.dag_processing.dagbag import DagBag
 from cryptography.fernet import Fernet
 
+import ollama_provider
 from ollama_provider.hooks import OllamaHook
+from tests.e2e.examples import DAGS, NAMES
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 COMPOSE = DEPLOY / "docker-compose.yaml"
 
+#: Variables that are no settings of Airflow's, by who reads them. No program here knows the names: they were looked up.
+VARIABLES = {
+    # The entry point of Airflow's image: scripts/docker/entrypoint_prod.sh in its repository.
+    "_AIRFLOW_DB_MIGRATE": "apache/airflow",
+    "_AIRFLOW_WWW_USER_CREATE": "apache/airflow",
+    "_AIRFLOW_WWW_USER_USERNAME": "apache/airflow",
+    "_AIRFLOW_WWW_USER_PASSWORD": "apache/airflow",
+    # dumb-init, which starts it: "Signal propagation" in the documentation of Airflow's image.
+    "DUMB_INIT_SETSID": "apache/airflow",
+    # Airflow's connections; which one, and whether it can be read, is a test of its own.
+    "AIRFLOW_CONN_OLLAMA_DEFAULT": "apache/airflow",
+    # The entry point of PostgreSQL's image: docker-entrypoint.sh in docker-library/postgres.
+    "POSTGRES_USER": "postgres",
+    "POSTGRES_PASSWORD": "postgres",
+    "POSTGRES_DB": "postgres",
+    # The server: envconfig/config.go in ollama/ollama.
+    "OLLAMA_NUM_PARALLEL": "ollama/ollama",
+}
+
+
+def make_up(directory: Path) -> Path:
+    """Run the script for the secrets in *directory*; returns the file that it made."""
+    subprocess.run(["sh", DEPLOY / "secrets.sh"], cwd=directory, check=True)
+    return directory / ".env"
+
+
+def read(file: Path) -> dict[str, str]:
+    """The variables in a ``.env``."""
+    return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
 
 @pytest.fixture(scope="module")
-def secrets() -> dict[str, str]:
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the script for ``.env`` makes up."""
-    made = subprocess.run(["sh", DEPLOY / "secrets.sh"], check=True, capture_output=True, text=True).stdout
-    return dict(line.split("=", 1) for line in made.splitlines())
+    return read(make_up(tmp_path_factory.mktemp("compose")))
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +91,22 @@ def test_images_are_named_with_their_version(services: dict[str, Any], airflow: 
     for service in airflow.values():
         assert service["image"] == f"airflow-ollama:{pinned}"
         assert f"FROM apache/airflow:{pinned}\n" in service["build"]["dockerfile_inline"]
-        assert f"apache-airflow=={pinned} airflow-provider-ollama\n" in service["build"]["dockerfile_inline"]
+        assert f" apache-airflow=={pinned} airflow-provider-ollama\n" in service["build"]["dockerfile_inline"]
     assert {image.split(":")[0] for image in others} == {"ollama/ollama", "postgres", "redis"}
     assert all(re.fullmatch(r"[^:]+:\d+(\.\d+)*(-\w+)?", image) for image in others)
+
+
+def test_a_wheel_beside_it_is_installed(airflow: dict[str, Any]) -> None:
+    """The image takes a wheel of the name that this package's has, and one that is always there, which COPY needs."""
+    wheel = f"airflow_provider_ollama-{ollama_provider.__version__}-py3-none-any.whl"
+    for service in airflow.values():
+        dockerfile = service["build"]["dockerfile_inline"]
+        (copy,) = re.findall(r"^COPY (.+) (\S+)/$", dockerfile, re.MULTILINE)
+        *sure, pattern = copy[0].split()
+
+        assert fnmatch(wheel, pattern)
+        assert sure == [COMPOSE.name]
+        assert f"pip install --no-cache-dir --find-links {copy[1]} " in dockerfile
 
 
 def test_airflow_knows_every_setting(airflow: dict[str, Any]) -> None:
@@ -75,6 +121,18 @@ def test_airflow_knows_every_setting(airflow: dict[str, Any]) -> None:
 
     assert len(settings) > 10
     assert not unknown
+
+
+def test_other_variables_are_known(services: dict[str, Any]) -> None:
+    """Every other variable is one that the service's image reads."""
+    others = {
+        (name, "apache/airflow" if "build" in service else service["image"].partition(":")[0])
+        for service in services.values()
+        for name in service.get("environment", {})
+        if not name.startswith("AIRFLOW__")
+    }
+
+    assert others == set(VARIABLES.items())
 
 
 def test_airflow_knows_every_command(airflow: dict[str, Any]) -> None:
@@ -108,16 +166,49 @@ def test_volumes_are_declared_and_shared(airflow: dict[str, Any]) -> None:
     assert declared == named | {"database", "models"}
 
 
-def test_the_secrets_fit(services: dict[str, Any], secrets: dict[str, str]) -> None:
+def test_results_are_on_the_shared_volume(airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each DAG of dags/ writes by default, and where deferred tasks leave what is long, all services share."""
+    monkeypatch.setenv("AIRFLOW_HOME", "/opt/airflow")  # as in Airflow's image
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    ((volume,),) = {
+        tuple(mount.removeprefix("results:") for mount in service["volumes"] if mount.startswith("results:"))
+        for service in airflow.values()
+    }
+    (handover,) = {service["environment"]["AIRFLOW__OLLAMA__HANDOVER_PATH"] for service in airflow.values()}
+    bag = DagBag(dag_folder=str(DAGS))
+    places = {name: dag.params["output_path"] for name, dag in bag.dags.items() if "output_path" in dag.params}
+
+    assert (bag.import_errors, sorted(bag.dags)) == ({}, NAMES)
+    assert len(places) > 5
+    assert {name for name, place in places.items() if not place.startswith(f"file://{volume}/")} == set()
+    assert handover.startswith(f"file://{volume}/")
+    for service in airflow.values():
+        # Docker would give root a directory that the image lacks.
+        assert f"RUN mkdir {volume}\n" in service["build"]["dockerfile_inline"]
+
+
+def test_the_secrets_fit(secrets: dict[str, str], tmp_path: Path) -> None:
     """The script makes each secret that the file asks for and no other, new ones each time, of the form that is due."""
     asked = set(re.findall(r"\$\{(\w+):\?\}", COMPOSE.read_text()))
-    again = subprocess.run(["sh", DEPLOY / "secrets.sh"], check=True, capture_output=True, text=True).stdout
+    again = read(make_up(tmp_path))
 
-    assert secrets.keys() == asked
-    assert not any(value in again for value in secrets.values())
+    assert secrets.keys() == again.keys() == asked
+    assert not set(secrets.values()) & set(again.values())
     Fernet(secrets["FERNET_KEY"])
     # Below 64 bytes, PyJWT warns that a key is too short for HS512.
     assert len(secrets["JWT_SECRET"]) >= 64
+
+
+def test_the_secrets_are_kept(tmp_path: Path) -> None:
+    """Nobody else may read them, and a second run does not take the keys of a database away."""
+    file = make_up(tmp_path)
+    before = file.read_text()
+
+    with pytest.raises(subprocess.CalledProcessError):
+        make_up(tmp_path)
+
+    assert file.read_text() == before
+    assert file.stat().st_mode & 0o077 == 0
 
 
 def test_the_connection_is_the_ollama_service(
