@@ -102,9 +102,9 @@ reference: setup ## Write the tables of docs/reference/operators.md anew
 	$(BIN)/python .ci/reference
 
 .PHONY: constraints
-constraints: ## Make constraints/ anew from today's releases
+constraints: ## Make constraints/ anew, from the releases up to the dates in .ci/pin
 	$(PYTHON) -m venv --clear .venv-pins
-	.venv-pins/bin/python -m pip install --quiet uv
+	.venv-pins/bin/python -m pip install --quiet uv==0.13.9
 	.ci/pin .venv-pins/bin/uv
 
 .PHONY: clean

@@ -55,7 +55,8 @@ def pydantic_ai_model(conn_id: str = OllamaHook.default_conn_name, model: str | 
         base_url=f"{settings.base_url}/v1",
         # It insists on a key; where there is a header of that name, the header counts.
         api_key="none",
-        default_headers={key: value for key, value in headers_for(settings) if key not in _THEIRS},
+        # In the client's own spelling: openai 2 keeps a dict, and would send both keys.
+        default_headers={key.title(): value for key, value in headers_for(settings) if key not in _THEIRS},
         max_retries=settings.max_attempts - 1,
         http_client=_http_client(settings),
     )

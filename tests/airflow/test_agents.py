@@ -1,21 +1,15 @@
-"""A pydantic-ai model over a connection; what needs pydantic-ai is skipped where it is not installed."""
+"""A pydantic-ai model over a connection."""
 
 import base64
-import importlib.util
 import json
+import sys
 
+import pydantic_ai
 import pytest
 from pydantic import BaseModel
 
 from ollama_provider.agents import pydantic_ai_model
 from ollama_provider.api.errors import InvalidRequestError
-
-
-@pytest.fixture
-def pydantic_ai():
-    """The library."""
-    reason = "pydantic-ai is optional and not installed: pip install 'pydantic-ai-slim[openai]'"
-    return pytest.importorskip("pydantic_ai", reason=reason)
 
 
 class Capital(BaseModel):
@@ -40,16 +34,16 @@ def test_a_model_has_to_be_named(add_connection):
         pydantic_ai_model()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pydantic_ai") is not None, reason="pydantic-ai is installed")
-def test_what_is_missing_is_named(add_connection):
+def test_what_is_missing_is_named(add_connection, monkeypatch):
     """With the command that installs it."""
     add_connection(host="gpu1")
+    monkeypatch.setitem(sys.modules, "pydantic_ai.models.ollama", None)
 
     with pytest.raises(ImportError, match=r"pip install 'pydantic-ai-slim\[openai\]'"):
         pydantic_ai_model(model="llama3.2")
 
 
-def test_the_connection_is_used(pydantic_ai, add_connection, httpx_mock):
+def test_the_connection_is_used(add_connection, httpx_mock):
     """Address with its path, credentials, headers and default model come from the connection."""
     add_connection(
         host="http://gpu1:8080/base",
@@ -70,7 +64,7 @@ def test_the_connection_is_used(pydantic_ai, add_connection, httpx_mock):
     assert (body["model"], body["max_tokens"]) == ("llama3.2", 30)
 
 
-def test_structured_output_is_a_schema(pydantic_ai, add_connection, httpx_mock):
+def test_structured_output_is_a_schema(add_connection, httpx_mock):
     """Ollama's /v1 ignores that a tool must be called, and keeps to a schema."""
     add_connection(host="gpu1", password="key")
     httpx_mock.add_response(json=ANSWER)
