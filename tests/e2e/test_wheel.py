@@ -7,13 +7,34 @@ import sys
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ollama_provider
+from ollama_provider.provider_info import EXTRA_FIELDS
 
 ROOT = Path(__file__).parents[2]
 LINES = sorted(path.stem.removeprefix("airflow-") for path in (ROOT / "constraints").glob("airflow-*.txt"))
+# What people import and what Airflow shows of it. A provider that loads, but has no form or no decorator, is broken.
+LOOK = """
+import importlib, json
+import airflow
+
+for name in "agents decorators hooks links operators sensors sql testing triggers".split():
+    importlib.import_module(f"ollama_provider.{name}")
+from airflow.providers.common.compat.sdk import task
+if airflow.__version__.startswith("2."):
+    from airflow.providers_manager import ProvidersManager
+    widgets = ProvidersManager().connection_form_widgets
+    form = [info.field_name for key, info in widgets.items() if key.startswith("extra__ollama__")]
+else:
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+    metas = HookMetaService.hook_meta_data()
+    (form,) = [list(meta.extra_fields) for meta in metas if meta.connection_type == "ollama"]
+decorators = [name for name in ("generate", "chat", "embed", "batch") if hasattr(task, f"ollama_{name}")]
+print(json.dumps([form, decorators]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +76,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("line", LINES)
 def test_airflow_finds_the_wheel(wheel: Path, line: str, tmp_path: Path) -> None:
-    """Installed with nothing but its own dependencies, Airflow lists it, with its connection type and hook."""
+    """Installed with nothing but its own dependencies, Airflow lists it, with its hook, its form and its decorators."""
     programs = tmp_path / "venv" / "bin"
     subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
     constraints = ROOT / "constraints" / f"airflow-{line}.txt"
@@ -63,26 +84,19 @@ def test_airflow_finds_the_wheel(wheel: Path, line: str, tmp_path: Path) -> None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     environment["AIRFLOW_HOME"] = str(tmp_path / "airflow")
 
-    def ask(*command: str) -> list[dict[str, str]]:
+    def ask(program: str, *arguments: str) -> Any:
         # From a directory without the source tree: what answers is the wheel.
-        done = subprocess.run(
-            [programs / "airflow", *command, "--output", "json"],
-            env=environment,
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        command = [programs / program, *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    (provider,) = (found for found in ask("providers", "list") if found["package_name"] == "airflow-provider-ollama")
-    (hook,) = (found for found in ask("providers", "hooks") if found["connection_type"] == "ollama")
+    providers = ask("airflow", "providers", "list", "--output", "json")
+    (provider,) = (found for found in providers if found["package_name"] == "airflow-provider-ollama")
+    hooks = ask("airflow", "providers", "hooks", "--output", "json")
+    (hook,) = (found for found in hooks if found["connection_type"] == "ollama")
+    form, decorators = ask("python", "-c", LOOK)
 
     assert provider["version"] == ollama_provider.__version__
     assert (hook["hook_name"], hook["class"]) == ("Ollama", "ollama_provider.hooks.OllamaHook")
-    subprocess.run(
-        [programs / "python", "-c", "import ollama_provider.operators, ollama_provider.sensors"],
-        env=environment,
-        cwd=tmp_path,
-        check=True,
-    )
+    assert form == list(EXTRA_FIELDS)
+    assert decorators == ["generate", "chat", "embed", "batch"]
