@@ -26,8 +26,8 @@ class DeferrableOperator(OllamaOperator):
 
     Args:
         deferrable: wait in the triggerer, without a slot of a worker. By default ``[operators] default_deferrable``.
-            The answer is asked for once more if the triggerer is restarted meanwhile. A deferral takes some seconds,
-            so it is for answers that take longer.
+            The answer is asked for once more if the triggerer is restarted meanwhile. A deferral takes ten
+            seconds at the least, so it is for answers that take longer.
     """
 
     def __init__(

@@ -39,7 +39,8 @@ class OllamaBatchOperator(OllamaOperator):
             name: whoever uses it; they are in ``output_path/<name>``. A mapped task adds its map index.
         mode: ``"failed_only"`` asks again what failed before, and nothing else; ``"merge"`` puts together what the
             shards have, and asks nothing.
-        shard: number (from 0) and how many: only these rows, in the directory of all; see `sharded`.
+        shard: number (from 0) and how many: only these rows, in the directory of all. Given by
+            `sharded`, which makes the tasks of all shards.
         task: what is done with each row: ``"generate"`` (a completion), ``"chat"`` (an answer to *messages*) or
             ``"embed"`` (a vector of *prompt*, into Parquet).
         messages: turns of a chat, with ``role`` and ``content``; each ``content`` is a template for a row.

@@ -1,7 +1,7 @@
 """Rows out of a database and results into one, through Airflow's own connections and hooks.
 
     OllamaBatchOperator(
-        rows=SqlRows("warehouse", "SELECT id, text FROM documents WHERE day = %(day)s", {"day": "{{ ds }}"}),
+        rows=SqlRows("warehouse", "SELECT id, text FROM documents WHERE day = %(day)s", {"day": "{{ params.day }}"}),
         into=SqlTable("warehouse", "summaries", key="document", columns={"document": "id", "summary": "output"}),
         …
     )
