@@ -16,6 +16,8 @@ from ollama_provider.provider_info import EXTRA_FIELDS
 _TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
 #: The names that a connection's extra and a hook's overrides may use.
 SETTINGS = (Settings.model_fields.keys() - {"base_url", "login", "password", "timeouts"}) | _TIMEOUTS.keys()
+#: The *Test* button of Airflow 2.11 sends each field of its form twice: by its name, and by the name with this prefix.
+_FORM_PREFIX = "extra__ollama__"
 _TRUTH = {"true": True, "false": False}
 
 
@@ -42,19 +44,26 @@ def settings_from_connection(conn: Connection, **overrides: Any) -> Settings:
             secret.
     """
     try:
-        values = _values(_read_extra(conn.extra) | _set(overrides))
+        fields = _read_extra(conn.extra) | _set(overrides)
         address = parse_address(conn.host, conn.port, conn.schema)
-        return Settings(
+        return _settings(
+            fields,
             base_url=address.base_url,
             login=conn.login or address.login,
             password=conn.password or address.password,
-            **values,
         )
-    except ValidationError as error:
-        what = re.sub(r"\btimeouts\.(\w+)", r"\1_timeout", explain(Settings, error))
     except InvalidRequestError as error:
         what = error.what
     raise InvalidRequestError(f"connection {conn.conn_id!r}: {what}")
+
+
+def _settings(fields: dict[str, Any], **address: Any) -> Settings:
+    values = _values(fields)
+    try:
+        return Settings(**address, **values)
+    except ValidationError as error:
+        what = re.sub(r"\btimeouts\.(\w+)", r"\1_timeout", explain(Settings, error))
+    raise InvalidRequestError(what)
 
 
 def _read_extra(extra: str | None) -> dict[str, Any]:
@@ -66,7 +75,7 @@ def _read_extra(extra: str | None) -> dict[str, Any]:
         raise InvalidRequestError("its extra is not valid JSON") from None
     if not isinstance(fields, dict):
         raise InvalidRequestError('its extra must be a JSON object, such as {"model": "llama3.2"}')
-    return _set(fields)
+    return {name: value for name, value in _set(fields).items() if not name.startswith(_FORM_PREFIX)}
 
 
 def _set(fields: dict[str, Any]) -> dict[str, Any]:
@@ -106,28 +115,64 @@ def _read_json(name: str, value: Any) -> Any:
 def form_widgets() -> dict[str, Any]:
     """Return the extra fields as the form of Airflow 2.11 to 3.1 wants them.
 
-    Those versions know text, whole numbers and switches; options and headers are JSON in a text field.
+    3.1 knows text, whole numbers and switches; options and headers are JSON in a text field. In 2.11 all are text: its
+    switch shows a stored ``false`` as on, and its number refuses a stored 2.5.
     """
-    # Only Airflow 2 has Flask. The API server of 3.1 puts stand-ins in place of these three while it asks, and of no
-    # other widgets and fields.
-    import airflow  # this module is not Airflow's but for this function
+    # Only Airflow 2 has Flask. The API server of 3.1 puts stand-ins in place of these while it asks, and of no other
+    # widgets and fields.
+    import airflow  # this module is not Airflow's but for these functions
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
     from wtforms import BooleanField, IntegerField, StringField
-    from wtforms.validators import Optional, any_of
+    from wtforms.validators import Optional
 
-    # A switch of Airflow 2 shows a stored "false" as on, and saves it as on.
-    switches = not airflow.__version__.startswith("2.")
+    text: dict[str, Any] = {"widget": BS3TextFieldWidget()}
+    if only_text := airflow.__version__.startswith("2."):
+        text = {"widget": _json_widget(), "validators": [_check]}
     widgets = {}
     for name, field in EXTRA_FIELDS.items():
-        texts = {"label": field["label"], "description": field["description"]}
+        told = {"label": field["label"], "description": field["description"]}
         kinds = field["schema"]["type"]
-        if "boolean" in kinds and switches:
-            widgets[name] = BooleanField(**texts, default=field["schema"]["default"])
+        if only_text or "string" in kinds or "object" in kinds:
+            widgets[name] = StringField(**told, **text)
         elif "boolean" in kinds:
-            validators = [Optional(), any_of(["true", "false"])]
-            widgets[name] = StringField(**texts, validators=validators, widget=BS3TextFieldWidget())
-        elif "number" in kinds or "integer" in kinds:
-            widgets[name] = IntegerField(**texts, validators=[Optional()], widget=BS3TextFieldWidget())
+            widgets[name] = BooleanField(**told, default=field["schema"]["default"])
         else:
-            widgets[name] = StringField(**texts, widget=BS3TextFieldWidget())
+            widgets[name] = IntegerField(**told, **text, validators=[Optional()])
     return widgets
+
+
+def _json_widget() -> Any:
+    """Return what shows a field in Airflow 2. Its own would show a stored dict as Python writes it."""
+    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+
+    class JSONWidget(BS3TextFieldWidget):  # type: ignore[misc]  # Flask-AppBuilder has no types
+        def __call__(self, field: Any, **kwargs: Any) -> Any:
+            value = field.data
+            if isinstance(value, list):
+                value = ", ".join(map(str, value))
+            text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+            return super().__call__(field, value=text, **kwargs)
+
+    return JSONWidget()
+
+
+def _check(form: Any, field: Any) -> None:
+    """Refuse on Save, in Airflow 2, what `Settings` would refuse at run time.
+
+    Airflow does not fill in a value that is false or 0, and deletes from the extra what is empty in the form. Here such
+    a value stays, as a text, which is shown from then on.
+
+    Raises:
+        wtforms.validators.ValidationError: with the name of the field and what is allowed there.
+    """
+    from wtforms.validators import ValidationError
+
+    if form.conn_type.data != "ollama":  # one form has the fields of all types
+        return
+    name = field.name.removeprefix(_FORM_PREFIX)
+    try:
+        if not field.data and (stored := _read_extra(form.extra.data).get(name)) in (False, 0):
+            field.data = json.dumps(stored)
+        _settings(_set({name: field.data}))
+    except InvalidRequestError as error:
+        raise ValidationError(error.what) from None

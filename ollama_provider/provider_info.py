@@ -10,9 +10,11 @@ from typing import Any
 _SECONDS = {"type": ["number", "null"], "exclusiveMinimum": 0}
 _TEXT = {"type": ["string", "null"]}
 _JSON = {"type": ["object", "null"]}
-_ON = {"type": "boolean", "default": True}
+_ON = {"type": ["boolean", "null"], "default": True}  # without null it would carry the star of a required field
 
-#: Kept in the connection's extra. What most people fill in comes first: each takes a hand's breadth of the form.
+#: What people fill in of the connection's extra, the most frequent first: each takes a hand's breadth of the form.
+#: `Settings` knows a few more, for which there is the extra JSON. Examples are part of the descriptions, as only
+#: Airflow 2.11 shows placeholders here.
 EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     "model": {
         "label": "Default model",
@@ -21,7 +23,8 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     },
     "options": {
         "label": "Default options",
-        "description": "JSON object of model options; a task's own options are laid over them, key by key.",
+        "description": 'JSON object of model options, such as {"num_ctx": 8192}. '
+        "A task's own options are laid over them, key by key.",
         "schema": _JSON,
     },
     "keep_alive": {
@@ -56,11 +59,6 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "description": "For one attempt in all. If empty, no bound.",
         "schema": _SECONDS,
     },
-    "connect_timeout": {
-        "label": "Connect timeout (s)",
-        "description": "If empty, 10.",
-        "schema": _SECONDS,
-    },
     "max_attempts": {
         "label": "Attempts",
         "description": "For one request in all, the first included; 1 never tries again. If empty, 4.",
@@ -71,21 +69,11 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "description": "true, false, or the path of a CA file for a private certificate. If empty, true.",
         "schema": _TEXT,
     },
-    "client_cert": {
-        "label": "Client certificate",
-        "description": "Path of a PEM file with certificate and key, for a proxy that asks for one.",
-        "schema": _TEXT,
-    },
     "headers": {
         "label": "Headers",
-        "description": "JSON object, sent with every request. Values are masked in logs, not in this form: "
-        "an API key belongs in its own field above.",
+        "description": 'JSON object, sent with every request, such as {"X-Tenant": "team-blue"}. Values are masked in '
+        "logs, not in this form: an API key belongs in its own field above.",
         "schema": _JSON,
-    },
-    "trust_env": {
-        "label": "Use the proxy of the environment",
-        "description": "Obey HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
-        "schema": _ON,
     },
 }
 
@@ -100,17 +88,6 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
         "host": "gpu1, or https://ollama.example.com/base",
         "port": "11434",
         "schema": "http or https",
-        "model": "llama3.2",
-        "options": '{"num_ctx": 8192, "temperature": 0}',
-        "keep_alive": "5m",
-        "pull_allow": "hf.co/ours/*",
-        "first_token_timeout": "900",
-        "idle_timeout": "120",
-        "connect_timeout": "10",
-        "max_attempts": "4",
-        "verify": "true",
-        "client_cert": "/path/to/client.pem",
-        "headers": '{"X-Tenant": "nightly"}',
     },
 }
 

@@ -85,7 +85,7 @@ EVERYTHING = {
     "max_retry_seconds": 60,
     "verify": "/etc/ca.pem",
     "client_cert": "/etc/client.pem",
-    "headers": {"X-Tenant": "nightly"},
+    "headers": {"X-Tenant": "team-blue"},
     "trust_env": False,
 }
 
@@ -105,7 +105,7 @@ def test_every_extra_field_arrives():
         max_retry_seconds=60,
         verify="/etc/ca.pem",
         client_cert="/etc/client.pem",
-        headers={"X-Tenant": "nightly"},
+        headers={"X-Tenant": "team-blue"},
         trust_env=False,
     )
     assert set(EVERYTHING) == SETTINGS
@@ -125,6 +125,13 @@ def test_text_is_as_good_as_values():
 def test_what_nobody_filled_in_is_absent(empty):
     """Forms save empty fields; they mean the default."""
     assert read(dict.fromkeys(EVERYTHING, empty)) == Settings()
+
+
+def test_what_the_test_button_of_airflow_2_sends_is_read():
+    """It sends every field of the form a second time, by the name that it has in the page."""
+    sent = {"model": "llama3.2", "auto_pull": "false"}
+
+    assert read(sent | {f"extra__ollama__{name}": text for name, text in sent.items()}) == read(sent)
 
 
 @pytest.mark.parametrize(("given", "meant"), [("true", True), ("False", False), (False, False), ("/ca.pem", "/ca.pem")])
