@@ -1,0 +1,257 @@
+"""What pages say to type is typed, and what they show is held to what is really there."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.hooks import OllamaHook
+from ollama_provider.operators import OllamaPruneModelsOperator
+from ollama_provider.provider_info import get_provider_info
+from ollama_provider.testing import Model, Server, StandIn, serve
+from tests.docs.pages import ROOT, Block, blocks
+
+#: Blocks that no test here runs, by page and beginning, and why.
+NOT_RUN = {
+    ("README.md", "make demo "): "CI runs both commands as they stand",
+    ("docs/howto/docker-compose.md", "docker compose up"): "needs Docker; make e2e-celery checks the file",
+    ("docs/howto/docker-compose.md", "docker compose --file"): "needs Docker; make e2e-celery checks both files",
+    ("docs/howto/docker-compose.md", "sh secrets.sh"): "make e2e-celery runs it",
+    ("docs/howto/end-to-end-tests.md", "PYTEST_ADDOPTS="): "starts a real Airflow and a browser; CI runs make e2e",
+    ("docs/howto/end-to-end-tests.md", "pip install pre-commit"): "needs the network, and changes the checkout",
+    ("docs/quickstart.md", "OLLAMA_HOST="): "needs Ollama itself",
+    ("docs/design/architecture.md", "decorators\n"): "the layers: test_architecture_page.py",
+}
+#: Blocks that a test here takes.
+TAKEN: set[tuple[str, str]] = set()
+
+Shell = Callable[[str], str]
+
+
+def shown(page: str, start: str) -> Block:
+    """Return the block of a page that begins so, and note that it is checked."""
+    TAKEN.add((page, start))
+    (found,) = (block for block in blocks() if block.page == page and block.text.startswith(start))
+    return found
+
+
+README_INSTALL = shown("README.md", "pip install")
+README_TRY = shown("README.md", "mkdir -p docs")
+QUICKSTART_INSTALL = shown("docs/quickstart.md", "pip install")
+QUICKSTART_LOOK = shown("docs/quickstart.md", "head -n 1")
+QUICKSTART_ROW = shown("docs/quickstart.md", '{"key"')
+STAND_IN = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing")
+PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
+HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
+CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
+CONNECTION_VARIABLE = shown("docs/reference/connection.md", "export AIRFLOW_CONN_")
+IMPORTS = shown("docs/reference/operators.md", "from ollama_provider.operators")
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home directory of somebody who has an Airflow that is set up."""
+    home = tmp_path_factory.mktemp("home")
+    run(home, "airflow db migrate")
+    return home
+
+
+@pytest.fixture
+def home(migrated: Path, tmp_path: Path) -> Path:
+    """The same for one test alone."""
+    return Path(shutil.copytree(migrated, tmp_path / "home"))
+
+
+@pytest.fixture
+def shell(home: Path) -> Shell:
+    """Return a function that runs commands as they are typed, and returns what they print."""
+    return lambda commands: run(home, commands)
+
+
+def run(home: Path, commands: str) -> str:
+    """Run *commands* in *home* as bash does, up to the first that fails; returns what they print."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    environment |= {"HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"AIRFLOW__CORE__LOAD_EXAMPLES": "False", "API_KEY": "not-for-everybody"}
+    # What `airflow db migrate` wrote down is where the database was when it did.
+    environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{home}/airflow/airflow.db"
+    environment["AIRFLOW__CORE__DAGS_FOLDER"] = f"{home}/airflow/dags"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        env=environment,
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def without_pip(block: Block) -> str:
+    """Return the commands after ``pip install``, which names this package."""
+    first, _, rest = block.text.partition("\n")
+    assert first == f"pip install {tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['name']}"
+    return rest
+
+
+def settings(connection: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Read a connection, as JSON, as a task does."""
+    monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", connection)
+    return OllamaHook().settings
+
+
+def test_every_block_is_checked_or_there_is_a_reason() -> None:
+    """A new block fails this test until somebody checks it or says why not; a reason without its block does, too."""
+    named = [*TAKEN, *NOT_RUN]
+    matches = {block: [n for n in named if block.page == n[0] and block.text.startswith(n[1])] for block in blocks()}
+
+    assert {block: found for block, found in matches.items() if len(found) != 1} == {}
+    assert {found[0] for found in matches.values()} == set(named)
+
+
+def test_the_first_screen_of_the_readme(shell: Shell, home: Path, ollama: Server) -> None:
+    """Connection, DAG, row and command, one after another as they stand there, give a summary of the row."""
+    dags = home / "airflow/dags"
+    dags.mkdir()
+    shutil.copy(ROOT / "dags/ollama_first_batch.py", dags)
+    commands = without_pip(README_INSTALL) + README_TRY.text
+
+    said = shell(commands.replace("localhost:11434", f"{ollama.host}:{ollama.port}"))
+
+    (row,) = (json.loads(line) for line in said.splitlines() if line.startswith('{"key"'))
+    assert (row["status"], row["index"]) == ("ok", 0)
+    assert row["output"]
+    assert row["output"] in README_TRY.text
+
+
+def test_airflow_lists_the_provider(shell: Shell) -> None:
+    """The first thing that the quickstart lets look at."""
+    assert "airflow-provider-ollama" in shell(without_pip(QUICKSTART_INSTALL))
+
+
+def test_a_connection_from_the_command_line(shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command makes the connection that it looks like."""
+    shell(f"{CONNECTION.text}\nairflow connections export connections.json")
+    made = json.loads((home / "connections.json").read_text())["ollama_default"]
+
+    read = settings(json.dumps(made), monkeypatch)
+
+    assert (read.base_url, read.model) == ("https://ollama.example.com:443/base", "llama3.2")
+    assert read.options is not None
+    assert read.options.num_ctx == 8192
+    assert made["password"] == "not-for-everybody"
+
+
+def test_a_connection_in_the_environment(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line makes the connection that it looks like."""
+    value = shell(f"{CONNECTION_VARIABLE.text}\nprintenv AIRFLOW_CONN_OLLAMA_DEFAULT")
+
+    read = settings(value, monkeypatch)
+
+    assert (read.base_url, read.model) == ("http://gpu1:11434", "llama3.2")
+
+
+def test_the_stand_in_by_hand() -> None:
+    """It starts with the options of the page, on another port; what is to be typed next stands in the README."""
+    first, second = STAND_IN.text.splitlines()
+    page = (ROOT / STAND_IN.page).read_text()
+    command = first.replace("python", sys.executable, 1).replace("11434", "0").split()
+    for option in re.findall(r"`(--[\w-]+)`", page):
+        command += [option, "1"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            url = re.search(r"http://\S+", process.stdout.readline() + process.stdout.readline())
+            assert url
+            answer = httpx.get(f"{url[0]}/api/version")
+        finally:
+            process.kill()
+
+    assert answer.json() == {"version": "0.24.0"}
+    assert len(command) > 8
+    assert second in README_INSTALL.text
+
+
+def test_a_row_of_the_results(shell: Shell, home: Path, ollama: Server) -> None:
+    """The file is where the nightly DAG writes by default, and its rows have the keys that are shown, in that order."""
+    dag = (ROOT / "dags/ollama_nightly_summaries.py").read_text()
+    directory = re.search(r'Param\(f"file://\{AIRFLOW_HOME\}/(.+?)"', dag)
+    assert directory
+    rows = [{"name": "annotated-doc", "text": "Document parameters inline."}]
+    spec = BatchSpec(model="llama3.2", rows=rows, prompt="{{ row.text }}", id_column="name")
+    run_batch(spec, Settings(base_url=ollama.url), home / "airflow" / directory[1])
+    real = json.loads(shell(QUICKSTART_LOOK.text))
+
+    shown_row = json.loads(QUICKSTART_ROW.text.replace(",…}", "}"))
+
+    assert list(shown_row) == list(real)[: len(shown_row)]
+    assert len(shown_row) < len(real)
+    assert {name: type(value) for name, value in shown_row.items()} == {name: type(real[name]) for name in shown_row}
+    assert shown_row["id"] == real["id"]
+
+
+@pytest.fixture
+def aged() -> Iterator[Server]:
+    """A server with the models of the page, as old and as large as they are there."""
+    now = datetime.now(UTC)
+    days = {"old-llama:70b": (200, 42.5e9), "nomic-embed-text": (150, 274.3e6), "nightly": (1, 2.0e9)}
+    times = iter([(now - timedelta(days=age)).timestamp() for age, _ in days.values()])
+    stand_in = StandIn([], clock=lambda: next(times, now.timestamp()))
+    for model, (_, size) in days.items():
+        stand_in.install(Model(model, size=int(size)))
+    with serve(stand_in) as server:
+        httpx.post(f"{server.url}/api/generate", json={"model": "nightly"})
+        yield server
+
+
+def test_the_table_of_models_that_go(
+    aged: Server,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The log of a dry run with these models, and with the rules of the DAG above it, is what is shown."""
+    monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", json.dumps({"conn_type": "ollama", "host": aged.url}))
+    operator = OllamaPruneModelsOperator(task_id="prune", older_than=timedelta(days=90), keep="nomic-embed-text")
+
+    with caplog.at_level("INFO"):
+        operator.execute({})
+
+    # Airflow 3 prints what Airflow 2 hands to the handlers.
+    said = caplog.text + capsys.readouterr().out
+    positions = [said.find(line) for line in PRUNED.text.splitlines()]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_airflow_knows_the_options_shown() -> None:
+    """Section and name are those that the provider tells Airflow."""
+    shown_options = ConfigParser(interpolation=None)
+    shown_options.read_string(HANDOVER.text)
+    known = get_provider_info()["config"]
+
+    assert {name: set(shown_options[name]) for name in shown_options.sections()} == {
+        name: set(section["options"]) for name, section in known.items()
+    }
+
+
+def test_the_imports_shown() -> None:
+    """What operators are imported from, without the dots of "and so on"."""
+    assert IMPORTS.text.count("…") == 1
+    exec(IMPORTS.text.replace(", …", ""), {})
