@@ -1,16 +1,27 @@
 """The Test button: what is wrong, in words, soon, and without a download."""
 
+import re
 import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
+from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.diagnosis import diagnose
+from ollama_provider.diagnosis import BUDGET, diagnose
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.testing import Model, Respond, Stall
+from ollama_provider.testing import Model, Respond, Stall, StandIn, serve
+from tests.tls import make_certificate, tls_server
+
+_PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "connection.md").read_text()
+_ROWS = re.findall(r"^\| (`[^|]+) \|", _PAGE.partition("\n## Test\n")[2].partition("\n## ")[0], re.MULTILINE)
+#: What the button says, as the page quotes it; "…" stands for anything.
+QUOTED = re.findall(r"`([^`]+)`", "".join(_ROWS))
 
 
 @pytest.fixture
@@ -23,26 +34,181 @@ def check(add_connection):
     return check
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """One that nobody trusts."""
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
 @contextmanager
-def listening(answer: bytes):
-    """A port that answers every connection with the same bytes, whatever it is asked."""
+def listening(serve_one):
+    """A port whose every connection is handled by a function, then closed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve():
-            while True:
-                try:
+        def run():
+            with suppress(OSError):
+                while True:
                     connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(answer)
+                    with connection, suppress(OSError):
+                        serve_one(connection)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=run)
         thread.start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
     thread.join()
+
+
+# Faults: each gives the connection's fields for as long as it lasts; its argument is a certificate.
+
+
+def ollama_that(answer=None, *, below="", fields=None, **settings):
+    """An Ollama, or what answers everything in its place."""
+
+    @contextmanager
+    def fault(_):
+        with serve(StandIn(**settings)) as server:
+            if answer:
+                server.stand_in.script(answer, path="*", always=True)
+            yield {"host": server.url + below, **(fields or {})}
+
+    return fault
+
+
+def something_that_says(data: bytes):
+    """A program that speaks something else, and hangs up."""
+
+    @contextmanager
+    def fault(_):
+        def serve_one(connection):
+            connection.recv(4096)
+            connection.sendall(data)
+
+        with listening(serve_one) as url:
+            yield {"host": url}
+
+    return fault
+
+
+@contextmanager
+def no_such_host(_):
+    """In the top-level domain that is reserved for this."""
+    yield {"host": "no-such-host.invalid"}
+
+
+@contextmanager
+def nobody_listens(_):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    yield {"host": f"127.0.0.1:{port}"}
+
+
+@contextmanager
+def packets_are_dropped(_):
+    """By a full backlog, as a firewall would."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield {"host": f"127.0.0.1:{server.getsockname()[1]}"}
+
+
+@contextmanager
+def untrusted(certificate):
+    with tls_server(certificate) as url:
+        yield {"host": url}
+
+
+@contextmanager
+def https_to_a_plain_port(_):
+    with serve() as server:
+        yield {"host": server.url.replace("http:", "https:")}
+
+
+@contextmanager
+def http_to_a_tls_port(certificate):
+    with tls_server(certificate) as url:
+        yield {"host": url.replace("https:", "http:")}
+
+
+NOT_OLLAMA = "Check host, port and base path"
+PROXY_ALONE = "is the server behind it running?"
+
+#: What the page quotes, and a fault that has to be told by it.
+FAULTS = {
+    "good": ("Ollama 0.33.0 at … has 2 models: …", ollama_that(version="0.33.0", models=["llama3.2", "qwen3"])),
+    "no such host": ("there is no such host", no_such_host),
+    "refused": ("connection refused", nobody_listens),
+    "dropped": ("no connection within …", packets_are_dropped),
+    "silent": ("no answer within …", ollama_that(Stall())),
+    "untrusted": ("TLS failed: …", untrusted),
+    "https to a plain port": ("TLS failed: …", https_to_a_plain_port),
+    "401": ("answers 401", ollama_that(Respond(401, "Unauthorized"))),
+    "403": ("answers 403", ollama_that(fields={"extra": {"headers": {"Host": "ollama.example.com"}}})),
+    "no such base path": ("there is no /api/version", ollama_that(below="/wrong")),
+    "proxy's 404": (NOT_OLLAMA, ollama_that(Respond(404, "<html><title>nginx</title></html>"))),
+    "login page": (NOT_OLLAMA, ollama_that(Respond(302, headers={"Location": "https://login.example.com/"}))),
+    "home page": (NOT_OLLAMA, ollama_that(Respond(200, "<html>It works!</html>"))),
+    "other JSON": (NOT_OLLAMA, ollama_that(Respond(200, {}))),
+    "other version": (NOT_OLLAMA, ollama_that(Respond(200, {"version": "3.3.2"}))),
+    "mail": (NOT_OLLAMA, something_that_says(b"220 mail.example.com ESMTP\r\n500 what?\r\n\r\n")),
+    "SSH": (NOT_OLLAMA, something_that_says(b"SSH-2.0-OpenSSH_9.2\r\n")),
+    # A port of TLS takes plain HTTP in one of three ways: it hangs up (OpenSSL), or says so (Go, nginx).
+    "http to a TLS port": ("http or https", http_to_a_tls_port),
+    "http to Go's TLS": (
+        "http or https",
+        something_that_says(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"),
+    ),
+    "http to nginx's TLS": (
+        "http or https",
+        ollama_that(Respond(400, "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>")),
+    ),
+    "proxy's 502": (PROXY_ALONE, ollama_that(Respond(502, "<html><title>502 Bad Gateway</title></html>"))),
+    "proxy's 503": (PROXY_ALONE, ollama_that(Respond(503, "no available server"))),
+    "too old": ("This Ollama is too old", ollama_that(version="0.1.10")),
+    "no default model": ("does not have the default model", ollama_that(fields={"extra": {"model": "lama3.2"}})),
+}
+
+
+def test_each_sentence_of_the_page_has_its_fault():
+    """So that none is quoted which the button never says."""
+    assert set(QUOTED) == {quoted for quoted, _ in FAULTS.values()}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_button_says_what_the_page_quotes(name, add_connection, certificate):
+    """Each fault, brought about: its sentence, the address that was asked, and no setting that has no effect here."""
+    quoted, fault = FAULTS[name]
+    with fault(certificate) as fields:
+        hook = BaseHook.get_hook(add_connection(**fields))
+        hurried = name in {"dropped", "silent"}
+        good, text = diagnose(hook.settings, budget=0.2) if hurried else hook.test_connection()
+
+    assert good == (name == "good")
+    assert re.search(".*".join(map(re.escape, quoted.split("…"))), text), text
+    assert fields["host"] in text
+    assert "timeout" not in text
+
+
+def test_a_base_path_that_is_not_there_is_no_old_server(check, ollama):
+    """The first thing that is missing is named, and no update is advised."""
+    _, text = check(host=f"{ollama.url}/wrong")
+
+    assert text.startswith(f"there is no /api/version (at {ollama.url}/wrong). Check the base path")
+    assert "old" not in text
+
+
+def test_an_untrusted_certificate_is_told_from_other_faults_of_tls(check, certificate):
+    """What is wrong with it, and the field to set; with it the connection stands."""
+    with tls_server(certificate) as url:
+        _, untrusted = check(host=url)
+        _, trusted = check(host=url, extra={"verify": certificate})
+
+    assert "self-signed" in untrusted or "self signed" in untrusted
+    assert "'verify'" in untrusted
+    assert "TLS" not in trusted
 
 
 def test_success_tells_version_and_models(ollama, check):
@@ -75,42 +241,49 @@ def test_the_default_model_is_looked_for(ollama, check):
     assert check(host=ollama.url, extra={"model": "LLAMA3.2"})[0]
 
 
-@pytest.mark.parametrize(("auto_pull", "advice"), [(True, "pulled when it is first used"), (False, "Pull it first")])
-def test_a_default_model_that_is_missing_is_named_with_the_nearest(ollama, check, auto_pull, advice):
-    """A misspelt model is found here, and not at night."""
-    good, text = check(host=ollama.url, extra={"model": "lama3.2", "auto_pull": auto_pull})
+@pytest.mark.parametrize(
+    ("model", "auto_pull", "advice"),
+    [
+        ("lama3.2", True, "pulled when it is first used"),
+        ("lama3.2", False, "Pull it by hand"),
+        ("hf.co/ours/model", True, "add 'hf.co/ours/*' to pull_allow"),
+    ],
+)
+def test_a_default_model_that_is_missing_is_named_with_a_way_to_it(ollama, check, model, auto_pull, advice):
+    """A misspelt model is found here, and not at night; a pull is promised only where it would be made."""
+    good, text = check(host=ollama.url, extra={"model": model, "auto_pull": auto_pull})
 
     assert not good
-    assert "'lama3.2'" in text
-    assert "Did you mean 'llama3.2:latest'" in text
+    assert repr(model) in text
+    assert "llama3.2:latest" in text
     assert advice in text
 
 
-def test_nothing_is_downloaded(ollama, check):
-    """The API server waits for the answer; 40 GB would take a while."""
-    ollama.stand_in.offer(Model("fresh"))
-    check(host=ollama.url, extra={"model": "fresh", "auto_pull": True})
+def test_the_nearest_names_are_offered(ollama, check):
+    """Whoever misspelt it wants the name, and no list."""
+    _, text = check(host=ollama.url, extra={"model": "lama3.2"})
 
+    assert "Did you mean 'llama3.2:latest'?" in text
+
+
+def test_a_default_model_that_is_no_name_is_told_from_one_that_is_missing(ollama, check):
+    """Nothing could ever be pulled by it."""
+    good, text = check(host=ollama.url, extra={"model": "llama 3"})
+
+    assert not good
+    assert "the default model 'llama 3' is not a model's name" in text
+    assert ollama.url in text
+
+
+@pytest.mark.parametrize("model", ["fresh", "hf.co/ours/fresh"])
+def test_nothing_is_downloaded_loaded_or_changed(ollama, check, model):
+    """Two questions, though a missing model would be pulled by a task; 40 GB would take a while."""
+    ollama.stand_in.offer(Model(model))
+    check(host=ollama.url, extra={"model": model, "auto_pull": True, "pull_allow": "hf.co/*"})
+
+    asked = [(seen.method, seen.path) for seen in ollama.stand_in.requests]
+    assert asked == [("GET", "/api/version"), ("GET", "/api/tags")]
     assert not ollama.stand_in.downloads
-
-
-def test_a_server_that_is_down(ollama, check):
-    """Refused."""
-    ollama.stop()
-
-    good, text = check(host=ollama.url)
-
-    assert not good
-    assert f"connection refused (at {ollama.url})" in text
-
-
-def test_a_host_that_does_not_exist(check):
-    """DNS: a name of the top-level domain that is reserved for this."""
-    good, text = check(host="no-such-host.invalid")
-
-    assert not good
-    assert "no such host" in text
-    assert "no-such-host.invalid" in text
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -125,86 +298,68 @@ def test_credentials_that_are_not_accepted(ollama, check, status):
     assert "hunter2!" not in text
 
 
-def test_tls_to_a_plain_port(ollama, check):
-    """https where http is spoken."""
-    good, text = check(host=ollama.url.replace("http:", "https:"))
-
-    assert not good
-    assert "TLS failed" in text
-    assert "http or https" in text
-
-
-def test_a_base_path_that_is_not_there(ollama, check):
-    """The server says 404 to everything below it."""
-    good, text = check(host=f"{ollama.url}/wrong")
-
-    assert not good
-    assert "/wrong" in text
-    assert "base path" in text
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        Respond(404, "<html><title>nginx</title></html>"),
-        Respond(302, headers={"Location": "https://login.example.com/"}),
-        Respond(200, "<html>It works!</html>"),
-    ],
-)
-def test_a_web_server_that_is_no_ollama(ollama, check, answer):
-    """A proxy's page, a login, somebody's home page."""
-    ollama.stand_in.script(answer, path="*", always=True)
-
-    good, text = check(host=ollama.url)
-
-    assert not good
-    assert "host, port and base path" in text
-
-
-@pytest.mark.parametrize("body", [{}, {"version": "3.3.2"}])
-def test_a_json_api_that_is_no_ollama(ollama, check, body):
-    """It answers everything with JSON, even with a version, but it has no list of models."""
-    ollama.stand_in.script(Respond(200, body), path="*", always=True)
-
-    good, text = check(host=ollama.url)
-
-    assert not good
-    assert "not Ollama" in text
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (b"220 mail.example.com ESMTP\r\n500 what?\r\n\r\n", "does not speak HTTP"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "the connection broke before an answer"),
-    ],
-)
-def test_a_port_that_speaks_something_else(check, answer, words):
-    """Mail answers in its own way; SSH greets and hangs up. Both point at host and port."""
-    with listening(answer) as url:
-        good, text = check(host=url)
-
-    assert not good
-    assert words in text
-    assert url in text
-    assert "host" in text
-    assert "port" in text
-
-
-@pytest.mark.ollama(version="0.1.10")
-def test_a_server_that_is_too_old(ollama, check):
-    """Before 0.1.14 there is neither chat nor a version to ask for; the text says what is needed."""
-    good, text = check(host=ollama.url)
-
-    assert not good
-    assert "too old" in text
-    assert "0.1.14" in text
-
-
 @pytest.mark.ollama(version="0.1.30")
 def test_an_old_server_will_do(ollama, check):
     """The whole range that the package speaks to."""
     assert check(host=ollama.url)[0]
+
+
+def test_it_takes_less_than_ten_seconds():
+    """The page says so, and the tests below that the budget holds."""
+    assert BUDGET < 10
+    assert signature(diagnose).parameters["budget"].default == BUDGET
+    assert "answers within 10 seconds" in " ".join(_PAGE.split())
+
+
+@pytest.mark.parametrize("version", [b'{"version": "0.24.0"}', None], ids=["new", "old"])
+def test_the_budget_is_for_all_requests_together(version):
+    """Each of two answers comes in time, both together do not."""
+    answers = {"/api/version": version, "/api/tags": b'{"models": []}'}
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(0.06)
+            body = answers[self.path]
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            with suppress(OSError):  # nobody waits for the second one
+                self.wfile.write(body or b"404 page not found")
+
+        def log_message(self, *_):
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        settings = Settings(base_url=f"http://127.0.0.1:{server.server_port}")
+        patient = diagnose(settings)
+        hurried = diagnose(settings, budget=0.1)
+        server.shutdown()
+
+    assert ("no models yet" if version else "too old") in patient[1]
+    assert not hurried[0]
+    assert "no answer within 0.1 s" in hurried[1]
+
+
+def test_an_answer_that_trickles_is_given_up():
+    """Bytes that keep coming do not prolong it; and the connection is broken off."""
+    broken_off = threading.Event()
+
+    def trickle(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        try:
+            while True:
+                connection.sendall(b"x: y\r\n")
+                time.sleep(0.005)
+        except OSError:
+            broken_off.set()
+
+    with listening(trickle) as url:
+        good, text = diagnose(Settings(base_url=url), budget=0.1)
+
+        assert broken_off.wait(10)
+
+    assert not good
+    assert "no answer within 0.1 s" in text
 
 
 def test_a_server_that_never_answers_is_given_up(ollama):

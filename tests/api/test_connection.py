@@ -3,11 +3,8 @@
 import asyncio
 import base64
 import contextlib
-import datetime as dt
-import ipaddress
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -15,15 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from ollama_provider.api import errors
 from ollama_provider.api.client import AsyncClient, Client
 from ollama_provider.api.schemas import GenerateRequest, TagsRequest, VersionRequest
 from ollama_provider.api.settings import Settings
 from ollama_provider.testing import Gate, Pace, Respond, Stall
+from tests.tls import make_certificate, tls_server
 
 GENERATE = GenerateRequest(model="llama3.2", prompt="hi")
 
@@ -360,59 +355,9 @@ def test_a_wrong_setting_is_found_when_the_client_is_made(client, settings, says
 # TLS
 
 
-def make_certificate(folder, name: str):
-    """A certificate for 127.0.0.1 and its key, in one PEM file, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / f"{name}.pem"
-    file.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return str(file)
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     return make_certificate(tmp_path_factory.mktemp("tls"), "server")
-
-
-@contextlib.contextmanager
-def tls_server(certificate: str, *, client_ca: str | None = None):
-    """Speaks TLS and answers each request with a version."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    if client_ca:
-        context.load_verify_locations(client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    body = b'{"version":"0.24.0"}'
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as secure:
-                        while secure.recv(65536):
-                            secure.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"https://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_private_ca(on, certificate):
