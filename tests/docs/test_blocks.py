@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.engine import run_batch
@@ -249,6 +251,17 @@ def test_airflow_knows_the_options_shown() -> None:
     assert {name: set(shown_options[name]) for name in shown_options.sections()} == {
         name: set(section["options"]) for name, section in known.items()
     }
+
+
+def test_the_day_of_a_run() -> None:
+    """What docs/howto/sql.md writes for the day is one also where a run has no logical date."""
+    (template,) = re.findall(r"`(\{\{ .*? \| ds \}\})`", (ROOT / "docs/howto/sql.md").read_text())
+    without = SimpleNamespace(logical_date=None, run_after=datetime(2026, 11, 23, tzinfo=UTC))
+    # Airflow 2.11 does not know run_after.
+    of_airflow_2 = SimpleNamespace(logical_date=datetime(2026, 11, 22, tzinfo=UTC))
+    day = DAG("of_the_page", schedule=None).get_template_env().from_string(template)
+
+    assert [day.render(dag_run=run) for run in (without, of_airflow_2)] == ["2026-11-23", "2026-11-22"]
 
 
 def test_the_imports_shown() -> None:
