@@ -1,5 +1,6 @@
 """Airflow for tests that need it: connections, a database, and a way to run a DAG."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,14 @@ try:
     from airflow.dag_processing.dagbag import DagBag
 except ImportError:  # before 3.2
     from airflow.models.dagbag import DagBag
+
+try:
+    from airflow.sdk.execution_time import supervisor
+except ImportError:  # Airflow 2
+    pass
+else:
+    # Airflow 3.1 and 3.2 build the API of `dag.test` anew for each run, in three seconds; 3.3 keeps it, like this.
+    supervisor.in_process_api_server = functools.lru_cache(maxsize=1)(supervisor.in_process_api_server)
 
 AddConnection = Callable[..., str]
 RunDag = Callable[..., Any]
