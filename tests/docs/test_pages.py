@@ -1,6 +1,7 @@
 """README and docs: what they show is what runs, and their links lead somewhere."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,15 @@ def test_targets_of_make_exist() -> None:
 
     assert len(named) > 5
     assert named <= targets
+
+
+def test_extras_exist() -> None:
+    """Every `airflow-provider-ollama[extra]` of the pages can be installed."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {found for page in PAGES for found in re.findall(r"airflow-provider-ollama\[(.*?)\]", code(page))}
+
+    assert named
+    assert named <= extras.keys()
 
 
 def test_paths_in_the_text_exist() -> None:
