@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from ollama_provider.provider_info import EXTRA_FIELDS
 from ollama_provider.testing import Pace, Respond, Server
 from tests.e2e.stack import USER, Stack
 from tests.processes import free_port
@@ -37,8 +39,9 @@ def airflow(page: Page, stack: Stack) -> Page:
     return page
 
 
-def test_the_form_makes_a_connection(airflow: Page, stack: Stack, screenshot: Screenshot) -> None:
-    """What is filled in is what the connection has, what is left empty is not there, and the API key is masked."""
+def test_the_form_makes_a_connection(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
+    """What is filled in is what is stored and what the *Test* button goes by; what is left empty has no value."""
+    parts = urlsplit(ollama.url)
     airflow.goto(f"{stack.url}/connections")
     airflow.get_by_role("button", name="Add Connection").click()
     form = airflow.get_by_role("dialog")
@@ -47,23 +50,32 @@ def test_the_form_makes_a_connection(airflow: Page, stack: Stack, screenshot: Sc
     form.get_by_label("Host").fill("https://ollama.example.com/base")
     form.get_by_label("API key").fill("not-for-everybody")
     screenshot(airflow, "connection-standard-fields")
+    form.get_by_label("Host").fill(f"{parts.scheme}://{parts.hostname}")
+    form.get_by_label("Port").fill(str(parts.port))
     form.get_by_role("button", name="Extra Fields", exact=True).click()
     field(form, "Default model").get_by_role("textbox").fill("llama3.2")
+    paste(field(form, "Default options"), '{"num_ctx": 8192}')
     field(form, "First token timeout").get_by_role("spinbutton").fill("600")
     field(form, "Pull missing models").get_by_role("checkbox").press("Space")
+    field(form, "Default model").scroll_into_view_if_needed()
     screenshot(airflow, "connection-extra-fields")
     form.get_by_role("button", name="Save").click()
     expect(airflow.get_by_role("row", name="from_the_form")).to_be_visible()
 
     made = stack.call("GET", "/connections/from_the_form")
-    extra = {name: value for name, value in json.loads(made["extra"]).items() if value is not None}
-    assert (made["conn_type"], made["host"], made["password"]) == ("ollama", "https://ollama.example.com/base", "***")
-    assert extra == {"model": "llama3.2", "first_token_timeout": 600, "auto_pull": False, "trust_env": True}
+    assert (made["conn_type"], made["port"], made["password"]) == ("ollama", parts.port, "***")
+    extra = json.loads(made["extra"])
+    assert extra.pop("options") in ({"num_ctx": 8192}, '{"num_ctx": 8192}')  # text before Airflow 3.2
+    filled = {"model": "llama3.2", "first_token_timeout": 600, "auto_pull": False}
+    # Airflow stores a null for what is left empty.
+    assert extra == dict.fromkeys(EXTRA_FIELDS.keys() - {"options"}) | filled
+    notice = press_test(airflow, stack, "from_the_form")
+    expect(notice).to_contain_text(f"Ollama 0.24.0 at {ollama.url}")
 
 
 def test_the_button_says_what_is_there(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
     """A server that can be used is told by its version and its models."""
-    add_connection(stack, "test_success", ollama.url, model="llama3.2")
+    add_connection(stack, "test_success", ollama.url, {"model": "llama3.2"})
 
     notice = press_test(airflow, stack, "test_success")
 
@@ -97,6 +109,37 @@ def test_the_button_says_that_the_key_is_wrong(
     expect(notice).to_contain_text(ollama.url)
     expect(notice).not_to_contain_text("not-this-one")
     screenshot(airflow, "connection-test-unauthorized")
+
+
+def test_a_connection_that_is_edited_keeps_what_it_has(airflow: Page, stack: Stack, tmp_path: Path) -> None:
+    """A change in the form of a connection that another way has made changes that alone; secrets are not shown."""
+    extra = {
+        "model": "llama3.2",
+        "options": {"num_ctx": 8192},
+        "keep_alive": 0,
+        "auto_pull": False,
+        "idle_timeout": 2.5,
+        "max_retry_seconds": 60,
+        "headers": {"X-Token": "not-for-everybody", "X-Tenant": "team-blue"},
+    }
+    add_connection(stack, "made_by_api", "http://gpu1:11434", extra, password="not-for-everybody-either")
+    airflow.goto(f"{stack.url}/connections")
+    airflow.get_by_role("row", name="made_by_api").get_by_role("button", name="Edit Connection").click()
+    form = airflow.get_by_role("dialog")
+    form.get_by_label("Host").fill("http://gpu2")
+    form.get_by_role("button", name="Extra Fields", exact=True).click()
+    field(form, "Default model").get_by_role("textbox").fill("gemma3")
+    expect(field(form, "Pull missing models").get_by_role("checkbox")).not_to_be_checked()
+    form.get_by_role("button", name="Save").click()
+    expect(form).not_to_be_visible()
+
+    shown = stack.call("GET", "/connections/made_by_api")
+    assert (shown["host"], shown["password"]) == ("http://gpu2", "***")
+    assert json.loads(shown["extra"])["headers"] == {"X-Token": "***", "X-Tenant": "team-blue"}
+    stack.airflow("connections", "export", str(tmp_path / "connections.json"))
+    stored = json.loads((tmp_path / "connections.json").read_text())["made_by_api"]
+    assert stored["password"] == "not-for-everybody-either"
+    assert json.loads(stored["extra"]) == extra | {"model": "gemma3"}
 
 
 @pytest.mark.ollama(parallel=2)
@@ -152,22 +195,31 @@ def choose_type(form: Locator, name: str) -> None:
     expect(form.get_by_role("button", name="Extra Fields", exact=True)).to_be_visible()
 
 
+def paste(part: Locator, text: str) -> None:
+    """Replace what a part of the form has; its JSON editor would close brackets and quotes that are typed."""
+    page = part.page
+    page.context.grant_permissions(["clipboard-write", "clipboard-read"])
+    page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    part.get_by_role("textbox").focus()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.press("ControlOrMeta+V")
+
+
 def field(form: Locator, label: str) -> Locator:
     """Return the part of the form with this label."""
     return form.get_by_role("group").filter(has_text=re.compile(f"^{re.escape(label)}"))
 
 
-def add_connection(stack: Stack, name: str, url: str, **more: str) -> None:
+def add_connection(stack: Stack, name: str, url: str, extra: dict[str, Any] | None = None, **more: str) -> None:
     """Make a connection without the form."""
     parts = urlsplit(url)
-    extra = {name: more.pop(name) for name in {"model"} & more.keys()}
     body = {
         "connection_id": name,
         "conn_type": "ollama",
         "host": f"{parts.scheme}://{parts.hostname}",
         "port": parts.port,
     }
-    stack.call("POST", "/connections", json={**body, **more, "extra": json.dumps(extra)})
+    stack.call("POST", "/connections", json={**body, **more, "extra": json.dumps(extra or {})})
 
 
 def press_test(page: Page, stack: Stack, connection: str) -> Locator:
