@@ -111,8 +111,11 @@ class Server:
         steps = self.stand_in.exchange(Request(request.method, path, headers, body))
         try:
             return await self._send(request, transport, steps)
+        except ConnectionResetError:
+            # The client hung up; aiohttp would log an error of ours.
+            raise asyncio.CancelledError from None
         finally:
-            # The client hung up, or the server stops: the stand-in gives slot and place in the queue back.
+            # Or the server stops: the stand-in gives slot and place in the queue back.
             steps.close()
 
     async def _send(self, request: web.BaseRequest, transport: asyncio.Transport, steps: Steps) -> web.StreamResponse:
