@@ -88,23 +88,30 @@ def form(airflow: Page, webserver: Webserver, ollama: Server) -> Page:
     airflow.get_by_label("Port").fill(str(parts.port))
     airflow.get_by_label("API key").fill("not-for-everybody")
     airflow.get_by_label("Default model").fill("llama3.2")
-    airflow.get_by_label("First token timeout").fill("600")
+    airflow.get_by_label("Default options").fill('{"num_ctx": 8192}')
+    airflow.get_by_label("First token timeout").fill("600.5")
     airflow.get_by_label("Pull missing models").fill("false")
     return airflow
 
 
 def test_the_form_makes_a_connection(form: Page, webserver: Webserver, ollama: Server) -> None:
-    """What is filled in is what a hook reads: numbers as numbers, and no as no."""
+    """What is filled in can be tested, and is what a hook reads, also after the form was opened and saved again."""
+    form.locator("#test-connection").click()
+    expect(form.get_by_text(f"Ollama 0.24.0 at {ollama.url}")).to_be_visible()
     form.get_by_role("button", name="Save").click()
     expect(form.get_by_text("Added Row")).to_be_visible()
+    form.goto(f"{webserver.url}/connection/edit/1")
+    form.get_by_label("Description").fill("Saved again")
+    form.get_by_role("button", name="Save").click()
+    expect(form.get_by_text("Changed Row")).to_be_visible()
 
     program = (
         "from ollama_provider.hooks import OllamaHook; s = OllamaHook('from_the_form').settings; "
-        "print(s.base_url, s.model, s.timeouts.first_token, s.auto_pull)"
+        "print(s.base_url, s.model, s.options.num_ctx, s.timeouts.first_token, s.auto_pull)"
     )
     printed = webserver.run(AIRFLOW.with_name("python"), "-c", program)
 
-    assert printed.splitlines()[-1] == f"{ollama.url} llama3.2 600.0 False"
+    assert printed.splitlines()[-1] == f"{ollama.url} llama3.2 8192 600.5 False"
 
 
 def test_a_batch_says_where_its_results_are(
