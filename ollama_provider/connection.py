@@ -115,7 +115,7 @@ def _read_json(name: str, value: Any) -> Any:
 def form_widgets() -> dict[str, Any]:
     """Return the extra fields as the form of Airflow 2.11 to 3.1 wants them.
 
-    3.1 knows text, whole numbers and switches; options and headers are JSON in a text field. In 2.11 all are text: its
+    3.1 knows text, numbers and switches; options and headers are JSON in a text field. In 2.11 all are text: its
     switch shows a stored ``false`` as on, and its number refuses a stored 2.5.
     """
     # Only Airflow 2 has Flask. The API server of 3.1 puts stand-ins in place of these while it asks, and of no other
