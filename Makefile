@@ -12,6 +12,7 @@ CONSTRAINTS := constraints/airflow-$(AIRFLOW).txt
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "With AIRFLOW=2.11 (3.1, 3.2, 3.3) on another Airflow; with PYTHON=python3.12 on another Python."
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
@@ -109,4 +110,4 @@ constraints: ## Make constraints/ anew, from the releases up to the dates in .ci
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf .venv-* .airflow .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv-* .airflow .cache dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

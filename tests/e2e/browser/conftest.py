@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 # Debian's package; Playwright's own browsers are not downloaded. The flags keep it from looking for Google's hosts, and
 # let it run as root, as in CI.
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
