@@ -8,7 +8,7 @@ from threading import Thread
 from ollama_provider.api import errors
 from ollama_provider.api.client import Client
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.names import ModelName
+from ollama_provider.api.names import TAG, ModelName
 from ollama_provider.api.pulling import check_pull_allowed
 from ollama_provider.api.schemas import LocalModel, TagsReply, TagsRequest, VersionRequest
 from ollama_provider.api.settings import Settings, Timeouts
@@ -20,6 +20,7 @@ MINIMUM_VERSION = "0.1.14"
 BUDGET = 9.0
 
 _SHOWN = 5
+_LATEST = f":{TAG}"
 _CHECK_ADDRESS = "Check host, port and base path of the connection, and http or https."
 
 
@@ -117,7 +118,9 @@ def _fault(model: str, settings: Settings, reply: TagsReply) -> str:
         return f"the default model {error}."
     if isinstance(Condition(models=(model,)).judge([reply]), Ready):
         return ""
-    nearest = difflib.get_close_matches(model, [there.tag for there in reply.models], n=3)
+    # Without the tag that everybody leaves out: it would make short names unlike, and others alike.
+    names = [there.tag.removesuffix(_LATEST) for there in reply.models]
+    nearest = difflib.get_close_matches(model.removesuffix(_LATEST), names, n=3)
     others = f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"It has {_list(reply.models)}."
     return f"does not have the default model {model!r}. {others} {_way(model, settings)}"
 
