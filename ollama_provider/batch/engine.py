@@ -221,7 +221,17 @@ class _Engine:
             if run.clock() >= due:
                 due += self._spec.report_every
                 logger.info("%s", progress.line())
-                await asyncio.to_thread(write, self._storage, run.names.progress, progress.as_json())
+                await self._write_report(progress)
+
+    async def _write_report(self, progress: Progress) -> None:
+        report = (self._storage, self._run.names.progress, progress.as_json())
+        writing = asyncio.create_task(asyncio.to_thread(write, *report))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread goes on, and the end writes a report of its own, to the same file.
+            await writing
+            raise
 
     # What ends a run early
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 from importlib import import_module
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ollama_provider.batch.errors import DirectoryBusyError, StorageError
 from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.locks import LeaseLock
 from ollama_provider.batch.sources import read_rows
+from ollama_provider.batch.spec import StopSignal
 from ollama_provider.batch.storage import Disk, local_path, open_storage, write
 from ollama_provider.testing import Fail, Gate, Stall
 
@@ -210,6 +212,30 @@ def test_no_space_left_stops_the_batch_at_once(batch, root):
     summary = batch.run(rows)
     assert summary.complete
     assert 0 < summary.reused <= asked
+
+
+class SlowDisk(Disk):
+    """Takes its time to show a report of the progress."""
+
+    def rename(self, source, target):
+        if target.name == "progress.json":
+            time.sleep(0.05)
+        super().rename(source, target)
+
+
+def test_the_last_report_is_that_of_the_end(batch, ollama, tmp_path):
+    """A report that is under way when the run is stopped does not get in its way, nor come after it."""
+    ollama.stand_in.script(Stall(), where=lambda body: body.get("prompt"), always=True)
+    stop = StopSignal()
+    disk = open_storage(tmp_path / "out", SlowDisk())
+
+    summary = batch.run(
+        ["text"] * 3, directory=disk, report_every=0.01, concurrency=1, stop=stop, on_progress=lambda _: stop.set()
+    )
+
+    assert not summary.complete
+    assert json.loads(disk.read("progress.json"))["state"] == "incomplete"
+    assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
 def test_a_batch_in_an_object_store(batch, tmp_path, ollama):
