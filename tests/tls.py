@@ -5,13 +5,14 @@ import datetime as dt
 import ipaddress
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.sockets import listening
 
 
 def make_certificate(folder: Path, name: str) -> str:
@@ -49,16 +50,11 @@ def tls_server(certificate: str, *, client_ca: str | None = None) -> Iterator[st
         context.verify_mode = ssl.CERT_REQUIRED
     body = b'{"version":"0.24.0"}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as secure:
-                        while secure.recv(65536):
-                            secure.sendall(answer)
+    def serve_one(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            while secure.recv(65536):
+                secure.sendall(answer)
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"https://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
+    with listening(serve_one) as url:
+        yield url.replace("http://", "https://")

@@ -16,6 +16,7 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.diagnosis import BUDGET, diagnose
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.testing import Model, Respond, Stall, StandIn, serve
+from tests.sockets import listening
 from tests.tls import make_certificate, tls_server
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "connection.md").read_text()
@@ -38,25 +39,6 @@ def check(add_connection):
 def certificate(tmp_path_factory):
     """One that nobody trusts."""
     return make_certificate(tmp_path_factory.mktemp("tls"), "server")
-
-
-@contextmanager
-def listening(serve_one):
-    """A port whose every connection is handled by a function, then closed."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def run():
-            with suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection, suppress(OSError):
-                        serve_one(connection)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
 
 
 # Faults: each gives the connection's fields for as long as it lasts; its argument is a certificate.

@@ -18,6 +18,7 @@ from ollama_provider.api.client import AsyncClient, Client
 from ollama_provider.api.schemas import GenerateRequest, TagsRequest, VersionRequest
 from ollama_provider.api.settings import Settings
 from ollama_provider.testing import Gate, Pace, Respond, Stall
+from tests.sockets import listening
 from tests.tls import make_certificate, tls_server
 
 GENERATE = GenerateRequest(model="llama3.2", prompt="hi")
@@ -405,22 +406,16 @@ def proxy(monkeypatch):
     asked: list[bytes] = []
     body = b'{"version":"from the proxy"}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection:
-                        asked.append(connection.recv(65536))
-                        connection.sendall(answer)
+    def serve_one(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(answer)
 
-        threading.Thread(target=serve, daemon=True).start()
-        url = f"http://me:pass@127.0.0.1:{server.getsockname()[1]}"
+    with listening(serve_one) as address:
+        url = address.replace("http://", "http://me:pass@")
         monkeypatch.setenv("HTTP_PROXY", url)
         monkeypatch.setenv("HTTPS_PROXY", url)
         yield asked
-        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_proxy_of_the_environment_is_used(on, proxy):

@@ -20,6 +20,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.testing import Cut, Fail, Gate, Insert, Pace, Respond, Stall, StuckDownload, Unfinished
+from tests.sockets import listening
 
 SECRET = "my secret diary"
 GENERATE = GenerateRequest(model="llama3.2", prompt=SECRET)
@@ -36,24 +37,14 @@ def free_port():
         return server.getsockname()[1]
 
 
-@contextlib.contextmanager
-def something_that_says(data: bytes, *, reset: bool = False):
+def something_that_says(data: bytes):
     """A server that is no HTTP server: it reads a request, says its piece and hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection:
-                        connection.recv(65536)
-                        connection.sendall(data)
+    def serve_one(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(data)
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    return listening(serve_one)
 
 
 def failure(on, request=GENERATE, **settings) -> OllamaError:
