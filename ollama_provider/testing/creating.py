@@ -7,7 +7,7 @@ from ollama_provider.testing import names
 from ollama_provider.testing.catalogue import Model, digest_of
 from ollama_provider.testing.fields import read_messages
 from ollama_provider.testing.go import Json
-from ollama_provider.testing.library import named
+from ollama_provider.testing.library import blob_path, named
 from ollama_provider.testing.pulling import TransferError, pull_lines, stream
 from ollama_provider.testing.state import Call, RefusalError, State
 from ollama_provider.testing.steps import Pause, Steps
@@ -62,8 +62,7 @@ def _check_blobs(state: State, body: dict[str, Json]) -> None:
     for field in ("files", "adapters"):
         for digest in (body.get(field) or {}).values():
             if digest not in state.blobs:
-                path = "/root/.ollama/models/blobs/" + digest.replace(":", "-")
-                raise TransferError(f"open {path}: no such file or directory")
+                raise TransferError(f"open {blob_path(digest)}: no such file or directory")
 
 
 def _from_files(state: State, files: dict[str, str], name: str) -> Model:

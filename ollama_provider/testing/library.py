@@ -9,7 +9,10 @@ from ollama_provider.testing.go import Json, dumps, quoted, timestamp
 from ollama_provider.testing.state import Call, RefusalError, State
 from ollama_provider.testing.steps import Steps, Whole
 
-_BLOBS = "/root/.ollama/models/blobs/"
+
+def blob_path(digest: str) -> str:
+    """Return where a server in its official image, which runs as root, keeps a blob."""
+    return "/root/.ollama/models/blobs/" + digest.replace(":", "-")
 
 
 def tags(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
@@ -78,7 +81,7 @@ def show(state: State, call: Call) -> Steps:
     model = state.find(text)
     if model is None:
         raise RefusalError(404, f"model '{name.short if state.since('0.30.0') else text}' not found")
-    weights = _BLOBS + model.layers[0][0].replace(":", "-")
+    weights = blob_path(model.layers[0][0])
     system = call.body.get("system") or model.system
     parameters = _parameters(model)
     reply: dict[str, Json] = {"license": model.license} if model.license else {}
@@ -118,7 +121,7 @@ def _modelfile(model: Model, weights: str, system: str) -> str:
         f"# FROM {model.parsed.short}",
         "",
         f"FROM {weights}",
-        *(f"ADAPTER {_BLOBS}{digest.replace(':', '-')}" for digest in model.adapters),
+        *(f"ADAPTER {blob_path(digest)}" for digest in model.adapters),
         f"TEMPLATE {_modelfile_text(model.template)}",
     ]
     lines += [f"SYSTEM {_modelfile_text(system)}"] if system else []
