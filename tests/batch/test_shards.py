@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from upath import UPath
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.batch.errors import DirectoryBusyError, InputError, TooManyFailedError
@@ -191,9 +192,8 @@ def test_no_shard_while_a_whole_batch_runs(batch, ollama):
 
 def test_leases_of_shards(tmp_path, monkeypatch):
     """In an object store, too: a merge sees a living shard, and takes over from a dead one."""
-    upath = pytest.importorskip("upath")
     monkeypatch.setattr(LeaseLock, "lease", 0.3)
-    storage = open_storage(upath.UPath(f"memory://{tmp_path.name}"))
+    storage = open_storage(UPath(f"memory://{tmp_path.name}"))
     shard, whole = RunLock(storage, Shard(0, 2)), RunLock(storage, None)
     pauses = []
 
