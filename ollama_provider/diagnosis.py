@@ -21,6 +21,7 @@ BUDGET = 9.0
 
 _SHOWN = 5
 _LATEST = f":{TAG}"
+_OF_ANOTHER_PROGRAM = (errors.NotOllamaError, errors.ConnectionBrokenError, errors.IncompleteReplyError)
 _CHECK_ADDRESS = "Check host, port and base path of the connection, and http or https."
 
 
@@ -73,7 +74,7 @@ def _advice(error: OllamaError) -> str:
     """Return what to do, where the error has a task's request in mind and the address is more likely to be wrong."""
     if isinstance(error, errors.EndpointNotFoundError):
         return "Check the base path of the connection. Or does another program listen there?"
-    if isinstance(error, errors.NotOllamaError) or error.status == 400 or "connection broke" in error.what:
+    if isinstance(error, _OF_ANOTHER_PROGRAM) or error.status == 400:
         # A port of TLS answers plain HTTP in one of these ways, or with a redirect.
         return _CHECK_ADDRESS
     if error.status in {502, 503, 504}:

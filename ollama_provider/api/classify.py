@@ -317,7 +317,7 @@ def _read_failure(error: Exception, *, answered: bool) -> tuple[_Kind, str]:
         return errors.ConnectTimeoutError, "no connection within connect_timeout"
     if isinstance(error, httpx.ConnectError):
         return errors.UnreachableError, f"no connection: {_reason(causes[-1])}"
-    return errors.UnreachableError, "the connection broke before an answer"
+    return errors.ConnectionBrokenError, "the connection broke before an answer"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -5,8 +5,9 @@
     OllamaError
     ├── InvalidRequestError            never sent: a wrong field, option, image or setting
     ├── TransportError                 no usable answer came
-    │   ├── UnreachableError           refused, no such host, reset before an answer      again, the server's fault
-    │   │   └── ConnectTimeoutError       no connection in time                            again, the server's fault
+    │   ├── UnreachableError           refused, no such host                              again, the server's fault
+    │   │   ├── ConnectTimeoutError       no connection in time                            again, the server's fault
+    │   │   └── ConnectionBrokenError     closed or reset before an answer                 again, the server's fault
     │   ├── TLSError                   certificate not trusted                            hopeless, the setup's fault
     │   ├── ResponseTimeoutError       one of the four timeouts ran out
     │   │   ├── FirstTokenTimeoutError    nothing came: queue, load, prompt                again (once)
@@ -126,7 +127,7 @@ class TransportError(OllamaError):
 
 
 class UnreachableError(TransportError):
-    """No connection, or it broke before any answer."""
+    """No connection."""
 
     blame = Blame.SERVER
     advice = "Is the server running, and are host and port of the connection right?"
@@ -138,6 +139,12 @@ class ConnectTimeoutError(UnreachableError):
     advice = (
         "Is the server running, are host and port right, and does a firewall drop packets? Else raise connect_timeout."
     )
+
+
+class ConnectionBrokenError(UnreachableError):
+    """The connection stood, and broke before any answer."""
+
+    advice = "Did the server end or restart? Else check host, port and http or https of the connection."
 
 
 class TLSError(TransportError):

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from ollama_provider.api.errors import BadRequestError, BlobNotFoundError, InvalidRequestError, UnreachableError
+from ollama_provider.api.errors import BadRequestError, BlobNotFoundError, ConnectionBrokenError, InvalidRequestError
 from ollama_provider.api.events import AttemptFailed
 from ollama_provider.api.schemas import HeadBlobRequest, PushBlobRequest
 from ollama_provider.testing import CutUpload
@@ -29,14 +29,14 @@ def test_an_upload_that_breaks_off_is_begun_anew(on, ollama):
     on.send(UPLOAD, HeadBlobRequest(digest=DIGEST), base_url=ollama.url)
 
     failures = [event.error for event in on.events if isinstance(event, AttemptFailed)]
-    assert [type(error) for error in failures] == [UnreachableError, UnreachableError]
+    assert [type(error) for error in failures] == [ConnectionBrokenError, ConnectionBrokenError]
 
 
 def test_of_an_upload_that_never_succeeds_nothing_is_left(on, ollama):
     """The server keeps no part of a blob."""
     ollama.stand_in.script(CutUpload(after=300_000), path="blobs")
 
-    with pytest.raises(UnreachableError):
+    with pytest.raises(ConnectionBrokenError):
         on.send(UPLOAD, base_url=ollama.url, max_attempts=1)
     with pytest.raises(BlobNotFoundError):
         on.send(HeadBlobRequest(digest=DIGEST), base_url=ollama.url)

@@ -114,8 +114,9 @@ def test_a_server_that_hangs_up(on):
     with something_that_says(b"") as url:
         error = failure(on, base_url=url)
 
-    assert type(error) is errors.UnreachableError
+    assert type(error) is errors.ConnectionBrokenError
     assert error.retryable
+    assert "Did the server end or restart?" in str(error)
 
 
 def test_another_program_answers(on):
