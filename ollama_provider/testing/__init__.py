@@ -26,6 +26,7 @@ chat, embed and embeddings. A turn is
 * a fault, where `after` counts lines of the stream and None is before the first byte:
     * `Fail("llama runner process has terminated: signal: killed", status=500, after=None)` is Ollama's own error, a
       status when early or not streamed, else a line; `Fail("max retries exceeded: EOF")` with `path="pull"`;
+    * `Crash(after=3)` is the end of the model's process; since 0.30 its error quotes log lines of other requests;
     * `Respond(502, "<html>…", headers={"Retry-After": "1"})` is something that answers in Ollama's place;
     * `Stall(after=None, until=None)` is silence, until `gate.open()` if a `Gate` is given;
     * `Cut(after=None, reset=False)` breaks the connection, `CutUpload(after=1000)` with `path="blobs"` while the client
@@ -46,7 +47,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ollama_provider.testing.catalogue import Model, default_models, default_registry
-    from ollama_provider.testing.faults import Cut, CutUpload, Fail, Insert, Respond, Stall, StuckDownload, Unfinished
+    from ollama_provider.testing.faults import (
+        Crash,
+        Cut,
+        CutUpload,
+        Fail,
+        Insert,
+        Respond,
+        Stall,
+        StuckDownload,
+        Unfinished,
+    )
     from ollama_provider.testing.script import Answer, Ordinary, Pace
     from ollama_provider.testing.server import Server, serve
     from ollama_provider.testing.stand_in import Seen, StandIn
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Crash",
     "Cut",
     "CutUpload",
     "Fail",
@@ -78,7 +90,7 @@ __all__ = [
 # Loaded when they are asked for: pytest imports this package in every run on a machine where it is installed.
 _HOMES = {
     "catalogue": ("Model", "default_models", "default_registry"),
-    "faults": ("Cut", "CutUpload", "Fail", "Insert", "Respond", "Stall", "StuckDownload", "Unfinished"),
+    "faults": ("Crash", "Cut", "CutUpload", "Fail", "Insert", "Respond", "Stall", "StuckDownload", "Unfinished"),
     "script": ("Answer", "Ordinary", "Pace"),
     "server": ("Server", "serve"),
     "stand_in": ("Seen", "StandIn"),

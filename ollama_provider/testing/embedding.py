@@ -31,8 +31,8 @@ def embed(state: State, call: Call) -> Steps:
         loaded = state.clock()
         reply: dict[str, Json] = {"model": body["model"], "embeddings": []}
         if texts:
-            _check_embeds(state, model)
             counts = [_count(text, runner.num_ctx, truncate=body.get("truncate", True)) for text in texts]
+            _check_embeds(state, model, 501 if state.since("0.13.3") else 500)
             if call.plan.pace is not None and call.plan.pace.first_token:
                 yield Pause(call.plan.pace.first_token)
             reply["embeddings"] = _vectors(state, call, model, texts)
@@ -61,7 +61,7 @@ def embeddings(state: State, call: Call) -> Steps:
     try:
         found: list[Json] = []
         if prompt:
-            _check_embeds(state, model)
+            _check_embeds(state, model, 500)
             if len(tokenise(prompt)) + _SPECIAL_TOKENS > runner.num_ctx:
                 raise RefusalError(500, "the input length exceeds the context length")
             length = _LEGACY_LENGTH if model.family == "nomic-bert" else 1.0
@@ -93,12 +93,12 @@ def _installed(state: State, text: str) -> Model:
     )
 
 
-def _check_embeds(state: State, model: Model) -> None:
+def _check_embeds(state: State, model: Model, status: int) -> None:
     if "embedding" in model.capabilities or (model.llama_runner and not state.since("0.30.0")):
         return
     if state.since("0.30.0"):
-        raise RefusalError(501, "This server does not support embeddings. Start it with `--embeddings`")
-    raise RefusalError(501 if state.since("0.13.3") else 500, "this model does not support embeddings")
+        raise RefusalError(status, "This server does not support embeddings. Start it with `--embeddings`")
+    raise RefusalError(status, "this model does not support embeddings")
 
 
 def _count(text: str, num_ctx: int, *, truncate: bool) -> int:

@@ -24,10 +24,12 @@ class Earliest:
     Attributes:
         lines: Lines that have gone out by then: pull, push and create have sent their first one.
         status: It can still answer with a status: generate and chat since 0.12.6.
+        llama_server: Models run in llama.cpp's `llama-server`: since 0.30.
     """
 
     lines: int
     status: bool
+    llama_server: bool
 
 
 class Fault(Protocol):
@@ -102,6 +104,51 @@ class Fail:
                 lines += 1
             yield step
         yield Line(body + b"\n")
+
+
+OTHERS = (
+    "error: task id = 16, error: request (3018 tokens) exceeds the available context size (2048 tokens), "
+    "try increasing it\n"
+    "error: task id = 275, error: request (12017 tokens) exceeds the available context size (2048 tokens), "
+    "try increasing it"
+)
+"""The last error lines in the log of a busy `llama-server`: they are about other requests than the one that fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The process of the model dies: killed, out of memory. For generate and chat.
+
+    Attributes:
+        after: None: it is found dead. 0: it dies while it reads the prompt, 3: after three lines of the answer.
+        log: What Ollama quotes behind its own text since 0.30: the last error lines of that process, about whatever
+            request they are. Empty if there were none.
+    """
+
+    after: int | None = None
+    log: str = OTHERS
+
+    def apply(self, steps: Steps, earliest: Earliest, /) -> Steps:
+        """See `Fault`."""
+        yield from Fail(self._text(earliest), after=self.after or None).apply(steps, earliest)
+
+    def _text(self, earliest: Earliest) -> str:
+        log = self.log if earliest.llama_server else ""
+        if self.after is None:
+            return (
+                f"llama-server process no longer running: unknown {log}"
+                if earliest.llama_server
+                else ("llama runner process no longer running: -1 ")
+            )
+        if self.after == 0 and not earliest.llama_server:
+            return _STOPPED
+        return f"an error was encountered while running the model: {log or 'unexpected EOF'}"
+
+
+_STOPPED = (
+    "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
+    "check ollama server logs for details"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from ollama_provider.testing.options import WrongTypeError, read_options, reload
 from ollama_provider.testing.replies import Spoken, content_of, envelope, logprobs_of, stream, tool_calls_of
 from ollama_provider.testing.scheduler import LoadError, QueueFullError, Runner
 from ollama_provider.testing.script import Answer
-from ollama_provider.testing.state import Call, RefusalError, State
+from ollama_provider.testing.state import Call, RefusalError, State, from_llama_server
 from ollama_provider.testing.steps import Pause, Step, Steps, Whole
 from ollama_provider.testing.tokens import token_ids, tokenise
 
@@ -170,18 +170,26 @@ def _debug_info(state: State, work: Work) -> Whole:
 
 
 def _prompt_count(state: State, work: Work, tokens: int, num_ctx: int) -> int:
+    if work.images and state.since("0.30.0") and "vision" not in work.model.capabilities:
+        text = "Multimodal data provided, but model does not support multimodal requests."
+        raise from_llama_server(400, text, "invalid_request_error")
     count = tokens + len(work.history) + work.images * _IMAGE_TOKENS
     if count <= num_ctx:
         return count
     body = work.call.body
+    if state.since("0.30.0") and body.get("truncate") is False:
+        text = f"request ({count} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"
+        raise from_llama_server(400, text, "exceed_context_size_error", n_prompt_tokens=count, n_ctx=num_ctx)
     if state.since("0.12.6") and body.get("truncate") is False:
         raise RefusalError(400, "the input length exceeds the context length", late=True)
     if not state.since("0.30.0"):
         return num_ctx
     if body.get("shift") is False:
-        raise RefusalError(
-            400, "the prompt is longer than the context length currently available to the model; shorten it", late=True
+        text = (
+            "the prompt is longer than the context length currently available to the model; shorten the prompt, "
+            "adjust the context length in settings, or use a model with a longer context length"
         )
+        raise RefusalError(400, text, late=True)
     return num_ctx // 2 + 2
 
 

@@ -6,7 +6,7 @@ from ollama_provider.testing.catalogue import Model
 from ollama_provider.testing.fields import Message, read_keep_alive, read_messages, read_think
 from ollama_provider.testing.generation import Work, infer, load, read_model_options, unloaded
 from ollama_provider.testing.go import Json, check_base64, dumps, quoted
-from ollama_provider.testing.state import Call, RefusalError, State
+from ollama_provider.testing.state import Call, RefusalError, State, from_llama_server
 from ollama_provider.testing.steps import Steps
 from ollama_provider.testing.tokens import tokenise
 
@@ -149,8 +149,12 @@ def _format(state: State, call: Call) -> Json:
     elif isinstance(wanted, dict):
         try:
             schema.instance(wanted, "")
-        except schema.InvalidSchemaError:
-            raise RefusalError(500, "invalid JSON schema in format", late=True) from None
+        except schema.InvalidSchemaError as wrong:
+            if not state.since("0.30.0"):
+                raise RefusalError(500, "invalid JSON schema in format", late=True) from None
+            failed = f"JSON schema conversion failed:\nJSON schema error at #: {wrong}"
+            text = f"Field 'json_schema': \"json_schema\": {failed}"
+            raise from_llama_server(400, text, "invalid_request_error") from None
     elif wanted != "json":
         text = f'invalid format: {quoted(dumps(wanted))}; expected "json" or a valid JSON Schema object'
         raise RefusalError(500, text, late=True)

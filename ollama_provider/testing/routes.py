@@ -76,7 +76,11 @@ def handle(state: State, request: Request, plan: Plan) -> Steps:
 def earliest(state: State, path: str) -> Earliest:
     """How early the endpoint can fail."""
     transfers = path in _TRANSFERS
-    return Earliest(lines=int(transfers), status=not transfers and state.since("0.12.6"))
+    return Earliest(
+        lines=int(transfers),
+        status=not transfers and state.since("0.12.6"),
+        llama_server=state.since("0.30.0"),
+    )
 
 
 def error(status: int, text: str, content_type: str = JSON) -> Whole:

@@ -20,7 +20,7 @@ _DEEPEST = 6
 
 
 class InvalidSchemaError(ValueError):
-    """Ollama cannot turn it into a grammar."""
+    """It cannot be turned into a grammar; the text says why, as llama.cpp does."""
 
 
 def instance(schema: Mapping[str, Json], prompt: str) -> Json:
@@ -38,9 +38,11 @@ def instance(schema: Mapping[str, Json], prompt: str) -> Json:
     """
     try:
         return _Instances(schema, prompt).make(schema, "", 0)
+    except InvalidSchemaError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
         # A keyword has a value of the wrong type somewhere: no need to know which.
-        raise InvalidSchemaError from error
+        raise InvalidSchemaError("unsupported value of a keyword") from error
 
 
 class _Instances:
@@ -78,12 +80,17 @@ class _Instances:
             return {}
         seen = 0
         while "$ref" in schema:
+            reference = schema["$ref"]
             target: Json = self._root
-            for part in str(schema["$ref"]).removeprefix("#").strip("/").split("/"):
-                target = target.get(part) if part and isinstance(target, Mapping) else target if not part else None
+            for part in str(reference).removeprefix("#").strip("/").split("/"):
+                if not part:
+                    continue
+                if not isinstance(target, Mapping) or part not in target:
+                    raise InvalidSchemaError(f"cannot resolve $ref {reference}, {part} not found")
+                target = target[part]
             seen += 1
             if not isinstance(target, Mapping) or seen > 20:
-                raise InvalidSchemaError
+                raise InvalidSchemaError(f"cannot resolve $ref {reference}")
             schema = target
         merged = dict(schema)
         for part in schema.get("allOf", ()):
@@ -148,5 +155,5 @@ def _type(schema: Mapping[str, Json]) -> str:
     if found is None:
         return "object" if "properties" in schema or not schema else "array" if "items" in schema else "any"
     if found not in _TYPES:
-        raise InvalidSchemaError
+        raise InvalidSchemaError(f"unrecognized type {found}")
     return str(found)

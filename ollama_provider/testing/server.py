@@ -6,16 +6,74 @@ import struct
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from ollama_provider.testing.routes import error
 from ollama_provider.testing.stand_in import StandIn
 from ollama_provider.testing.steps import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole
 
 _AT_ONCE = 32_768
 """Bytes of lines that are sent together when nothing is waited for between them."""
+
+
+class _Connection(web.RequestHandler):
+    """A connection that answers what is no HTTP as Go's server does, and as Ollama does where that is in the body."""
+
+    _reading: StreamReader | None = None
+    _broken: HttpProcessingError | None = None
+
+    async def read(self, body: StreamReader, limit: int) -> bytes:
+        """Read a body.
+
+        Args:
+            body: That of the request that is being answered.
+            limit: Bytes, -1 for all.
+
+        Raises:
+            HttpProcessingError: Its chunks are none.
+        """
+        self._reading = body
+        try:
+            data = await body.read(limit)
+        finally:
+            self._reading = None
+        if self._broken is not None:
+            raise self._broken
+        return data
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Nothing can come before the end of a body but aiohttp's note that it is broken, of which the reader of that
+        # body would not hear.
+        if self._reading is not None and self._messages and not self._reading.is_eof():
+            self._broken = getattr(self._messages[0][0], "exc", None) or HttpProcessingError()
+            self._reading.feed_eof()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        if "chunk" in (why := str(exc).lower()):
+            text = "invalid byte in chunk length" if "size" in why else "malformed chunked encoding"
+            response = _whole(error(400, text))
+        else:
+            response = _whole(Whole(400, b"400 Bad Request", "text/plain; charset=utf-8"))
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> _Connection:
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
 
 class Server:
@@ -72,7 +130,8 @@ class Server:
     async def _start(self) -> None:
         if self._runner is not None:
             return
-        server = web.Server(self._answer, handler_cancellation=True, access_log=None)
+        # Ollama does not look at Content-Encoding: a compressed body is one that is no JSON.
+        server = _Server(self._answer, handler_cancellation=True, access_log=None, auto_decompress=False)
         runner = web.ServerRunner(server, shutdown_timeout=0)
         await runner.setup()
         site = web.TCPSite(runner, self.host, self.port, backlog=1024)
@@ -106,7 +165,11 @@ class Server:
         path = unquote(request.raw_path.partition("?")[0])
         limit = self.stand_in.body_limit(request.method, path)
         # Not request.read(): Ollama has no limit for the size of a body.
-        body = await request.content.read(-1 if limit is None else limit)
+        connection = cast("_Connection", request.protocol)
+        try:
+            body = await connection.read(request.content, -1 if limit is None else limit)
+        except HttpProcessingError as wrong:
+            return connection.handle_error(request, 400, wrong)
         headers = {name.lower(): value for name, value in request.headers.items()}
         steps = self.stand_in.exchange(Request(request.method, path, headers, body))
         try:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from ollama_provider.testing import names
 from ollama_provider.testing.catalogue import Model
-from ollama_provider.testing.go import Json
+from ollama_provider.testing.go import Json, dumps
 from ollama_provider.testing.scheduler import Scheduler
 from ollama_provider.testing.script import Plan
 from ollama_provider.testing.steps import Request
@@ -28,6 +28,12 @@ class RefusalError(Exception):
         self.status = status
         self.text = text
         self.late = late
+
+
+def from_llama_server(code: int, message: str, kind: str, **counts: int) -> RefusalError:
+    """What llama-server refused, as Ollama passes it on since 0.30: its JSON is the text of the error."""
+    error = {"code": code, "message": message, "type": kind, **counts}
+    return RefusalError(code, dumps({"error": error}), late=True)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import pytest
 
 from ollama_provider.testing import (
     Answer,
+    Crash,
     Cut,
     Fail,
     Gate,
@@ -16,8 +17,10 @@ from ollama_provider.testing import (
     Respond,
     Server,
     Stall,
+    StandIn,
     StuckDownload,
     Unfinished,
+    serve,
 )
 
 WORDS = "one two three four five six"
@@ -104,6 +107,43 @@ def test_a_failure_after_more_lines_than_there_are_still_comes(ollama: Server) -
 
     assert len(found) == 7
     assert found[-1] == {"error": "it broke"}
+
+
+OTHERS = "exceeds the available context size"
+
+
+@pytest.mark.parametrize(
+    ("version", "after", "begins", "quotes"),
+    [
+        ("0.24.0", None, "llama runner process no longer running: -1 ", False),
+        ("0.24.0", 0, "model runner has unexpectedly stopped, ", False),
+        ("0.24.0", 2, "an error was encountered while running the model: unexpected EOF", False),
+        ("0.33.0", None, "llama-server process no longer running: unknown error: task id", True),
+        ("0.33.0", 0, "an error was encountered while running the model: error: task id", True),
+        ("0.33.0", 2, "an error was encountered while running the model: error: task id", True),
+    ],
+)
+@pytest.mark.parametrize("path", ["generate", "chat"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_process_that_dies(
+    version: str, after: int | None, begins: str, quotes: bool, path: str, stream: bool
+) -> None:
+    """Since 0.30 the text ends with the log of that process, which is about other requests."""
+    body = {
+        "model": "llama3.2",
+        "prompt": "a b c",
+        "messages": [{"role": "user", "content": "a b c"}],
+        "stream": stream,
+    }
+    with serve(StandIn(version=version)) as server:
+        server.stand_in.script((WORDS, Crash(after=after)))
+        response = httpx.post(f"{server.url}/api/{path}", json=body, timeout=5)
+
+    *answered, last = lines(response)
+
+    assert (response.status_code, len(answered)) == ((200, 2) if stream and after else (500, 0))
+    assert last["error"].startswith(begins)
+    assert (OTHERS in last["error"]) is quotes
 
 
 def test_a_failing_pull_says_so_in_its_stream(ollama: Server) -> None:

@@ -185,3 +185,56 @@ def test_closing_leaves_no_socket_open() -> None:
         gc.collect()
 
     assert [str(warning.message) for warning in seen] == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "nonsense"])
+def test_a_compressed_body_is_no_json(ollama: Server, encoding: str) -> None:
+    """Ollama does not look at Content-Encoding."""
+    answer = raw(ollama, "POST", "/api/generate", b"\x1f\x8b\x08", **{"Content-Encoding": encoding})
+
+    assert (answer.status, json.loads(answer.content)) == (
+        400,
+        {"error": r"invalid character '\x1f' looking for beginning of value"},
+    )
+
+
+HEAD = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "text"),
+    [
+        (b"zz\r\n{}\r\n0\r\n\r\n", b"invalid byte in chunk length"),
+        (b"2\r\n{}XX0\r\n\r\n", b"malformed chunked encoding"),
+    ],
+)
+@pytest.mark.parametrize("later", [True, False], ids=["in a packet of their own", "with the head"])
+def test_broken_chunks(
+    ollama: Server, caplog: pytest.LogCaptureFixture, chunks: bytes, text: bytes, later: bool
+) -> None:
+    """They are refused as Ollama refuses them, whenever they come, and no traceback is logged."""
+    with socket.create_connection((ollama.host, ollama.port), timeout=5) as client:
+        for part in (HEAD, chunks) if later else (HEAD + chunks,):
+            client.sendall(part)
+            if later and part is HEAD:
+                # The server waits for the body by then; if it does not, this is the other case.
+                client.settimeout(0.1)
+                with pytest.raises(TimeoutError):
+                    client.recv(1)
+                client.settimeout(5)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+
+    assert b" 400 Bad Request\r\n" in answer
+    assert answer.endswith(b'{"error":"' + text + b'"}')
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("head", [b"GET api/tags HTTP/1.1\r\nHost: localhost", b"GET /api/tags HTTP/1.1\r\nno header"])
+def test_what_is_no_http(ollama: Server, caplog: pytest.LogCaptureFixture, head: bytes) -> None:
+    """Go's server answers, not Ollama, and no traceback is logged."""
+    with socket.create_connection((ollama.host, ollama.port), timeout=5) as client:
+        client.sendall(head + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+
+    assert answer.endswith(b"\r\n\r\n400 Bad Request")
+    assert not caplog.records
