@@ -267,8 +267,11 @@ def _error_text(body: bytes) -> str | None:
 
 def _target(headers: Mapping[str, str]) -> str:
     """Say where a redirect leads: the host alone, for the rest may hold a session or a token."""
-    target = urlsplit(headers.get("location", ""))
-    return f" to {target.hostname}" if target.hostname else ""
+    try:
+        target = urlsplit(headers.get("location", "")).hostname
+    except ValueError:
+        return " to what is no URL"
+    return f" to {target}" if target else ""
 
 
 def _describe(headers: Mapping[str, str], body: bytes) -> str:

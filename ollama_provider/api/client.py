@@ -28,7 +28,7 @@ from ollama_provider.api.errors import (
 )
 from ollama_provider.api.events import Listener
 from ollama_provider.api.patience import Patience, patience_for
-from ollama_provider.api.protocol import Collector, Decoder, as_embed_reply, encode, validated
+from ollama_provider.api.protocol import Collector, Decoder, Pieces, as_embed_reply, encode
 from ollama_provider.api.pulling import check_pull_allowed
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
@@ -191,9 +191,9 @@ class Client:
     def _replies(
         self, call: Call[ReplyT], first: _Part | None, rest: Generator[_Part, None, None]
     ) -> Generator[ReplyT, None, None]:
-        part = first
+        part, pieces = first, Pieces(call.request, host=self.settings.base_url)
         while part is not None:
-            reply = validated(call.request, part, host=self.settings.base_url)
+            reply = pieces.read(part)
             call.note(reply)
             yield reply
             part = next(rest, None)
@@ -385,9 +385,9 @@ class AsyncClient:
     async def _replies(
         self, call: Call[ReplyT], first: _Part | None, rest: AsyncGenerator[_Part, None]
     ) -> AsyncGenerator[ReplyT, None]:
-        part = first
+        part, pieces = first, Pieces(call.request, host=self.settings.base_url)
         while part is not None:
-            reply = validated(call.request, part, host=self.settings.base_url)
+            reply = pieces.read(part)
             call.note(reply)
             yield reply
             part = await anext(rest, None)

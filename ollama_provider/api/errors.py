@@ -13,7 +13,7 @@
     │   │   ├── FirstTokenTimeoutError    nothing came: queue, load, prompt                again (once)
     │   │   ├── IdleTimeoutError          it began, then stalled                           again
     │   │   └── TotalTimeoutError         it came too slowly                               no
-    │   ├── IncompleteReplyError       ended without its last object, cut, or not JSON    again
+    │   ├── IncompleteReplyError       cut, damaged, not as Ollama sends it, or nothing    again
     │   └── ClientClosedError          close() was called meanwhile                       by a new client
     ├── ServerError                    an answer that says no
     │   ├── OverloadedError            503 and its kin: busy, queue full                  again, the server's fault
@@ -179,7 +179,10 @@ class TotalTimeoutError(ResponseTimeoutError):
 
 
 class IncompleteReplyError(TransportError):
-    """The answer ended without its last object, was cut, or is not JSON."""
+    """The answer ended without its last object, is cut or damaged, has fields that Ollama does not send, or is none.
+
+    A fault of this one answer: another may well be whole.
+    """
 
 
 class ClientClosedError(TransportError):

@@ -35,9 +35,10 @@ class InferenceOperator(DeferrableOperator):
             key by key. A misspelt name is refused.
         keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for ever.
         think: reasoning on or off, or ``"low"``, ``"medium"``, ``"high"``, ``"max"``. Off by default, and sent
-            explicitly, since servers from 0.12.5 on let a model think that nobody asked to. What is thought is never
-            part of the answer; ``output="reply"`` has it as ``thinking``. It counts towards ``num_predict``: where it
-            takes all of it, there is no answer and the task fails.
+            explicitly, since servers from 0.12.5 on let a model think that nobody asked to. What is thought is no
+            part of the answer, also where it stands there between ``<think>`` and ``</think>``; ``output="reply"`` has
+            it as ``thinking``. It counts towards ``num_predict``: where it takes all of it, there is no answer and the
+            task fails.
         format: ``"json"`` or a JSON schema (dict, or JSON text out of a template). The answer is validated and goes to
             XCom as data.
         output_type: instead of *format*: a pydantic class, a dataclass, or ``list[...]`` of one. XCom gets plain data.

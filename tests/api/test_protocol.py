@@ -193,8 +193,11 @@ def test_tool_calls_are_collected_from_every_object():
 
 def test_an_answer_without_any_text_is_an_empty_one():
     """A model may end at once, and a load has no answer."""
-    assert reply(GENERATE, DONE).text == ""
-    assert reply(CHAT, {"message": {"role": "assistant", "content": ""}, "done": True}).text == ""
+    assert reply(GENERATE, {**DONE, "done_reason": "stop"}).text == ""
+    message = {"role": "assistant", "content": ""}
+    assert reply(CHAT, {"message": message, "done": True, "done_reason": "length"}).text == ""
+    assert reply(GenerateRequest(model="m"), {**DONE, "done_reason": "load"}).text == ""
+    assert reply(ChatRequest(model="m"), {"message": message, "done": True, "done_reason": "unload"}).text == ""
 
 
 def test_a_reply_of_another_shape_is_not_ollamas():
@@ -210,6 +213,8 @@ def test_a_reply_of_another_shape_is_not_ollamas():
     [
         ([[1.0, 0.0]], "1 vectors came for 2 texts"),
         ([[1.0, 0.0], [1.0]], "equally long"),
+        ([[1.0, 0.0], []], "no vector"),
+        ([[], []], "no vector"),
         ([[1.0, 0.0], [1.0, float("nan")]], "NaN"),
         ([[1.0, 0.0], [1.0, float("inf")]], "NaN"),
         ([], "0 vectors"),

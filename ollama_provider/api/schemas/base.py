@@ -1,14 +1,17 @@
 """What a request and a reply are."""
 
 import difflib
-import json
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.strict_json import read_json
+
+#: A whole number of the server's, which has 64 bits; a larger one would end tables and divisions later on.
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Part(BaseModel):
@@ -68,9 +71,9 @@ class Request(Part, Generic[ReplyT]):
         """Return the JSON of one object of the answer.
 
         Raises:
-            ValueError: it is not JSON.
+            ValueError: it is not JSON that every reader takes.
         """
-        return json.loads(line)
+        return read_json(line)
 
     @property
     def target(self) -> str:
@@ -124,12 +127,12 @@ class Metrics(Reply):
     """How long an inference took: nanoseconds, and counts of tokens. All absent before the last object."""
 
     created_at: datetime | None = None
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
+    total_duration: Int64 = 0
+    load_duration: Int64 = 0
+    prompt_eval_count: Int64 = 0
+    prompt_eval_duration: Int64 = 0
+    eval_count: Int64 = 0
+    eval_duration: Int64 = 0
 
     @property
     def seconds(self) -> float:

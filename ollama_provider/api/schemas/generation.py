@@ -6,13 +6,21 @@ from pydantic import BeforeValidator, Field
 
 from ollama_provider.api.schemas.base import Metrics, Part, Reply, Request
 from ollama_provider.api.schemas.options import Format, Image, KeepAlive, Options, Think
+from ollama_provider.api.strict_json import read_json
+
+
+def _read_arguments(value: Any) -> Any:
+    """Take what servers and their imitations send: an object, its JSON text, or nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return {}
+    return read_json(value) if isinstance(value, str) else value
 
 
 class ToolCallFunction(Reply):
     """The function a model wants called, and with what."""
 
     name: str = ""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Annotated[dict[str, Any], BeforeValidator(_read_arguments)] = Field(default_factory=dict)
     index: int | None = None
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, computed_field
 
-from ollama_provider.api.schemas.base import Part, Reply, Request
+from ollama_provider.api.schemas.base import Int64, Part, Reply, Request
 from ollama_provider.api.schemas.generation import Message
 from ollama_provider.api.schemas.options import Options
 
@@ -26,7 +26,7 @@ class ModelEntry(Reply):
 
     name: str = ""
     model: str = ""
-    size: int = 0
+    size: Int64 = 0
     digest: str = ""
     details: Details = Details()
 
@@ -46,9 +46,9 @@ class LocalModel(ModelEntry):
 class RunningModel(ModelEntry):
     """A model in memory. ``context_length`` (since 0.10) is that of one parallel slot."""
 
-    size_vram: int = 0
+    size_vram: Int64 = 0
     expires_at: datetime | None = None
-    context_length: int | None = None
+    context_length: Int64 | None = None
 
 
 class TagsReply(Reply):
@@ -82,7 +82,7 @@ class PsRequest(Request[PsReply]):
 class VersionReply(Reply):
     """The server's version; "0.0.0" for one built from source."""
 
-    version: str = ""
+    version: str = Field(default="", max_length=200)
 
 
 class VersionRequest(Request[VersionReply]):
@@ -126,7 +126,7 @@ class ShowReply(Reply):
         """Tokens the model was trained on; None where the server does not say (before 0.1.45)."""
         architecture = self.model_info.get("general.architecture")
         length = self.model_info.get(f"{architecture}.context_length")
-        return int(length) if length else None
+        return length if isinstance(length, int) and 0 < length < 2**63 else None
 
 
 class ShowRequest(Named, Request[ShowReply]):
@@ -143,8 +143,8 @@ class ProgressReply(Reply):
 
     status: str = ""
     digest: str | None = None
-    total: int | None = None
-    completed: int = 0
+    total: Int64 | None = None
+    completed: Int64 = 0
 
     @property
     def done(self) -> bool:
