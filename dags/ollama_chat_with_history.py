@@ -1,4 +1,8 @@
-"""A chat of two rounds: the second question builds on the first answer."""
+"""A chat of two rounds: the second question builds on the first answer.
+
+Each round is a task; the answer of the first comes to the second as its XCom. Trigger it with a ``subject`` of your
+own.
+"""
 
 from datetime import UTC, datetime
 
@@ -8,6 +12,8 @@ from ollama_provider.operators import OllamaChatOperator
 
 with DAG(
     "ollama_chat_with_history",
+    description="A chat of two rounds",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2", "subject": "tides"},

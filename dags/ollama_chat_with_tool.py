@@ -1,4 +1,8 @@
-"""A chat whose model may look things up: it calls a Python function before it answers."""
+"""A chat whose model may look things up: it calls a Python function before it answers.
+
+The model needs to know tools, as ``llama3.2`` does. Its docstring and annotations tell the model what the function is
+for, and it runs in the worker.
+"""
 
 from datetime import UTC, datetime
 from importlib.metadata import distribution
@@ -21,6 +25,8 @@ def package_version(name: str) -> dict[str, str]:
 
 with DAG(
     "ollama_chat_with_tool",
+    description="A chat whose model calls a Python function",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2", "package": "httpx"},

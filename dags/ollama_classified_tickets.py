@@ -1,4 +1,8 @@
-"""Support tickets into classes: answers that fit a pydantic class, and a branch for those that never did."""
+"""Support tickets into classes: answers that fit a pydantic class, and a branch for those that never did.
+
+The tickets stand in this file. Results are in ``output_path``: ``results.jsonl``, and ``failed.jsonl`` with the raw
+answers of those that did not fit; up to half of them may.
+"""
 
 import os
 from datetime import UTC, datetime
@@ -28,6 +32,8 @@ class Ticket(BaseModel):
 
 with DAG(
     "ollama_classified_tickets",
+    description="Support tickets into classes, and a branch for those that did not fit",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2", "output_path": Param(f"file://{AIRFLOW_HOME}/ollama/tickets", type="string")},

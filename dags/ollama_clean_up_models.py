@@ -1,4 +1,8 @@
-"""Keep the server's disk clean: say which models are old, and delete them once somebody has read the list."""
+"""Keep the server's disk clean: say which models are old, and delete them once somebody has read the list.
+
+Deletes nothing while ``dry_run`` is true, as it is by default: the log and the XCom of ``prune`` say what would go.
+Models of ``keep`` stay in any case.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +12,8 @@ from ollama_provider.operators import OllamaPruneModelsOperator
 
 with DAG(
     "ollama_clean_up_models",
+    description="Say which models are old, and delete them",
+    doc_md=__doc__,
     schedule="@monthly",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,

@@ -1,4 +1,8 @@
-"""A corpus into vectors: many texts a request, and a Parquet file with a fixed-size list of float32 for each text."""
+"""A corpus into vectors: many texts a request, and a Parquet file with a fixed-size list of float32 for each text.
+
+The texts are the summaries of the Python packages installed beside Airflow; have ``vectors`` yield your own. A text
+that was there last week is not asked for again. Needs ``pip install airflow-provider-ollama[parquet]``.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +16,8 @@ AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 
 with DAG(
     "ollama_corpus_vectors",
+    description="Each week, many texts into vectors in one Parquet file",
+    doc_md=__doc__,
     schedule="@weekly",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,

@@ -1,4 +1,7 @@
-"""A night that waits without a slot: for the server, for a download of many gigabytes, for one long answer."""
+"""A night that waits without a slot: for the server, for a download of many gigabytes, for one long answer.
+
+Needs a triggerer: while the tasks wait they are in state *deferred*, and no worker is kept.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +12,8 @@ from ollama_provider.sensors import OllamaHealthSensor
 
 with DAG(
     "ollama_deferred_night",
+    description="Wait for server, model and answer without a slot",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2", "subject": "the tides"},

@@ -1,4 +1,7 @@
-"""Vectors of many texts in a file, and what they are good for: finding the nearest."""
+"""Vectors of many texts in a file, and what they are good for: finding the nearest.
+
+The file is at ``output_path``, a line for each text; the XCom of ``nearest`` has the three that fit the ``question``.
+"""
 
 import json
 import os
@@ -15,6 +18,8 @@ AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 
 with DAG(
     "ollama_embeddings",
+    description="Texts into vectors, and the nearest to a question",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={

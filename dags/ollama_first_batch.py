@@ -1,4 +1,7 @@
-"""The shortest batch: each line of some files gets an answer."""
+"""The shortest batch: each line of some files gets an answer.
+
+Rows are the lines of ``docs/*.jsonl``, results are in ``summaries/results.jsonl``.
+"""
 
 from datetime import UTC, datetime
 
@@ -8,6 +11,8 @@ from ollama_provider.operators import OllamaBatchOperator
 
 with DAG(
     "ollama_first_batch",
+    description="A summary of each line of some files",
+    doc_md=__doc__,
     schedule="@daily",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,

@@ -1,4 +1,8 @@
-"""A sentence about each picture in a folder, by a model that can see."""
+"""A sentence about each picture in a folder, by a model that can see.
+
+``pictures`` is a folder on any storage that the workers reach, ``at_most`` how many of it. Each picture is a mapped
+task; ``captions`` puts all sentences together.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +21,8 @@ def is_picture(path: ObjectStoragePath) -> bool:
 
 with DAG(
     "ollama_image_captions",
+    description="A sentence about each picture in a folder",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     # Pictures that every machine with Airflow has; or your own: s3://aws_default@bucket/photos

@@ -1,4 +1,8 @@
-"""A GPU that is free until six: the batch stops then and goes on the next night; who waits for all of it is told."""
+"""A GPU that is free until six: the batch stops then and goes on the next night; who waits for all of it is told.
+
+``complete`` is skipped while rows are left. When none is, it updates the asset ``ollama-night-summaries``, which starts
+``ollama_after_the_night``. Results so far are in ``output_path``.
+"""
 
 import os
 from datetime import UTC, datetime
@@ -15,6 +19,8 @@ SUMMARIES = Asset("ollama-night-summaries")
 
 with DAG(
     "ollama_night_window",
+    description="A nightly batch that stops at six and goes on the next night",
+    doc_md=__doc__,
     schedule="0 22 * * *",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,

@@ -1,4 +1,7 @@
-"""Get the night's model ready: the newest base on the disk, a variant with our system prompt, loaded until morning."""
+"""Get the night's model ready: the newest base on the disk, a variant with our system prompt, loaded until morning.
+
+Run it as often as you like: each task leaves alone what is as it should be.
+"""
 
 from datetime import UTC, datetime
 
@@ -8,6 +11,8 @@ from ollama_provider.operators import OllamaCreateModelOperator, OllamaLoadModel
 
 with DAG(
     "ollama_prepare_tonight",
+    description="Pull, create and load the night's model",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"base": "llama3.2", "model": "nightly", "keep_alive": "10h"},

@@ -1,4 +1,7 @@
-"""A batch that several workers share: each shard is a mapped task with rows of its own, and the last task merges."""
+"""A batch that several workers share: each shard is a mapped task with rows of its own, and the last task merges.
+
+``rows`` and ``output_path`` must be where every worker can read and write. A shard that fails is retried alone.
+"""
 
 import os
 from datetime import UTC, datetime
@@ -12,6 +15,8 @@ AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 
 with DAG(
     "ollama_sharded_batch",
+    description="A batch that four workers share",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={

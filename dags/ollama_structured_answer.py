@@ -1,4 +1,8 @@
-"""An answer as data: the model fills a pydantic class, and the next task gets a dict."""
+"""An answer as data: the model fills a pydantic class, and the next task gets a dict.
+
+An answer that does not fit fails the task, and is asked for again by its retries. Trigger it with a ``mail`` of your
+own.
+"""
 
 from datetime import UTC, datetime
 from typing import Literal
@@ -20,6 +24,8 @@ class Ticket(BaseModel):
 
 with DAG(
     "ollama_structured_answer",
+    description="A mail into data that fits a class",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2", "mail": "Your coffee machine model K2 is on fire! What shall I do? Please call."},

@@ -1,4 +1,7 @@
-"""TaskFlow: find the text that fits a question by its vector, and let the model answer with it."""
+"""TaskFlow: find the text that fits a question by its vector, and let the model answer with it.
+
+Needs two models: ``embedding_model`` makes the vectors, ``model`` the answer. The notes stand in this file.
+"""
 
 from datetime import UTC, datetime
 
@@ -12,6 +15,8 @@ NOTES = [
 
 with DAG(
     "ollama_taskflow_answers",
+    description="Find the note that fits a question, and answer with it",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2", "embedding_model": "nomic-embed-text", "question": "When does the nightly run start?"},

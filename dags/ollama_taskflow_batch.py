@@ -1,4 +1,8 @@
-"""TaskFlow: a function returns the rows of a batch; they go through no database on their way to the model."""
+"""TaskFlow: a function returns the rows of a batch; they go through no database on their way to the model.
+
+The rows are the Python packages installed beside Airflow; have ``explained`` yield your own. Results are in
+``output_path``.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +16,8 @@ AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 
 with DAG(
     "ollama_taskflow_batch",
+    description="A batch whose rows a Python function yields",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     max_active_runs=1,

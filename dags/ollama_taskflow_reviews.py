@@ -1,4 +1,7 @@
-"""TaskFlow: a function returns the prompt, the next one gets data that fits a class."""
+"""TaskFlow: a function returns the prompt, the next one gets data that fits a class.
+
+Each review is a mapped task. The XCom of ``count`` says how many are good, bad and mixed.
+"""
 
 from datetime import UTC, datetime
 from typing import Literal
@@ -23,6 +26,8 @@ class Verdict(BaseModel):
 
 with DAG(
     "ollama_taskflow_reviews",
+    description="The mood of each review, counted",
+    doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"model": "llama3.2"},

@@ -18,10 +18,10 @@ _CODE = re.compile(r"`([^`\n]+)`")
 
 
 def piece(path: str, mark: str | None) -> str:
-    """A file without its docstring, or what stands in it between ``# [start mark]`` and ``# [end mark]``."""
+    """A whole file, or what stands in it between ``# [start mark]`` and ``# [end mark]``."""
     text = (ROOT / path).read_text()
     if mark is None:
-        return re.sub(r'\A""".*?"""\n+', "", text, flags=re.DOTALL)
+        return text
     lines = text.split("\n")
     start = next(i for i, line in enumerate(lines) if line.strip() == f"# [start {mark}]")
     end = next(i for i, line in enumerate(lines) if line.strip() == f"# [end {mark}]")

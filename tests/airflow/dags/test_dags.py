@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from ollama_provider.testing import Answer, Ordinary
+from tests.airflow.conftest import DagBag
 
 DAGS = Path(__file__).parents[3] / "dags"
 #: One grey pixel.
@@ -277,6 +278,19 @@ def test_after_the_night(run) -> None:
         for name in ("night_window", "after_the_night")
     ]
     assert names == [1, 1]
+
+
+def test_every_dag_says_in_the_ui_what_it_is_for(airflow_db) -> None:
+    """A line for the list of DAGs, and behind *Docs* the docstring of the file: the same line at more length."""
+    bag = DagBag(dag_folder=str(DAGS))
+
+    assert bag.import_errors == {}
+    assert len(bag.dags) == len(list(DAGS.glob("*.py")))
+    for name, dag in bag.dags.items():
+        title, _, more = (dag.doc_md or "").partition("\n\n")
+        assert 10 < len(dag.description or "") <= 70, name
+        assert (DAGS / f"{name}.py").read_text().startswith(f'"""{title}'), name
+        assert len(more) > 60, f"{name}: what it needs, what to change, where its results are"
 
 
 def test_every_dag_has_its_test() -> None:
