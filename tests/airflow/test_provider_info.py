@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 import textwrap
+import tomllib
 from importlib.metadata import entry_points
 from importlib.resources import files
+from pathlib import Path
 
 import airflow
 import jsonschema
@@ -153,6 +155,17 @@ def test_the_form_has_the_right_types(fresh_python):
 def test_the_older_class_methods_need_no_flask_before_they_are_called():
     """Airflow 3 has neither Flask nor wtforms; importing the hook must not look for them."""
     assert OllamaHook.get_ui_field_behaviour().keys() == {"hidden_fields", "relabeling", "placeholders"}
+
+
+@pytest.mark.skipif(AIRFLOW[0] == 2, reason="Airflow 2 asks the package itself when it shows the page")
+def test_the_page_of_providers_links_to_the_documentation_of_the_package():
+    """Airflow takes the link from the package's URLs, and nothing that the provider's metadata says."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    provider = ProvidersManager().providers["airflow-provider-ollama"].data
+
+    assert provider["documentation-url"] == project.get("urls", {}).get("Documentation")
+    assert "documentation-url" not in get_provider_info()
 
 
 def test_placeholders_are_for_standard_fields():
