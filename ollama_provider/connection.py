@@ -26,7 +26,7 @@ class Connection(Protocol):
 
     conn_id: str
     host: str | None
-    port: int | None
+    port: int | str | None
     schema: str | None
     login: str | None
     password: str | None

@@ -86,7 +86,9 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     },
     "placeholders": {
         "host": "gpu1, or https://ollama.example.com/base",
-        "port": "11434",
+        # An empty field is told here what it means, as nothing else can say it: Airflow 3.3.1 and 3.3.2 answer the Test
+        # button of a connection without a port by themselves, with "Bad Request".
+        "port": "11434, or 443 with https; Airflow 3.3 needs it for Test",
         "schema": "http or https",
     },
 }

@@ -30,7 +30,7 @@ class Address:
 
 
 def parse_address(
-    host: str | None, port: int | None = None, scheme: str | None = None, path: str | None = None
+    host: str | None, port: int | str | None = None, scheme: str | None = None, path: str | None = None
 ) -> Address:
     """Read an address as Ollama reads OLLAMA_HOST, together with the other fields of a connection.
 
@@ -38,7 +38,8 @@ def parse_address(
         host: ``gpu1``, ``gpu1:11434``, ``[::1]``, ``https://ollama.example.com/base``, ``:5678`` or nothing (this
             machine). Blanks and quotes around it are dropped. ``0.0.0.0`` and ``::``, which a server binds to, become
             loopback.
-        port: for a *host* that names none. Without it: 11434, or the scheme's own (80, 443) where *host* is a URL; with
+        port: for a *host* that names none, as a number or its text; 0 counts as none, as forms send it for an empty
+            field. Without it: 11434, or the scheme's own (80, 443) where *host* is a URL; with
             *scheme* ``https`` and no port anywhere, 443.
         scheme: ``http`` (the default) or ``https``, for a *host* that names none.
         path: base path, behind that of *host*.
@@ -60,7 +61,7 @@ def parse_address(
     if parts.query or parts.fragment:
         raise InvalidRequestError(f"host: an address has no query and no fragment; {_ALLOWED}")
     name = _reachable(name or "127.0.0.1")
-    number = own_port or port or _default_port(own_scheme, chosen, name)
+    number = own_port or _number(port) or _default_port(own_scheme, chosen, name)
     if not 1 <= number <= 65535:
         raise InvalidRequestError(f"port: {number} is not between 1 and 65535")
     url = f"{chosen}://{name}:{number}{_join(parts.path, path or '')}"
@@ -78,6 +79,15 @@ def _bracketed(text: str) -> str:
     except ValueError:
         return text
     return f"[{text}]"
+
+
+def _number(port: int | str | None) -> int:
+    """Read a port that a secrets backend may have kept as text."""
+    text = "" if port is None else str(port).strip()
+    try:
+        return int(text or 0)
+    except ValueError:
+        raise InvalidRequestError(f"port: {text!r} is not a number from 1 to 65535") from None
 
 
 def _default_port(own_scheme: str | None, scheme: str, name: str) -> int:

@@ -8,6 +8,7 @@ import pytest
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.connection import SETTINGS, settings_from_connection
+from ollama_provider.hooks import OllamaHook
 from ollama_provider.provider_info import EXTRA_FIELDS
 
 
@@ -47,6 +48,12 @@ def test_an_empty_connection_is_this_machine_with_all_defaults():
         ({"host": "[::1]"}, "http://[::1]:11434"),
         ({"host": "::1", "port": 8080}, "http://[::1]:8080"),
         ({"host": " gpu1 ", "schema": ""}, "http://gpu1:11434"),
+        ({"host": "gpu1", "port": 0}, "http://gpu1:11434"),
+        ({"host": "gpu1", "port": "0"}, "http://gpu1:11434"),
+        ({"host": "gpu1", "port": ""}, "http://gpu1:11434"),
+        ({"host": "gpu1", "port": "8080"}, "http://gpu1:8080"),
+        ({"host": "gpu1:0", "port": 8080}, "http://gpu1:8080"),
+        ({"host": "https://ollama.example.com:0/base", "port": 0}, "https://ollama.example.com:443/base"),
     ],
 )
 def test_host_port_and_scheme_make_the_address(fields, base_url):
@@ -185,6 +192,9 @@ def test_a_bad_extra_field_is_named_with_what_is_allowed(extra, words):
         ({"host": "ftp://gpu1"}, ["ftp", "http or https"]),
         ({"host": "gpu1", "schema": "htps"}, ["htps", "http or https"]),
         ({"host": "gpu1", "port": 99999}, ["port", "99999"]),
+        ({"host": "gpu1", "port": -1}, ["port", "-1"]),
+        ({"host": "gpu1", "port": "http"}, ["port", "'http'"]),
+        ({"host": "gpu1", "port": True}, ["port", "'True'"]),
     ],
 )
 def test_a_bad_address_is_named(fields, words):
@@ -225,3 +235,20 @@ def test_the_form_tells_the_defaults_that_hold():
             assert f"If empty, {str(default).lower()}." in text
         elif "If empty" not in text:
             assert not isinstance(default, bool | int | float), name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"conn_type": "ollama", "host": "gpu1", "port": 0}',
+        '{"conn_type": "ollama", "host": "gpu1", "port": "0"}',
+        '{"conn_type": "ollama", "host": "gpu1:0"}',
+        "ollama://gpu1:0",
+        "ollama://gpu1",
+    ],
+)
+def test_port_0_is_no_port_however_airflow_reads_it(value, monkeypatch):
+    """Airflow's form sends 0 for a port that is not set, and stores it where somebody typed it."""
+    monkeypatch.setenv("AIRFLOW_CONN_GPU", value)
+
+    assert OllamaHook("gpu").settings.base_url == "http://gpu1:11434"

@@ -133,7 +133,9 @@ def test_the_first_screen_of_the_readme(shell: Shell, home: Path, ollama: Server
     shutil.copy(ROOT / "dags/ollama_first_batch.py", dags)
     commands = without_pip(README_INSTALL) + README_TRY.text
 
-    said = shell(commands.replace("localhost:11434", f"{ollama.host}:{ollama.port}"))
+    address = "--conn-host localhost --conn-port 11434"
+    assert address in commands
+    said = shell(commands.replace(address, f"--conn-host {ollama.host} --conn-port {ollama.port}"))
 
     (row,) = (json.loads(line) for line in said.splitlines() if line.startswith('{"key"'))
     assert (row["status"], row["index"]) == ("ok", 0)

@@ -80,9 +80,7 @@ def form(airflow: Page, webserver: Webserver, ollama: Server) -> Page:
     """The form for a new connection to the stand-in, filled in."""
     airflow.goto(f"{webserver.url}/connection/add")
     airflow.get_by_label("Connection Id").fill("from_the_form")
-    airflow.locator(".select2-selection").click()
-    airflow.locator(".select2-search__field").fill("Ollama")
-    airflow.locator(".select2-search__field").press("Enter")
+    choose_type(airflow, "Ollama")
     parts = urlsplit(ollama.url)
     airflow.get_by_label("Host").fill(f"{parts.scheme}://{parts.hostname}")
     airflow.get_by_label("Port").fill(str(parts.port))
@@ -114,6 +112,17 @@ def test_the_form_makes_a_connection(form: Page, webserver: Webserver, ollama: S
     assert printed.splitlines()[-1] == f"{ollama.url} llama3.2 8192 600.5 False"
 
 
+def test_a_connection_without_a_port(airflow: Page, webserver: Webserver, ollama: Server) -> None:
+    """A port in the host is enough for the button."""
+    airflow.goto(f"{webserver.url}/connection/add")
+    choose_type(airflow, "Ollama")
+    airflow.get_by_label("Host").fill(f"{ollama.host}:{ollama.port}")
+
+    airflow.locator("#test-connection").click()
+
+    expect(airflow.get_by_text(f"Ollama 0.24.0 at {ollama.url}")).to_be_visible()
+
+
 def test_a_batch_says_where_its_results_are(
     airflow: Page, webserver: Webserver, ollama: Server, tmp_path: Path
 ) -> None:
@@ -132,6 +141,13 @@ def test_a_batch_says_where_its_results_are(
     directory = airflow.get_by_role("row", name=re.compile("^results "))
     expect(directory).to_contain_text(f"file://{tmp_path}/summaries")
     assert (tmp_path / "summaries/results.jsonl").exists()
+
+
+def choose_type(page: Page, name: str) -> None:
+    """Choose the connection type: the box filters a list by what is typed."""
+    page.locator(".select2-selection").click()
+    page.locator(".select2-search__field").fill(name)
+    page.locator(".select2-search__field").press("Enter")
 
 
 def _answers(url: str) -> bool:
