@@ -61,16 +61,17 @@ def conversations(request: Request[Any], *, may_cut: bool) -> Iterator[Conversat
 
 
 def ask(
-    request: GenerateRequest | ChatRequest, *, may_cut: bool
+    request: GenerateRequest | ChatRequest, *, may_cut: bool, trained: int | None = None
 ) -> Conversation[tuple[GenerateReply | ChatReply, bool]]:
     """Ask a model; return the reply, and whether the server dropped a part of the prompt.
 
     A server since 0.12.6 refuses a prompt that is too long, and is asked once more, to cut it. Older ones do not say;
-    there the count of tokens is compared with ``options.num_ctx``, where that is set.
+    there the count of tokens is compared with the size of the context, as far as that is known.
 
     Args:
         request: with ``truncate=False``.
         may_cut: whether a part of the prompt will do.
+        trained: tokens the model was trained for, where that is known; it bears on no request.
 
     Raises:
         ContextLengthError: the prompt is too long and may not be cut.
@@ -81,7 +82,7 @@ def ask(
         if not may_cut:
             raise
         return (yield request.model_copy(update={"truncate": None})), True
-    return reply, prompt_was_cut(request, reply)
+    return reply, prompt_was_cut(request, reply, context_length=trained)
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,19 @@ def prompt_was_cut(
     Args:
         request: what was asked; its ``options.num_ctx`` is the size of the context, where it is set.
         reply: the whole answer.
-        context_length: size of the context in tokens where the request does not set it, as ``/api/ps`` tells for a
-            loaded model (0.10).
+        context_length: what else is known of the size of the context, in tokens: what the model was trained for
+            (``/api/show``), since a server makes no larger one whatever it is asked for, or what ``/api/ps`` tells for
+            a loaded model (0.10). The smaller of this and ``options.num_ctx`` counts.
 
     Returns:
         True if the numbers leave no other explanation; False if not, or if the size of the context is not known.
     """
     options = request.options
-    window = (options.num_ctx if options else None) or context_length
+    known = [size for size in ((options.num_ctx if options else None), context_length) if size is not None and size > 0]
     count = reply.prompt_eval_count
-    if not window or window < 1 or not count:
+    if not known or not count:
         return False
+    window = min(known)
     if count >= window:
         return True
     length = _length(request)
@@ -54,6 +56,21 @@ def prompt_was_cut(
     if abs(count - halved) <= 2 and length > count * LONG_TOKEN:
         return True
     return length > window * LONGEST_TOKEN
+
+
+def oversized_context(num_ctx: int | None, trained: int | None) -> str | None:
+    """Return a warning if a context larger than the model is asked for; None if it is not, or if that is not known.
+
+    Args:
+        num_ctx: tokens asked for.
+        trained: tokens the model was trained for.
+    """
+    if num_ctx is None or trained is None or num_ctx <= trained:
+        return None
+    return (
+        f"options.num_ctx is {num_ctx}, and the model was trained for {trained}: the context has {trained} tokens, and "
+        "what is longer does not fit, whatever the option says"
+    )
 
 
 def _length(request: GenerateRequest | ChatRequest) -> int:

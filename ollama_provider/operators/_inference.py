@@ -143,7 +143,23 @@ class InferenceOperator(DeferrableOperator):
             **fields,
         )
         require(self.hook, request.model, self.capabilities(fields))
-        return self.carry_out(context, request)
+        trained = self.trained_length(request)
+        return self.carry_out(context, request, **({} if trained is None else {"trained": trained}))
+
+    def trained_length(self, request: "GenerateRequest | ChatRequest") -> int | None:
+        """Return how many tokens the model was trained for, where a size of the context is asked for.
+
+        A larger one than that is not to be had; servers before 0.12.6 cut the prompt at it without a word.
+        """
+        from ollama_provider.api.truncation import oversized_context
+        from ollama_provider.operators._catalogue import show_if_there
+
+        num_ctx = request.options.num_ctx if request.options else None
+        shown = None if num_ctx is None else show_if_there(self.hook, request.model)
+        trained = None if shown is None else shown.context_length
+        if warning := oversized_context(num_ctx, trained):
+            self.log.warning("Model %s: %s", request.model, warning)
+        return trained
 
     @property
     def tied_to_worker(self) -> str | None:
@@ -157,21 +173,27 @@ class InferenceOperator(DeferrableOperator):
             return self.finish(context, request, self.hook.send, **remembered)
         return super().carry_out(context, request, **remembered)
 
-    def finish(self, context: "Context", request: Any, send: "Send", **_: Any) -> Any:
+    def finish(self, context: "Context", request: Any, send: "Send", trained: int | None = None, **_: Any) -> Any:
         """Take the answer and deliver it."""
         from ollama_provider.operators._streaming import showing, shown
 
         with ExitStack() as stack:
             if self.stream_to:
                 send = shown(self.hook, stack.enter_context(showing(self.stream_to, self.log)))
-            replies, prompt_cut = self.converse(request, send)
+            replies, prompt_cut = self.converse(request, send, trained)
         return self.deliver(context, replies, prompt_cut=prompt_cut, output=self.read_format())
 
-    def converse(self, request: Any, send: "Send") -> "tuple[Sequence[Answer], bool]":
-        """Return the model's replies, the last of which is the answer, and whether a part of a prompt was dropped."""
+    def converse(self, request: Any, send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
+        """Return the model's replies, the last of which is the answer, and whether a part of a prompt was dropped.
+
+        Args:
+            request: what to ask.
+            send: asks the server.
+            trained: tokens the model was trained for, where that is known.
+        """
         from ollama_provider.api.asking import ask, hold
 
-        reply, prompt_cut = hold(ask(request, may_cut=self.may_cut), send)
+        reply, prompt_cut = hold(ask(request, may_cut=self.may_cut, trained=trained), send)
         return [reply], prompt_cut
 
     def read_format(self) -> "Output | None":

@@ -129,14 +129,14 @@ class OllamaChatOperator(InferenceOperator):
         """Functions are called where they are."""
         return "tools are called in the worker" if any(map(callable, self.tools or ())) else super().tied_to_worker
 
-    def converse(self, request: "ChatRequest", send: "Send") -> "tuple[Sequence[Answer], bool]":
+    def converse(self, request: "ChatRequest", send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
         """Let the model call functions until it answers."""
         from ollama_provider.api.asking import ask, hold
         from ollama_provider.tools import ToolChat
 
         box = self.read_tools()
         if box is None or not box.callable:
-            return super().converse(request, send)
+            return super().converse(request, send, trained)
         talk = ToolChat(request.messages, max_rounds=self.max_rounds)
         replies: list[Answer] = []
         prompt_cut = False
@@ -144,7 +144,7 @@ class OllamaChatOperator(InferenceOperator):
         def say(**changes: Any) -> Any:
             nonlocal prompt_cut
             asked = request.model_copy(update={"messages": talk.messages, **changes})
-            reply, cut = hold(ask(asked, may_cut=self.may_cut), send)
+            reply, cut = hold(ask(asked, may_cut=self.may_cut, trained=trained), send)
             prompt_cut = prompt_cut or cut
             replies.append(reply)
             return reply

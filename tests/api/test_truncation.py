@@ -3,7 +3,7 @@
 import pytest
 
 from ollama_provider.api.schemas import ChatRequest, GenerateReply, GenerateRequest
-from ollama_provider.api.truncation import prompt_was_cut
+from ollama_provider.api.truncation import oversized_context, prompt_was_cut
 
 #: English text of about 12,000 tokens.
 LONG = "The quick brown fox jumps over the lazy dog near the river bank. " * 830
@@ -54,6 +54,27 @@ def test_an_unknown_context_is_no_reason_to_judge():
 def test_the_context_of_the_loaded_model_serves_where_the_request_sets_none():
     """What /api/ps says of the loaded model stands in for options.num_ctx."""
     assert judge(LONG, 2050, context_length=4096)
+
+
+def test_the_smaller_of_the_known_contexts_counts():
+    """A server makes no context larger than the model, whatever the option says: it cuts at the model's, in silence."""
+    assert judge(LONG, 2048, 131_072, context_length=2048)
+    assert judge(LONG, 1026, 131_072, context_length=2048)
+    assert judge(LONG, 2048, 2048, context_length=131_072)
+    assert not judge(LONG, 11_800, 131_072, context_length=16_384)
+    assert not judge("Why is the sky blue?", 26, 131_072, context_length=2048)
+
+
+@pytest.mark.parametrize(
+    ("num_ctx", "trained", "warns"),
+    [(8192, 2048, True), (2048, 2048, False), (1024, 2048, False), (None, 2048, False), (8192, None, False)],
+)
+def test_an_option_larger_than_the_model_is_told(num_ctx, trained, warns):
+    """With both numbers, since one of them has to be changed."""
+    warning = oversized_context(num_ctx, trained)
+
+    assert (warning is not None) is warns
+    assert not warns or ("8192" in warning and "2048" in warning)
 
 
 def test_num_keep_moves_the_mark():

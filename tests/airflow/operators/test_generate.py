@@ -383,7 +383,7 @@ def test_cut_prompt_fails_if_asked_to(run_task, ollama) -> None:
 
     assert (ran.state, ran.tries) == ("failed", 1)
     assert "Shorten the prompt, or raise options.num_ctx" in ran.log
-    assert [seen.path for seen in ollama.stand_in.requests] == ["/api/generate"]
+    assert [seen.path for seen in ollama.stand_in.requests if seen.path != "/api/show"] == ["/api/generate"]
 
 
 @pytest.mark.ollama(version="0.5.7")
@@ -394,6 +394,17 @@ def test_cut_prompt_of_an_old_server(run_task) -> None:
 
     assert ran.state == "success"
     assert ran.usage["prompt_cut"] is True
+
+
+@pytest.mark.ollama(version="0.5.7")
+@pytest.mark.usefixtures("small")
+def test_context_larger_than_the_model(run_task) -> None:
+    """A server makes no context larger than the model: the log says so, and the cut at the model's size is seen."""
+    ran = run_task(LONG.replace("'num_ctx': 64", "'num_ctx': 8192") + ")")
+
+    assert ran.state == "success"
+    assert ran.usage["prompt_cut"] is True
+    assert "options.num_ctx is 8192, and the model was trained for 64" in ran.log
 
 
 @pytest.mark.parametrize("run_task", [False], ids=["blocking"], indirect=True)
