@@ -3,7 +3,9 @@
 On a file system the kernel holds the lock (``flock``), so it ends with the process, also one that was killed. An object
 store has no such thing: there the owner renews a small object, and a newcomer watches it. If it does not change for
 half a minute, its owner is gone and the newcomer takes over; no two clocks are compared. Two newcomers at the same
-moment are told apart by reading back what was written.
+moment are told apart by the store, where it can create an object only if there is none, and by reading back what was
+written. An upload so slow that nobody sees it in time is found when the lease is renewed; until then the two runs write
+parts under different names.
 """
 
 import fcntl
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from ollama_provider.batch.storage import Storage
 
 _LEASE_NAME = "lock.json"
+#: Who only looks whether a lock is taken holds it for a moment, and who takes it writes its note a moment later: a lock
+#: that is held is looked at so often, with so many seconds in between, before it counts as taken.
+_LOOKS, _BETWEEN = 10, 0.05
 
 
 class Lock(Protocol):
@@ -82,24 +87,20 @@ class FileLock:
         self._location = location
         self._handle: int | None = None
 
-    def take(self, pause: Callable[[float], None] = time.sleep) -> None:  # noqa: ARG002  # the kernel knows at once
+    def take(self, pause: Callable[[float], None] = time.sleep) -> None:
         """See `Lock`."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            note = os.pread(handle, 1000, 0)
-            os.close(handle)
-            raise _busy(self._location, note) from None
+            self._hold(handle, fcntl.LOCK_EX, pause)
+            # The note is for people; the file itself stays, since removing it would let two newcomers lock two files.
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_owner()).encode(), 0)
         except BaseException:
             os.close(handle)
             raise
-        # The note is for people; the file itself stays, since removing it would let two newcomers lock two files.
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_owner()).encode(), 0)
         self._handle = handle
 
-    def probe(self, pause: Callable[[float], None] = time.sleep) -> None:  # noqa: ARG002  # the kernel knows at once
+    def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
         """See `Lock`."""
         try:
             handle = os.open(self._path, os.O_RDONLY)
@@ -107,11 +108,20 @@ class FileLock:
             return
         try:
             # Shared, so that two who only look do not see each other.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(self._location, os.pread(handle, 1000, 0)) from None
+            self._hold(handle, fcntl.LOCK_SH, pause)
         finally:
             os.close(handle)
+
+    def _hold(self, handle: int, how: int, pause: Callable[[float], None]) -> None:
+        for look in range(_LOOKS):
+            try:
+                fcntl.flock(handle, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if look < _LOOKS - 1:
+                    pause(_BETWEEN)
+            else:
+                return
+        raise _busy(self._location, os.pread(handle, 1000, 0))
 
     def renew(self) -> None:
         """See `Lock`."""
@@ -119,6 +129,7 @@ class FileLock:
     def release(self) -> None:
         """See `Lock`."""
         if self._handle is not None:
+            os.ftruncate(self._handle, 0)  # nobody shall be told of a run that has ended
             os.close(self._handle)
             self._handle = None
 
@@ -134,18 +145,30 @@ class LeaseLock:
         self._name = name
         self._token = secrets.token_hex(8)
         self._renewed = 0.0
+        #: Seconds until the next look. Short at first: another newcomer's upload may have taken long.
+        self._next = self.lease / 30
         self._beat = 0
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
         """See `Lock`."""
-        self.probe(pause)
-        self._write()
-        pause(self.lease / 100)
+        left_behind = self._watch(pause)
+        began = time.monotonic()
+        if left_behind:
+            self._write()
+        elif not self._storage.create_new(self._name, self._note()):
+            raise _busy(self._storage.location, self._storage.read(self._name))
+        self._renewed = time.monotonic()
+        # As slow as our own upload was another one may be.
+        pause(max(self.lease / 100, 3 * (self._renewed - began)))
         if not self._ours():
             raise _busy(self._storage.location, self._storage.read(self._name))
 
     def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
         """See `Lock`."""
+        self._watch(pause)
+
+    def _watch(self, pause: Callable[[float], None]) -> bool:
+        """Tell whether there is a lease that nobody renews; fail if somebody does."""
         seen = self._storage.read(self._name)
         waited, step = 0.0, self.lease / 10
         while seen is not None and waited < self.lease:
@@ -155,25 +178,29 @@ class LeaseLock:
             if note is not None and note != seen:
                 raise _busy(self._storage.location, note)
             seen = note
+        return seen is not None
 
     def renew(self) -> None:
         """See `Lock`."""
-        if time.monotonic() - self._renewed < self.lease / 3:
+        if time.monotonic() - self._renewed < self._next:
             return
         if not self._ours():
             raise _busy(self._storage.location, self._storage.read(self._name))
         self._write()
+        self._next = min(2 * self._next, self.lease / 3)
 
     def release(self) -> None:
         """See `Lock`."""
         if self._ours():
             self._storage.delete(self._name)
 
-    def _write(self) -> None:
+    def _note(self) -> bytes:
         self._beat += 1
-        note = {**_owner(), "token": self._token, "beat": self._beat}
+        return json.dumps({**_owner(), "token": self._token, "beat": self._beat}).encode()
+
+    def _write(self) -> None:
         with self._storage.create(self._name) as file:
-            file.write(json.dumps(note).encode())
+            file.write(self._note())
         self._renewed = time.monotonic()
 
     def _ours(self) -> bool:

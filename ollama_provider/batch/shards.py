@@ -6,6 +6,7 @@ rows are asked once. All that a shard writes bears its name: ``parts/*.0of4.json
 reused and nothing asked.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from ollama_provider.batch.storage import Storage
 
 _FOLDER = "shards"
 _LOCK = ".lock"
-_BATCH = ".batch.json"
+#: What shards write; other files in the folder are left alone.
+_NAME = re.compile(rf"{_FOLDER}/\d+of\d+\.(lock|batch\.json|summary\.json|progress\.json)")
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,11 @@ class RunLock:
         self._lock.take(pause)
         if self._shard is not None:
             self._storage.lock().probe(pause)
+            self._storage.remove_unfinished(self._shard.name)
             return
-        for name in self._storage.names(_FOLDER):
-            if name.endswith(_LOCK):
-                self._storage.lock(name).probe(pause)
+        for name in _files(self._storage, "lock"):
+            self._storage.lock(name).probe(pause)
+        self._storage.remove_unfinished()
 
     def renew(self) -> None:
         """Show that we are alive."""
@@ -113,14 +116,19 @@ class RunLock:
 
 def batch_files(storage: Storage) -> list[str]:
     """Return the names of what the shards' runs wrote down of themselves."""
-    return [name for name in storage.names(_FOLDER) if name.endswith(_BATCH)]
+    return _files(storage, "batch.json")
+
+
+def _files(storage: Storage, *kinds: str) -> list[str]:
+    return [
+        name for name in storage.names(_FOLDER) if (match := _NAME.fullmatch(name)) is not None and match[1] in kinds
+    ]
 
 
 def forget(storage: Storage) -> None:
     """Remove what the shards wrote down of themselves, once they are merged: the next ones may be others."""
-    for name in storage.names(_FOLDER):
-        if not name.endswith(_LOCK):
-            storage.delete(name)
+    for name in _files(storage, "batch.json", "summary.json", "progress.json"):
+        storage.delete(name)
 
 
 def check_same(mine: dict[str, Any], other: dict[str, Any], name: str, location: str) -> None:

@@ -3,11 +3,12 @@
 A file appears whole or not at all. Locally it is written beside its place, forced to the disk and renamed; in an object
 store it is made in a local temporary file and uploaded, since an upload becomes visible when it is complete.
 
-Everything that changes anything goes through the five methods of `Disk`: a test that dies at the k-th of them has died
+Everything that changes anything goes through the six methods of `Disk`: a test that dies at the k-th of them has died
 at every point where a crash can happen.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -55,6 +56,23 @@ class Disk:
                 raise
             remote.close()
 
+    def create(self, target: Any, data: bytes) -> bool:
+        """Make a small object if there is none; return False if there is one.
+
+        S3 (``If-None-Match``), Google Cloud Storage (generation 0) and Azure do this in one step where their fsspec
+        library is of 2025 or later; elsewhere it is a look and then a write.
+        """
+        try:
+            target.fs.pipe_file(target.path, data, mode="create")
+        except FileExistsError:
+            return False
+        except (AttributeError, TypeError, NotImplementedError, OSError):  # the store, or its library, does not know it
+            if target.exists():
+                return False
+            with target.open("wb") as remote:
+                remote.write(data)
+        return True
+
     def delete(self, target: Any) -> None:
         """Remove a file or object; one that is not there is no error."""
         with contextlib.suppress(FileNotFoundError):
@@ -88,8 +106,18 @@ class Storage(Protocol):
     def create(self, name: str) -> contextlib.AbstractContextManager[Writing]:
         """Make a file that replaces an older one when the block ends well; after an exception nothing has changed."""
 
+    def create_new(self, name: str, data: bytes) -> bool:
+        """Make a small file if there is none of that name; return False if there is one."""
+
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
+
+    def remove_unfinished(self, shard: str | None = None) -> None:
+        """Remove what processes left that were killed while they wrote. Call it with the lock taken.
+
+        Args:
+            shard: only what this shard has left, such as ``2of4``; None for all.
+        """
 
     def local(self, name: str) -> Path:
         """Return a local file with the content of *name*, which never changes once it is there."""
@@ -99,6 +127,12 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Remove what was kept for a while."""
+
+
+#: Of a batch's directory.
+_FOLDERS = ("parts", "shards", "rows", "written")
+#: A folder on this machine with what a run keeps of an object store, and the lock in it that its process holds.
+_KEPT, _ALIVE = "ollama-batch-", ".lock"
 
 
 def write(storage: Storage, name: str, data: bytes) -> None:
@@ -170,8 +204,8 @@ class LocalStorage:
 
     def names(self, folder: str) -> list[str]:
         """See `Storage`."""
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(f"{folder}/{entry.name}" for entry in os.scandir(self._root / folder) if entry.name[0] != ".")
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+            return sorted(f"{folder}/{each.name}" for each in entries if each.name[0] != "." and each.is_file())
         return []
 
     def read(self, name: str) -> bytes | None:
@@ -185,7 +219,6 @@ class LocalStorage:
     def create(self, name: str) -> Iterator[Writing]:
         """See `Storage`."""
         target = self._root / name
-        # The same name at every try, so that what a kill left behind is written over and does not pile up.
         beside = target.with_name(f".{target.name}.tmp")
         target.parent.mkdir(exist_ok=True)
         try:
@@ -198,9 +231,23 @@ class LocalStorage:
                 self._disk.delete(beside)
             raise
 
+    def create_new(self, name: str, data: bytes) -> bool:
+        """See `Storage`."""
+        if (self._root / name).exists():
+            return False
+        write(self, name, data)
+        return True
+
     def delete(self, name: str) -> None:
         """See `Storage`."""
         self._disk.delete(self._root / name)
+
+    def remove_unfinished(self, shard: str | None = None) -> None:
+        """See `Storage`."""
+        for folder in ("", *_FOLDERS):
+            for path in (self._root / folder).glob(".*.tmp"):
+                if shard is None or f".{shard}." in path.name:
+                    self._disk.delete(path)
 
     def local(self, name: str) -> Path:
         """See `Storage`."""
@@ -223,7 +270,12 @@ class ObjectStorage:
         self._root = root
         self._disk = disk
         self.location = str(root)
-        self._kept = tempfile.TemporaryDirectory(prefix="ollama-batch-")
+        self._kept = tempfile.TemporaryDirectory(prefix=_KEPT)
+        # The kernel gives the lock back when the process ends, however it ends: then the folder can be removed.
+        lock = Path(self._kept.name, "lock")
+        self._alive = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
+        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        lock.rename(lock.with_name(_ALIVE))
 
     def names(self, folder: str) -> list[str]:
         """See `Storage`."""
@@ -251,9 +303,24 @@ class ObjectStorage:
         if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
             beside.unlink()
 
+    def create_new(self, name: str, data: bytes) -> bool:
+        """See `Storage`."""
+        return self._disk.create(self._root / name, data)
+
     def delete(self, name: str) -> None:
         """See `Storage`."""
         self._disk.delete(self._root / name)
+
+    def remove_unfinished(self, shard: str | None = None) -> None:  # noqa: ARG002  # a store keeps no half object
+        """See `Storage`; here it is what killed processes kept on this machine."""
+        for lock in Path(tempfile.gettempdir()).glob(f"{_KEPT}*/{_ALIVE}"):
+            with contextlib.suppress(OSError):  # another's, or gone by now
+                handle = os.open(lock, os.O_WRONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.parent)
+                finally:
+                    os.close(handle)
 
     def local(self, name: str) -> Path:
         """See `Storage`."""
@@ -272,4 +339,5 @@ class ObjectStorage:
 
     def close(self) -> None:
         """See `Storage`."""
+        os.close(self._alive)
         self._kept.cleanup()

@@ -56,6 +56,10 @@ class DyingDisk(Disk):
     def upload(self, source, target):
         self._live(super().upload, source, target)
 
+    def create(self, target, data):
+        self._live(super().create, target, data)
+        return True
+
     def delete(self, target):
         self._live(super().delete, target)
 

@@ -1,11 +1,13 @@
 """Files that appear whole or not at all, and one run at a time."""
 
 import errno
+import fcntl
 import json
 import os
 import threading
 import time
 from importlib import import_module
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -182,6 +184,177 @@ def test_a_run_keeps_its_lease_while_nothing_is_sealed(batch, tmp_path, ollama, 
     helper.join()
     slow.open()
     assert batch.asked == []
+
+
+def test_who_only_looks_does_not_keep_others_out(tmp_path):
+    """A lock that is held for a moment is no run at work; and the note of a run before names nobody."""
+    storage = open_storage(tmp_path)
+    before, lock = storage.lock(), storage.lock()
+    before.take()
+    before.release()
+    held = [os.open(tmp_path / ".lock", os.O_RDONLY)]
+    fcntl.flock(held[0], fcntl.LOCK_SH)
+
+    lock.take(lambda _: os.close(held.pop()) if held else None)
+
+    waits = []
+    with pytest.raises(DirectoryBusyError, match=f"process {os.getpid()} on "):
+        storage.lock().probe(waits.append)
+    assert waits
+    lock.release()
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+class SlowStore(Disk):
+    """An object store whose uploads take their time; while one is under way, something else happens."""
+
+    def __init__(self, meanwhile):
+        self.meanwhile = meanwhile
+
+    def create(self, target, data):
+        self.meanwhile()
+        return super().create(target, data)
+
+    def upload(self, source, target):
+        self.meanwhile()
+        super().upload(source, target)
+
+
+def test_of_two_first_leases_the_store_takes_one(tmp_path, monkeypatch):
+    """However slow the upload of the other: the second object is not created."""
+    monkeypatch.setattr(LeaseLock, "lease", 0.05)
+    root = UPath(f"memory://{tmp_path.name}/out")
+    quick = open_storage(root).lock()
+    slow = open_storage(root, SlowStore(lambda: quick.take(lambda _: None))).lock()
+
+    with pytest.raises(DirectoryBusyError, match=f"process {os.getpid()} on "):
+        slow.take()
+    assert quick._ours()
+
+
+def test_a_store_that_cannot_create_an_object_alone_is_written_all_the_same(tmp_path, monkeypatch):
+    """An older library of the store refuses the word, and there is still one lease at a time."""
+    monkeypatch.setattr(LeaseLock, "lease", 0.05)
+
+    def pipe_file(self, path, value):
+        raise AssertionError
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    root = UPath(f"memory://{tmp_path.name}/out")
+    first, second = open_storage(root).lock(), open_storage(root).lock()
+    first.take()
+
+    assert first._ours()
+    assert not open_storage(root).create_new("lock.json", b"{}")
+    with pytest.raises(DirectoryBusyError):
+        second.take(lambda _: first._write())
+
+
+def test_a_lease_that_was_lost_to_a_slow_upload_is_noticed_soon(tmp_path, monkeypatch):
+    """Who took a dead run's lease looks again after a second, not only after ten."""
+    monkeypatch.setattr(LeaseLock, "lease", 30.0)
+    root = UPath(f"memory://{tmp_path.name}/out")
+    dead, first, slow = (open_storage(root).lock() for _ in range(3))
+    dead.take(lambda _: None)
+    first.take(lambda _: None)
+    slow._write()
+    first._renewed -= 1.1
+
+    with pytest.raises(DirectoryBusyError):
+        first.renew()
+
+
+@pytest.mark.parametrize("shard", [None, (0, 2)])
+def test_what_killed_writes_left_behind_is_removed(batch, tmp_path, shard):
+    """By the next run, and not what another shard is writing at this moment."""
+    out = batch.directory
+    for folder in ("parts", "shards", "rows", "written"):
+        (out / folder).mkdir(parents=True)
+    mine = [out / "parts" / ".0001-0001-000001-0123abcd.0of2.jsonl.tmp", out / "shards" / ".0of2.batch.json.tmp"]
+    others = [
+        out / ".results.jsonl.tmp",
+        out / "parts" / ".0001-0001-000009.jsonl.tmp",
+        out / "parts" / ".0001-0001-000001-0123abcd.1of2.jsonl.tmp",
+        out / "rows" / ".0123456789abcdef.jsonl.tmp",
+        out / "written" / ".00000001-0123abcd.tmp",
+    ]
+    for path in (*mine, *others):
+        path.write_bytes(b"half")
+
+    batch.run(["a", "b"], shard=shard)
+
+    assert [path for path in mine if path.exists()] == []
+    assert [path for path in others if path.exists()] == ([] if shard is None else others)
+
+
+def test_what_a_killed_run_kept_of_an_object_store_is_removed(tmp_path, monkeypatch):
+    """Also from this machine, and not what a living one keeps."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = UPath(f"memory://{tmp_path.name}/out")
+    killed, alive = open_storage(root), open_storage(root)
+    os.close(killed._alive)  # as the kernel does it
+    (tmp_path / "ollama-batch-of-somebody-else").mkdir()
+
+    open_storage(root).remove_unfinished()
+
+    assert not Path(killed._kept.name).exists()
+    assert Path(alive._kept.name).exists()
+    assert (tmp_path / "ollama-batch-of-somebody-else").exists()
+
+
+GOOD = {"format": 2, "round": 1, "mode": "all", "num_ctx": None, "settings": {}, "common": None, "provenance": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nothing",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        *(
+            json.dumps(GOOD | wrong).encode()
+            for wrong in (
+                {"format": "2"},
+                {"format": None},
+                {"round": "1"},
+                {"round": 0},
+                {"round": 1.5},
+                {"round": [1]},
+                {"mode": "some"},
+                {"mode": ["all"]},
+                {"num_ctx": "4096"},
+                {"num_ctx": True},
+                {"settings": [1]},
+                {"common": "x"},
+                {"provenance": {"model": 1}},
+                {"provenance": []},
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["all", "merge"])
+def test_a_damaged_note_is_refused_in_words(batch, content, mode):
+    """It says which file and what is wrong, and what to do."""
+    batch.run(["a"])
+    (batch.directory / "batch.json").write_bytes(content)
+
+    with pytest.raises(StorageError, match=r"batch.json is damaged \(.+\)\. The parts beside it are good: remove it"):
+        batch.run(["a"], mode=mode)
+    (batch.directory / "batch.json").unlink()
+    assert batch.run(["a"]).complete
+    assert len(batch.asked) == 1
+
+
+def test_a_directory_of_a_later_version_is_refused(batch):
+    """Whatever else its note says."""
+    batch.run(["a"])
+    (batch.directory / "batch.json").write_text('{"format": 99, "round": "of another kind"}')
+
+    with pytest.raises(StorageError, match="later version"):
+        batch.run(["a"])
 
 
 class FullDisk(Disk):
