@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.choice import Choice, choose
 from ollama_provider.batch.group import Group
 from ollama_provider.batch.intake import Intake, Prepared
@@ -114,7 +115,10 @@ class Feed:
         answer = line and found.judge.revalidate(row.key.hex(), line)
         if not answer:
             return False
-        self._run.sealing.add(number, *answer)
+        try:
+            self._run.sealing.add(number, *answer)
+        except RejectedReplyError:
+            return False
         return True
 
 

@@ -18,12 +18,17 @@ Three promises, each with a test of its name:
 The files::
 
     batch.json               identity and settings, written first
-    parts/0001-0002-000003.jsonl    outcomes as they came: round, try within the round, number
+    parts/0001-0002-000003-5f0c9a1e.jsonl    outcomes as they came: round, try within the round, number, run
     results.jsonl, failed.jsonl     all rows, and the failed ones, in the order of the input
     summary.json             written last: its presence says complete
     progress.json            where a running batch stands
 
 A *round* is one pass over the input, over as many tries as it takes. It ends when a run comes to its own end.
+
+A part's name ends with a token of the run that wrote it, so two runs that both believe that the directory is theirs
+cannot overwrite each other's parts. Each line of such a part ends with a CRC-32 of what stands before it: a line that a
+disk or a copy has changed is found, counted and asked again. Parts without a token were made by an earlier version,
+which wrote no checksum: their lines are parsed instead.
 """
 
 import binascii
@@ -33,9 +38,17 @@ import logging
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from enum import IntEnum
-from typing import Any
+from math import isfinite
+from secrets import token_hex
+from typing import Any, NamedTuple
+from zlib import crc32
 
+from pydantic_core import from_json
+
+from ollama_provider.api.errors import RejectedReplyError
+from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.index import KEY_BYTES, Index
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.storage import Storage
@@ -51,8 +64,14 @@ _KEY = slice(len(_HEAD), len(_HEAD) + 2 * KEY_BYTES)
 AFTER_KEY = _KEY.stop + 1
 _GOOD = slice(AFTER_KEY, AFTER_KEY + 15)
 _IS_GOOD = b',"status":"ok",'
+#: An outcome that was good, and that the results could not hold: it takes the place of the good one.
+_IS_REFUSED = b',"status":"failed","refused":true,'
 # Behind the status, where there is a schema.
-_REQUEST = re.compile(rb',"status":"[a-z]+","request":"([0-9a-f]{32})"')
+_REQUEST = re.compile(rb',"status":"[a-z]+"(?:,"refused":true)?,"request":"([0-9a-f]{32})"')
+# Every line of a part with a token ends with this: the CRC-32 of all that stands before it.
+_CHECK = b',"crc32":"%08x"}\n'
+_TAIL = len(_CHECK % 0)
+_PART_NAME = re.compile(r"parts/(\d+)-(\d+)-(\d+)(?:-([0-9a-f]{8}))?(?:\.(\d+of\d+))?\.jsonl")
 
 
 class State(IntEnum):
@@ -72,6 +91,40 @@ class State(IntEnum):
 
 #: Ten times as fast as State(…), and asked for each row.
 _STATES = tuple(State)
+
+
+class Part(NamedTuple):
+    """What the name of a part says. Parts sort in the order in which they were made."""
+
+    round: int
+    of_try: int
+    number: int
+    #: Of the run that made it; empty for parts of earlier versions, whose lines have no checksum.
+    token: str
+    #: Such as ``2of4``; empty for a whole batch.
+    shard: str
+
+    @property
+    def name(self) -> str:
+        """The file's name in the directory."""
+        token, shard = self.token and f"-{self.token}", self.shard and f".{self.shard}"
+        return f"parts/{self.round:04d}-{self.of_try:04d}-{self.number:06d}{token}{shard}.jsonl"
+
+
+def parts_of(storage: Storage) -> list[Part]:
+    """Return the parts of a directory, in order; files that are no parts (``.DS_Store``, a copy) are left alone."""
+    found = []
+    for name in storage.names("parts"):
+        if (match := _PART_NAME.fullmatch(name)) and (part := _part(match)).name == name:
+            found.append(part)
+        else:
+            logger.info("%s/%s is no part of the batch and is left alone.", storage.location, name)
+    return sorted(found)
+
+
+def _part(match: re.Match[str]) -> Part:
+    round_number, of_try, number, token, shard = match.groups("")
+    return Part(int(round_number), int(of_try), int(number), token, shard)
 
 
 class Keys:
@@ -126,56 +179,46 @@ class Journal:
         self, storage: Storage, round_number: int, *, shard: str | None = None, keep_replies: bool = False
     ) -> None:
         self._storage = storage
-        self._round = round_number
-        self._suffix = f".{shard}.jsonl" if shard else ".jsonl"
         self._index = Index()
         self._replies = Index() if keep_replies else None
-        self._parts = storage.names("parts")
-        tries = [self._numbers(name)[:2] for name in self._parts]
-        self._try = 1 + max((number for of_round, number in tries if of_round == round_number), default=0)
-        self._made = 0
+        self._parts = parts_of(storage)
+        of_try = 1 + max((part.of_try for part in self._parts if part.round == round_number), default=0)
+        self._current = Part(round_number, of_try, 0, token_hex(4), shard or "")
         self._lines: list[bytes] = []
-        self._current = ""
         self._waiting: deque[tuple[str, list[bytes]]] = deque()
         # One is written by the thread that adds, the other by the one that seals.
         self._added = self._sealed = 0
-        for part in range(len(self._parts)):
-            self._scan(part)
+        for number in range(len(self._parts)):
+            self._scan(number)
         self._begin_part()
 
-    @staticmethod
-    def _numbers(name: str) -> tuple[int, int, str]:
-        round_number, try_number, rest = name.removeprefix("parts/").split("-")
-        return int(round_number), int(try_number), rest[rest.index(".") :]
-
     def _begin_part(self) -> None:
-        self._made += 1
-        self._current = f"parts/{self._round:04d}-{self._try:04d}-{self._made:06d}{self._suffix}"
+        self._current = self._current._replace(number=self._current.number + 1)
         self._parts.append(self._current)
         self._lines = []
         self._offset = 0
 
-    def _scan(self, part: int) -> None:
-        name = self._parts[part]
-        of_round, _, suffix = self._numbers(name)
+    def _scan(self, part_number: int) -> None:
+        part = self._parts[part_number]
         # Another shard's round is not this one's.
-        mine = of_round == self._round and suffix == self._suffix
+        mine = (part.round, part.shard) == (self._current.round, self._current.shard)
         failed = State.FAILED if mine else State.FAILED_BEFORE
-        index, replies, unhexlify = self._index, self._replies, binascii.unhexlify
-        place, damaged = part << 40, 0
-        with self._storage.local(name).open("rb") as lines:
+        index, replies, unhexlify, has_checksum = self._index, self._replies, binascii.unhexlify, bool(part.token)
+        place, damaged = part_number << 40, 0
+        with self._storage.local(part.name).open("rb") as lines:
             for line in lines:
                 try:
                     key = unhexlify(line[_KEY])
+                    good = line[-_TAIL:] == _CHECK % crc32(line[:-_TAIL]) if has_checksum else _is_outcome(line)
                 except ValueError:
-                    key = b""
-                if len(key) != KEY_BYTES or line[-2:] != b"}\n" or line[: _KEY.start] != _HEAD:
+                    good = False
+                if not good or len(key) != KEY_BYTES or line[-2:] != b"}\n" or line[: _KEY.start] != _HEAD:
                     damaged += 1
                 else:
                     number = index.number(key)
                     if line[_GOOD] == _IS_GOOD:
                         index[number] = place << 3 | State.OK
-                    elif index[number] & 7 != State.OK:
+                    elif index[number] & 7 != State.OK or line.startswith(_IS_REFUSED, AFTER_KEY):
                         index[number] = place << 3 | failed
                     if replies is not None and (found := _REQUEST.match(line, AFTER_KEY)):
                         replies[replies.number(unhexlify(found[1]))] = place + 1
@@ -183,7 +226,7 @@ class Journal:
         if damaged:
             logger.warning(
                 "%d damaged lines in %s of %s are left out; their rows are asked again.",
-                damaged, name, self._storage.location,
+                damaged, part.name, self._storage.location,
             )  # fmt: skip
 
     def find(self, key: bytes) -> tuple[int, State]:
@@ -206,11 +249,33 @@ class Journal:
         place = self._replies[self._replies.number(request_key)]
         if not place:
             return None
-        part, offset = divmod(place - 1, 1 << 40)
-        with self._storage.local(self._parts[part]).open("rb") as lines:
+        number, offset = divmod(place - 1, 1 << 40)
+        part = self._parts[number]
+        with self._storage.local(part.name).open("rb") as lines:
             lines.seek(offset)
-            line: dict[str, Any] = json.loads(lines.readline())
-        return line if line.get("reply") is not None else None
+            line: dict[str, Any] = json.loads(self.outcome(number, lines.readline()))
+        return line if line.get("reply") is not None and "refused" not in line else None
+
+    def outcome(self, number: int, line: bytes) -> bytes:
+        """Return a line of a part without its checksum.
+
+        Args:
+            number: of the part, from `place`.
+            line: as it stands there.
+
+        Raises:
+            StorageError: it was changed since it was read or written.
+        """
+        part = self._parts[number]
+        if not part.token:
+            return line
+        text = line[:-_TAIL]
+        if line[-_TAIL:] != _CHECK % crc32(text):
+            raise StorageError(
+                f"{self._storage.location}/{part.name} was damaged during the run. Start again: what is damaged is "
+                "asked again, and nothing else."
+            )
+        return text + b"}\n"
 
     def add(self, number: int, outcome: Outcome, shared: str) -> None:
         """Take an outcome; it is safe when its part is sealed.
@@ -219,10 +284,24 @@ class Journal:
             number: from `find`.
             outcome: of that key.
             shared: fields that all rows of the run have in common, as JSON without braces.
+
+        Raises:
+            RejectedReplyError: see `encode`; nothing has changed then.
         """
-        line = encode(outcome, shared)
-        good = State.OK if outcome.status == "ok" else State.FAILED
-        self._index[number] = ((len(self._parts) - 1) << 40 | self._offset) << 3 | good
+        self._append(number, encode(outcome, shared), State.OK if outcome.status == "ok" else State.FAILED)
+
+    def refuse(self, number: int, line: bytes) -> None:
+        """Note that the results cannot hold a good outcome, so that the next run asks again.
+
+        Args:
+            number: of the outcome.
+            line: the outcome as a failed one, as it stands in the results.
+        """
+        head, _, rest = line.removesuffix(b"}\n").partition(b',"status":"failed",')
+        self._append(number, _with_checksum(head + _IS_REFUSED + rest), State.FAILED)
+
+    def _append(self, number: int, line: bytes, state: State) -> None:
+        self._index[number] = ((len(self._parts) - 1) << 40 | self._offset) << 3 | state
         self._lines.append(line)
         self._offset += len(line)
         self._added += len(line)
@@ -230,7 +309,7 @@ class Journal:
     def cut_off(self) -> bool:
         """Make what came since the last call a part that waits to be sealed; tell whether any part waits."""
         if self._lines:
-            self._waiting.append((self._current, self._lines))
+            self._waiting.append((self._current.name, self._lines))
             self._begin_part()
         return bool(self._waiting)
 
@@ -247,6 +326,20 @@ class Journal:
                 file.write(data)
             self._waiting.popleft()
             self._sealed += len(data)
+
+    def restamp(self, shared: str, instead: str) -> None:
+        """Put the outcomes of the parts that wait down to something else; those with other shared fields stay.
+
+        Args:
+            shared: as it was given to `add`.
+            instead: the same fields, in no more characters: the lines keep their length, and so their places.
+        """
+        old, new = f",{shared}".encode("ascii"), f",{instead:<{len(shared)}}".encode("ascii")
+        for _, lines in self._waiting:
+            for number, line in enumerate(lines):
+                text = line[:-_TAIL]
+                if text.endswith(old):
+                    lines[number] = _with_checksum(text.removesuffix(old) + new)
 
     @property
     def unsealed(self) -> int:
@@ -265,33 +358,94 @@ class Journal:
 
     def part(self, part: int) -> str:
         """Return the name of a part."""
-        return self._parts[part]
+        return self._parts[part].name
 
 
 def encode(outcome: Outcome, shared: str) -> bytes:
-    """Return the line of an outcome, ASCII only, so that every tool agrees where it ends."""
-    fields: dict[str, Any] = {} if outcome.request is None else {"request": outcome.request}
-    fields["output"] = outcome.output
-    fields["error"] = outcome.error
+    """Return the line of an outcome: strict JSON, ASCII only, so that every tool agrees where it ends.
+
+    A failed outcome can always be written: what JSON cannot say of it is replaced.
+
+    Raises:
+        RejectedReplyError: a good outcome holds what strict JSON or UTF-8 cannot say (a number that overflowed, half a
+            surrogate pair), or lists that are nested too deeply for those who read it.
+    """
+    try:
+        return _line(outcome, shared)
+    except (ValueError, TypeError, RecursionError):
+        if outcome.status == "ok":
+            raise RejectedReplyError(
+                "the answer cannot be written as JSON: it has a number that is too large, half a surrogate pair, or "
+                "is nested too deeply"
+            ) from None
+        return _line(_sayable(outcome), shared)
+
+
+def _sayable(outcome: Outcome) -> Outcome:
+    """Return a failed outcome with all that JSON cannot say replaced by what it can."""
+    plain = {field.name: _plain(getattr(outcome, field.name)) for field in fields(outcome) if field.name != "output"}
+    return replace(outcome, output=None, **plain)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case str():
+            return well_formed(value)
+        case float():
+            return value if isfinite(value) else None
+        case dict():
+            return {name: _plain(inner) for name, inner in value.items()}
+        case tuple() | bool() | None:
+            return value
+        case int():
+            return value if abs(value) < 1 << 63 else None
+    return None
+
+
+def well_formed(text: str) -> str:
+    r"""Return a text that UTF-8 can say: half a surrogate pair becomes its escape, such as ``\ud83d``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_outcome(line: bytes) -> bool:
+    """Tell whether a line of a part without checksums is whole, as far as that can be seen."""
+    found = from_json(line, allow_inf_nan=False)
+    return isinstance(found, dict) and found.keys() >= {"key", "status", "output", "error"}
+
+
+def _with_checksum(text: bytes) -> bytes:
+    return text + _CHECK % crc32(text)
+
+
+def _line(outcome: Outcome, shared: str) -> bytes:
+    found: dict[str, Any] = {}
+    if outcome.request is not None:
+        found["request"] = outcome.request
+    found["output"] = outcome.output
+    found["error"] = outcome.error
     if outcome.spans:
-        fields["spans"] = outcome.spans
+        found["spans"] = outcome.spans
     if outcome.reply is not None:
-        fields["reply"] = outcome.reply
+        found["reply"] = outcome.reply
     if outcome.thinking is not None:
-        fields["thinking"] = outcome.thinking
-    fields["prompt_tokens"] = outcome.prompt_tokens
-    fields["tokens"] = outcome.tokens
-    fields["seconds"] = outcome.seconds
-    fields["tokens_per_second"] = outcome.tokens_per_second
-    fields["attempts"] = outcome.attempts
-    fields["done_reason"] = outcome.done_reason
-    fields["prompt_cut"] = outcome.prompt_cut
-    fields["answer_cut"] = outcome.answer_cut
+        found["thinking"] = outcome.thinking
+    found["prompt_tokens"] = outcome.prompt_tokens
+    found["tokens"] = outcome.tokens
+    found["seconds"] = outcome.seconds
+    found["tokens_per_second"] = outcome.tokens_per_second
+    found["attempts"] = outcome.attempts
+    found["done_reason"] = outcome.done_reason
+    found["prompt_cut"] = outcome.prompt_cut
+    found["answer_cut"] = outcome.answer_cut
     if outcome.rungs:
-        fields["rungs"] = outcome.rungs
-    return f'{{"key":"{outcome.key}","status":"{outcome.status}",{_ENCODE(fields)[1:-1]},{shared}}}\n'.encode("ascii")
+        found["rungs"] = outcome.rungs
+    text = f'{{"key":"{outcome.key}","status":"{outcome.status}",{_ENCODE(found)[1:-1]},{shared}'
+    line = _with_checksum(text.encode("ascii"))
+    # It takes a microsecond to be sure that what is written can be read again, by others too.
+    from_json(line, allow_inf_nan=False)
+    return line
 
 
-def shared_fields(fields: Mapping[str, Any]) -> str:
+def shared_fields(given: Mapping[str, Any]) -> str:
     """Return fields as JSON without braces, made once and put at the end of each line."""
-    return _ENCODE(dict(fields))[1:-1]
+    return _ENCODE({name: _plain(value) for name, value in given.items()})[1:-1]

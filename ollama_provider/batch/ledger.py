@@ -4,6 +4,7 @@ Of each row of the table: whose result it has. A crash between the table's commi
 next run write those rows once more, which an upsert makes harmless; the other way round cannot happen.
 """
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from secrets import token_hex
@@ -18,6 +19,7 @@ _FOLDER = "written"
 #: Which row of the table, and what it has.
 _NOTE = Struct(f"<{KEY_BYTES}sQ")
 _NEW = 1
+_NAME = re.compile(rf"{_FOLDER}/(\d+)-[0-9a-f]{{8}}")
 
 
 class Ledger:
@@ -33,11 +35,13 @@ class Ledger:
         self._seed = blake2b(canonical(table).encode(), digest_size=KEY_BYTES)
         self._index = Index()
         self._notes: list[bytes] = []
-        names = storage.names(_FOLDER)
-        # Shards that write at the same time take the same numbers, and no row in common.
-        self._next = 1 + max((int(name.rpartition("/")[2].partition("-")[0]) for name in names), default=0)
-        for name in names:
-            for place, content in _NOTE.iter_unpack(storage.read(name) or b""):
+        files = sorted((int(match[1]), name) for name in storage.names(_FOLDER) if (match := _NAME.fullmatch(name)))
+        # Two runs that write at the same time take the same numbers, and no row in common.
+        self._next = 1 + max((number for number, _ in files), default=0)
+        for _, name in files:
+            notes = storage.read(name) or b""
+            # A note that is damaged stands for nothing: its row is written once more, which does no harm.
+            for place, content in _NOTE.iter_unpack(notes[: len(notes) // _NOTE.size * _NOTE.size]):
                 self._index[self._index.number(place)] = content
 
     def place(self, identity: Any) -> bytes:

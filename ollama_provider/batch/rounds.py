@@ -2,16 +2,20 @@
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ollama_provider.batch import shards
 from ollama_provider.batch.choice import Mode
 from ollama_provider.batch.errors import InputError, StorageError
+from ollama_provider.batch.journal import parts_of
 from ollama_provider.batch.records import Provenance
 from ollama_provider.batch.shards import Names
 from ollama_provider.batch.storage import Storage, write
 
-_FORMAT = 1
+#: 2: parts have a token in their names, and their lines a checksum. Earlier ones are read as well.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,19 @@ class Round:
         return replace(self, number=self.number + 1)
 
 
+class _Format(BaseModel):
+    format: int
+
+
+class _Saved(_Format):
+    round: Annotated[int, Field(ge=1)]
+    mode: Mode
+    num_ctx: int | None
+    settings: dict[str, Any] | None
+    common: dict[str, Any] | None = None
+    provenance: Provenance | None = None
+
+
 def current_round(storage: Storage, mode: Mode, names: Names) -> Round:
     """Return the round that a run with *mode* belongs to: the open one, or a new one.
 
@@ -46,14 +63,14 @@ def current_round(storage: Storage, mode: Mode, names: Names) -> Round:
         StorageError: ``batch.json`` was made by a later version of this package.
     """
     last = read(storage, names.batch)
+    latest = max((part.round for part in parts_of(storage)), default=0)
     if last is None:
         # Shards forget where they stood when they are merged; what failed in their parts is asked again all the same.
-        rounds = [int(name.removeprefix("parts/").partition("-")[0]) for name in storage.names("parts")]
-        return Round(1 + max(rounds, default=0), mode)
+        return Round(1 + latest, mode)
     ended = storage.read(names.summary) is not None
     # A repair is a round of its own: what failed in the open round is what it is to ask.
     if mode == "merge":  # of whatever was asked
-        return last
+        return replace(last, number=max(last.number, latest))
     if ended or (mode == "failed_only" and last.mode != mode):
         last = last.next()
     return replace(last, mode=mode)
@@ -69,21 +86,19 @@ def read(storage: Storage, name: str) -> Round | None:
     if content is None:
         return None
     try:
-        saved = json.loads(content)
-        if saved["format"] > _FORMAT:
+        if _Format.model_validate_json(content).format > _FORMAT:
             raise StorageError(
                 f"{storage.location}/{name} was made by a later version of airflow-provider-ollama. Update it here."
             )
-        return Round(
-            saved["round"],
-            saved["mode"],
-            saved["num_ctx"],
-            saved["settings"],
-            saved.get("common"),
-            saved.get("provenance"),
-        )
-    except (ValueError, KeyError, TypeError):
-        raise StorageError(f"{storage.location}/{name} is damaged. The parts beside it are good: remove it.") from None
+        saved = _Saved.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"])) or "at the top"
+        raise StorageError(
+            f"{storage.location}/{name} is damaged ({place}: {fault['msg']}). The parts beside it are good: remove it."
+        ) from None
+    provenance = None if saved.provenance is None else vars(saved.provenance)
+    return Round(saved.round, saved.mode, saved.num_ctx, saved.settings, saved.common, provenance)
 
 
 def merged_provenance(storage: Storage, whole: Round, common: dict[str, Any]) -> Provenance:
@@ -101,7 +116,7 @@ def merged_provenance(storage: Storage, whole: Round, common: dict[str, Any]) ->
     for name in shards.batch_files(storage):
         shard = read(storage, name)
         if shard is not None and shard.common is not None:
-            shards.check_same(common | {"shards": shard.common["shards"]}, shard.common, name, storage.location)
+            shards.check_same(common | {"shards": shard.common.get("shards")}, shard.common, name, storage.location)
             found = shard.provenance or found
     found = found or whole.provenance
     if found is None:

@@ -15,7 +15,9 @@ from math import isfinite
 from types import MappingProxyType
 from typing import IO, Any, BinaryIO, Protocol
 
-from ollama_provider.batch.journal import AFTER_KEY, Journal
+from pydantic_core import from_json
+
+from ollama_provider.batch.journal import AFTER_KEY, Journal, well_formed
 from ollama_provider.batch.storage import Storage, Writing
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"
@@ -27,19 +29,33 @@ _MISSING = 2**32 - 1
 
 
 def as_json(value: Any) -> bytes:
-    """Return the value of an id column as JSON: dates in ISO 8601, decimals as text, bytes in hex, NaN as null."""
+    r"""Return the value of an id column as strict JSON.
+
+    Dates become ISO 8601, decimals text, bytes hex digits, NaN null; half a surrogate pair becomes its escape, such as
+    ``\ud83d``; what JSON cannot say at all becomes the text that Python writes for it.
+    """
     if isinstance(value, float) and not isfinite(value):
         return b"null"
     try:
-        return _ENCODE(value).encode()
-    except (TypeError, ValueError):  # NaN or odd keys somewhere inside
-        return json.dumps(repr(value)).encode()
+        found = _ENCODE(value)
+        if found[0] in "[{" or "\\ud" in found:  # else it is strict already
+            from_json(found, allow_inf_nan=False)
+    except (TypeError, ValueError, RecursionError):  # NaN, odd keys or half a pair somewhere inside, or too deep
+        return _ENCODE(_description(value)).encode()
+    return found.encode()
+
+
+def _description(value: Any) -> str:
+    try:
+        return well_formed(value if isinstance(value, str) else repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        return f"a value of type {type(value).__name__} that has no text"
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, date | time):
         return value.isoformat()
-    return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+    return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else well_formed(str(value))
 
 
 _ENCODE = json.JSONEncoder(default=_as_text, allow_nan=False).encode
@@ -88,11 +104,15 @@ class Parts:
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def line(self, part: int, offset: int) -> bytes:
-        """Return the line of an outcome."""
+        """Return the line of an outcome, without its checksum.
+
+        Raises:
+            StorageError: it is damaged.
+        """
         file = self._file(part)
         if file.tell() != offset:
             file.seek(offset)
-        return file.readline()
+        return self._journal.outcome(part, file.readline())
 
     def _file(self, part: int) -> BinaryIO:
         file = self._open.get(part)

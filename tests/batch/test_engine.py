@@ -179,6 +179,73 @@ def test_values_that_json_does_not_know(batch):
     assert "null" in batch.failed[0]["error"]["text"]
 
 
+def strict(line):
+    """Return a line of JSON as a reader sees it that takes nothing else."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    found = json.loads(line, parse_constant=refuse)
+    json.dumps(found, ensure_ascii=False).encode()  # refuses half a surrogate pair
+    return found
+
+
+ODD_IDS = {
+    "half \ud83d": r"half \ud83d",
+    "whole \U0001f600 and half \udc00": "whole \U0001f600 and half " + r"\udc00",
+    r"text \ud83d": r"text \ud83d",
+    float("inf"): None,
+    10**30: 10**30,
+}
+
+
+def test_ids_are_strict_json_whatever_they_are(batch):
+    """An id comes from the input, so it never fails a row; what JSON cannot say of it is said in its own words."""
+    nested = [[float("nan")], {"a": "\ud83d"}, {(1, 2): 3}, [[]], 10**5000]
+    ids = [*ODD_IDS, *nested]
+
+    batch.run([{"id": each, "text": f"t{number}"} for number, each in enumerate(ids)], id_column="id")
+
+    lines = (batch.directory / "results.jsonl").read_bytes().splitlines()
+    found = [strict(line)["id"] for line in lines]
+    assert found[: len(ODD_IDS)] == list(ODD_IDS.values())
+    assert found[len(ODD_IDS) :] == [
+        "[nan]",
+        r"{'a': '\ud83d'}",
+        "{(1, 2): 3}",
+        [[]],
+        "a value of type int that has no text",
+    ]
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with checksums", "of an earlier version"])
+def test_damaged_lines_are_counted_and_their_rows_asked_again(batch, caplog, old):
+    """Ten zeroed bytes in the middle of good lines never come into the results."""
+    batch.run(texts(30))
+    wanted = batch.results
+    (part,) = batch.parts
+    lines = part.read_bytes().splitlines(keepends=True)
+    if old:
+        lines = [line[: line.rindex(b',"crc32"')] + b"}\n" for line in lines]
+        part.unlink()
+        part = part.with_name("0001-0001-000001.jsonl")
+    for number in (3, 17):
+        lines[number] = lines[number][:60] + bytes(10) + lines[number][70:]
+    part.write_bytes(b"".join(lines))
+    before = len(batch.asked)
+
+    summary = batch.run(texts(30))
+
+    assert summary.complete
+    assert "2 damaged lines" in caplog.text
+    assert len(batch.asked) - before == 2
+    assert [row["output"] for row in batch.results] == [row["output"] for row in wanted]
+    assert b"\0" not in (batch.directory / "results.jsonl").read_bytes()
+    assert all("crc32" not in row for row in batch.results)
+    batch.run(texts(30))
+    assert len(batch.asked) - before == 2
+
+
 def test_line_breaks_of_all_kinds_stay_within_their_line(batch, ollama):
     """A reader may split the results at whatever Python calls a line break."""
     answer = "a\x85b\u2028c\u2029d\x0be\x1cf\rg\nh"

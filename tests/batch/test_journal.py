@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from ollama_provider.batch.journal import Journal, Keys, State, shared_fields
+from ollama_provider.api.errors import RejectedReplyError
+from ollama_provider.batch.errors import StorageError
+from ollama_provider.batch.journal import Journal, Keys, State, encode, parts_of, shared_fields
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.storage import open_storage
 
@@ -114,14 +116,44 @@ class TestWhatIsSealedStays:
                 add(journal, keys, prompt)
                 seal(journal)
 
-        assert [part.name for part in sorted((tmp_path / "parts").iterdir())] == [
-            "0001-0001-000001.jsonl",
-            "0001-0001-000002.jsonl",
-            "0001-0002-000001.jsonl",
-            "0001-0002-000002.jsonl",
-            "0002-0001-000001.jsonl",
-            "0002-0001-000002.jsonl",
+        names = [part.name for part in sorted((tmp_path / "parts").iterdir())]
+        assert [name[:16] for name in names] == [
+            "0001-0001-000001",
+            "0001-0001-000002",
+            "0001-0002-000001",
+            "0001-0002-000002",
+            "0002-0001-000001",
+            "0002-0001-000002",
         ]
+        assert len({name[16:] for name in names}) == 3
+
+    def test_two_runs_that_both_hold_the_directory_overwrite_nothing(self, storage, keys, tmp_path):
+        """A lease that two runs believe to be theirs costs double work, and no part."""
+        first, second = Journal(storage, 1), Journal(storage, 1)
+        add(first, keys, "a")
+        add(second, keys, "b")
+        seal(first)
+        seal(second)
+
+        assert len(list((tmp_path / "parts").iterdir())) == 2
+        again = Journal(storage, 1)
+        assert [again.find(keys.key(prompt))[1] for prompt in "ab"] == [State.OK, State.OK]
+
+    def test_a_refused_outcome_is_asked_again_in_the_next_round_and_no_later_one(self, storage, keys):
+        """An answer that the results cannot hold was good once; a newer good one takes its place again."""
+        journal = Journal(storage, 1)
+        number = add(journal, keys, "a")
+        seal(journal)
+        failed = encode(Outcome(keys.key("a").hex(), "failed", error={"class": "X", "text": "y"}), SHARED)
+        journal.refuse(number, journal.outcome(0, failed))
+        seal(journal)
+
+        assert Journal(storage, 1).find(keys.key("a"))[1] is State.FAILED
+        again = Journal(storage, 2)
+        assert again.find(keys.key("a"))[1] is State.FAILED_BEFORE
+        add(again, keys, "a")
+        seal(again)
+        assert Journal(storage, 2).find(keys.key("a"))[1] is State.OK
 
     def test_the_place_of_an_outcome_is_where_its_line_is(self, storage, keys):
         """The index leads to the very line, also after a restart."""
@@ -136,8 +168,28 @@ class TestWhatIsSealedStays:
         for found in (journal, Journal(storage, 1)):
             for prompt in prompts:
                 part, offset = found.place(found.find(keys.key(prompt))[0])
-                line = storage.local(found.part(part)).read_bytes()[offset:].split(b"\n")[0]
-                assert json.loads(line)["output"] == f"answer to {prompt}"
+                line = storage.local(found.part(part)).read_bytes()[offset:].split(b"\n")[0] + b"\n"
+                assert json.loads(found.outcome(part, line))["output"] == f"answer to {prompt}"
+
+    def test_what_waits_can_be_put_down_to_something_else(self, storage, keys):
+        """Each line keeps its place, and its checksum is right; lines of another origin stay as they are."""
+        journal = Journal(storage, 1)
+        other = shared_fields({"model": "another"})
+        for prompt, shared in (("a", SHARED), ("b", other), ("c", SHARED)):
+            key = keys.key(prompt)
+            journal.add(journal.find(key)[0], Outcome(key.hex(), "ok", output=prompt), shared)
+        journal.cut_off()
+        journal.restamp(SHARED, shared_fields({"model": ""}))
+        journal.seal()
+
+        again = Journal(storage, 1)
+        lines = storage.local(again.part(0)).read_bytes()
+        models = {}
+        for prompt in "abc":
+            part, offset = again.place(again.find(keys.key(prompt))[0])
+            line = json.loads(again.outcome(part, lines[offset:].partition(b"\n")[0] + b"\n"))
+            models[line["output"]] = line["model"]
+        assert models == {"a": "", "b": "another", "c": ""}
 
 
 class TestACrashLosesLittle:
@@ -171,6 +223,70 @@ class TestACrashLosesLittle:
         assert [again.find(keys.key(prompt))[1] for prompt in "abc"] == [State.OK, State.OK, State.NEW]
         assert "1 damaged lines" in caplog.text
 
+    def test_no_changed_byte_goes_unnoticed(self, storage, keys, tmp_path, caplog):
+        """Wherever a line was changed by a disk or a copy: it is counted, and asked again, and the others are not."""
+        journal = Journal(storage, 1)
+        for prompt in "abc":
+            add(journal, keys, prompt)
+        seal(journal)
+        (part,) = (tmp_path / "parts").iterdir()
+        first, second, third = part.read_bytes().splitlines(keepends=True)
+        for place in range(len(second) - 1):
+            changed = bytearray(second)
+            changed[place] ^= 1
+            part.write_bytes(first + changed + third)
+            caplog.clear()
+
+            again = Journal(storage, 1)
+
+            assert [again.find(keys.key(prompt))[1] for prompt in "abc"] == [State.OK, State.NEW, State.OK], place
+            assert "1 damaged lines" in caplog.text
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda line: line[:80] + bytes(10) + line[90:],
+            lambda line: line.replace(b'"answer', b"\"'nswer"[:-1] + b'"a'),
+            lambda line: line.replace(b'"error":null', b'"error":nul1'),
+            lambda line: line.replace(b"answer", b"\\ud83d"),
+            lambda line: line.replace(b'"output"', b'"outqut"'),
+            lambda line: line[:50] + line[90:],
+        ],
+        ids=["zeros", "quote", "word", "half a surrogate pair", "field", "gap"],
+    )
+    def test_parts_of_earlier_versions_are_read_and_their_damaged_lines_found(
+        self, storage, keys, tmp_path, damage, caplog
+    ):
+        """They have no checksum, so their lines are parsed."""
+        journal = Journal(storage, 1)
+        for prompt in "abc":
+            add(journal, keys, prompt)
+        seal(journal)
+        (part,) = (tmp_path / "parts").iterdir()
+        lines = [journal.outcome(0, line) for line in part.read_bytes().splitlines(keepends=True)]
+        part.unlink()
+        old = tmp_path / "parts" / "0001-0001-000001.jsonl"
+        old.write_bytes(b"".join(lines))
+
+        again = Journal(storage, 1)
+        assert [again.find(keys.key(prompt))[1] for prompt in "abc"] == [State.OK] * 3
+        assert again.outcome(0, lines[1]) == lines[1]
+        assert damage(lines[1]) != lines[1]
+        old.write_bytes(lines[0] + damage(lines[1]) + lines[2])
+        again = Journal(storage, 1)
+        assert [again.find(keys.key(prompt))[1] for prompt in "abc"] == [State.OK, State.NEW, State.OK]
+        assert "1 damaged lines" in caplog.text
+
+    def test_damage_after_the_first_look_is_found_when_a_line_is_read(self, storage, keys):
+        """What the results are made of is what was sealed, or nothing is made."""
+        journal = Journal(storage, 1)
+        add(journal, keys, "a")
+        seal(journal)
+        line = storage.local(journal.part(0)).read_bytes()
+
+        with pytest.raises(StorageError, match=r"damaged during the run\. Start again"):
+            journal.outcome(0, line.replace(b"answer", b"Answer"))
+
     def test_a_line_that_is_no_outcome_is_left_out(self, storage, keys, tmp_path):
         """Rubbish between two outcomes costs neither of them."""
         journal = Journal(storage, 1)
@@ -197,3 +313,95 @@ def test_a_line_begins_with_its_key_and_is_ascii(storage, keys, tmp_path):
     text = part.read_text(encoding="ascii")
     assert len(text.splitlines()) == 1
     assert list(json.loads(text))[:4] == ["key", "status", "output", "error"]
+
+
+def deep(levels):
+    value = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+UNSAYABLE = {
+    "infinite": {"n": float("inf")},
+    "not a number": [float("nan")],
+    "half a surrogate pair": "cut \ud83d",
+    "half a pair as a name": {"\udc00": 1},
+    "too many digits": {"n": 10**5000},
+    "deep": deep(500),
+    "deeper": deep(100_000),
+    "no JSON": {"n": object()},
+    "bytes": b"x",
+}
+
+
+@pytest.mark.parametrize("output", UNSAYABLE.values(), ids=UNSAYABLE)
+def test_an_answer_that_no_strict_json_can_say_is_refused(storage, keys, output):
+    """The journal is as it was, so the row can fail alone."""
+    journal = Journal(storage, 1)
+    number, _ = journal.find(keys.key("a"))
+    journal.asked(number)
+
+    with pytest.raises(RejectedReplyError, match="cannot be written as JSON"):
+        journal.add(number, Outcome(keys.key("a").hex(), "ok", output=output), SHARED)
+
+    assert journal.state(number) is State.ASKED
+    assert not journal.cut_off()
+
+
+@pytest.mark.parametrize("field", ["thinking", "done_reason", "reply"])
+def test_no_field_of_a_good_outcome_is_written_otherwise_than_it_came(keys, field):
+    """A half pair is refused wherever it stands."""
+    with pytest.raises(RejectedReplyError):
+        encode(Outcome(keys.key("a").hex(), "ok", output="a", **{field: "\ud800"}), SHARED)
+
+
+def test_a_failed_outcome_can_always_be_written(keys):
+    """With what can be said of it: that a row failed must not fail."""
+    outcome = Outcome(
+        keys.key("a").hex(),
+        "failed",
+        output=deep(100_000),
+        error={"class": "X", "text": "half \ud83d"},
+        reply="\udfff",
+        thinking="\ud800\udc00 whole, \ud800 half",
+        seconds=float("inf"),
+        tokens_per_second=float("nan"),
+        tokens=10**5000,
+        prompt_tokens=7,
+    )
+
+    line = json.loads(encode(outcome, SHARED))
+
+    assert line["output"] is None
+    assert line["error"]["text"] == r"half \ud83d"
+    assert line["reply"] == r"\udfff"
+    assert (line["seconds"], line["tokens_per_second"], line["tokens"]) == (None, None, None)
+    assert line["prompt_tokens"] == 7
+
+
+def test_what_a_server_says_of_itself_is_written_whatever_it_is(keys):
+    """Fields that all rows share must not make all of them fail."""
+    line = encode(
+        Outcome(keys.key("a").hex(), "ok", output="a"), shared_fields({"server_version": "\ud83d", "seed": 1})
+    )
+
+    assert json.loads(line)["server_version"] == r"\ud83d"
+
+
+def test_files_that_are_no_parts_are_left_alone(storage, keys, tmp_path):
+    """What file managers, sync tools and people leave behind neither stops a run nor counts as a result."""
+    journal = Journal(storage, 1)
+    add(journal, keys, "a")
+    seal(journal)
+    parts = tmp_path / "parts"
+    (part,) = parts.iterdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", f"{part.stem} (1).jsonl", f"{part.name}.bak", "notes"):
+        (parts / name).write_bytes(b"\x00\xff" + part.read_bytes())
+    for name in ("1-1-1.jsonl", "0001-0001-000001-xyz.jsonl", "0001-0001.jsonl", "٠٠٠١-0001-000001.jsonl"):
+        (parts / name).write_bytes(b"nothing")
+    (parts / "old").mkdir()
+    (parts / "0001-0001-000009.jsonl").mkdir()
+
+    assert [found.name for found in parts_of(storage)] == [f"parts/{part.name}"]
+    assert Journal(storage, 1).find(keys.key("a"))[1] is State.OK
