@@ -61,7 +61,10 @@ class _Decorated(DecoratedOperator):
         """Call the function, render what it returns, and do the operator's work."""
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        setattr(self, self.argument, self._fill_in(self.python_callable(*self.op_args, **kwargs), context))
+        value = self.python_callable(*self.op_args, **kwargs)
+        # Set before it is rendered, too: the operator may render this field in a way of its own.
+        setattr(self, self.argument, value)
+        setattr(self, self.argument, self._fill_in(value, context))
         return super().execute(context)
 
     def _fill_in(self, value: Any, context: "Context") -> Any:

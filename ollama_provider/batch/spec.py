@@ -17,7 +17,7 @@ from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.shards import Shard
 from ollama_provider.batch.snapshot import plain
-from ollama_provider.batch.sources import Query, Rows, is_path
+from ollama_provider.batch.sources import Query, Rows, paths_of
 from ollama_provider.batch.window import StopAt
 
 OnTruncation = Literal["dead_letter", "fail", "flag"]
@@ -184,7 +184,10 @@ class BatchSpec:
     def _rows(self) -> Any:
         if isinstance(self.rows, Query):
             return plain(self.rows.question)
-        return str(self.rows) if is_path(self.rows) else None
+        paths = paths_of(self.rows)
+        if paths is None:
+            return None
+        return list(map(str, paths)) if isinstance(self.rows, list | tuple) else str(self.rows)
 
     def schema(self) -> Any:
         """Return the schema of an answer, as plain data; None for text."""

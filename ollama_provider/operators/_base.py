@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
+from ollama_provider.api.lists import read_list
 from ollama_provider.batch.errors import BatchError
 
 # What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
@@ -76,11 +77,23 @@ class OllamaOperator(BaseOperator):
     template_ext: Sequence[str] = (".prompt", ".jinja2")
     ui_color = "#f0ede6"
     hook_overrides: ClassVar[Sequence[str]] = ()
+    #: Template fields in which the text that a template has made of a list is read as that list.
+    list_fields: ClassVar[Sequence[str]] = ()
 
     def __init__(self, *, conn_id: str = "ollama_default", model: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.conn_id = conn_id
         self.model = model
+
+    def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render a template; the text of a list becomes that list again, in the fields that `list_fields` names."""
+        rendered = super().render_template(content, *args, **kwargs)
+        if not (isinstance(content, str) and isinstance(rendered, str)) or rendered == content:
+            # A text that no template made is meant as it is, whatever it looks like.
+            return rendered
+        fields = {name for name in self.template_fields if getattr(self, name, None) is content}
+        found = read_list(rendered) if fields and fields <= set(self.list_fields) else None
+        return rendered if found is None else found
 
     @cached_property
     def hook(self) -> "OllamaHook":

@@ -13,7 +13,7 @@ from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.progress import Progress
-from ollama_provider.batch.sources import Rows
+from ollama_provider.batch.sources import Rows, paths_of
 from ollama_provider.batch.spec import BatchSpec, StopSignal
 from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
@@ -167,6 +167,8 @@ class BatchRun:
         rows: Rows = self._task.rows
         if isinstance(rows, str):
             rows = storage_path(rows)
+        elif isinstance(rows, list | tuple) and paths_of(rows):
+            rows = [storage_path(path) if isinstance(path, str) else path for path in rows]
         return replace(rows, occasion=self._instance.run_id) if isinstance(rows, SqlRows) else rows
 
     def read_prompt(self) -> str:

@@ -26,9 +26,9 @@ class OllamaBatchOperator(OllamaOperator):
     (``provenance``: model, digest, server, options). The button *Results* in the UI leads there.
 
     Args:
-        rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), read as they
-            are needed; or a list of texts or dicts, for instance another task's result; or a query, as
-            `ollama_provider.sql.SqlRows`.
+        rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), or a list of
+            these, read as they are needed; or a list of texts or dicts, for instance another task's result; or a
+            query, as `ollama_provider.sql.SqlRows`. Texts that all end in such a suffix are files.
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just
             that column). It is rendered for each row, in a sandbox, and not by Airflow. May be the name of a file that
             ends in ``.prompt`` or ``.jinja2``, looked up where Airflow looks for templates.
@@ -100,6 +100,7 @@ class OllamaBatchOperator(OllamaOperator):
     #: Made by each try.
     _run: "BatchRun | None" = None
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
+    list_fields = ("rows",)
 
     def __init__(
         self,
@@ -191,7 +192,10 @@ class OllamaBatchOperator(OllamaOperator):
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
         """Render a template field, but not a list of rows: a ``{{`` in a document is no template."""
         if content is self.rows and isinstance(content, list | tuple):
-            return content
+            from ollama_provider.batch.sources import paths_of  # a DAG file is parsed all the time
+
+            if paths_of(content) is None:
+                return content
         return super().render_template(content, *args, **kwargs)
 
     def perform(self, context: "Context") -> dict[str, Any]:

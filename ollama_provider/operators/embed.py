@@ -30,7 +30,7 @@ class OllamaEmbedOperator(DeferrableOperator):
     A second XCom value, ``usage``, holds server, model, digest, tokens, seconds and how many texts were cut.
 
     Args:
-        texts: a text or a list of texts, none of them empty.
+        texts: a text or a list of texts, none of them empty; a template that gives a list stands for that list.
         dimensions: cut the vectors to this many numbers and scale them to length 1 again (server 0.11.11).
         output_path: a file on any ``ObjectStoragePath`` (``s3://aws_default@bucket/vectors.parquet``), with a row for
             each text: ``index``, ``text``, ``embedding``, ``prompt_cut``. Parquet if the name ends in ``.parquet``
@@ -51,6 +51,7 @@ class OllamaEmbedOperator(DeferrableOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "texts": "json"}
     hook_overrides = ("auto_pull", "first_token_timeout")
+    list_fields = ("texts",)
 
     def __init__(
         self,
@@ -214,10 +215,18 @@ def read_texts(value: Any) -> list[str]:
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple):
-        raise InvalidRequestError(f"texts: a text or a list of texts is needed, not {type(value).__name__}")
+        raise InvalidRequestError(
+            f"texts: a text or a list of texts is needed, not {type(value).__name__}{_why(value)}"
+        )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidRequestError(f"texts.{index}: a text is needed, not {type(text).__name__}")
+            raise InvalidRequestError(f"texts.{index}: a text is needed, not {type(text).__name__}{_why(text)}")
         if not text.strip():
             raise InvalidRequestError(f"texts.{index}: it is empty, and nothing has no vector")
     return list(texts)
+
+
+def _why(value: Any) -> str:
+    if value is None:
+        return "; check the task or the template that it comes from"
+    return "; where the DAG renders templates natively, '7' becomes a number: {{ … | tojson }} keeps a text"

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
+from ollama_provider.api.lists import read_list
 from ollama_provider.api.schemas.base import Part
 
 _GO_DURATION = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+")
@@ -74,7 +75,11 @@ Image = Annotated[str, BeforeValidator(_read_image)]
 
 
 def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # A template makes text of a list.
+    many = read_list(value)
+    return many if many and all(isinstance(text, str) for text in many) else [value]
 
 
 class Options(Part):

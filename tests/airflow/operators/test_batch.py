@@ -75,6 +75,42 @@ def test_a_list_of_rows_is_data(run_task, ollama, tmp_path) -> None:
     assert prompts(ollama) == ["{{ params }} {% broken"]
 
 
+@pytest.mark.parametrize(
+    "rows", ["['{{ params.folder }}/b.jsonl', '{{ params.folder }}/a.jsonl']", "'{{ params.files }}'"]
+)
+def test_a_list_of_files(run_task, ollama, tmp_path, rows) -> None:
+    """Also as text that a template has made of it; the model is never asked about the names."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(f'"{name}"\n')
+    files = [f"{tmp_path}/b.jsonl", f"{tmp_path}/a.jsonl"]
+
+    ran = run_task(batch(tmp_path, rows=rows), params={"folder": str(tmp_path), "files": files})
+
+    assert ran.state == "success"
+    assert prompts(ollama) == ["b", "a"]
+
+
+def test_rows_out_of_a_template(run_task, ollama, tmp_path) -> None:
+    """A list of dicts comes back from its text; nothing at all is refused in words."""
+    good = run_task(batch(tmp_path, rows="'{{ params.rows }}'"), params={"rows": [{"text": "it's"}, {"text": "two"}]})
+    bad = run_task(batch(tmp_path, rows="None"))
+
+    assert good.state == "success"
+    assert prompts(ollama) == ["it's", "two"]
+    assert (bad.state, bad.tries) == ("failed", 1)
+    assert "rows: they are None" in bad.log
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/rows.jsonl", "nowhere://bucket/rows.jsonl"])
+def test_a_store_without_its_driver(run_task, tmp_path, url) -> None:
+    """Trying again would not install it."""
+    ran = run_task(batch(tmp_path, rows=f"'{url}'"))
+
+    assert (ran.state, ran.tries) == ("failed", 1)
+    assert url in ran.log
+    assert "Traceback" not in ran.log.partition(url)[2]
+
+
 def test_rows_in_files(run_task, ollama, tmp_path) -> None:
     """A path is a template, and may be a glob on any ObjectStoragePath."""
     for name in ("b", "a"):

@@ -196,3 +196,52 @@ def test_text_over_the_context_fails_if_asked_to(run_task) -> None:
 
     assert (ran.state, ran.tries) == ("failed", 1)
     assert "texts.1: " in ran.log
+
+
+@pytest.mark.parametrize("template", ["{{ params.texts }}", "{{ params.texts | tojson }}"])
+@pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+def test_a_template_that_gives_a_list(run_task, ollama, template, native) -> None:
+    """A vector for each text of the list, and not one for its brackets and quotes."""
+    ran = run_task(
+        f"{TASK}texts='{template}')", params={"texts": ["it's one", "two"]}, render_template_as_native_obj=native
+    )
+
+    assert ran.state == "success"
+    assert inputs(ollama) == [["it's one", "two"]]
+
+
+def test_a_text_that_looks_like_a_list_is_a_text(run_task, ollama) -> None:
+    """Where no template made it: a document may be JSON."""
+    run_task(f'{TASK}texts=\'["a", "b"]\')')
+    run_task(f"{TASK}texts=['{{{{ params.text }}}}'])", params={"text": '["a", "b"]'})
+
+    assert inputs(ollama) == [['["a", "b"]']] * 2
+
+
+def test_a_number_that_was_a_text(run_task, ollama) -> None:
+    """Where the DAG renders natively; the text says what to do."""
+    native = {"params": {"text": "7"}, "render_template_as_native_obj": True}
+    bad = run_task(f"{TASK}texts='{{{{ params.text }}}}')", **native)
+    good = run_task(f"{TASK}texts='{{{{ params.text | tojson }}}}')", **native)
+
+    assert (bad.state, bad.tries) == ("failed", 1)
+    assert "texts: a text or a list of texts is needed, not int" in bad.log
+    assert "tojson" in bad.log
+    assert good.state == "success"
+    assert inputs(ollama) == [["7"]]
+
+
+def test_a_function_that_returns_a_template_of_a_list(run_task, ollama) -> None:
+    """The decorator reads it as the operator does."""
+    ran = run_task(
+        """
+        @task.ollama_embed(model='nomic-embed-text')
+        def t():
+            return '{{ params.texts }}'
+
+        t()
+        """,
+        params={"texts": ["one", "two"]},
+    )
+
+    assert len(ran.value) == 2
