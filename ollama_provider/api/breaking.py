@@ -75,13 +75,33 @@ class Lane:
     """One connection, or the place for one: a pool of one, so that the socket a request waits on is always known.
 
     Args:
-        transport: where to send.
+        connect: makes the transport to send through, at its first use.
     """
 
-    def __init__(self, transport: httpx.BaseTransport) -> None:
-        self.transport = transport
+    def __init__(self, connect: Callable[[], httpx.BaseTransport]) -> None:
         self.broken_off = False
+        self._connect = connect
+        self._transport: httpx.BaseTransport | None = None
         self._socket: socket.socket | None = None
+
+    @property
+    def transport(self) -> httpx.BaseTransport:
+        """Where to send."""
+        if self._transport is None:
+            self._transport = self._connect()
+        return self._transport
+
+    def has_surplus(self) -> bool:
+        """Return whether more came than the last answer; it would be taken for the beginning of the next one."""
+        # httpx and httpcore show nobody what they have read and not used.
+        pool = getattr(self._transport, "_pool", None)
+        return any(_surplus(connection) for connection in getattr(pool, "connections", ()))
+
+    def hang_up(self) -> None:
+        """Close the connection; raises nothing."""
+        if self._transport is not None:
+            with contextlib.suppress(Exception):  # a connection that cannot be closed is of no use to anybody
+                self._transport.close()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Take the socket from what httpx reports of its own steps (its ``trace`` extension)."""
@@ -99,3 +119,11 @@ class Lane:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _surplus(connection: Any) -> bytes:
+    """Return what a connection of httpcore has read behind the last answer."""
+    if (inner := getattr(connection, "_connection", None)) is not None:
+        return _surplus(inner)
+    state = getattr(connection, "_h11_state", None)
+    return state.trailing_data[0] if state is not None else b""

@@ -6,9 +6,8 @@ The two classes are the same but for ``async`` and ``await``, and a test holds t
 
 import asyncio
 import math
-import ssl
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from ollama_provider.api.errors import (
     EndpointNotFoundError,
     ModelNotFoundError,
     OllamaError,
+    TransportError,
 )
 from ollama_provider.api.events import Listener
 from ollama_provider.api.patience import Patience, patience_for
@@ -33,13 +33,13 @@ from ollama_provider.api.pulling import check_pull_allowed
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.transport import AsyncExchange, AsyncWire, Exchange, Wire
+from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, BrokenAnswer, Exchange, Upload, Wire
 
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")
 _Part = dict[str, Any]
-#: What a network raises. No OSError as such: that is what a file to be uploaded raises.
-_FAILURES = (TimeoutError, httpx.HTTPError, ConnectionError, ssl.SSLError)
+#: What a network raises, and what is told in words; anything else is told by its class.
+_FAILURES = (httpx.HTTPError, OSError, UnicodeError)
 
 
 @dataclass
@@ -202,6 +202,8 @@ class Client:
         """Make one attempt: send the request, give the objects of the answer."""
         request, host = call.request, self.settings.base_url
         body = encode(request)
+        if not isinstance(body, bytes | None):
+            body = Upload(body)
         exchange = self._wire.exchange()
         try:
             patience = patience_for(request, self.settings.timeouts, monotonic())
@@ -218,21 +220,21 @@ class Client:
             call.tell(patience.take(part, monotonic()))
             yield part
 
-    def _open(
-        self, exchange: Exchange, call: Call[Any], body: bytes | Iterable[bytes] | None, patience: Patience
-    ) -> httpx.Response:
+    def _open(self, exchange: Exchange, call: Call[Any], body: Body, patience: Patience) -> httpx.Response:
         request = call.request
         if self._wire.closed:
             raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
         try:
             return exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
-        except _FAILURES as error:
+        except Exception as error:
+            if isinstance(body, Upload) and body.failure is not None:
+                raise body.failure from None
             raise self._explain(error, call, patience, answered=False) from None
 
     def _read(self, exchange: Exchange, call: Call[Any], patience: Patience, decoder: Decoder) -> bytes | None:
         try:
             return exchange.read(patience.deadline)
-        except _FAILURES as error:
+        except Exception as error:
             if decoder.complete:  # what breaks behind the last object took nothing away
                 return None
             raise self._explain(error, call, patience, answered=True) from None
@@ -243,7 +245,10 @@ class Client:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
             return patience.give_up(host=host, model=model)
-        return transport_error(error, answered=answered, host=host, model=model)
+        if not isinstance(error, _FAILURES):
+            return TransportError(f"the HTTP library failed with {type(error).__name__}", host=host, model=model)
+        began = answered or isinstance(error, BrokenAnswer)
+        return transport_error(error, answered=began, host=host, model=model)
 
 
 class AsyncClient:
@@ -396,6 +401,8 @@ class AsyncClient:
         """Make one attempt: send the request, give the objects of the answer."""
         request, host = call.request, self.settings.base_url
         body = encode(request)
+        if not isinstance(body, bytes | None):
+            body = Upload(body)
         exchange = await self._wire.exchange()
         try:
             patience = patience_for(request, self.settings.timeouts, monotonic())
@@ -412,15 +419,15 @@ class AsyncClient:
             call.tell(patience.take(part, monotonic()))
             yield part
 
-    async def _open(
-        self, exchange: AsyncExchange, call: Call[Any], body: bytes | Iterable[bytes] | None, patience: Patience
-    ) -> httpx.Response:
+    async def _open(self, exchange: AsyncExchange, call: Call[Any], body: Body, patience: Patience) -> httpx.Response:
         request = call.request
         if self._wire.closed:
             raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
         try:
             return await exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
-        except _FAILURES as error:
+        except Exception as error:
+            if isinstance(body, Upload) and body.failure is not None:
+                raise body.failure from None
             raise self._explain(error, call, patience, answered=False) from None
 
     async def _read(
@@ -428,7 +435,7 @@ class AsyncClient:
     ) -> bytes | None:
         try:
             return await exchange.read(patience.deadline)
-        except _FAILURES as error:
+        except Exception as error:
             if decoder.complete:  # what breaks behind the last object took nothing away
                 return None
             raise self._explain(error, call, patience, answered=True) from None
@@ -439,4 +446,7 @@ class AsyncClient:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
             return patience.give_up(host=host, model=model)
-        return transport_error(error, answered=answered, host=host, model=model)
+        if not isinstance(error, _FAILURES):
+            return TransportError(f"the HTTP library failed with {type(error).__name__}", host=host, model=model)
+        began = answered or isinstance(error, BrokenAnswer)
+        return transport_error(error, answered=began, host=host, model=model)

@@ -5,7 +5,8 @@ know which one it drives. httpx's transports are used without ``httpx.Client``: 
 exactly what must not happen here, and without them AsyncClient sends several times as many requests a second
 (tests/benchmarks/transport.py).
 
-Either side raises `TimeoutError` when a deadline (of `time.monotonic`) passes, and else what httpx raises.
+Either side raises `TimeoutError` when a deadline (of `time.monotonic`) passes, `BrokenAnswer` when what came began as
+HTTP and is no valid HTTP, and else whatever httpx and the libraries below it raise. To close raises nothing.
 """
 
 import asyncio
@@ -26,6 +27,32 @@ from ollama_provider.api.settings import Settings
 KEEP_ALIVE = 30.0
 
 
+class BrokenAnswer(httpx.ReadError):
+    """An answer began as HTTP and is broken: a damaged header, chunk or length."""
+
+
+class Upload:
+    """The pieces of a body that is no value; remembers what their source raised, which is no fault of the network.
+
+    Attributes:
+        failure: what the source raised.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._pieces
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+Body = bytes | Upload | None
+
+
 class Exchange:
     """One request and its answer, on one lane."""
 
@@ -36,13 +63,11 @@ class Exchange:
         self._response: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
 
-    def open(
-        self, method: str, url: httpx.URL, body: bytes | Iterable[bytes] | None, deadline: float
-    ) -> httpx.Response:
+    def open(self, method: str, url: httpx.URL, body: Body, deadline: float) -> httpx.Response:
         """Send the request, return the head of the answer."""
         request = self._wire.request(method, url, body)
         request.extensions["trace"] = self._lane.trace
-        with self._alarm.until(deadline):
+        with self._alarm.until(deadline), _broken_answers():
             self._response = self._lane.transport.handle_request(request)
         self._chunks = iter(cast("httpx.SyncByteStream", self._response.stream))
         return self._response
@@ -57,10 +82,23 @@ class Exchange:
         self._alarm.stop()
         try:
             if self._response is not None:
-                with contextlib.suppress(httpx.HTTPError, OSError):
+                with contextlib.suppress(Exception):  # the answer is there, or its own fault is on its way out
                     self._response.close()
         finally:
             self._wire.leave(self._lane)
+
+
+@contextlib.contextmanager
+def _broken_answers() -> Iterator[None]:
+    """Tell an answer whose head is broken from something that is no HTTP at all."""
+    try:
+        yield
+    except httpx.RemoteProtocolError as error:
+        text = str(error)
+        no_http = text.startswith(("illegal status line", "illegal request line")) and "HTTP/" not in text
+        if no_http or "disconnected" in text:
+            raise
+        raise BrokenAnswer(text) from error
 
 
 class _Base:
@@ -108,6 +146,8 @@ class Wire(_Base):
         super().__init__(settings)
         self._given = transport
         self._slots = threading.Semaphore(concurrency)
+        # Taken by the one close() that ends all; a list, whose pop() neither a thread nor a signal can divide.
+        self._to_close = [True]
         self._idle: list[Lane] = []
         self._busy: set[Lane] = set()
         # Held until close(): who can take it may stop sleeping. A lock and no Event, whose set() in a signal handler
@@ -121,13 +161,15 @@ class Wire(_Base):
         try:
             lane = self._idle.pop()
         except IndexError:
-            lane = Lane(self._given or self._connect())
+            lane = Lane(self._connect)
         self._busy.add(lane)
         if self.closed:
             lane.break_off()  # close() came between the two lines above, and could not see this lane
         return Exchange(self, lane)
 
     def _connect(self) -> httpx.BaseTransport:
+        if self._given is not None:
+            return self._given
         limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE)
         return httpx.HTTPTransport(verify=self._tls, proxy=self._proxy, limits=limits)
 
@@ -135,14 +177,14 @@ class Wire(_Base):
         """Take a lane back, make room for the next exchange."""
         self._busy.discard(lane)
         self._slots.release()
-        if self.closed or lane.broken_off:
+        if self.closed or lane.broken_off or lane.has_surplus():
             self._hang_up(lane)
         else:
             self._idle.append(lane)
 
     def _hang_up(self, lane: Lane) -> None:
-        if lane.transport is not self._given:
-            lane.transport.close()
+        if self._given is None:
+            lane.hang_up()
 
     def sleep(self, seconds: float) -> None:
         """Wait so long, or until the wire is closed."""
@@ -155,8 +197,9 @@ class Wire(_Base):
 
     def close(self) -> None:
         """Break off all requests and hang up; may be called by any thread and by a signal handler, and twice."""
-        if not self.closed:
-            self.closed = True
+        self.closed = True
+        with contextlib.suppress(IndexError):
+            self._to_close.pop()
             self._open.release()
         for lane in list(self._busy):
             lane.break_off()
@@ -173,9 +216,7 @@ class AsyncExchange:
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes]
 
-    async def open(
-        self, method: str, url: httpx.URL, body: bytes | Iterable[bytes] | None, deadline: float
-    ) -> httpx.Response:
+    async def open(self, method: str, url: httpx.URL, body: Body, deadline: float) -> httpx.Response:
         """Send the request, return the head of the answer."""
         if body is None or (isinstance(body, bytes) and method != "DELETE"):
             content: bytes | AsyncIterator[bytes] | None = body
@@ -186,6 +227,8 @@ class AsyncExchange:
         with _plain_errors():
             async with asyncio.timeout(_left(deadline)):
                 self._response = await self._wire.transport.handle_async_request(request)
+        if self._response.status_code == httpx.codes.SWITCHING_PROTOCOLS:
+            raise BrokenAnswer("the answer changes to a protocol that nobody asked for")
         self._chunks = aiter(cast("httpx.AsyncByteStream", self._response.stream))
         return self._response
 
@@ -199,7 +242,7 @@ class AsyncExchange:
         """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
         try:
             if self._response is not None:
-                with contextlib.suppress(httpx.HTTPError, OSError), _plain_errors():
+                with contextlib.suppress(Exception):  # the answer is there, or its own fault is on its way out
                     await self._response.aclose()
         finally:
             self._wire.leave()
@@ -222,6 +265,8 @@ def _plain_errors() -> Iterator[None]:
         yield
     except (TimeoutError, RuntimeError, httpx.HTTPError) as error:
         cause = error.__cause__
+        if type(cause).__name__ == "ClientPayloadError":
+            raise BrokenAnswer(str(error)) from cause
         if isinstance(error, httpx.ConnectTimeout) and not isinstance(cause, TimeoutError) and cause is not None:
             # A connection that broke: aiohttp's base class of all its connection errors is taken for a timeout.
             raise httpx.ReadError(str(error)) from cause
@@ -270,10 +315,9 @@ class AsyncWire(_Base):
 
     def _connect(self) -> httpx.AsyncBaseTransport:
         # Here, because it loads aiohttp, which the import of this module must not.
-        from httpx_aiohttp import AiohttpTransport
+        from ollama_provider.api.pooling import connect
 
-        limits = httpx.Limits(max_connections=self._concurrency, keepalive_expiry=KEEP_ALIVE)
-        return AiohttpTransport(verify=self._tls, proxy=self._proxy, limits=limits, trust_env=False)
+        return connect(self._tls, self._proxy, connections=self._concurrency, keep_alive=KEEP_ALIVE)
 
     def leave(self) -> None:
         """Make room for the next exchange."""
@@ -294,4 +338,5 @@ class AsyncWire(_Base):
         self.closed = True
         self._over.set()
         if self._transport is not None and self._transport is not self._given:
-            await self._transport.aclose()
+            with contextlib.suppress(Exception):  # a connection that cannot be closed is of no use to anybody
+                await self._transport.aclose()

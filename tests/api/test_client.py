@@ -15,7 +15,6 @@ from ollama_provider.api.schemas import (
     GenerateRequest,
     PsRequest,
     PullRequest,
-    PushBlobRequest,
     ShowRequest,
     TagsRequest,
     VersionRequest,
@@ -85,19 +84,6 @@ def test_what_a_listener_raises_goes_to_the_caller(ollama, fault):
         client.send(PullRequest(model="mistral"))
 
     assert len(ollama.stand_in.requests) == 1
-
-
-def test_a_file_that_cannot_be_read_is_no_fault_of_the_network(ollama):
-    """What the source of an upload raises comes out as it is, after one attempt."""
-
-    def source():
-        yield b"GGUF"
-        raise FileNotFoundError("model.gguf")
-
-    request = PushBlobRequest(digest="sha256:" + "0" * 64, size=10, source=source)
-
-    with Client(Settings(base_url=ollama.url)) as client, pytest.raises(FileNotFoundError):
-        client.send(request)
 
 
 def test_a_silence_before_the_first_token_is_tried_twice(on, ollama):

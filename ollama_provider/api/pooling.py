@@ -1,0 +1,86 @@
+"""The pool of connections of AsyncClient: aiohttp's, with a stricter view of where an answer ends.
+
+A module of its own, because it loads aiohttp, which nothing that a DAG file imports may do.
+"""
+
+import asyncio
+import functools
+import ssl
+from typing import Any
+
+import aiohttp
+import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from httpx_aiohttp import AiohttpTransport
+
+
+def connect(tls: ssl.SSLContext, proxy: httpx.Proxy | None, *, connections: int, keep_alive: float) -> AiohttpTransport:
+    """Return a transport with a pool of its own; to be called in the event loop that uses it.
+
+    Args:
+        tls: how certificates are checked.
+        proxy: to send through.
+        connections: at a time.
+        keep_alive: seconds an idle connection is kept.
+    """
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=keep_alive, ssl=tls)
+        # aiohttp has no other way to say which class its connections are.
+        setattr(connector, "_factory", functools.partial(_Connection, loop=asyncio.get_running_loop()))  # noqa: B010
+        # Cookies would tie one request to another; the client that blocks has none either.
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return AiohttpTransport(verify=tls, proxy=proxy, trust_env=False, client=session)
+
+
+class _Connection(ResponseHandler):
+    """A connection that is closed when bytes come that no request asked for.
+
+    aiohttp would take them for the answer to the next request. It would also lose the head of an answer whose body is
+    broken from the start, and let the reader of a body that breaks later wait for ever.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._begun = b""
+        self._answered = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """Begin to wait for an answer."""
+        self._begun, self._answered, self._payload = b"", False, None
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the answer."""
+        # Without data, aiohttp only asks its parser to go on with what it has.
+        if self._answered and data and (self._payload is None or self._payload.is_eof()):
+            self.close()
+            return
+        if not self._answered:
+            self._begun = (self._begun + data)[:8]
+            end = data.find(b"\r\n\r\n") + 4
+            if 4 <= end < len(data):
+                # The head by itself: aiohttp gives out nothing of what comes together with a fault.
+                self._take(data[:end])
+                data = data[end:]
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        super().data_received(data)
+        payload = self._payload
+        if payload is not None and self.exception() is not None and not payload.is_eof():
+            # What came before the fault can be read. Then the answer ends, and its reader finds it incomplete.
+            payload.feed_eof()
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Take the head of an answer."""
+        self._answered = self._answered or data[0].code >= 200
+        super().feed_data(data, size)
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Fail; what began as HTTP is a broken answer, and else something else listens there."""
+        if isinstance(exc, HttpProcessingError) and self._begun.startswith(b"HTTP/"):
+            exc = aiohttp.ClientPayloadError("the answer is no valid HTTP")
+        super().set_exception(exc, *cause)
