@@ -18,7 +18,7 @@ its `StandIn`. Scripted turns that nobody asked for fail the test.
 
 **Script.** `stand_in.script(turn, …, path=None, model=None, where=None, times=1, always=False)` says what the next
 requests that match get, one turn each; everything else is answered as usual. Without `path` it is about generate,
-chat, embed and embeddings. A turn is
+chat, embed and embeddings, and so about OpenAI's endpoints for them under `/v1`. A turn is
 
 * an answer: `"text"`; `{"label": "red"}` (sent as JSON text); `Ordinary()`; or
   `Answer(text, thinking=…, tool_calls=(("f", {"x": 1}),), vectors=[[…]], done_reason=…, prompt_eval_count=…)`;

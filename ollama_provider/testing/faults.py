@@ -177,7 +177,7 @@ class Respond:
                 guess = "text/html" if self.body.lstrip().startswith("<") else "text/plain"
             case _:
                 data, guess = json.dumps(self.body).encode(), JSON
-        yield Whole(self.status, data, self.content_type or guess, self.headers)
+        yield Whole(self.status, data, self.content_type or guess, self.headers, foreign=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,27 @@ _INFERENCE = {
     "top_logprobs": "int",
     "_debug_render_only": "bool",
 }
-_TRANSFER = {"model": "string", "name": "string", "insecure": "bool", "stream": "bool"}
+_TRANSFER = {
+    "model": "string",
+    "name": "string",
+    "insecure": "bool",
+    "username": "string",
+    "password": "string",
+    "stream": "bool",
+}
+_OPENAI = {
+    "model": "string",
+    "stream": "bool",
+    "stream_options": "openai.StreamOptions",
+    "max_tokens": "int",
+    "seed": "int",
+    "stop": "raw",
+    "_debug_render_only": "bool",
+}
 
 STRUCTS: dict[str, tuple[str, dict[str, str]]] = {
     "/api/generate": (
-        "GenerateRequest",
+        "api.GenerateRequest",
         {
             **_INFERENCE,
             "prompt": "string",
@@ -31,12 +47,12 @@ STRUCTS: dict[str, tuple[str, dict[str, str]]] = {
             "template": "string",
             "context": "[]int",
             "raw": "bool",
-            "images": "[]string",
+            "images": "[]api.ImageData",
         },
     ),
-    "/api/chat": ("ChatRequest", {**_INFERENCE, "messages": "[]api.Message", "tools": "api.Tools"}),
+    "/api/chat": ("api.ChatRequest", {**_INFERENCE, "messages": "[]api.Message", "tools": "api.Tools"}),
     "/api/embed": (
-        "EmbedRequest",
+        "api.EmbedRequest",
         {
             "model": "string",
             "input": "raw",
@@ -47,23 +63,24 @@ STRUCTS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "/api/embeddings": (
-        "EmbeddingRequest",
+        "api.EmbeddingRequest",
         {"model": "string", "prompt": "string", "keep_alive": "raw", "options": "map[string]interface {}"},
     ),
     "/api/show": (
-        "ShowRequest",
+        "api.ShowRequest",
         {
             "model": "string",
             "name": "string",
             "system": "string",
+            "template": "string",
             "verbose": "bool",
             "options": "map[string]interface {}",
         },
     ),
-    "/api/pull": ("PullRequest", _TRANSFER),
-    "/api/push": ("PushRequest", _TRANSFER),
+    "/api/pull": ("api.PullRequest", _TRANSFER),
+    "/api/push": ("api.PushRequest", _TRANSFER),
     "/api/create": (
-        "CreateRequest",
+        "api.CreateRequest",
         {
             "model": "string",
             "name": "string",
@@ -77,10 +94,49 @@ STRUCTS: dict[str, tuple[str, dict[str, str]]] = {
             "system": "string",
             "parameters": "map[string]interface {}",
             "messages": "[]api.Message",
+            "renderer": "string",
+            "parser": "string",
+            "requires": "string",
+            "remote_host": "string",
+            "info": "map[string]interface {}",
         },
     ),
-    "/api/copy": ("CopyRequest", {"source": "string", "destination": "string"}),
-    "/api/delete": ("DeleteRequest", {"model": "string", "name": "string"}),
+    "/api/copy": ("api.CopyRequest", {"source": "string", "destination": "string"}),
+    "/api/delete": ("api.DeleteRequest", {"model": "string", "name": "string"}),
+    "/v1/chat/completions": (
+        "openai.ChatCompletionRequest",
+        {
+            **_OPENAI,
+            "messages": "[]openai.Message",
+            "temperature": "float64",
+            "frequency_penalty": "float64",
+            "presence_penalty": "float64",
+            "top_p": "float64",
+            "response_format": "openai.ResponseFormat",
+            "tools": "[]api.Tool",
+            "reasoning": "openai.Reasoning",
+            "reasoning_effort": "string",
+            "logprobs": "bool",
+            "top_logprobs": "int",
+        },
+    ),
+    "/v1/completions": (
+        "openai.CompletionRequest",
+        {
+            **_OPENAI,
+            "prompt": "string",
+            "suffix": "string",
+            "temperature": "float32",
+            "frequency_penalty": "float32",
+            "presence_penalty": "float32",
+            "top_p": "float32",
+            "logprobs": "int",
+        },
+    ),
+    "/v1/embeddings": (
+        "openai.EmbedRequest",
+        {"input": "raw", "model": "string", "dimensions": "int", "encoding_format": "string"},
+    ),
 }
 """Path -> Go struct and its fields."""
 
@@ -91,8 +147,11 @@ def read(path: str, value: Json) -> dict[str, Json]:
     Raises:
         BadRequestError: With Go's text.
     """
-    struct, fields = STRUCTS[path]
-    return read_struct(value, struct, fields)
+    go_type, fields = STRUCTS[path]
+    found = read_struct(value, go_type, fields)
+    # A type with a reader of its own.
+    read_keep_alive(found)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,31 +167,18 @@ def read_messages(body: dict[str, Json]) -> list[Message]:
     """The messages of a chat.
 
     Raises:
-        BadRequestError: A message is not one, or an image is not base64.
+        BadRequestError: An image is not base64.
     """
     messages = []
     for item in body.get("messages", ()):
-        found = read_struct(
-            item,
-            "Alias",
-            {
-                "role": "string",
-                "content": "string",
-                "thinking": "string",
-                "images": "[]string",
-                "tool_calls": "[]api.ToolCall",
-                "tool_name": "string",
-                "tool_call_id": "string",
-            },
-        )
-        for image in found.get("images", ()):
-            check_base64(image)
-        for call in found.get("tool_calls", ()):
-            if isinstance(call.get("function", {}).get("arguments"), str):
-                # The text of the JSON library of ordered maps, since 0.13.
-                raise BadRequestError("Value looks like object, but can't find closing '}' symbol")
-        messages.append(Message(found.get("role", "").lower(), found.get("content", ""), len(found.get("images", ()))))
+        images = item.get("images", ())
+        for image in images:
+            check_base64(image or "")
+        messages.append(Message(item.get("role", "").lower(), item.get("content", ""), len(images)))
     return messages
+
+
+_ANY = {"array": "[]interface {}", "object": "map[string]interface {}"}
 
 
 def read_keep_alive(body: dict[str, Json]) -> float | None:
@@ -150,7 +196,8 @@ def read_keep_alive(body: dict[str, Json]) -> float | None:
         case int() | float() if not isinstance(value, bool):
             seconds = float(value)
         case _:
-            raise BadRequestError(f"Unsupported type: '{kind(value)}'")
+            go_type = "bool" if isinstance(value, bool) else _ANY[kind(value)]
+            raise BadRequestError(f"Unsupported type: '{go_type}'")
     return seconds if seconds >= 0 else FOR_EVER
 
 

@@ -1,9 +1,12 @@
 """Ollama is written in Go, and Go's library shows through: its JSON, its error texts, its durations and times."""
 
+import calendar
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +14,32 @@ Json = Any
 """Any JSON value; no recursive union, since the stand-in looks into bodies that may be wrong in every place."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_decode = json.JSONDecoder().raw_decode
+
+
+def _no_number(name: str) -> Json:
+    raise _NoNumberError(name)
+
+
+class _NoNumberError(ValueError):
+    """NaN or Infinity, which Python reads and Go does not."""
+
+
+class _TooLarge(float):
+    """A number that no float holds, with its spelling for the error."""
+
+    def __new__(cls, text: str) -> "_TooLarge":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+def _number(text: str) -> float:
+    return _TooLarge(text) if math.isinf(number := float(text)) else number
+
+
+_decode = json.JSONDecoder(parse_constant=_no_number, parse_float=_number).raw_decode
 _ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 _BLANK = " \t\n\r"
@@ -49,6 +77,10 @@ def decode(body: bytes) -> Json:
         value, _ = _decode(text)
     except json.JSONDecodeError as error:
         raise BadRequestError(_why_not_json(text, error.pos)) from None
+    except _NoNumberError as error:
+        raise BadRequestError(_why_not_json(text, text.index(str(error)))) from None
+    except RecursionError:
+        raise BadRequestError("exceeded max depth") from None
     if "\\ud" in text or "\\uD" in text:
         value = _without_lone_surrogates(value)
     return value
@@ -89,24 +121,30 @@ def kind(value: Json) -> str:
             return "object"
 
 
-def read_struct(value: Json, struct: str, fields: Mapping[str, str]) -> dict[str, Json]:
+def read_struct(value: Json, go_type: str, fields: Mapping[str, str]) -> dict[str, Json]:
     """Unmarshal *value* into a Go struct: unknown keys are ignored, `null` is as good as absent.
 
     Args:
         value: The decoded body.
-        struct: Name of the Go struct, for the error text.
+        go_type: The Go struct with its package, for the error text.
         fields: JSON key -> Go type. `raw` takes anything.
 
     Raises:
         BadRequestError: A value has the wrong type.
     """
+    if value is None:
+        return {}
     if not isinstance(value, dict):
-        raise BadRequestError(f"json: cannot unmarshal {kind(value)} into Go value of type api.{struct}")
+        raise BadRequestError(f"json: cannot unmarshal {kind(value)} into Go value of type {go_type}")
+    return _read_fields(value, fields, go_type.rpartition(".")[2], "")
+
+
+def _read_fields(value: dict[str, Json], fields: Mapping[str, str], struct: str, path: str) -> dict[str, Json]:
     found = {}
     for key, go_type in fields.items():
         item = value.get(key)
         if item is not None:
-            found[key] = _read(item, go_type, f"{struct}.{key}")
+            found[key] = _read(item, go_type, struct, f"{path}.{key}")
     return found
 
 
@@ -114,49 +152,132 @@ _KINDS = {
     "string": "string",
     "bool": "bool",
     "int": "number",
+    "float32": "number",
     "float64": "number",
     "map[string]interface {}": "object",
+    "api.ImageData": "string",
     "raw": "",
 }
 _ZERO: dict[str, Json] = {"string": "", "bool": False, "number": 0, "object": {}}
 _LISTS = {"api.Tools": "api.Tool"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Struct:
+    """A Go struct within another one.
+
+    Attributes:
+        fields: JSON key -> Go type.
+        shown: What a value of another kind is said not to be, if that is not the type itself.
+        unmarshals: It decodes itself: an error in it names the struct around it.
+    """
+
+    fields: Mapping[str, str]
+    shown: str = ""
+    unmarshals: bool = False
+
+
+_ORDERED = "Value looks like object, but can't find closing '}' symbol"
+"""The text of the library of ordered maps, since 0.13."""
+
 _STRUCTS = {
-    "api.Tool": {"type": "string", "function": "api.ToolFunction"},
-    "api.ToolFunction": {"name": "string", "description": "string", "parameters": "map[string]interface {}"},
-    "api.ToolCall": {"id": "string", "function": "api.ToolCallFunction"},
-    "api.ToolCallFunction": {"name": "string", "index": "int", "arguments": "raw"},
-    # Has an UnmarshalJSON of its own, and with it its own error texts: see fields.read_messages.
-    "api.Message": {},
+    "api.Tool": _Struct({"type": "string", "items": "raw", "function": "api.ToolFunction"}),
+    "api.ToolFunction": _Struct(
+        {"name": "string", "description": "string", "parameters": "api.ToolFunctionParameters"}
+    ),
+    "api.ToolFunctionParameters": _Struct(
+        {"type": "string", "$defs": "raw", "required": "[]string", "properties": "ordered api.ToolProperty"}
+    ),
+    "api.ToolProperty": _Struct(
+        {"type": "api.PropertyType", "description": "string", "enum": "[]interface {}"}, unmarshals=True
+    ),
+    # Within a message, which decodes itself.
+    "api.ToolCall": _Struct({"id": "string", "function": "api.ToolCallFunction"}, unmarshals=True),
+    "api.ToolCallFunction": _Struct({"name": "string", "index": "int", "arguments": "ordered raw"}, unmarshals=True),
+    "api.Message": _Struct(
+        {
+            "role": "string",
+            "content": "string",
+            "thinking": "string",
+            "images": "[]api.ImageData",
+            "tool_calls": "[]api.ToolCall",
+            "tool_name": "string",
+            "tool_call_id": "string",
+        },
+        "api.Alias",
+        unmarshals=True,
+    ),
+    "openai.Message": _Struct(
+        {
+            "role": "string",
+            "content": "raw",
+            "reasoning": "string",
+            "tool_calls": "[]openai.ToolCall",
+            "name": "string",
+            "tool_call_id": "string",
+        }
+    ),
+    "openai.ToolCall": _Struct(
+        {
+            "id": "string",
+            "index": "int",
+            "type": "string",
+            "function": 'struct { Name string "json:\\"name\\""; Arguments string "json:\\"arguments\\"" }',
+        }
+    ),
+    'struct { Name string "json:\\"name\\""; Arguments string "json:\\"arguments\\"" }': _Struct(
+        {"name": "string", "arguments": "string"}
+    ),
+    "openai.StreamOptions": _Struct({"include_usage": "bool"}),
+    "openai.ResponseFormat": _Struct({"type": "string", "json_schema": "openai.JsonSchema"}),
+    "openai.JsonSchema": _Struct({"schema": "raw"}),
+    "openai.Reasoning": _Struct({"effort": "string"}),
 }
 
 
-def _read(value: Json, go_type: str, where: str) -> Json:
+def _read(value: Json, go_type: str, struct: str, path: str) -> Json:  # noqa: PLR0911 - one return a kind of type
     if value is None:
         return _ZERO.get(_KINDS.get(go_type, "object"))
     if go_type in _LISTS or go_type.startswith("[]"):
-        _expect("array", value, where, go_type)
+        _expect("array", value, struct, path, go_type)
         element = _LISTS.get(go_type, go_type.removeprefix("[]"))
-        return [_read(item, element, where) for item in value]
+        return value if element == "interface {}" else [_read(item, element, struct, path) for item in value]
     if go_type == "map[string]string":
-        _expect("object", value, where, go_type)
-        return {key: _read(item, "string", where) for key, item in value.items()}
+        _expect("object", value, struct, path, go_type)
+        return {key: _read(item, "string", struct, path) for key, item in value.items()}
+    if go_type.startswith("ordered "):
+        if not isinstance(value, dict):
+            raise BadRequestError(_ORDERED)
+        return {key: _read(item, go_type.removeprefix("ordered "), struct, path) for key, item in value.items()}
     if (inner := _STRUCTS.get(go_type)) is not None:
-        _expect("object", value, where, go_type)
+        _expect("object", value, struct, path, inner.shown or go_type)
+        within = struct if inner.unmarshals else go_type.rpartition(".")[2]
         given = {key: item for key, item in value.items() if item is not None}
-        return given | {key: _read(given[key], inner[key], f"{where}.{key}") for key in inner if key in given}
+        return given | _read_fields(given, inner.fields, within, path)
+    if go_type == "api.PropertyType":
+        # One or several.
+        return value if isinstance(value, str) else _read(value, "[]string", struct, path)
     if wanted := _KINDS[go_type]:
-        _expect(wanted, value, where, go_type)
-    if go_type == "int" and value != int(value):
-        raise BadRequestError(_mismatch(f"number {value}", where, go_type))
+        _expect(wanted, value, struct, path, go_type)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else (value,)
+    for item in inside:
+        if isinstance(item, _TooLarge):
+            raise BadRequestError(
+                _mismatch(f"number {item.text}", struct, path, "float64" if wanted in ("", "object") else go_type)
+            )
+    if go_type == "int" and (abs(value) >= 2**63 or value != int(value)):
+        raise BadRequestError(_mismatch(f"number {value}", struct, path, go_type))
     return value
 
 
-def _expect(wanted: str, value: Json, where: str, go_type: str) -> None:
+def _expect(wanted: str, value: Json, struct: str, path: str, go_type: str) -> None:
     if kind(value) != wanted:
-        raise BadRequestError(_mismatch(kind(value), where, go_type))
+        raise BadRequestError(_mismatch(kind(value), struct, path, go_type))
 
 
-def _mismatch(found: str, where: str, go_type: str) -> str:
+def _mismatch(found: str, struct: str, path: str, go_type: str) -> str:
+    # A struct without a name.
+    where = (struct if not struct.startswith("struct ") else "") + path
     return f"json: cannot unmarshal {found} into Go struct field {where} of type {go_type}"
 
 
@@ -218,3 +339,8 @@ def timestamp(seconds: float) -> str:
     whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
     fraction = f".{part:09d}".rstrip("0").rstrip(".")
     return f"{_to_the_second(whole)}{fraction}Z"
+
+
+def unix_time(text: str) -> int:
+    """The seconds of a `timestamp`."""
+    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))

@@ -20,7 +20,7 @@ def generate(state: State, call: Call) -> Steps:
     body = call.body
     for image in body.get("images", ()):
         check_base64(image)
-    keep_alive = read_keep_alive(body)
+    keep_alive, wanted = read_keep_alive(body), _wanted(state, body)
     name, prompt = body.get("model", ""), body.get("prompt", "")
     _check_logprobs(body)
     model = _installed(state, name)
@@ -34,7 +34,7 @@ def generate(state: State, call: Call) -> Steps:
     _require(model, "completion", f'"{name}" does not support generate')
     if body.get("suffix"):
         _require(model, "insert", f"{model.parsed.full} does not support insert")
-    think = _think(state, body, model)
+    think = _think(state, model, name, wanted)
     if not prompt:
         yield from load(state, call, model)
         return
@@ -61,7 +61,7 @@ def chat(state: State, call: Call) -> Steps:
         RefusalError: Or an error of validation.
     """
     body = call.body
-    messages, keep_alive = read_messages(body), read_keep_alive(body)
+    messages, keep_alive, wanted = read_messages(body), read_keep_alive(body), _wanted(state, body)
     name = body.get("model", "")
     _check_logprobs(body)
     if names.parse(name) is None:
@@ -74,7 +74,7 @@ def chat(state: State, call: Call) -> Steps:
     tools = body.get("tools", ()) if state.since("0.2.6") else ()
     if tools:
         _require(model, "tools", f"{model.parsed.full} does not support tools")
-    think = _think(state, body, model)
+    think = _think(state, model, name, wanted)
     if not messages:
         yield from load(state, call, model)
         return
@@ -125,17 +125,22 @@ def _check_template(template: str) -> None:
         raise RefusalError(500, "template: :1: unclosed action")
 
 
-def _think(state: State, body: dict[str, Json], model: Model) -> bool | str | None:
-    """Refuse what the model cannot; None is left only where the version does not think by default."""
+def _wanted(state: State, body: dict[str, Json]) -> bool | str | None:
     if not state.since("0.9.0"):
         return False
-    think = read_think(body, ("high", "medium", "low", "max") if state.since("0.22.0") else ("high", "medium", "low"))
+    return read_think(body, ("high", "medium", "low", "max") if state.since("0.22.0") else ("high", "medium", "low"))
+
+
+def _think(state: State, model: Model, name: str, think: bool | str | None) -> bool | str | None:
+    """Refuse what the model cannot; None is left only where the version does not think by default."""
     if "thinking" not in model.capabilities:
         if think:
-            raise RefusalError(400, f'"{body["model"]}" does not support thinking')
+            raise RefusalError(400, f'"{name}" does not support thinking')
         return False
     if isinstance(think, str) and not state.since("0.17.7") and model.family != "gptoss":
         raise RefusalError(400, f'think value "{think}" is not supported for this model')
+    if not state.since("0.9.0"):
+        return False
     return True if think is None and state.since("0.12.5") else think
 
 

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from functools import lru_cache
 
-from ollama_provider.testing import fields, library
+from ollama_provider.testing import fields, library, v1
 from ollama_provider.testing.creating import create
 from ollama_provider.testing.embedding import embed, embeddings
 from ollama_provider.testing.faults import Earliest
@@ -35,6 +35,8 @@ _ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
     "/api/copy": ("0.1.0", {"POST": library.copy}),
     "/api/delete": ("0.1.0", {"DELETE": library.delete}),
     "/api/blobs/": ("0.1.10", {"HEAD": library.blob, "POST": library.blob}),
+    # Those that can be read come here as requests of /api.
+    **{path: (since, {method: v1.refused}) for path, (since, method) in v1.ENDPOINTS.items()},
 }
 _TRANSFERS = frozenset({"/api/pull", "/api/push", "/api/create"})
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
@@ -51,7 +53,7 @@ def handle(state: State, request: Request, plan: Plan) -> Steps:
     if (turned_away := _at_the_door(state, request)) is not None:
         yield turned_away
         return
-    path = "/api/blobs/" if request.path.startswith("/api/blobs/") else request.path
+    path = "/api/blobs/" if request.path.startswith("/api/blobs/") else v1.route(request.path)
     since, handlers = _ROUTES.get(path, ("", {}))
     if not handlers or not state.since(since):
         yield Whole(404, b"404 page not found", "text/plain")
@@ -64,7 +66,7 @@ def handle(state: State, request: Request, plan: Plan) -> Steps:
         return
     call = Call(request, {}, plan, state.clock())
     try:
-        if path in fields.STRUCTS:
+        if path in fields.STRUCTS and path.startswith("/api/"):
             call.body = fields.read(path, decode(request.body))
         yield from handler(state, call)
     except BadRequestError as wrong:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ollama_provider.testing import library
+from ollama_provider.testing import library, v1
 from ollama_provider.testing.catalogue import Model, default_models, default_registry
 from ollama_provider.testing.go import BadRequestError, Json, decode, dumps
 from ollama_provider.testing.routes import earliest, error, handle
@@ -255,19 +255,21 @@ class StandIn:
     def exchange(self, request: Request) -> Steps:
         """The steps of an answer. Closing the iterator before its end is the client's hanging up."""
         with self._noted(request) as seen:
+            translated = v1.translate(self._state, request)
+            asked = translated.request
             plan = self._script.take(
-                _scripted_path(request.method, request.path),
+                _scripted_path(asked.method, asked.path),
                 seen.model,
                 seen.json if isinstance(seen.json, dict) else {},
             )
             if plan is None:
                 yield error(500, f"the stand-in is strict and has no script for {request.path} of {seen.model or '?'}")
                 return
-            handled = steps = handle(self._state, request, plan)
+            handled = steps = handle(self._state, asked, plan)
             for fault in plan.faults:
-                steps = fault.apply(steps, earliest(self._state, request.path))
+                steps = fault.apply(steps, earliest(self._state, asked.path))
             try:
-                yield from steps
+                yield from translated.rewritten(steps)
             finally:
                 # A fault may have left it half-way: only its closing gives the slot back.
                 handled.close()

@@ -65,12 +65,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A complete answer with one body: the only step that sends, if it is sent at all."""
+    """A complete answer with one body: the only step that sends, if it is sent at all.
+
+    Attributes:
+        status: HTTP status.
+        body: All of it.
+        content_type: None sends none.
+        headers: Further ones.
+        foreign: It is not Ollama that answers.
+    """
 
     status: int
     body: bytes = b""
     content_type: str | None = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A pydantic-ai model over a connection."""
 
+import asyncio
 import base64
 import json
 import sys
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from ollama_provider.agents import pydantic_ai_model
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.testing import Answer, Ordinary
 
 
 class Capital(BaseModel):
@@ -81,3 +83,45 @@ def test_structured_output_is_a_schema(add_connection, httpx_mock):
     assert request.headers["authorization"] == "Bearer key"
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["city"]
     assert "tool_choice" not in body
+
+
+def test_an_agent_works_with_a_server(ollama, ollama_conn):
+    """Plain answers, answers in a schema and tools, over the wire."""
+    stand_in = ollama.stand_in
+    model = pydantic_ai_model(ollama_conn, "llama3.2")
+
+    def temperature(city: str) -> str:
+        """The temperature in a city."""
+        return f"21 degrees in {city}"
+
+    stand_in.script(
+        {"city": "Rome"},
+        Answer("", tool_calls=(("temperature", {"city": "Paris"}),)),
+        Ordinary(),
+    )
+    capital = pydantic_ai.Agent(model, output_type=Capital).run_sync("Capital of Italy?")
+    weather = pydantic_ai.Agent(model, tools=[temperature]).run_sync("How warm is it?")
+
+    assert capital.output == Capital(city="Rome")
+    assert "21 degrees in Paris" in weather.output
+    assert {seen.path for seen in stand_in.requests} == {"/v1/chat/completions"}
+
+
+def test_an_agent_streams(ollama, ollama_conn):
+    """The text comes in pieces, the counts with the last one."""
+    ollama.stand_in.script("It is Rome, of course.")
+    agent = pydantic_ai.Agent(pydantic_ai_model(ollama_conn, "llama3.2"))
+
+    async def pieces():
+        async with agent.run_stream("Capital of Italy?") as run:
+            return [piece async for piece in run.stream_text(delta=True, debounce_by=None)]
+
+    assert "".join(asyncio.run(pieces())) == "It is Rome, of course."
+
+
+def test_an_agent_hears_what_the_server_refuses(ollama, ollama_conn):
+    """With status and text."""
+    with pytest.raises(pydantic_ai.exceptions.ModelHTTPError, match="model 'nope' not found") as caught:
+        pydantic_ai.Agent(pydantic_ai_model(ollama_conn, "nope")).run_sync("?")
+
+    assert caught.value.status_code == 404

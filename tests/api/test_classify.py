@@ -57,7 +57,8 @@ RECORDED: dict[type[OllamaError], str] = {
 
 def recorded_failures() -> dict[str, dict[str, Any]]:
     with RECORDINGS.open() as lines:
-        exchanges = [json.loads(line) for line in lines]
+        # This client asks nothing of /v1.
+        exchanges = [found for found in map(json.loads, lines) if not found["request"]["path"].startswith("/v1/")]
     return {
         exchange["name"]: exchange
         for exchange in exchanges

@@ -65,12 +65,8 @@ TINY = [
 DIFFERENT = {
     # What the stand-in deliberately does not do, and why.
     "generate-cloud-suffix-0.33.0": "the recorded server had its cloud on and no network",
-    **{
-        name: "the endpoints of OpenAI are not served yet"
-        for _, exchange in EXCHANGES
-        if (name := exchange["name"]).startswith("v1-")
-    },
     "tags-empty-0.33.0": "recorded with its models in place",
+    "v1-models-empty-0.33.0": "recorded with its models in place",
     "blob-head-missing": "no test needs the length of a body that HEAD does not send",
     "cancel-nonstream-timeout": "a timeout of the client is no reply; test_faults.py has it",
     "cors-preflight": "no browser is a client of ours: Origin is checked, CORS headers are not sent",
@@ -174,6 +170,9 @@ PREPARED: dict[str, Callable[[StandIn], object]] = {
         "POST", "/api/generate", {"model": "tiny", "options": {"num_ctx": 10_000_000}}
     ),
     "tags-empty": _empty,
+    "v1-models": _newest("bad-blob", "tiny-bigctx", "tiny-embed"),
+    "v1-models-0.33.0": _newest("bad-noblob", "tiny-bigctx", "tiny-slow"),
+    "v1-models-empty": _empty,
     "tags": _newest("tiny-bigctx", "tiny-embed", "bad-missing"),
     "tags-0.33.0": lambda stand_in: (
         stand_in.install(replace(stand_in.model("bad-noblob"), capabilities=("completion",))),
@@ -213,6 +212,11 @@ def test_the_stand_in_answers_as_the_real_server_did(server: Server, version: st
     assert (reply.status, reply.headers.get("content-type")) == (exchange["status"], exchange.get("content_type"))
     if "lines" in exchange:
         _assert_same_stream(reply, exchange["lines"])
+    elif "events" in exchange:
+        events = [json.loads(line[6:]) for line in reply.body.split(b"\n\n") if line and line != b"data: [DONE]"]
+        assert reply.body.endswith(b"\n\ndata: [DONE]\n\n")
+        assert len(events) == len(exchange["events"]) - 1
+        _assert_same(events, exchange["events"][:-1])
     elif "body" in exchange:
         _assert_same(reply.json, exchange["body"])
     elif exchange["request"]["method"] != "HEAD":

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_provider.testing import StandIn
 from ollama_provider.testing.go import BadRequestError, check_base64, decode, dumps, parse_duration, timestamp
 from ollama_provider.testing.names import parse
 from ollama_provider.testing.options import WrongTypeError, read_options
@@ -169,3 +170,70 @@ def test_options_of_the_wrong_type(options: dict, error: str) -> None:
 def test_the_tokens_of_a_text_are_the_text(text: str) -> None:
     """Nothing is lost between the tokens, so a streamed answer is the whole answer."""
     assert "".join(tokenise(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "error"),
+    [
+        ("chat", {"messages": ["hi"]}, "string into Go struct field ChatRequest.messages of type api.Alias"),
+        (
+            "chat",
+            {"messages": [{"content": ["a"]}]},
+            "array into Go struct field ChatRequest.messages.content of type string",
+        ),
+        (
+            "chat",
+            {"messages": [{"tool_calls": [{"function": {"index": "1"}}]}]},
+            "string into Go struct field ChatRequest.messages.tool_calls.function.index of type int",
+        ),
+        ("generate", {"images": [1]}, "number into Go struct field GenerateRequest.images of type api.ImageData"),
+        (
+            "chat",
+            {"tools": [{"function": {"name": 1}}]},
+            "number into Go struct field ToolFunction.tools.function.name",
+        ),
+        (
+            "chat",
+            {"tools": [{"function": {"parameters": {"required": "x"}}}]},
+            "string into Go struct field ToolFunctionParameters.tools.function.parameters.required of type []string",
+        ),
+        (
+            "chat",
+            {"tools": [{"function": {"parameters": {"properties": {"a": {"enum": 1}}}}}]},
+            "number into Go struct field ToolFunctionParameters.tools.function.parameters.properties.enum of type",
+        ),
+        ("embed", {"dimensions": 2**64}, "number 18446744073709551616 into Go struct field EmbedRequest.dimensions"),
+        ("show", {"template": 1}, "number into Go struct field ShowRequest.template of type string"),
+    ],
+)
+def test_wrong_types_are_named_as_go_does(path: str, body: dict, error: str) -> None:
+    """The struct, the path to the field and its type; compared with Ollama's own structs in 0.24."""
+    reply = StandIn().answer("POST", f"/api/{path}", body)
+
+    assert reply.status == 400
+    assert reply.json["error"].startswith(f"json: cannot unmarshal {error}")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (
+            b'{"options":{"num_ctx":1e400}}',
+            "cannot unmarshal number 1e400 into Go struct field GenerateRequest.options",
+        ),
+        (b'{"keep_alive":[1]}', "Unsupported type: '[]interface {}'"),
+        (b'{"keep_alive":NaN}', "invalid character 'N' looking for beginning of value"),
+        (b'{"a":' + b"[" * 100_000, "exceeded max depth"),
+    ],
+)
+def test_values_that_go_cannot_read(body: bytes, error: str) -> None:
+    """Python reads them, or falls over them."""
+    reply = StandIn().answer("POST", "/api/generate", body=body)
+
+    assert reply.status == 400
+    assert error in reply.json["error"]
+
+
+def test_null_is_an_empty_body() -> None:
+    """Go leaves the struct as it is."""
+    assert StandIn().answer("POST", "/api/show", body=b"null").json == {"error": "model is required"}

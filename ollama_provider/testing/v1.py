@@ -1,0 +1,503 @@
+"""The endpoints of OpenAI's API that Ollama has: each is an endpoint of its own with another request and another reply.
+
+As in Ollama, a request is rewritten into one of `/api`, and the steps of its answer are rewritten on their way out.
+What OpenAI has and Ollama ignores (`tool_choice`, `max_completion_tokens`, `n`) is ignored here, too.
+"""
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ollama_provider.testing import names
+from ollama_provider.testing.fields import read
+from ollama_provider.testing.go import BadRequestError, Json, check_base64, decode, dumps, unix_time
+from ollama_provider.testing.state import Call, State
+from ollama_provider.testing.steps import Head, Line, Request, Step, Steps, Whole
+
+ENDPOINTS = {
+    "/v1/chat/completions": ("0.1.24", "POST"),
+    "/v1/completions": ("0.2.0", "POST"),
+    "/v1/embeddings": ("0.2.6", "POST"),
+    "/v1/models": ("0.2.0", "GET"),
+    "/v1/models/:model": ("0.2.0", "GET"),
+}
+"""Path -> since when, method."""
+
+_JSON = "application/json"
+_EVENTS = "text/event-stream"
+_KINDS = {400: "invalid_request_error", 404: "not_found_error"}
+_EFFORTS = ("high", "medium", "low", "max", "none")
+_IMAGES = tuple(f"data:{kind};base64," for kind in ("", "image/jpeg", "image/jpg", "image/png", "image/webp"))
+
+_Objects = Callable[[dict[str, Json]], list[Json]]
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A request of OpenAI's API as one of Ollama's, and what its answer becomes.
+
+    Attributes:
+        request: What Ollama is asked; as it came if it is none of OpenAI's, or none that can be read.
+        objects: What an object of the answer becomes.
+        streams: The answer is a stream of events.
+    """
+
+    request: Request
+    objects: _Objects | None = None
+    streams: bool = False
+
+    def rewritten(self, steps: Steps) -> Steps:
+        """The steps of the answer in OpenAI's shape.
+
+        Args:
+            steps: Those of the answer to `request`.
+        """
+        if self.objects is None:
+            yield from steps
+            return
+        for step in steps:
+            yield from self._step(step, self.objects)
+
+    def _step(self, step: Step, objects: _Objects) -> Steps:
+        match step:
+            case Head():
+                yield replace(step, content_type=_EVENTS if self.streams else _JSON)
+            case Line():
+                yield Line(b"".join(_event(item) for item in self._read(step.data, objects)))
+            case Whole() if step.content_type is None or not step.content_type.startswith(_JSON) or step.foreign:
+                yield step
+            case Whole() if step.status != 200:
+                yield replace(step, body=_error(step.status, _text(step.body)), content_type=_JSON)
+            case Whole() if self.streams:
+                yield Head(content_type=_EVENTS)
+                yield Line(b"".join(_event(item) for item in self._read(step.body, objects)))
+            case Whole():
+                yield replace(step, body=dumps(self._read(step.body, objects)[0]).encode() + b"\n", content_type=_JSON)
+            case _:
+                yield step
+
+    def _read(self, data: bytes, objects: _Objects) -> list[Json]:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            # Bytes that a script put there: they are to arrive.
+            return [data]
+        # An error after the first byte becomes an object without a word of it, as in Ollama.
+        return objects(value if isinstance(value, dict) else {})
+
+
+def translate(state: State, request: Request) -> Translated:
+    """Rewrite a request of OpenAI's API; one that cannot be read stays as it is, for `refuse`.
+
+    Args:
+        state: The stand-in's.
+        request: Any request.
+    """
+    since, method = ENDPOINTS.get(route(request.path), ("", ""))
+    if request.method != method or not state.since(since):
+        return Translated(request)
+    try:
+        return _translate(state, request)
+    except BadRequestError:
+        return Translated(request, lambda value: [value])
+
+
+def refused(state: State, call: Call) -> Steps:
+    """Say what is wrong with a request that `translate` left as it is.
+
+    Raises:
+        BadRequestError: With the text of Ollama.
+    """
+    _translate(state, call.request)
+    yield from ()
+
+
+def _translate(state: State, request: Request) -> Translated:
+    match route(request.path):
+        case "/v1/chat/completions":
+            return _chat(state, request)
+        case "/v1/completions":
+            return _completion(state, request)
+        case "/v1/embeddings":
+            return _embeddings(request)
+        case "/v1/models":
+            return Translated(replace(request, path="/api/tags"), _listed)
+        case _:
+            name = request.path.removeprefix("/v1/models/")
+            asked = replace(request, method="POST", path="/api/show", body=dumps({"name": name}).encode())
+            return Translated(asked, lambda shown: [_model(name, shown["modified_at"])])
+
+
+def route(path: str) -> str:
+    """The endpoint of *path*: itself, but for the models by name."""
+    name = path.removeprefix("/v1/models/")
+    return "/v1/models/:model" if name != path and name and "/" not in name else path
+
+
+def _read(request: Request) -> dict[str, Json]:
+    if not request.body.strip():
+        raise BadRequestError("EOF")
+    return read(request.path, decode(request.body))
+
+
+def _asked(request: Request, path: str, body: Mapping[str, Json]) -> Request:
+    return replace(request, path=path, body=dumps(dict(body)).encode())
+
+
+def _chat(state: State, request: Request) -> Translated:
+    body = _read(request)
+    if not body.get("messages"):
+        raise BadRequestError("[] is too short - 'messages'")
+    asked: dict[str, Json] = {
+        "model": body.get("model", ""),
+        "messages": [message for given in body["messages"] for message in _messages(given, body["messages"])],
+        "stream": body.get("stream", False),
+        "options": _options(body),
+    }
+    if "tools" in body:
+        asked["tools"] = body["tools"]
+    if (effort := (body.get("reasoning") or {}).get("effort") or body.get("reasoning_effort")) is not None:
+        if effort not in _EFFORTS:
+            known = '"high", "medium", "low", "max", or "none"'
+            raise BadRequestError(f"invalid reasoning value: '{effort}' (must be {known})")
+        asked["think"] = effort if effort != "none" else False
+    match (wanted := body.get("response_format") or {}).get("type", "").strip().lower():
+        case "json_object":
+            asked["format"] = "json"
+        case "json_schema" if wanted.get("json_schema"):
+            asked["format"] = wanted["json_schema"].get("schema")
+    asked |= {key: body[key] for key in ("logprobs", "top_logprobs", "_debug_render_only") if key in body}
+    reply = _Chat(state, _number("chatcmpl", request), asked["stream"], _wants_usage(body))
+    return Translated(_asked(request, "/api/chat", asked), reply.objects, asked["stream"])
+
+
+def _messages(given: Mapping[str, Json], others: list[Mapping[str, Json]]) -> list[dict[str, Json]]:
+    """One message as Ollama's: parts become messages of their own."""
+    base: dict[str, Json] = {"role": given.get("role", "")}
+    more: dict[str, Json] = {"thinking": given.get("reasoning", "")}
+    if given.get("tool_calls") is not None:
+        more["tool_calls"] = [_tool_call(call) for call in given["tool_calls"]]
+    more["tool_call_id"] = identity = given.get("tool_call_id", "")
+    if base["role"].lower() == "tool":
+        more["tool_name"] = given.get("name") or _name_of(identity, others)
+    match content := given.get("content"):
+        case str():
+            return [base | {"content": content} | more]
+        case list():
+            found = [base | _part(part) for part in content]
+            if found and more.get("tool_calls"):
+                found[-1] |= more
+            return found
+        case _ if given.get("tool_calls") is None:
+            raise BadRequestError(f"invalid message content type: {_go_type(content)}")
+        case _:
+            return [base | more]
+
+
+def _go_type(value: Json) -> str:
+    match value:
+        case None:
+            return "<nil>"
+        case bool():
+            return "bool"
+        case int() | float():
+            return "float64"
+        case _:
+            return "map[string]interface {}"
+
+
+def _tool_call(call: Mapping[str, Json]) -> dict[str, Json]:
+    function = call.get("function") or {}
+    try:
+        arguments = json.loads(function.get("arguments", ""))
+    except ValueError:
+        arguments = ""
+    if not isinstance(arguments, dict):
+        raise BadRequestError("invalid tool call arguments")
+    return {"id": call.get("id", ""), "function": {"name": function.get("name", ""), "arguments": arguments}}
+
+
+def _name_of(identity: str, messages: list[Mapping[str, Json]]) -> str:
+    """The function that a call of this id was of; the last one wins."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    found = [(call.get("function") or {}).get("name", "") for call in calls if call.get("id", "") == identity]
+    return found[-1] if found and identity else ""
+
+
+def _part(part: Json) -> dict[str, Json]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"content": part["text"]}
+    if kind == "image_url":
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        if isinstance(url, str):
+            return {"content": "", "images": [_image(url)]}
+    raise BadRequestError("invalid message format")
+
+
+def _image(url: str) -> str:
+    if url.startswith(("http://", "https://")):
+        raise BadRequestError("image URLs are not currently supported, please use base64 encoded data instead")
+    for prefix in _IMAGES:
+        if url.startswith(prefix):
+            data = url.removeprefix(prefix)
+            try:
+                check_base64(data)
+            except BadRequestError:
+                break
+            return data
+    raise BadRequestError("invalid image input")
+
+
+def _completion(state: State, request: Request) -> Translated:
+    body = _read(request)
+    stop = body.get("stop")
+    for item in stop if isinstance(stop, list) else ():
+        if not isinstance(item, str):
+            raise BadRequestError(f"invalid type for 'stop' field: {_go_type(item)}")
+    asked = {
+        "model": body.get("model", ""),
+        "prompt": body.get("prompt", ""),
+        "suffix": body.get("suffix", ""),
+        "stream": body.get("stream", False),
+        "options": _options(body),
+    }
+    reply = _Completion(state, _number("cmpl", request), asked["stream"], _wants_usage(body))
+    return Translated(_asked(request, "/api/generate", asked), reply.objects, asked["stream"])
+
+
+def _embeddings(request: Request) -> Translated:
+    body = _read(request)
+    encoding = body.get("encoding_format", "")
+    if encoding and encoding.lower() not in {"float", "base64"}:
+        known = "Supported values: ['float', 'base64']."
+        raise BadRequestError(f"Invalid value for 'encoding_format' = {encoding}. {known}")
+    texts = body.get("input")
+    if texts is None or texts == []:
+        raise BadRequestError("invalid input")
+    model = body.get("model", "")
+    asked = {"model": model, "input": [""] if texts == "" else texts, "dimensions": body.get("dimensions", 0)}
+
+    def objects(reply: dict[str, Json]) -> list[Json]:
+        found = [
+            {
+                "object": "embedding",
+                "embedding": _packed(vector) if encoding.lower() == "base64" else vector,
+                "index": i,
+            }
+            for i, vector in enumerate(reply["embeddings"])
+        ]
+        count = reply.get("prompt_eval_count", 0)
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return [{"object": "list", "data": found or None, "model": model, "usage": usage}]
+
+    return Translated(_asked(request, "/api/embed", asked), objects)
+
+
+def _packed(vector: list[float | None]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *(value or 0.0 for value in vector))).decode()
+
+
+def _options(body: Mapping[str, Json]) -> dict[str, Json]:
+    options: dict[str, Json] = {"temperature": body.get("temperature", 1.0), "top_p": body.get("top_p", 1.0) or 1.0}
+    match body.get("stop"):
+        case str() as stop:
+            options["stop"] = [stop]
+        case list() as stops:
+            options["stop"] = [item for item in stops if isinstance(item, str)]
+    if "max_tokens" in body:
+        options["num_predict"] = body["max_tokens"]
+    return options | {key: body[key] for key in ("seed", "frequency_penalty", "presence_penalty") if key in body}
+
+
+def _wants_usage(body: Mapping[str, Json]) -> bool:
+    return bool((body.get("stream_options") or {}).get("include_usage"))
+
+
+def _number(kind: str, request: Request) -> str:
+    return f"{kind}-{zlib.crc32(request.body) % 999}"
+
+
+@dataclass(slots=True)
+class _Chat:
+    """The objects of a chat.
+
+    Attributes:
+        state: The stand-in's.
+        identity: What each has as `id`.
+        streams: They are chunks.
+        usage: The last chunk is one of counts.
+        called: A chunk had a tool call.
+        begun: A chunk has gone out.
+    """
+
+    state: State
+    identity: str
+    streams: bool
+    usage: bool
+    called: bool = False
+    begun: bool = False
+
+    def objects(self, reply: dict[str, Json]) -> list[Json]:
+        said = reply.get("message") or {}
+        if not self.streams:
+            message = _message(said.get("role", ""), said)
+            reason = "tool_calls" if said.get("tool_calls") else reply.get("done_reason")
+            choice = {"index": 0, "message": message, "finish_reason": reason} | _logprobs(reply)
+            whole = self._object("chat.completion", reply, [choice])
+            return [whole | {"usage": _usage(reply)} | _debug(reply)]
+        done = bool(reply.get("done"))
+        if self.state.since("0.32.10"):
+            return self._newer(reply, said, done=done)
+        chunks = []
+        for part in (parts := _parts(said)):
+            calls = part.get("tool_calls")
+            reason = reply.get("done_reason") if part is parts[-1] else None
+            reason = "tool_calls" if reason and (self.called or calls) else reason
+            logprobs = _logprobs(reply) if part is parts[0] else {}
+            chunks.append(self._chunk(reply, _message("assistant", part), reason, logprobs))
+            self.called = self.called or bool(calls)
+        if not done:
+            return chunks
+        counts = [chunks[-1] | {"choices": [], "usage": _usage(reply)}] if self.usage else []
+        return [*chunks, *counts, _DONE]
+
+    def _newer(self, reply: dict[str, Json], said: Mapping[str, Json], *, done: bool) -> list[Json]:
+        """The role is in the first chunk alone, the reason of the end in a chunk of its own."""
+        chunks = []
+        if not (done and self.begun and not any(said.get(key) for key in ("content", "thinking", "tool_calls"))):
+            for part in (parts := _parts(said)):
+                delta = _message("assistant", part)
+                if self.begun:
+                    del delta["role"]
+                if part is not parts[-1]:
+                    del delta["content"]
+                logprobs = _logprobs(reply) if part is parts[0] else {}
+                chunks.append(self._chunk(reply, delta, None, logprobs))
+                self.called = self.called or bool(part.get("tool_calls"))
+                self.begun = True
+        if not done:
+            return chunks
+        reason = reply.get("done_reason") or "stop"
+        end = self._chunk(reply, {}, "tool_calls" if reason == "stop" and self.called else reason)
+        counts = [end | {"choices": [], "usage": _usage(reply)}] if self.usage else []
+        return [*chunks, end, *counts, _DONE]
+
+    def _chunk(
+        self, reply: Mapping[str, Json], delta: Json, reason: str | None, more: Mapping[str, Json] | None = None
+    ) -> dict[str, Json]:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, **(more or {})}
+        return self._object("chat.completion.chunk", reply, [choice])
+
+    def _object(self, kind: str, reply: Mapping[str, Json], choices: list[Json]) -> dict[str, Json]:
+        return {
+            "id": self.identity,
+            "object": kind,
+            "created": int(self.state.clock()),
+            "model": reply.get("model", ""),
+            "system_fingerprint": "fp_ollama",
+            "choices": choices,
+        }
+
+
+@dataclass(slots=True)
+class _Completion:
+    """The objects of a completion; see `_Chat`."""
+
+    state: State
+    identity: str
+    streams: bool
+    usage: bool
+
+    def objects(self, reply: dict[str, Json]) -> list[Json]:
+        choice = {"text": reply.get("response", ""), "index": 0, "finish_reason": reply.get("done_reason")}
+        base = {"id": self.identity, "object": "text_completion", "created": int(self.state.clock())}
+        model = {"model": reply.get("model", ""), "system_fingerprint": "fp_ollama"}
+        if not self.streams:
+            return [base | model | {"choices": [choice], "usage": _usage(reply)}]
+        chunk = base | {"choices": [choice]} | model
+        if not self.usage:
+            return [chunk, _DONE] if reply.get("done") else [chunk]
+        counted = chunk | {"usage": _usage({})}
+        if not reply.get("done"):
+            return [counted]
+        return [counted, chunk | {"choices": [], "usage": _usage(reply)}, _DONE]
+
+
+def _parts(said: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """Thoughts and what follows them are chunks of their own."""
+    if said.get("thinking") and (said.get("content") or said.get("tool_calls")):
+        return [{"thinking": said["thinking"]}, {key: value for key, value in said.items() if key != "thinking"}]
+    return [said]
+
+
+_DONE = b"data: [DONE]\n\n"
+
+
+def _event(item: Json) -> bytes:
+    return item if isinstance(item, bytes) else b"data: " + dumps(item).encode() + b"\n\n"
+
+
+def _message(role: str, said: Mapping[str, Json]) -> dict[str, Json]:
+    message: dict[str, Json] = {"role": role, "content": said.get("content", "")}
+    if said.get("thinking"):
+        message["reasoning"] = said["thinking"]
+    if said.get("tool_calls"):
+        message["tool_calls"] = [_openai_call(call) for call in said["tool_calls"]]
+    return message
+
+
+def _openai_call(call: Mapping[str, Any]) -> dict[str, Json]:
+    function = call["function"]
+    return {
+        "id": call.get("id", ""),
+        "index": function["index"],
+        "type": "function",
+        "function": {"name": function["name"], "arguments": dumps(function["arguments"])},
+    }
+
+
+def _logprobs(reply: Mapping[str, Json]) -> dict[str, Json]:
+    return {"logprobs": {"content": reply["logprobs"]}} if reply.get("logprobs") else {}
+
+
+def _debug(reply: Mapping[str, Json]) -> dict[str, Json]:
+    return {"_debug_info": reply["_debug_info"]} if "_debug_info" in reply else {}
+
+
+def _usage(reply: Mapping[str, Json]) -> dict[str, Json]:
+    prompt, answer = reply.get("prompt_eval_count", 0), reply.get("eval_count", 0)
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def _listed(reply: dict[str, Json]) -> list[Json]:
+    data = [_model(entry["name"], entry["modified_at"]) for entry in reply["models"]]
+    return [{"object": "list", "data": data or None}]
+
+
+def _model(name: str, modified_at: str) -> dict[str, Json]:
+    parsed = names.parse(name)
+    return {
+        "id": name,
+        "object": "model",
+        "created": unix_time(modified_at),
+        "owned_by": parsed.namespace if parsed else "",
+    }
+
+
+def _text(body: bytes) -> str:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")
+    return str(value.get("error", "")) if isinstance(value, dict) else body.decode("utf-8", "replace")
+
+
+def _error(status: int, text: str) -> bytes:
+    kind = _KINDS.get(status, "api_error")
+    return dumps({"error": {"message": text, "type": kind, "param": None, "code": None}}).encode() + b"\n"
