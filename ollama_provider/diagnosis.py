@@ -72,6 +72,8 @@ def _probe(client: Client, settings: Settings, verdict: "Future[tuple[bool, str]
 
 def _advice(error: OllamaError) -> str:
     """Return what to do, where the error has a task's request in mind and the address is more likely to be wrong."""
+    if error.advice != type(error).advice:
+        return error.advice  # it knows better than its class
     if isinstance(error, errors.EndpointNotFoundError):
         return "Check the base path of the connection. Or does another program listen there?"
     if isinstance(error, _OF_ANOTHER_PROGRAM) or error.status == 400:

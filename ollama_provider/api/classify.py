@@ -1,14 +1,20 @@
 """The one table from failures to errors: what httpx raises, what a status means, what a text of the server means.
 
-Texts are matched in lower case with blanks collapsed; they are those of Ollama 0.1 to 0.33. A status alone says little:
-a misspelt option is a 500, and the crash of an embedding model's process is a 400.
+A text is judged by how it *begins*, and by its status; texts are those of Ollama 0.1 to 0.33, matched in lower case
+with blanks collapsed. What stands behind is a quotation: when a model's process dies, its error ends with the last
+lines of that process's log, which are about other requests. The one exception is a load that failed, where the line
+behind says why, and no other request can have been in the log.
+
+A status alone says little: a misspelt option is a 500, and the crash of an embedding model's process is a 400. But a
+5xx without Ollama's own JSON is no word of Ollama's: a gateway in between answers in its place.
 """
 
 import json
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,180 +23,331 @@ import httpx
 
 from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.quoting import quote
 from ollama_provider.api.retry import read_retry_after
-
-#: How much of a server's own text an error quotes: it may echo parts of the request.
-LONGEST_QUOTE = 300
+from ollama_provider.api.strict_json import read_json
 
 _Kind = type[OllamaError]
+_Table = tuple[tuple[_Kind, tuple[str, ...]], ...]
 
-# In this order: a text about memory often also says "error loading model", and a crash may name a lasting cause.
-_TEXTS: tuple[tuple[_Kind, tuple[str, ...]], ...] = (
+#: Requests in flight, whose model's process died: what follows is that process's log.
+_CRASH = re.compile(
+    r"an (unknown )?error was encountered while running the model"
+    r"|\S+( \S+)? process no longer running"
+    r"|model runner has unexpectedly stopped"
+)
+#: A load that failed: what follows on the same line is why.
+_FAILED_LOAD = re.compile(
+    r"(?P<ended>\S+( \S+)? process has terminated)"
+    r"|(\w+: )?error loading model|failed to load model|unable to load model"
+)
+_OUT_OF_MEMORY = re.compile(
+    r"out of (device )?memory|(cuda|hip)malloc failed|failed to allocate|allocation failed"
+    r"|not enough memory|insufficient memory|unable to allocate"
+    r"|requires more system memory|unable to load full model on gpu|requires .* but only .* (are|is) available"
+)
+_BROKEN = re.compile(
+    r"error loading model|unknown model architecture|unable to load model|invalid file magic|exceeds file size"
+    r"|unsupported |missing tensor|compatible with your version of ollama|no such file or directory"
+)
+#: Where a text about memory names the device or the function first.
+_MEMORY_WITHIN = 120
+
+# What a network says, through Go: the way of the server to its registry, to ollama.com, to whatever it forwards to.
+_NETWORK = (
+    r"dial tcp|(read|write) (tcp|udp)|lookup \S+|proxyconnect|unexpected eof|(\S+: )?eof$|i/o timeout|broken pipe"
+    r"|connection (refused|reset)|server misbehaving|no such host|context (deadline exceeded|canceled)|wsarecv"
+    r"|net/http: (tls handshake timeout|request canceled|timeout awaiting|http/1\.x transport connection broken)"
+    r"|tls handshake timeout|http2: (server sent goaway|client connection lost|client connection force closed)"
+    r"|stream error: |server sent goaway|forcibly closed|an existing connection was forcibly closed"
+)
+_TOKENS, _THE = r"( \(\d+ tokens\))?", r"(the |maximum )?(available )?"
+_REQUESTED = r"((get|post|put|head|patch|delete) \S+: )?"
+
+_TEXTS: _Table = (
     (
-        errors.OutOfMemoryError,
+        errors.ModelNotFoundError,
         (
-            r"out of memory|cudamalloc failed|hipmalloc failed|failed to allocate|allocation failed",
-            r"not enough memory|insufficient memory|out of device memory|unable to allocate",
-            r"requires more system memory|unable to load full model on gpu|requires .* but only .* (are|is) available",
+            r"""model ['"].*['"] not found""",
+            r"(open|stat) .*[/\\]manifests[/\\].*: (no such file|the system cannot find)",
         ),
     ),
-    # Permanent.
-    (errors.ModelNotFoundError, (r"""^model ['"].*['"] not found""",)),
     (
         errors.ContextLengthError,
         (
-            r"exceeds the context length|exceeds maximum context length|exceeds the available context size",
-            r"exceed_context_size_error|prompt is longer than the context length",
+            rf"(the )?(request|input|prompt)( length)?{_TOKENS} (exceeds|is longer than) {_THE}context (length|size)",
+            rf"input{_TOKENS} is too (large|long) to process",
         ),
     ),
-    (errors.BadRequestError, (r"embedding contains nan or inf|unsupported value: nan",)),
-    (errors.UnsupportedError, (r"does not support|is not supported for this model",)),
-    (errors.QuotaError, (r"usage limit",)),
-    (errors.AuthenticationError, (r"ollama cloud is disabled|^unauthorized",)),
+    (
+        errors.UnsupportedError,
+        (
+            r"""("[^"]*"|\S+|this (model|server)|multimodal data provided, but model) does not support """,
+            r"think value \S+ is not supported for this model",
+        ),
+    ),
+    (
+        errors.QuotaError,
+        (
+            r"you .{0,80}have reached your .{0,40}usage limit|((session|hourly|daily|weekly|monthly) )?usage limit",
+            r"(this|the) model requires a subscription|\S+ requires a subscription|payment required",
+            r"\S+ is not available on your (current )?plan",
+        ),
+    ),
+    (errors.AuthenticationError, (r"ollama cloud is disabled|unauthorized",)),
     (
         errors.BadRequestError,
         (
-            r"""invalid model name|model is required|missing request body|json: cannot unmarshal|illegal base64""",
+            r"invalid model name|model is required|missing request body|json: cannot unmarshal|illegal base64",
+            r"(failed to encode response: )?json: unsupported value|embedding contains nan or inf",
             r"""option ".+" must be|invalid format:|invalid json schema in format|format must be|invalid input type""",
-            r"missing unit in duration|unknown unit|invalid duration|invalid think value|think must be",
-            r"top_logprobs must be|this server cannot run this remote model|use either :local or :cloud",
-            r"^template: |^invalid character",
-            # A request that ended too early; after a crash the same words stand behind others.
-            r"^unexpected eof$",
+            r"time: (missing|unknown) unit|time: invalid duration|invalid duration|missing unit in duration",
+            r"invalid think value|think must be|top_logprobs must be",
+            r"this server cannot run this remote model|use either :local or :cloud|template: |invalid character",
         ),
     ),
     (
         errors.BrokenModelError,
         (
-            r"unknown model architecture|error loading model|unable to load model|invalid file magic|exceeds file size",
-            r"unsupported model|unsupported architecture|unsupported .*(format|quantization|version)",
-            r"compatible with your version of ollama|llama-server binary not found|requires mlx support",
-            r"no such file or directory",
+            r"unknown model architecture|invalid file magic|tensor .* exceeds file size|llama-server binary not found",
+            r"unsupported (model|architecture)|unsupported .{0,60}(format|quantization|version)",
+            r"(this )?model .{0,60}compatible with your version of ollama|.{0,60}requires mlx support",
+            r"(open|stat) .*: (no such file or directory|the system cannot find)",
         ),
     ),
-    # Transient.
     (
         errors.OverloadedError,
         (
-            r"server busy, please try again|timed out waiting for a concurrent request slot",
+            r"server busy, please try again|timed out waiting for a concurrent request slot|server overloaded",
             r"llm busy - no slots available|no slots available after|llm server loading model|unexpected server status",
         ),
     ),
     (
         errors.RunnerError,
         (
-            r"(llama runner|llama-server) process has terminated|process no longer running",
-            r"model runner has unexpectedly stopped|error was encountered while running the model",
-            r"""post predict: post "http://127\.0\.0\.1:""",
-            r"""do embedding request: post "http://127\.0\.0\.1:.*(eof|connection refused|connection reset)""",
+            r"""([\w ]+: )?post "?http://(127\.0\.0\.1|localhost):""",
             r"timed out waiting for (llama runner|llama-server) to start|timeout waiting for mlx runner",
-            r"server not responding|health resp:",
+            r"server not responding|health resp:|model failed to load",
         ),
     ),
-    (
-        errors.GatewayError,
-        (
-            r"server sent goaway|i/o timeout|tls handshake timeout|context deadline exceeded|no such host|dial tcp",
-            r"unexpected eof|connection reset by peer|broken pipe|forcibly closed|wsarecv",
-        ),
-    ),
+    (errors.GatewayError, (_REQUESTED + f"({_NETWORK})",)),
+    (errors.NotOllamaError, (r"unexpected endpoint or method",)),
 )
 
-# What a pull says, before the table above is asked: it speaks of the registry, not of this server.
-_PULL_TEXTS: tuple[tuple[_Kind, tuple[str, ...]], ...] = (
-    (
-        errors.PullFailedError,
-        (
-            r"file does not exist|pull model manifest: 412:|unauthorized: access denied|does not match original host",
-            r"no space left on device|requires mlx support|x509:|permission denied|read-only file system",
-        ),
-    ),
+# What a pull says: it speaks of the registry, not of this server. What is not in here is final.
+_PULL_TEXTS: _Table = (
+    (errors.BadRequestError, (r"invalid model name|model is required|missing request body|json: cannot unmarshal",)),
     (
         errors.TransientPullError,
         (
-            r"max retries exceeded|file must be downloaded again|pull model manifest: (5\d\d|429|408)",
-            r"dial tcp|no such host|i/o timeout|connection refused|connection reset|proxyconnect|unexpected eof|: eof$",
-            r"tls handshake timeout|context deadline exceeded|server sent goaway|broken pipe|server misbehaving",
+            _REQUESTED + f"({_NETWORK})",
+            r"(5\d\d|429|408):|digest mismatch, file must be downloaded again|part \d+ attempt \d+ failed",
         ),
     ),
-    (errors.PullFailedError, (r"^pull model manifest:",)),
+    (errors.PullFailedError, (r".*requires mlx support",)),
 )
+_MANIFEST = "pull model manifest: "
+_TRIED = re.compile(r"max retries exceeded(: )?")
+#: What the server's own disk or certificates say does not pass.
+_LASTING = re.compile(_REQUESTED + r"(x509|tls: failed to verify|(write|open|mkdir|create|sync|rename|copy|close) )")
 
 
-def _compile(
-    table: tuple[tuple[_Kind, tuple[str, ...]], ...],
-) -> tuple[tuple[_Kind, re.Pattern[str]], ...]:
-    return tuple((kind, re.compile("|".join(patterns))) for kind, patterns in table)
+def _compile(table: _Table) -> tuple[tuple[_Kind, re.Pattern[str]], ...]:
+    return tuple((kind, re.compile("|".join(f"({pattern})" for pattern in patterns))) for kind, patterns in table)
 
 
 _BY_TEXT = _compile(_TEXTS)
 _BY_PULL_TEXT = _compile(_PULL_TEXTS)
 
+#: The types of llama-server, which Ollama passes on since 0.30.
+_BY_TYPE: dict[str, _Kind] = {
+    "exceed_context_size_error": errors.ContextLengthError,
+    "not_supported_error": errors.UnsupportedError,
+    "unavailable_error": errors.OverloadedError,
+}
+
 _BY_STATUS: dict[int, _Kind] = {
     400: errors.BadRequestError,
     401: errors.AuthenticationError,
+    402: errors.QuotaError,
     403: errors.AuthenticationError,
     404: errors.NotOllamaError,
     405: errors.EndpointNotFoundError,
     407: errors.AuthenticationError,
     408: errors.GatewayError,
+    410: errors.QuotaError,
     413: errors.BadRequestError,
     429: errors.OverloadedError,
     500: errors.UnknownServerError,
     501: errors.UnsupportedError,
-    502: errors.GatewayError,
     503: errors.OverloadedError,
-    504: errors.GatewayError,
+}
+
+_ORIGIN = (
+    "A proxy (Cloudflare) answers in the server's place and does not reach it: is the server running, and its tunnel?"
+)
+_STATUS_ADVICE = {
+    402: "The account at ollama.com has to be paid for this: see its plan, or use another model.",
+    410: "The model was retired there: use another one.",
+    413: "A proxy bounds the size of requests: send less at a time, or raise its limit.",
+    524: (
+        "A proxy (Cloudflare) gives up after 100 s without a byte, and none comes before the first token: load the "
+        "model before, send fewer requests at a time, or connect past the proxy."
+    ),
+    **dict.fromkeys((520, 521, 522, 523, 530), _ORIGIN),
+    **dict.fromkeys(
+        (525, 526), "A proxy (Cloudflare) does not trust the certificate of the server behind it, or gets none."
+    ),
 }
 
 _PULL_PATH = "/api/pull"
 
 
-def by_text(text: str, path: str) -> _Kind | None:
-    """Return the error that a text of the server means at this path; None for an unknown text."""
-    plain = " ".join(text.lower().split())
-    tables = (_BY_PULL_TEXT, _BY_TEXT) if path == _PULL_PATH or "pull model manifest:" in plain else (_BY_TEXT,)
-    return next((kind for table in tables for kind, pattern in table if pattern.search(plain)), None)
+@dataclass(frozen=True)
+class Said:
+    """What an ``error`` field says.
+
+    Attributes:
+        text: in words; may be empty.
+        kind: its ``type``, where it was an object.
+        prompt_tokens, context: the numbers of a prompt over the context (llama-server, since 0.30).
+    """
+
+    text: str
+    kind: str | None = None
+    prompt_tokens: int | None = None
+    context: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What to tell."""
+        if self.prompt_tokens is not None and self.context is not None:
+            return f"the prompt has {self.prompt_tokens} tokens, and the context has room for {self.context}"
+        return self.text
 
 
-def read_error(value: Any) -> str:
-    """Return the text of an ``error`` field: a string, an object, JSON in a string, or nothing at all."""
+def read_error(value: Any) -> Said:
+    """Read an ``error`` field: a string, an object, JSON at the beginning of a string, or nothing at all."""
     if isinstance(value, str):
         if value.lstrip().startswith("{"):
             try:
-                return read_error(json.loads(value)) or value
-            except ValueError:
-                return value
-        return value
-    if isinstance(value, dict):
-        inner = value.get("error", value.get("message"))
-        kind = value.get("type")
-        text = read_error(inner) if inner is not None else ""
-        # The type is what tells a context overflow from other runner errors (since 0.30).
-        return f"{text} ({kind})" if text and isinstance(kind, str) else text
-    return ""
+                found, _ = json.JSONDecoder().raw_decode(value.lstrip())
+                inner = read_error(found)
+            except (ValueError, RecursionError):
+                return Said(value)
+            return inner if inner.text else Said(value)
+        return Said(value)
+    if not isinstance(value, dict):
+        return Said("")
+    inner = read_error(value.get("error", value.get("message")))
+    kind = value.get("type")
+    counts = [value.get(key) for key in ("n_prompt_tokens", "n_ctx")]
+    prompt_tokens, context = (count if isinstance(count, int) and 0 <= count < 2**63 else None for count in counts)
+    if not isinstance(kind, str) and prompt_tokens is None and context is None:
+        return inner
+    return Said(inner.text, kind if isinstance(kind, str) else None, prompt_tokens, context)
 
 
-def quote(text: str) -> str:
-    """Shorten a server's text for an error, and take out links that carry keys (``signin_url``)."""
-    plain = re.sub(r"https?://\S*\?\S*", "(link)", " ".join(text.split()))
-    return plain if len(plain) <= LONGEST_QUOTE else f"{plain[:LONGEST_QUOTE]}…"
+def by_text(said: Said, path: str, status: int = 200) -> _Kind | None:
+    """Return the error that the server's words mean at this path and with this status; None for unknown words."""
+    if said.kind in _BY_TYPE:
+        return _BY_TYPE[said.kind]
+    plain = " ".join(said.text.lower().split())
+    if path == _PULL_PATH or plain.startswith(_MANIFEST):
+        return _by_pull_text(plain)
+    if status == 400 and plain == "unexpected eof":  # the request ended too early
+        return errors.BadRequestError
+    if failed := _FAILED_LOAD.match(plain):
+        return _by_load(said.text, ended=bool(failed["ended"]))
+    known = errors.RunnerError if _CRASH.match(plain) else _first(_BY_TEXT, plain)
+    return known or (errors.OutOfMemoryError if _OUT_OF_MEMORY.search(plain[:_MEMORY_WITHIN]) else None)
 
 
-def line_error(value: Any, *, path: str, host: str, model: str | None) -> OllamaError:
-    """Return the error that an object with an ``error`` field means, inside an answer with status 200."""
-    text = read_error(value)
-    if path == _PULL_PATH:
-        return (by_text(text, path) or errors.PullFailedError)(_say("pull failed", text), host=host, model=model)
-    return (by_text(text, path) or errors.UnknownServerError)(_say("failed midway", text), host=host, model=model)
+def _by_load(text: str, *, ended: bool) -> _Kind:
+    """Return why a load failed, by the first line: the process that loads it may have ended with a crash."""
+    cause = " ".join(text.strip().partition("\n")[0].lower().split())
+    if _OUT_OF_MEMORY.search(cause):
+        return errors.OutOfMemoryError
+    return errors.RunnerError if ended and not _BROKEN.search(cause) else errors.BrokenModelError
 
 
-def _say(what: str, text: str) -> str:
-    return f"{what}: {quote(text)}" if text.strip() else f"{what}, and the server does not say why"
+def _first(table: tuple[tuple[_Kind, re.Pattern[str]], ...], plain: str) -> _Kind | None:
+    return next((kind for kind, pattern in table if pattern.match(plain)), None)
+
+
+def _by_pull_text(plain: str) -> _Kind | None:
+    cause = plain.removeprefix(_MANIFEST)
+    if tried := _TRIED.match(cause):
+        return errors.PullFailedError if _LASTING.match(cause[tried.end() :]) else errors.TransientPullError
+    return _first(_BY_PULL_TEXT, cause) or (errors.PullFailedError if plain.startswith(_MANIFEST) else None)
+
+
+#: What speaks OpenAI's API marks its answers so.
+_OPENAI_OBJECTS = {"chat.completion", "chat.completion.chunk", "text_completion"}
+_OTHER_ADVICE = (
+    "This package speaks Ollama's own API (/api/...), which that program does not have: run Ollama, and give its port "
+    "(11434 by default)."
+)
+
+
+def other_program(found: Mapping[str, Any]) -> str | None:
+    """Name the program whose answer this JSON object is, where it is known not to be Ollama's."""
+    if found.get("object") == "list" and "data" in found:
+        return "llama-server, or another program with OpenAI's API,"
+    if found.get("object") in _OPENAI_OBJECTS:
+        return "a program with OpenAI's API (llama-server, LM Studio, vLLM)"
+    error = found.get("error")
+    if isinstance(error, str) and error.lower().startswith("unexpected endpoint or method"):
+        return "LM Studio"
+    if isinstance(error, dict) and error.get("type") == "not_found_error" and error.get("message") == "File Not Found":
+        return "llama-server"
+    return None
+
+
+def _other(name: str, path: str) -> tuple[_Kind, str, str]:
+    return errors.NotOllamaError, f"{name} answers to {path}, and not Ollama", _OTHER_ADVICE
+
+
+def object_error(
+    found: Mapping[str, Any], *, path: str, host: str, model: str | None, private: Sequence[str] = ()
+) -> OllamaError | None:
+    """Return the error that an object inside an answer with status 200 means; None if it means none.
+
+    Args:
+        found: the object; an ``error`` may stand in any.
+        path: of the request.
+        host: base URL, for the error's text.
+        model: asked for, for the error's text.
+        private: what the error's text must not repeat of the server's.
+    """
+    advice: str | None
+    if (name := other_program(found)) is not None:
+        kind, what, advice = _other(name, path)
+    elif found.get("error") is None:
+        return None
+    else:
+        said, pulls = read_error(found["error"]), path == _PULL_PATH
+        kind = by_text(said, path) or (errors.PullFailedError if pulls else errors.UnknownServerError)
+        what = _say("pull failed" if pulls else "failed midway", said, private)
+        advice = _advice(kind, said, None)
+    return kind(what, host=host, model=model, advice=advice)
+
+
+def _say(what: str, said: Said, private: Sequence[str]) -> str:
+    text = quote(said.words, private)
+    return f"{what}: {text}" if text else f"{what}, and the server does not say why"
 
 
 def status_error(
-    status: int, headers: Mapping[str, str], body: bytes, *, path: str, host: str, model: str | None, now: datetime
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    path: str,
+    host: str,
+    model: str | None,
+    now: datetime,
+    private: Sequence[str] = (),
 ) -> OllamaError:
     """Return the error that an answer with a status outside of 2xx means.
 
@@ -202,8 +359,9 @@ def status_error(
         host: base URL, for the error's text.
         model: asked for, for the error's text.
         now: the time (with a zone), for ``Retry-After`` as a date.
+        private: what the error's text must not repeat of the server's.
     """
-    kind, what, advice = _read_status(status, headers, body, path)
+    kind, what, advice = _read_status(status, headers, body, path, private)
     return kind(
         what,
         host=host,
@@ -214,13 +372,28 @@ def status_error(
     )
 
 
-def _read_status(status: int, headers: Mapping[str, str], body: bytes, path: str) -> tuple[_Kind, str, str | None]:
+def _read_status(
+    status: int, headers: Mapping[str, str], body: bytes, path: str, private: Sequence[str]
+) -> tuple[_Kind, str, str | None]:
     """Return class, text and, where the class's own is not the best, advice."""
+    found = _json_object(body)
+    if found is not None and (name := other_program(found)) is not None:
+        return _other(name, path)
     if 300 <= status < 400:
         return errors.NotOllamaError, f"{path} answers {status}, a redirect{_target(headers)}", None
-    text = _error_text(body)
-    if text is not None:
-        return _read_text(status, text, path)
+    if found is not None and "error" in found:
+        return _read_text(status, read_error(found["error"]), path, private)
+    if known := _silent(status, body, path):
+        return known
+    kind = _by_status(status)
+    # Ollama says it in JSON, or, when it has failed in itself, with an empty 500.
+    if status >= 500 and kind is not errors.OverloadedError and not (status == 500 and not body):
+        kind = errors.GatewayError
+    return kind, f"{path} answers {status}{_describe(headers, body, private)}", _STATUS_ADVICE.get(status)
+
+
+def _silent(status: int, body: bytes, path: str) -> tuple[_Kind, str, str | None] | None:
+    """Read what Ollama answers without JSON; None if it is not that."""
     if status == 404 and body.strip() == b"404 page not found":
         return errors.EndpointNotFoundError, f"there is no {path}", None
     if status == 404 and path.startswith("/api/blobs/"):
@@ -231,38 +404,40 @@ def _read_status(status: int, headers: Mapping[str, str], body: bytes, path: str
             "(Host: localhost:11434), or set OLLAMA_HOST=0.0.0.0 on the server."
         )
         return errors.AuthenticationError, f"{path} answers 403 without a word", advice
-    return _by_status(status), f"{path} answers {status}{_describe(headers, body)}", _STATUS_ADVICE.get(status)
+    return None
 
 
-_STATUS_ADVICE = {413: "A proxy bounds the size of requests: send less at a time, or raise its limit."}
-
-
-def _read_text(status: int, text: str, path: str) -> tuple[_Kind, str, str | None]:
-    kind = by_text(text, path)
+def _read_text(status: int, said: Said, path: str, private: Sequence[str]) -> tuple[_Kind, str, str | None]:
+    kind = by_text(said, path, status)
     if kind is None and path == _PULL_PATH and status == 500:
         kind = errors.PullFailedError
-    advice = None
+    kind = kind or _by_status(status)
+    return kind, _say(f"{path} answers {status}", said, private), _advice(kind, said, status)
+
+
+def _advice(kind: _Kind, said: Said, status: int | None) -> str | None:
     if kind is errors.AuthenticationError:
         # Ollama itself knows no credentials: it is the server's account at ollama.com that is refused.
-        advice = (
-            "The server may use no cloud models."
-            if "disabled" in text
-            else "Run 'ollama signin' on the server, or check login and password (or the API key) of the connection."
-        )
-    return kind or _by_status(status), _say(f"{path} answers {status}", text), advice
+        if "disabled" in said.text:
+            return "The server may use no cloud models."
+        return "Run 'ollama signin' on the server, or check login and password (or the API key) of the connection."
+    if kind is errors.QuotaError and "limit" in said.text:
+        return None
+    if kind is errors.GatewayError and said.text:
+        return "The server's own way out failed: look at its network, name resolution and proxy."
+    return _STATUS_ADVICE.get(status) if status is not None else None
 
 
 def _by_status(status: int) -> _Kind:
-    return _BY_STATUS.get(status) or (errors.BadRequestError if status < 500 else errors.UnknownServerError)
+    return _BY_STATUS.get(status) or (errors.BadRequestError if status < 500 else errors.GatewayError)
 
 
-def _error_text(body: bytes) -> str | None:
-    """Return the text of a JSON body with an ``error``; None for any other body."""
+def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(body)
+        value = read_json(body)
     except ValueError:
         return None
-    return read_error(value["error"]) if isinstance(value, dict) and "error" in value else None
+    return value if isinstance(value, dict) else None
 
 
 def _target(headers: Mapping[str, str]) -> str:
@@ -271,18 +446,18 @@ def _target(headers: Mapping[str, str]) -> str:
         target = urlsplit(headers.get("location", "")).hostname
     except ValueError:
         return " to what is no URL"
-    return f" to {target}" if target else ""
+    return f" to {quote(target)}" if target else ""
 
 
-def _describe(headers: Mapping[str, str], body: bytes) -> str:
+def _describe(headers: Mapping[str, str], body: bytes, private: Sequence[str]) -> str:
     """Say what came instead of Ollama's JSON. Only a page's title is quoted: the rest might echo the request."""
     title = re.search(rb"<title[^>]*>\s*(.{1,80}?)\s*</title>", body, re.IGNORECASE | re.DOTALL)
     if title:
-        return f" with a page titled {' '.join(title.group(1).decode(errors='replace').split())!r}"
-    kind = headers.get("content-type", "").partition(";")[0].strip()
+        return f" with a page titled '{quote(title.group(1).decode(errors='replace'), private)}'"
+    kind = quote(headers.get("content-type", "").partition(";")[0][:50], private)
     if not body.strip():
         return " without a body"
-    return f" with {kind[:50]}" if kind else ""
+    return f" with {kind}" if kind else ""
 
 
 def transport_error(error: Exception, *, answered: bool, host: str, model: str | None) -> OllamaError:

@@ -200,7 +200,7 @@ class Client:
 
     def _objects(self, call: Call[Any]) -> Generator[_Part, None, None]:
         """Make one attempt: send the request, give the objects of the answer."""
-        request, host = call.request, self.settings.base_url
+        request = call.request
         body = encode(request)
         if not isinstance(body, bytes | None):
             body = Upload(body)
@@ -208,7 +208,9 @@ class Client:
         try:
             patience = patience_for(request, self.settings.timeouts, monotonic())
             response = self._open(exchange, call, body, patience)
-            decoder = Decoder(request, response.status_code, response.headers, host=host, now=datetime.now(UTC))
+            decoder = Decoder(
+                request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
+            )
             while (data := self._read(exchange, call, patience, decoder)) is not None:
                 patience.hear(monotonic())
                 for part in decoder.feed(data):
@@ -399,7 +401,7 @@ class AsyncClient:
 
     async def _objects(self, call: Call[Any]) -> AsyncGenerator[_Part, None]:
         """Make one attempt: send the request, give the objects of the answer."""
-        request, host = call.request, self.settings.base_url
+        request = call.request
         body = encode(request)
         if not isinstance(body, bytes | None):
             body = Upload(body)
@@ -407,7 +409,9 @@ class AsyncClient:
         try:
             patience = patience_for(request, self.settings.timeouts, monotonic())
             response = await self._open(exchange, call, body, patience)
-            decoder = Decoder(request, response.status_code, response.headers, host=host, now=datetime.now(UTC))
+            decoder = Decoder(
+                request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
+            )
             while (data := await self._read(exchange, call, patience, decoder)) is not None:
                 patience.hear(monotonic())
                 for part in decoder.feed(data):

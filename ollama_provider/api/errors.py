@@ -17,7 +17,7 @@
     │   └── ClientClosedError          close() was called meanwhile                       by a new client
     ├── ServerError                    an answer that says no
     │   ├── OverloadedError            503 and its kin: busy, queue full                  again, the server's fault
-    │   ├── GatewayError               502, 504 or 408, of a proxy or of the registry      again, the server's fault
+    │   ├── GatewayError               a 5xx that Ollama did not say; 408; the registry    again, the server's fault
     │   ├── RunnerError                the model's process crashed                        again (twice)
     │   ├── OutOfMemoryError           no memory for the model now                        again (twice)
     │   ├── UnknownServerError         a 5xx that says nothing known                      again (once)
@@ -27,7 +27,7 @@
     │   ├── ModelNotFoundError         404 of a model: pull it                            no, the setup's fault
     │   ├── BrokenModelError           it cannot be loaded                                no, the setup's fault
     │   ├── AuthenticationError        401, 403                                           no, the setup's fault
-    │   ├── QuotaError                 429 with a usage limit                             no, the setup's fault
+    │   ├── QuotaError                 402, 410, or a limit of the account                 no, the setup's fault
     │   ├── BlobNotFoundError          404 of a blob: upload it                           no
     │   ├── EndpointNotFoundError      404 of a path: base path, or a server too old      no, the setup's fault
     │   └── NotOllamaError             a redirect, a proxy's page, something else         no, the setup's fault
@@ -205,11 +205,11 @@ class OverloadedError(ServerError):
 
 
 class GatewayError(ServerError):
-    """A proxy, or the server's own way out, failed."""
+    """A proxy answers in Ollama's place (any 5xx that is not Ollama's own), or the server's own way out failed."""
 
     retryable = True
     blame = Blame.SERVER
-    advice = "A proxy in between may give up too early: raise its read timeout."
+    advice = "Is the server behind the proxy running? A proxy may also give up too early: raise its read timeout."
 
 
 class RunnerError(ServerError):
@@ -274,9 +274,10 @@ class AuthenticationError(ServerError):
 
 
 class QuotaError(ServerError):
-    """The account's usage limit at ollama.com is reached."""
+    """The account at ollama.com may not do this now: its limit is reached, its plan lacks it, or it is retired."""
 
     blame = Blame.SETUP
+    advice = "See plan and usage of the account at ollama.com, wait for the limit to pass, or use another model."
 
 
 class BlobNotFoundError(ServerError):

@@ -15,7 +15,7 @@ from typing import Any, Generic
 
 from pydantic import ValidationError
 
-from ollama_provider.api.classify import line_error, status_error
+from ollama_provider.api.classify import object_error, status_error
 from ollama_provider.api.errors import (
     IncompleteReplyError,
     InvalidRequestError,
@@ -23,6 +23,7 @@ from ollama_provider.api.errors import (
     OllamaError,
     RejectedReplyError,
 )
+from ollama_provider.api.quoting import private_texts, quote
 from ollama_provider.api.schemas import (
     ChatReply,
     ChatRequest,
@@ -37,6 +38,7 @@ from ollama_provider.api.schemas import (
     Request,
 )
 from ollama_provider.api.schemas.base import explain
+from ollama_provider.api.settings import Settings
 from ollama_provider.api.thoughts import ThoughtSplitter, split_thought
 
 #: How much of the body of a refusal is kept.
@@ -101,17 +103,18 @@ class Decoder:
     Args:
         request: what is answered.
         status, headers: of the answer; headers are found by lower-case names.
-        host: base URL, for errors.
+        settings: of the connection: its address for errors, its secrets to be left out of them.
         now: the time (with a zone), for ``Retry-After`` as a date.
     """
 
     def __init__(
-        self, request: Request[Any], status: int, headers: Mapping[str, str], *, host: str, now: datetime
+        self, request: Request[Any], status: int, headers: Mapping[str, str], *, settings: Settings, now: datetime
     ) -> None:
         self._request = request
         self._status = status
         self._headers = headers
-        self._host = host
+        self._settings = settings
+        self._host = settings.base_url
         self._now = now
         self._lines = Lines()
         self._refused = not 200 <= status < 300
@@ -170,6 +173,7 @@ class Decoder:
             host=self._host,
             model=model_of(self._request),
             now=self._now,
+            private=private_texts(self._request, self._settings),
         )
 
     def _read(self, line: bytes) -> dict[str, Any]:
@@ -181,17 +185,28 @@ class Decoder:
             if self._last is not None:
                 raise self._error(IncompleteReplyError, "the answer holds a line that is no JSON object")
             raise self._error(NotOllamaError, f"{self._request.target} answers with JSON that is not Ollama's")
-        if found.get("error") is not None:
-            raise line_error(found["error"], path=self._request.target, host=self._host, model=model_of(self._request))
+        if "object" in found or "error" in found:
+            self._check_words(found)
         if self._request.reply is ProgressReply:
             validated(self._request, found, host=self._host)  # here, since progress is counted line by line
         self._last = found
         return found
 
+    def _check_words(self, found: dict[str, Any]) -> None:
+        error = object_error(
+            found,
+            path=self._request.target,
+            host=self._host,
+            model=model_of(self._request),
+            private=private_texts(self._request, self._settings),
+        )
+        if error is not None:
+            raise error
+
     def _not_json(self, line: bytes) -> OllamaError:
         """Tell a cut or damaged answer of Ollama from an answer of something else."""
         if self._last is None and not line.lstrip().startswith(b"{"):
-            kind = self._headers.get("content-type", "").partition(";")[0].strip()[:50]
+            kind = quote(self._headers.get("content-type", "").partition(";")[0].strip()[:50])
             what = f"{self._request.target} answers with {kind or 'something'} that is not JSON"
             return self._error(NotOllamaError, what)
         return self._error(IncompleteReplyError, "the answer holds a line that is cut, damaged or not JSON")

@@ -11,7 +11,7 @@ from ollama_provider.api import classify, errors
 from ollama_provider.api.errors import OllamaError
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-RECORDINGS = Path(__file__).parents[1] / "data/recordings/exchanges.jsonl"
+RECORDINGS = Path(__file__).parents[1] / "data/recordings"
 
 #: What a real Ollama 0.24.0 answered, by the class it must be taken for.
 RECORDED: dict[type[OllamaError], str] = {
@@ -48,15 +48,38 @@ RECORDED: dict[type[OllamaError], str] = {
         create-from-missing-nostream pull-existing-nonet pull-unknown pull-unknown-name-key pull-unknown-nostream""",
     errors.GatewayError: "push-tiny push-tiny-nostream",
     errors.AuthenticationError: "generate-cloud-suffix host-header-foreign origin-foreign",
-    errors.UnknownServerError: "load-garbage-blob",
+    errors.UnknownServerError: "load-garbage-blob",  # an empty 500
     errors.BlobNotFoundError: "blob-head-missing",
     errors.EndpointNotFoundError: """
         options-tags put-tags unknown-path-post wrong-method-delete-post wrong-method-generate-get""",
 }
 
+#: What a real 0.33 answered otherwise, or 0.24 did not fail at; None is what it does not fail at, or was not asked.
+RECORDED_33: dict[type[OllamaError] | None, str] = {
+    errors.UnsupportedError: """
+        chat-images-nonvision generate-images-nonvision embed-textmodel embed-textmodel-list embed-textmodel-toolong""",
+    errors.ContextLengthError: "generate-prompt-too-long-shift-false",
+    errors.GatewayError: "generate-cloud-suffix",
+    None: """
+        embed-bad-blob load-bad-arch load-bad-arch-stream load-bad-blob load-bad-blob-stream load-bad-missing-stream
+        load-bad-noblob-stream load-garbage-blob runner-sigabrt-stream runner-sigterm-stream toolarge-numctx-100m
+        toolarge-numctx-100m-stream toolarge-numctx-1g toolarge-numctx-1g-stream""",
+}
 
-def recorded_failures() -> dict[str, dict[str, Any]]:
-    with RECORDINGS.open() as lines:
+
+def expected(version: str) -> dict[str, type[OllamaError]]:
+    kinds = {name: kind for kind, names in RECORDED.items() for name in names.split()}
+    if version == "0.33":
+        others = {name: kind for kind, names in RECORDED_33.items() for name in names.split()}
+        return {name: kind for name, kind in (kinds | others).items() if kind is not None}
+    return kinds
+
+
+FILES = {"0.24": "exchanges.jsonl", "0.33": "exchanges-0.33.jsonl"}
+
+
+def recorded_failures(version: str) -> dict[str, dict[str, Any]]:
+    with (RECORDINGS / FILES[version]).open() as lines:
         # This client asks nothing of /v1.
         exchanges = [found for found in map(json.loads, lines) if not found["request"]["path"].startswith("/v1/")]
     return {
@@ -70,9 +93,15 @@ def classified(exchange: dict[str, Any]) -> OllamaError:
     path = exchange["request"]["path"]
     lines = [line for line in exchange.get("lines", []) if "error" in line]
     if lines:
-        return classify.line_error(lines[0]["error"], path=path, host="http://h", model="m")
+        return in_line(lines[0], path=path)
     body = json.dumps(exchange["body"]) if "body" in exchange else exchange.get("text", "")
     return status(exchange["status"], body, path=path)
+
+
+def in_line(found: dict[str, Any], *, path: str = "/api/generate") -> OllamaError:
+    error = classify.object_error(found, path=path, host="http://h", model="m")
+    assert error is not None
+    return error
 
 
 def status(
@@ -82,15 +111,19 @@ def status(
     return classify.status_error(number, headers or {}, data, path=path, host="http://h", model="m", now=NOW)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in RECORDED.items() for name in names.split()])
-def test_recorded_failures(kind, name):
+@pytest.mark.parametrize(
+    ("version", "name", "kind"),
+    [(version, name, kind) for version in FILES for name, kind in expected(version).items()],
+)
+def test_recorded_failures(version, name, kind):
     """What a real server answered is taken for what it was."""
-    assert type(classified(recorded_failures()[name])) is kind
+    assert type(classified(recorded_failures(version)[name])) is kind
 
 
-def test_no_recorded_failure_is_left_out():
-    """The table above speaks of all failures that were recorded."""
-    assert {name for names in RECORDED.values() for name in names.split()} == set(recorded_failures())
+@pytest.mark.parametrize("version", FILES)
+def test_no_recorded_failure_is_left_out(version):
+    """The tables above speak of all failures that were recorded."""
+    assert set(expected(version)) == set(recorded_failures(version))
 
 
 TEXTS = [
@@ -128,9 +161,76 @@ TEXTS = [
     (errors.AuthenticationError, 401, "unauthorized"),
     (errors.GatewayError, 502, 'Post "https://ollama.com:443/api/generate": dial tcp: lookup ollama.com: no such host'),
     (errors.GatewayError, 500, 'Post "https://ollama.com:443/api/generate": net/http: TLS handshake timeout'),
+    (errors.QuotaError, 402, "this model requires a subscription, upgrade for access: https://ollama.com/upgrade"),
+    (errors.QuotaError, 403, "this model requires a subscription, upgrade for access: https://ollama.com/upgrade"),
+    (errors.QuotaError, 402, "payment required"),
+    (errors.QuotaError, 403, "you (some one) have reached your weekly usage limit"),
+    (errors.QuotaError, 403, "deepseek-v4-pro is not available on your plan"),
+    (errors.ContextLengthError, 500, "input (900 tokens) is too large to process. increase the physical batch size"),
+    (errors.ModelNotFoundError, 500, "open /r/models/manifests/registry.ollama.ai/library/n/latest: no such file"),
+    (errors.OutOfMemoryError, 500, "CUDA error: out of memory"),
+    (errors.OutOfMemoryError, 500, "llama-server process has terminated: exit status 1: CUDA error: out of memory"),
     (errors.UnknownServerError, 500, "something new"),
     (errors.BadRequestError, 400, "something new"),
 ]
+
+
+#: What a server of 0.33 puts behind: the last lines of the log of a process that has died.
+LOG = (
+    "error: task id = 16, error: request (3018 tokens) exceeds the available context size (2048 tokens), try "
+    "increasing it error: task id = 275, model does not support images, usage limit, model 'x' not found, "
+    'unauthorized, option "a" must be of type b, invalid format: , cudaMalloc failed: out of memory, '
+    "error loading model: broken"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "an error was encountered while running the model: {}",
+        "an error was encountered while running the model: unexpected EOF {}",
+        "llama-server process no longer running: {}",
+        "llama-server process no longer running: -1 {}",
+        "llama runner process no longer running: 2 {}",
+        "model runner has unexpectedly stopped, this may be due to resource limitations {}",
+        "timed out waiting for llama-server to start - {}",
+        'do embedding request: Post "http://127.0.0.1:40001/embedding": EOF {}',
+    ],
+)
+@pytest.mark.parametrize("joined", [" ", "\n"], ids=["blank", "line"])
+def test_a_quoted_log_is_never_searched(text, joined):
+    """The log of a process that died is about other requests; the innocent ones are asked again."""
+    full = text.format(joined + LOG)
+
+    for error in (in_line({"error": full}), status(500, {"error": full}), status(400, {"error": full})):
+        assert type(error) is errors.RunnerError
+        assert error.retryable
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "text"), [each for each in TEXTS if each[0] is not errors.OutOfMemoryError], ids=str
+)
+def test_a_known_text_behind_another_one_means_nothing(kind, number, text):
+    """A text is judged by how it begins: what it quotes, out of a log or of the request, is somebody else's."""
+    error = status(500, {"error": f"something new happened while the server was at work, and its log says: {text}"})
+
+    assert type(error) is errors.UnknownServerError
+
+
+def test_the_numbers_of_a_prompt_over_the_context_are_told():
+    """Since 0.30 the text is JSON, which says how long the prompt is and how long it may be."""
+    inner = {
+        "code": 400,
+        "message": "request (12017 tokens) exceeds the available context size (2048 tokens), try increasing it",
+        "type": "exceed_context_size_error",
+        "n_prompt_tokens": 12017,
+        "n_ctx": 2048,
+    }
+
+    error = status(400, {"error": json.dumps({"error": inner})})
+
+    assert type(error) is errors.ContextLengthError
+    assert "the prompt has 12017 tokens, and the context has room for 2048" in str(error)
 
 
 @pytest.mark.parametrize(("kind", "number", "text"), TEXTS, ids=[text[:40] for _, _, text in TEXTS])
@@ -152,18 +252,55 @@ PULLS = [
     (errors.TransientPullError, "max retries exceeded: unexpected EOF"),
     (errors.TransientPullError, "digest mismatch, file must be downloaded again: want sha256:1, got sha256:2"),
     (errors.TransientPullError, "context deadline exceeded"),
+    (errors.TransientPullError, "EOF"),
+    (errors.TransientPullError, "registry.ollama.ai/library/phi3:latest: EOF"),
+    (errors.TransientPullError, "max retries exceeded: EOF"),
+    (errors.TransientPullError, "stream error: stream ID 57; INTERNAL_ERROR; received from peer"),
+    (errors.TransientPullError, "http2: client connection lost"),
+    (errors.TransientPullError, "context canceled"),
+    (
+        errors.TransientPullError,
+        "net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)",
+    ),
+    (errors.TransientPullError, 'Get "https://r2.example.com/a?X-Amz-Signature=SECRET": EOF'),
+    (errors.TransientPullError, 'pull model manifest: Get "https://r/v2/": read tcp 1.2.3.4:1->5.6.7.8:443: reset'),
+    (errors.TransientPullError, "part 12 attempt 5 failed: unexpected EOF, retrying"),
+    (errors.PullFailedError, "max retries exceeded: write /models/x: no space left on device"),
+    (errors.PullFailedError, "write C:\\x: There is not enough space on the disk."),
+    (errors.PullFailedError, "open /models/manifests/x: permission denied"),
+    (errors.PullFailedError, 'pull model manifest: 401: {"error":"dial tcp"}'),
+    (errors.PullFailedError, "disk quota exceeded"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "text"), PULLS, ids=[text[:50] for _, text in PULLS])
 def test_why_a_pull_failed(kind, text):
     """A pull says why in its stream, or with a 500; both are read alike, and the server's words are kept."""
-    in_stream = classify.line_error(text, path="/api/pull", host="http://h", model="m")
+    in_stream = in_line({"error": text}, path="/api/pull")
     with_status = status(500, {"error": text}, path="/api/pull")
 
     assert type(in_stream) is type(with_status) is kind
     assert in_stream.retryable is (kind is errors.TransientPullError)
     assert text.split()[0] in str(in_stream)
+
+
+@pytest.mark.parametrize(
+    ("number", "body", "name"),
+    [
+        (200, {"error": "Unexpected endpoint or method. (POST /api/generate)"}, "LM Studio"),
+        (404, {"error": "Unexpected endpoint or method. (GET /api/version)"}, "LM Studio"),
+        (404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}, "llama-server"),
+        (200, {"models": [], "object": "list", "data": []}, "llama-server"),
+        (200, {"id": "x", "object": "chat.completion", "choices": []}, "OpenAI's API"),
+    ],
+)
+def test_a_program_that_is_taken_for_ollama_is_named(number, body, name):
+    """It is no broken Ollama, and trying again does not help."""
+    error = in_line(body) if number == 200 else status(number, body)
+
+    assert type(error) is errors.NotOllamaError
+    assert name in str(error)
+    assert "11434" in str(error)
 
 
 HTML = "<html><head><title>Sign in\n please</title></head><body>secret</body></html>"
@@ -185,9 +322,22 @@ HTML = "<html><head><title>Sign in\n please</title></head><body>secret</body></h
         (errors.GatewayError, 502, HTML, "proxy"),
         (errors.GatewayError, 504, "", "without a body"),
         (errors.GatewayError, 408, "", "408"),
-        (errors.UnknownServerError, 520, HTML, "520"),
+        (errors.GatewayError, 520, HTML, "Cloudflare"),
+        (errors.GatewayError, 521, "", "tunnel"),
+        (errors.GatewayError, 524, HTML, "100 s"),
+        (errors.GatewayError, 526, HTML, "certificate"),
+        (errors.GatewayError, 529, {"error": "overloaded"}, "overloaded"),
+        (errors.GatewayError, 530, HTML, "530"),
+        (errors.GatewayError, 599, "", "599"),
         (errors.BadRequestError, 418, "", "418"),
-        (errors.UnknownServerError, 500, "plain text that may echo the prompt", "500"),
+        (errors.GatewayError, 500, HTML, "proxy"),
+        (errors.GatewayError, 500, {"message": "An unexpected error occurred"}, "500"),
+        (errors.GatewayError, 500, "plain text that may echo the prompt", "500"),
+        (errors.GatewayError, 501, HTML, "501"),
+        (errors.OverloadedError, 503, "", "503"),
+        (errors.UnknownServerError, 500, "", "500"),
+        (errors.QuotaError, 402, HTML, "paid for"),
+        (errors.QuotaError, 410, {"error": "model has been retired"}, "use another"),
         (errors.UnknownServerError, 500, {"error": {}}, "does not say why"),
         (errors.NotOllamaError, 302, "", "redirect"),
     ],

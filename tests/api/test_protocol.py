@@ -29,10 +29,12 @@ from ollama_provider.api.schemas import (
     TagsRequest,
     VersionRequest,
 )
+from ollama_provider.api.settings import Settings
 
 GENERATE = GenerateRequest(model="m", prompt="hi")
 CHAT = ChatRequest(model="m", messages="hi")
 EMBED = EmbedRequest(model="m", input=["a", "b"])
+SETTINGS = Settings(base_url="http://h")
 DONE = {"model": "m", "response": "", "done": True}
 
 json_texts = st.text(st.characters(codec="utf-8"))
@@ -44,7 +46,7 @@ def as_lines(*objects: object) -> bytes:
 
 
 def decode(request, *chunks: bytes, status: int = 200, headers: dict[str, str] | None = None):
-    decoder = Decoder(request, status, headers or {}, host="http://h", now=datetime.now(UTC))
+    decoder = Decoder(request, status, headers or {}, settings=SETTINGS, now=datetime.now(UTC))
     objects = [found for chunk in chunks for found in decoder.feed(chunk)]
     return objects + list(decoder.end())
 

@@ -1,0 +1,92 @@
+"""An error repeats of a server's words neither what is ours nor what a terminal obeys."""
+
+import base64
+import json
+
+import pytest
+
+from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.quoting import quote
+from ollama_provider.api.schemas import ChatRequest, EmbedRequest, GenerateRequest
+from ollama_provider.testing import Fail, Respond
+
+PROMPT = "Dear diary,\ntoday I told nobody about the blue letter that came from Lisbon, nor will I ever do so."
+PASSWORD = "hunter2secret"
+HEADER = "key-4711-abcdef"
+BASIC = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+
+REQUESTS = [
+    GenerateRequest(model="llama3.2", prompt=PROMPT),
+    GenerateRequest(model="llama3.2", prompt="hi", system=PROMPT),
+    ChatRequest(model="llama3.2", messages=[{"role": "user", "content": PROMPT}]),
+    EmbedRequest(model="nomic-embed-text", input=["other", PROMPT]),
+]
+ECHOES = [
+    PROMPT,
+    PROMPT[20:60],
+    PROMPT.replace("\n", "\\n"),
+    " ".join(PROMPT.split()),
+    PASSWORD,
+    f"Authorization: Basic {BASIC}",
+    f"x-api-key: {HEADER}",
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.path)
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("how", ["error", "line", "title"])
+def test_what_is_ours_is_cut_out(on, ollama, request_, echo, how):
+    """A server, or a proxy, may echo the request in whatever it says."""
+    turn = {
+        "error": Fail(f"no luck with {echo} today", status=400),
+        "line": Respond(200, json.dumps({"error": f"no luck with {echo} today"}).encode(), "application/x-ndjson"),
+        "title": Respond(418, f"<html><title>{echo[:70]}</title></html>"),
+    }[how]
+    ollama.stand_in.script(turn, path=request_.path.removeprefix("/api/"))
+
+    with pytest.raises(OllamaError) as raised:
+        on.send(
+            request_,
+            base_url=ollama.url,
+            login="me",
+            password=PASSWORD,
+            headers={"x-api-key": HEADER},
+            max_attempts=1,
+        )
+
+    text = str(raised.value)
+    for secret in ("diary", "blue letter", "Lisbon", PASSWORD, BASIC, HEADER):
+        assert secret not in text
+    if how != "title":
+        assert "no luck with" in text
+        assert "today" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("a\x00b\x08c\rd\ne", "a b c d e"),
+        ("right\u202eleft\u2066x\u200b", "right left x"),
+        ("näh 你好 😀", "näh 你好 😀"),
+        ("see https://ollama.com/connect?key=secret now", "see (link) now"),
+    ],
+)
+def test_what_a_terminal_obeys_is_cut_out(said, told):
+    """Colours, overwritten lines and turned text have no place in a log."""
+    assert quote(said) == told
+
+
+def test_ordinary_words_stay():
+    """A short prompt, or one that shares words with the error, takes nothing out of it that is not its own."""
+    said = "the input length exceeds the context length"
+
+    assert quote(said, ["hi", "the", "context of a long story", "length is no matter"]) == said
+    assert quote("bad text: dogs", ["dogs"]) == "bad text: (cut)"
+
+
+def test_a_long_text_is_shortened_first():
+    """What is behind does not come forward when something is cut out."""
+    assert quote("x" * 290 + " secret words of mine " + "y" * 9000, []).endswith("…")
+    assert len(quote("word " * 10_000, ["word " * 10_000])) < 400
