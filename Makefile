@@ -102,6 +102,15 @@ format: setup ## Mend what can be mended by itself
 reference: setup ## Write the tables of docs/reference/operators.md anew
 	$(BIN)/python .ci/reference
 
+.PHONY: docs
+docs: $(VENV)/.docs ## The site, in dist/docs; a link that leads nowhere is an error
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -c docs . dist/docs
+	@echo "dist/docs/index.html"
+
+$(VENV)/.docs: $(VENV)/.ready .ci/docs-tools.txt constraints/docs.txt
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --constraint constraints/docs.txt --requirement .ci/docs-tools.txt
+	@touch $@
+
 .PHONY: constraints
 constraints: ## Make constraints/ anew, from the releases up to the dates in .ci/pin
 	$(PYTHON) -m venv --clear .venv-pins
@@ -110,4 +119,4 @@ constraints: ## Make constraints/ anew, from the releases up to the dates in .ci
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf .venv-* .airflow .cache dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv-* .airflow .cache dist docs/api .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -29,6 +29,8 @@ from tests.docs.pages import ROOT, Block, blocks
 #: Blocks that no test here runs, by page and beginning, and why.
 NOT_RUN = {
     ("README.md", "make demo "): "CI runs both commands as they stand",
+    ("CONTRIBUTING.md", "make setup"): "CI runs them",
+    ("CONTRIBUTING.md", ".venv-3.3/bin/python -m pytest"): "is one of the tests that CI runs",
     ("docs/howto/docker-compose.md", "docker compose up"): "needs Docker; make e2e-celery checks the file",
     ("docs/howto/docker-compose.md", "docker compose --file"): "needs Docker; make e2e-celery checks both files",
     ("docs/howto/docker-compose.md", "sh secrets.sh"): "make e2e-celery runs it",
