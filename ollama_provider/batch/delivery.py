@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 from ollama_provider.batch.errors import DatabaseGoneError
 from ollama_provider.batch.journal import Journal, State
 from ollama_provider.batch.ledger import Ledger
-from ollama_provider.batch.sinks import Parts
+from ollama_provider.batch.sinks import REFUSED, Parts
 from ollama_provider.batch.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ _CHUNK, _NOTED, _BACKLOG = 500, 10_000, 50_000
 #: Seconds of the first and the longest pause while the table is gone.
 _PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _SLICE = 0.1
-REFUSED = "RefusedByTable"
 
 
 class Table(Protocol):

@@ -94,8 +94,12 @@ class Feed:
                 run.tally.skipped += 1
                 run.order.add(None, row.row_id)
                 return
-            case Choice.REUSE:
+            case Choice.REUSE if state is State.OK:
                 run.tally.reused += 1
+            case Choice.REUSE if state is State.ASKED:
+                run.tally.shared.append(number)
+            case Choice.REUSE:
+                run.tally.failed_before += 1
             case Choice.RUN if row.fault is not None:
                 run.plan.unaskable()
                 workers.settle(Ticket(number, row.prompt), Outcome(key=row.key.hex(), status="failed", error=row.fault))

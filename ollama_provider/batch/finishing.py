@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from ollama_provider.batch import shards, sinks
 from ollama_provider.batch.errors import TooManyFailedError
-from ollama_provider.batch.journal import State
 from ollama_provider.batch.progress import Progress
 from ollama_provider.batch.records import Summary
 from ollama_provider.batch.run import Run
@@ -40,48 +40,69 @@ async def finish(
         DatabaseGoneError: the table was gone for longer than is tolerated.
         OSError: the results cannot be written.
     """
-    failed = run.plan.failed
+    delivered = None
     if reason == COMPLETE:
         try:
-            failed = await _deliver(run, results, check)
+            delivered = await _deliver(run, results, check)
         except StoppedError as stopped:
             reason = str(stopped)
     if reason == COMPLETE and run.tally.skipped:
         reason = "rows that were never asked were left alone"
-    summary = _summary(run, reason, failed)
+    summary = _summary(run, reason, delivered)
     if summary.complete:
         await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
         if run.shard is None:
             await asyncio.to_thread(shards.forget, run.storage)
-    progress = run.progress(COMPLETE if summary.complete else "incomplete")
+    # What a table refused is known only now, and no row waits for another any more.
+    progress = replace(
+        run.progress(COMPLETE if summary.complete else "incomplete"),
+        done=summary.ok + summary.failed,
+        ok=summary.ok,
+        failed=summary.failed,
+        reused=summary.reused,
+    )
     on_progress(progress)
     logger.info("%s", progress.line())
     await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
-    if summary.complete and run.spec.limits.too_many(failed, summary.rows):
+    if summary.complete and run.spec.limits.too_many(summary.failed, summary.rows):
         raise TooManyFailedError(
-            f"{failed} of {summary.rows} rows failed ({run.tally.reasons()}); all others have their results. "
+            f"{summary.failed} of {summary.rows} rows failed ({run.tally.reasons()}); all others have their results. "
             + (f"See {run.storage.location}/{sinks.FAILED}." if run.shard is None else "The merge lists them."),
             summary,
         )
     return summary
 
 
-async def _deliver(run: Run, results: sinks.Results, check: Callable[[], None]) -> int:
-    """Write what belongs into the table and the results; return how many rows failed."""
+async def _deliver(run: Run, results: sinks.Results, check: Callable[[], None]) -> sinks.Written:
+    """Write what belongs into the table and the results; return what failed, at the table too."""
     refused = await run.delivery.finish()
     run.tally.errors.update(error["class"] for error in refused.values())
     if run.shard is not None:  # its results come with the merge
-        failed = sum(run.journal.state(number) is State.FAILED for _, number, _ in run.order.rows())
-        return failed + len(refused)
-    return await asyncio.to_thread(
+        _, failed = run.order.count(run.journal)
+        return sinks.Written(failed)
+    written = await asyncio.to_thread(
         sinks.write_results, run.storage, run.journal, run.order, results, check, refused=refused
     )
+    if written.refused:
+        run.tally.errors[sinks.REFUSED] += written.refused
+        logger.warning(
+            "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
+            written.refused, results.name, sinks.FAILED,
+        )  # fmt: skip
+    return replace(written, refused_fresh=written.refused_fresh + run.delivery.refused_fresh)
 
 
-def _summary(run: Run, reason: str, failed: int) -> Summary:
-    seconds = run.clock() - run.meter.began
-    rows, ok, tally = len(run.order), run.plan.ok - run.delivery.refused_fresh, run.tally
+def _summary(run: Run, reason: str, delivered: sinks.Written | None) -> Summary:
+    seconds, tally = run.clock() - run.meter.began, run.tally
     progress = run.progress(reason)
+    fresh = run.plan.ok
+    if delivered is None:
+        ok, failed = run.order.count(run.journal)
+        rows = max(progress.total or 0, ok + failed)
+        left = None if progress.total is None else rows - ok - failed
+    else:
+        rows, failed, left = len(run.order), delivered.failed, tally.skipped
+        ok, fresh = rows - failed - left, fresh - delivered.refused_fresh
     return Summary(
         complete=reason == COMPLETE,
         reason=reason,
@@ -89,13 +110,13 @@ def _summary(run: Run, reason: str, failed: int) -> Summary:
         rows=rows,
         ok=ok,
         failed=failed,
-        reused=rows - ok - failed - tally.skipped if reason == COMPLETE else tally.reused,
+        reused=ok - fresh,
         written=run.delivery.written,
         skipped=tally.skipped,
         revalidated=tally.revalidated,
         ladder=tally.ladder,
-        left=None if progress.total is None or reason == COMPLETE else max(0, progress.total - progress.done),
-        seconds_left=None if reason == COMPLETE else progress.eta,
+        left=left,
+        seconds_left=0.0 if left == 0 else progress.eta,
         requests=run.plan.sends,
         prompt_tokens=tally.prompt_tokens,
         tokens=tally.tokens,

@@ -188,7 +188,8 @@ class Journal:
         self._waiting: deque[tuple[str, list[bytes]]] = deque()
         # One is written by the thread that adds, the other by the one that seals.
         self._added = self._sealed = 0
-        for number in range(len(self._parts)):
+        self._known = len(self._parts)
+        for number in range(self._known):
             self._scan(number)
         self._begin_part()
 
@@ -350,6 +351,10 @@ class Journal:
         """Tell whether the outcome with this number would survive a crash."""
         part, _ = self.place(number)
         return part < len(self._parts) - 1 - len(self._waiting)
+
+    def is_fresh(self, number: int) -> bool:
+        """Tell whether the outcome with this number was added in this run."""
+        return self.place(number)[0] >= self._known
 
     def place(self, number: int) -> tuple[int, int]:
         """Return part and offset of the outcome with this number."""

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from array import array
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TextIO
 
+from ollama_provider.batch.journal import State
 from ollama_provider.batch.records import Outcome
 
 #: Seconds over which rates are measured.
@@ -17,10 +20,11 @@ class Progress:
     """A moment of a batch.
 
     Attributes:
-        done: rows with an outcome: ``ok + failed + reused``.
+        done: rows with an outcome: ``ok + failed``.
         total: rows of the input; None while it is unknown.
-        ok, failed: rows that got their outcome in this run.
-        reused: rows whose outcome was there, or is shared with another row.
+        ok: rows with a good result, reused ones among them.
+        failed: rows without one, those among them that failed in an earlier try of the same round.
+        reused: of the good ones, those not asked in this run: the result was there, or is that of another row.
         tokens_per_second: generated lately.
         concurrency: requests that may be in flight.
         eta: seconds to go at the pace of late; None while it is unknown.
@@ -38,7 +42,7 @@ class Progress:
     state: str = "running"
 
     def line(self) -> str:
-        """Return it as ``done=4120/10000 ok=4098 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42``.
+        """Return it as ``done=4120/10000 ok=4117 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42``.
 
         An unknown number is ``?``; ``eta`` is minutes and seconds, with hours in front from one hour on.
         """
@@ -78,7 +82,16 @@ class Meter:
         self._marks.append((self.began, 0, 0))
 
     def read(
-        self, now: float, *, ok: int, failed: int, reused: int, tokens: int, concurrency: int, state: str
+        self,
+        now: float,
+        *,
+        ok: int,
+        failed: int,
+        reused: int,
+        asked: int,
+        tokens: int,
+        concurrency: int,
+        state: str,
     ) -> Progress:
         """Return the progress now.
 
@@ -87,11 +100,12 @@ class Meter:
             ok: see `Progress`, as for the others.
             failed: rows.
             reused: rows.
+            asked: rows that got their outcome in this run.
             tokens: generated in this run.
             concurrency: requests.
             state: a word.
         """
-        asked, done = ok + failed, ok + failed + reused
+        done = ok + failed
         self._marks.append((now, asked, tokens))
         while len(self._marks) > 2 and now - self._marks[1][0] >= _WINDOW:
             self._marks.popleft()
@@ -109,7 +123,9 @@ class Tally:
     """What came of the rows so far.
 
     Attributes:
-        reused: rows whose outcome was there, or is shared with another row.
+        reused: rows whose good result was there.
+        failed_before: rows that failed in an earlier try of the same round.
+        shared: numbers of rows that wait for the outcome of another row.
         skipped: rows left alone.
         revalidated: rows whose kept raw reply fits a new schema.
         tokens, prompt_tokens: of the rows answered in this run.
@@ -118,6 +134,8 @@ class Tally:
     """
 
     reused: int = 0
+    failed_before: int = 0
+    shared: "array[int]" = field(default_factory=lambda: array("I"))
     skipped: int = 0
     revalidated: int = 0
     tokens: int = 0
@@ -135,6 +153,23 @@ class Tally:
             self.errors[outcome.error["class"]] += 1
         elif outcome.rungs:
             self.ladder[outcome.rungs[-1]]["good"] += 1
+
+    def resolve(self, state: Callable[[int], State]) -> None:
+        """Count those rows whose outcome is another row's and has come.
+
+        Args:
+            state: what is known of a number.
+        """
+        waiting = array("I")
+        for number in self.shared:
+            match state(number):
+                case State.OK:
+                    self.reused += 1
+                case State.FAILED:
+                    self.failed_before += 1
+                case _:
+                    waiting.append(number)
+        self.shared = waiting
 
     def reasons(self) -> str:
         """Return the commonest errors, for a sentence."""

@@ -91,22 +91,22 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run went. It counts rows, not requests.
+    """How a run went. It counts rows, not requests, and ``ok + failed + left`` are the `rows`.
 
     Attributes:
         complete: every row of the input has an outcome, and ``results.jsonl`` holds them all.
         reason: why the run ended: ``complete``, or what stopped it.
         directory: where the results are.
-        rows: rows read from the input.
+        rows: rows of the input; where the run ended early and nobody had counted them, those with an outcome.
         ok: rows with a good result, reused ones included.
-        failed: rows in ``failed.jsonl``.
-        reused: rows whose outcome was there before this run.
+        failed: rows that failed; those in ``failed.jsonl``, once all rows have an outcome.
+        reused: of the good ones, those not asked in this run: the result was there, or is that of another row.
         written: rows written into a table in this run.
-        skipped: rows left alone, by ``mode="failed_only"`` or a merge, since they have no outcome yet.
+        skipped: of those that are left, the ones that ``mode="failed_only"`` or a merge left alone.
         revalidated: of the reused rows, those whose kept raw reply fits the schema, which is new.
         ladder: for each rung (see `ollama_provider.batch.forms`) of this run, the rows that it was ``tried`` for and
             those that it made ``good``.
-        left: rows without an outcome when the run ended early; None where the input was not counted.
+        left: rows without an outcome; None where the input was not counted.
         seconds_left: for these, at the pace of this run; None where that is unknown.
         requests: requests that were sent for rows, repeated attempts included.
         prompt_tokens, tokens: of the rows answered in this run.

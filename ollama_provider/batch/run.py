@@ -59,11 +59,13 @@ class Run:
 
     def progress(self, state: str) -> Progress:
         """Return how it goes now; *state* is one word for it."""
+        self.tally.resolve(self.journal.state)
         return self.meter.read(
             self.clock(),
-            ok=self.plan.ok,
-            failed=self.plan.failed,
+            ok=self.plan.ok + self.tally.reused,
+            failed=self.plan.failed + self.tally.failed_before,
             reused=self.tally.reused,
+            asked=self.plan.ok + self.plan.failed,
             tokens=self.tally.tokens,
             concurrency=self.plan.bound(self.climb.target),
             state=state,

@@ -8,8 +8,9 @@ memory together.
 import json
 import tempfile
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, time
 from math import isfinite
 from types import MappingProxyType
@@ -17,13 +18,18 @@ from typing import IO, Any, BinaryIO, Protocol
 
 from pydantic_core import from_json
 
-from ollama_provider.batch.journal import AFTER_KEY, Journal, well_formed
+from ollama_provider.batch.journal import AFTER_KEY, Journal, State, well_formed
 from ollama_provider.batch.storage import Storage, Writing
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"
 _ALL_RESULTS = frozenset({RESULTS, "results.parquet"})
 
+#: Class of the error of a row that a table cannot hold.
+REFUSED = "RefusedByTable"
+
 _BUFFER = 1 << 20
+#: Rows, or bytes of their lines, that are written at a time; a group of rows in Parquet.
+_ROWS, _BYTES = 1000, 8 << 20
 _OPEN_PARTS = 100
 _MISSING = 2**32 - 1
 
@@ -89,6 +95,11 @@ class Order:
             if number != _MISSING:
                 yield index, number, row_id
 
+    def count(self, journal: Journal) -> tuple[int, int]:
+        """Return how many rows have a good result, and how many have failed."""
+        found = Counter(map(journal.state, filter(_MISSING.__ne__, self._numbers)))
+        return found[State.OK], found[State.FAILED] + found[State.FAILED_BEFORE]
+
     def close(self) -> None:
         """Forget the ids."""
         if self._ids is not None:
@@ -131,6 +142,10 @@ class Parts:
             file.close()
 
 
+#: A row of the results: its line of a part, its place in the input, and its id as JSON.
+ResultRow = tuple[bytes, int, bytes]
+
+
 class Results(Protocol):
     """A file with all rows."""
 
@@ -146,11 +161,18 @@ class Results(Protocol):
             lines: their lines in the parts, for who must know something of them beforehand.
         """
 
-    def add(self, line: bytes, index: int, row_id: bytes) -> None:
-        """Write a row: its line of a part, its place in the input, and its id as JSON."""
+    def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
+        """Write some rows.
+
+        Returns:
+            Those that the file cannot hold, by their place in *rows*, with the reason. None of *rows* is written then.
+        """
 
     def close(self) -> None:
         """Write what is left."""
+
+    def abandon(self) -> None:
+        """End without writing anything more: the file is given up."""
 
 
 class JsonLines:
@@ -160,43 +182,50 @@ class JsonLines:
 
     def open(self, file: Writing, order: "Order", lines: Iterator[bytes]) -> None:  # noqa: ARG002  # it need not know
         """See `Results`."""
-        self._buffered = _Buffered(file)
-        self._add = self._buffered.add
+        self._file = file
 
-    def add(self, line: bytes, index: int, row_id: bytes) -> None:
+    def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
         """See `Results`."""
-        self._add(line[:AFTER_KEY], b',"index":%d,"id":%b' % (index, row_id), line[AFTER_KEY:])
+        pieces: list[bytes] = []
+        for line, index, row_id in rows:
+            pieces += line[:AFTER_KEY], b',"index":%d,"id":%b' % (index, row_id), line[AFTER_KEY:]
+        self._file.write(b"".join(pieces))
+        return {}
 
     def close(self) -> None:
         """See `Results`."""
-        self._buffered.flush()
 
-
-class _Buffered:
-    def __init__(self, file: Writing) -> None:
-        self._file = file
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def add(self, *pieces: bytes) -> None:
-        self._pieces += pieces
-        self._size += sum(map(len, pieces))
-        if self._size >= _BUFFER:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._pieces:
-            self._file.write(b"".join(self._pieces))
-            self._pieces, self._size = [], 0
+    def abandon(self) -> None:
+        """See `Results`."""
 
 
 def _failed(line: bytes, error: dict[str, str]) -> bytes:
-    """Return the line of a good outcome as that of a failed one, with the answer as its raw reply."""
-    fields = json.loads(line)
-    output = fields["output"]
-    fields |= {"status": "failed", "output": None, "error": error}
-    fields["reply"] = output if isinstance(output, str) else json.dumps(output)
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    """Return the line of an outcome as that of a failed one, with the answer as its raw reply.
+
+    What failed already keeps no more than its error and its reply: the rest is what could not be written.
+    """
+    given = json.loads(line)
+    found = {"key": given["key"], "status": "failed", "output": None, "error": error, "reply": given.get("reply")}
+    if given["status"] == "ok":
+        output = given["output"]
+        found = given | found | {"reply": output if isinstance(output, str) else json.dumps(output)}
+        found.pop("spans", None)
+    return json.dumps(found, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the results.
+
+    Attributes:
+        failed: rows that failed, those among them that the results could not hold.
+        refused: outcomes that were good and that the results could not hold; the next run asks them again.
+        refused_fresh: those of them that are of this run.
+    """
+
+    failed: int
+    refused: int = 0
+    refused_fresh: int = 0
 
 
 def write_results(
@@ -207,7 +236,7 @@ def write_results(
     check: Callable[[], None] = lambda: None,
     *,
     refused: Mapping[int, dict[str, str]] = MappingProxyType({}),
-) -> int:
+) -> Written:
     """Make the results, and ``failed.jsonl``: one line a row, ASCII, in the order of the input.
 
     Args:
@@ -218,33 +247,64 @@ def write_results(
         check: called now and then; may raise to give up.
         refused: rows, by index, that failed after their outcome was sealed, and why.
 
-    Returns:
-        How many rows failed.
-
     Raises:
         OSError: one of them could not be written; an older one is still there then.
+        StorageError: a part was damaged during the run.
     """
     parts = Parts(storage, journal)
     failures = 0
+    unfit: dict[int, bytes] = {}
     try:
         with storage.create(results.name) as results_file, storage.create(FAILED) as failed_file:
             failed = JsonLines()
             failed.open(failed_file, order, iter(()))
-            results.open(results_file, order, (parts.line(*journal.place(number)) for _, number, _ in order.rows()))
-            for index, number, row_id in order.rows():
-                line = parts.line(*journal.place(number))
-                if index in refused:
-                    line = _failed(line, refused[index])
-                results.add(line, index, row_id)
-                if not line.startswith(b',"status":"ok"', AFTER_KEY):
-                    failed.add(line, index, row_id)
-                    failures += 1
-                if not index % 1000:
+            try:
+                results.open(results_file, order, (parts.line(*journal.place(number)) for _, number, _ in order.rows()))
+                for numbers, rows in _groups(parts, journal, order, refused):
+                    while misfits := results.write(rows):
+                        for place, why in misfits.items():
+                            line, index, row_id = rows[place]
+                            line = _failed(line, {"class": REFUSED, "text": f"{results.name}: {why}"})
+                            rows[place] = line, index, row_id
+                            unfit[numbers[place]] = line
+                    failing = [row for row in rows if not row[0].startswith(b',"status":"ok"', AFTER_KEY)]
+                    failed.write(failing)
+                    failures += len(failing)
                     check()
-            results.close()
-            failed.close()
+                results.close()
+            except BaseException:
+                results.abandon()
+                raise
         for name in _ALL_RESULTS - {results.name}:
             storage.delete(name)
     finally:
         parts.close()
-    return failures
+    # Not before: what the rows of the results are made of must stay where it is.
+    good = {number: line for number, line in unfit.items() if journal.state(number) is State.OK}
+    fresh = sum(map(journal.is_fresh, good))
+    for number, line in good.items():
+        journal.refuse(number, line)
+    if journal.cut_off():
+        journal.seal()
+    return Written(failures, len(good), fresh)
+
+
+def _groups(
+    parts: Parts, journal: Journal, order: Order, refused: Mapping[int, dict[str, str]]
+) -> Iterator[tuple[list[int], list[ResultRow]]]:
+    """Return all rows that have an outcome, some at a time, with the numbers of their keys."""
+    numbers: list[int] = []
+    rows: list[ResultRow] = []
+    size = 0
+    for index, number, row_id in order.rows():
+        line = parts.line(*journal.place(number))
+        if index in refused:
+            line = _failed(line, refused[index])
+        numbers.append(number)
+        rows.append((line, index, row_id))
+        size += len(line)
+        if len(rows) >= _ROWS or size >= _BYTES:
+            yield numbers, rows
+            numbers, rows, size = [], [], 0
+    if rows:
+        yield numbers, rows

@@ -31,7 +31,11 @@ class Batch:
     def run(self, rows: Any, *, directory: Any = None, **spec: Any) -> Summary:
         given = {"model": "llama3.2", "limits": LENIENT, "checkpoint_every": 60.0} | spec
         hooks = {name: given.pop(name) for name in ("on_progress", "stop", "listener") if name in given}
-        return run_batch(BatchSpec(rows=rows, **given), self.settings, directory or self.directory, **hooks)
+        summary = run_batch(BatchSpec(rows=rows, **given), self.settings, directory or self.directory, **hooks)
+        # Of every run of every test: each row is counted once.
+        assert summary.ok + summary.failed + (summary.left or 0) == summary.rows
+        assert 0 <= summary.reused <= summary.ok
+        return summary
 
     @property
     def asked(self) -> list[str]:

@@ -96,7 +96,7 @@ def test_three_new_rows_are_three_requests(batch):
     summary = batch.run(["new 1", *reversed(texts(10)), "new 2", "new 3"])
 
     assert sorted(batch.asked[before:]) == ["new 1", "new 2", "new 3"]
-    assert (summary.rows, summary.ok, summary.reused) == (13, 3, 10)
+    assert (summary.rows, summary.ok, summary.reused) == (13, 13, 10)
     assert len(batch.results) == 13
     assert 'beginning with "text 9"' in batch.results[1]["output"]
 
@@ -110,7 +110,7 @@ def test_nothing_new_is_no_request_and_loads_no_model(batch, ollama):
 
     summary = batch.run(texts(5))
 
-    assert (summary.ok, summary.reused, summary.requests) == (0, 5, 0)
+    assert (summary.ok, summary.reused, summary.requests) == (5, 5, 0)
     assert len(ollama.stand_in.loads) == loads
     assert (batch.directory / "results.jsonl").read_bytes() == results
 
@@ -120,7 +120,7 @@ def test_duplicate_rows_are_asked_once_and_written_each_time(batch):
     summary = batch.run([{"id": number, "text": f"text {number % 2}"} for number in range(10)], id_column="id")
 
     assert sorted(batch.asked) == ["text 0", "text 1"]
-    assert (summary.rows, summary.ok, summary.reused) == (10, 2, 8)
+    assert (summary.rows, summary.ok, summary.reused) == (10, 10, 8)
     assert [row["id"] for row in batch.results] == list(range(10))
     assert len({row["key"] for row in batch.results}) == 2
 
@@ -305,7 +305,7 @@ class TestFailures:
         assert raised.value.summary.ok == 4
         assert len(batch.results) == 5
         summary = batch.run(texts(5), limits=Limits(retry_delay=0))
-        assert (summary.ok, summary.reused, summary.requests) == (1, 4, 1)
+        assert (summary.ok, summary.reused, summary.requests) == (5, 4, 1)
         assert batch.failed == []
 
     def test_a_batch_in_which_everything_fails_stops_early(self, batch, ollama):
@@ -328,7 +328,7 @@ class TestFailures:
         summary = batch.run([*texts(5), "new"], mode="failed_only")
 
         assert sorted(batch.asked[before:]) == ["text 1", "text 3"]
-        assert (summary.complete, summary.ok, summary.reused, summary.skipped) == (False, 2, 3, 1)
+        assert (summary.complete, summary.ok, summary.reused, summary.skipped, summary.left) == (False, 5, 3, 1, 1)
         assert [row["index"] for row in batch.results] == [0, 1, 2, 3, 4]
         assert batch.run(texts(5), mode="failed_only").complete
 

@@ -11,14 +11,14 @@ from ollama_provider.batch.records import Outcome
 
 def read(meter, now, ok, **others):
     given = {"failed": 0, "reused": 0, "tokens": 0, "concurrency": 4, "state": "running"} | others
-    return meter.read(now, ok=ok, **given)
+    return meter.read(now, ok=ok + given["reused"], asked=ok + given["failed"], **given)
 
 
 def test_the_line():
     """As documented, so that programs may parse it."""
-    line = Progress(4120, 10_000, 4098, 3, 19, 212.4, 4, 102.0).line()
+    line = Progress(4120, 10_000, 4117, 3, 19, 212.4, 4, 102.0).line()
 
-    assert line == "done=4120/10000 ok=4098 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42"
+    assert line == "done=4120/10000 ok=4117 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42"
     assert re.fullmatch(r"(\S+=\S+ ?)+", line)
 
 

@@ -1,0 +1,269 @@
+"""Results that no column can hold: they fail alone, and everything else is as it would be without them."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from ollama_provider.batch.embedding import encode_vector
+from ollama_provider.batch.errors import TooManyFailedError
+from ollama_provider.batch.journal import Journal, Keys, State, shared_fields
+from ollama_provider.batch.limits import Limits
+from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.sinks import Order, write_results
+from ollama_provider.batch.storage import open_storage
+from ollama_provider.batch.tables import ParquetTable, VectorLines
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer"},
+        "x": {"type": "number"},
+        "tags": {"type": "array", "items": {"type": "object", "properties": {"deep": {"type": "integer"}}}},
+    },
+    "required": ["n"],
+}
+
+
+class Directory:
+    """Outcomes in a directory, and the results that are made of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.storage = open_storage(path)
+        self.keys = Keys("digest", {})
+
+    def write(self, results, outcomes, ids=None):
+        journal = Journal(self.storage, 1)
+        order = Order(with_ids=ids is not None)
+        for number, given in enumerate(outcomes):
+            key = self.keys.key(str(number))
+            found, state = journal.find(key)
+            if state is State.NEW:
+                journal.add(found, Outcome(**({"key": key.hex(), "status": "ok"} | given)), shared_fields({"seed": 1}))
+            order.add(found, None if ids is None else ids[number])
+        if journal.cut_off():
+            journal.seal()
+        written = write_results(self.storage, journal, order, results)
+        order.close()
+        return written
+
+    @property
+    def table(self):
+        return parquet.read_table(self.path / "results.parquet")
+
+    def failed(self):
+        return [json.loads(line) for line in (self.path / "failed.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return Directory(tmp_path / "out")
+
+
+UNFIT = {
+    "an integer over 64 bits": ({"n": 10**30}, "output.n: an integer that 64 bits cannot hold"),
+    "one over": ({"n": 1 << 63}, "output.n: an integer"),
+    "one under": ({"n": -(1 << 63) - 1}, "output.n: an integer"),
+    "a whole number in exponents": ({"n": 1e30}, "output.n: an integer"),
+    "half a number": ({"n": 7.5}, "output.n: no integer"),
+    "a word": ({"n": "seven"}, "output.n: no integer"),
+    "a flag": ({"n": True}, "output.n: no integer"),
+    "a number of 400 digits": ({"n": 1, "x": 10**400}, "output.x: a number that 64 bits cannot hold"),
+    "no object": ([1], "output: no object"),
+    "deep inside": ({"n": 1, "tags": [{"deep": 10**30}]}, "output.tags.deep: an integer"),
+    "no list": ({"n": 1, "tags": "a"}, "output.tags: no list"),
+}
+
+
+@pytest.mark.parametrize(("output", "why"), UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize("place", [0, 1500, 2499])
+def test_an_answer_that_its_column_cannot_hold_fails_alone(directory, output, why, place):
+    """Wherever it stands: the columns are those of the schema, and all other rows have their answers."""
+    outcomes = [{"output": {"n": number}} for number in range(2500)]
+    outcomes[place] = {"output": output}
+
+    written = directory.write(ParquetTable(SCHEMA, vectors=False), outcomes)
+
+    assert (written.failed, written.refused, written.refused_fresh) == (1, 1, 1)
+    found = directory.table.to_pylist()
+    assert [row["index"] for row in found] == list(range(2500))
+    bad = found.pop(place)
+    assert (bad["status"], bad["output"], bad["error_class"]) == ("failed", None, "RefusedByTable")
+    assert bad["error_text"].startswith(f"results.parquet: {why}")
+    assert json.loads(bad["reply"]) == output
+    assert all(row["status"] == "ok" and row["output"]["n"] == row["index"] for row in found)
+    (failed,) = directory.failed()
+    assert (failed["index"], failed["error"]["class"]) == (place, "RefusedByTable")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"tokens": 1 << 63},
+        {"prompt_tokens": 10**40},
+        {"tokens": "many"},
+        {"seconds": [1]},
+        {"thinking": 7},
+        {"done_reason": {"a": 1}},
+        {"prompt_cut": "yes"},
+        {"attempts": -(1 << 64)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("status", ["ok", "failed"])
+def test_a_count_or_a_field_of_another_type_fails_its_row_alone(directory, odd, status):
+    """Whatever a server says beside an answer; a row that failed anyway is told without it."""
+    fault = {"error": {"class": "X", "text": "y"}} if status == "failed" else {}
+    outcomes = [{"output": "a"}, {"output": None if fault else "b", "status": status} | odd | fault, {"output": "c"}]
+
+    written = directory.write(ParquetTable(None, vectors=False), outcomes)
+
+    assert (written.failed, written.refused) == (1, 1 if status == "ok" else 0)
+    assert directory.table["output"].to_pylist() == ["a", None, "c"]
+    assert directory.table["status"].to_pylist() == ["ok", "failed", "ok"]
+
+
+@pytest.mark.parametrize("place", [0, 7, 2999])
+@pytest.mark.parametrize(
+    "odd", ["", [], encode_vector([1.0]), encode_vector([1.0] * 9), encode_vector([float("nan")] * 4), "?", None, {}]
+)
+def test_one_vector_unlike_the_others_fails_alone(directory, odd, place):
+    """Of another length, empty, no vector, none at all: also if it is the first."""
+    outcomes = [{"output": encode_vector([number] * 4)} for number in range(3000)]
+    outcomes[place] = {"output": odd}
+
+    written = directory.write(ParquetTable(None, vectors=True), outcomes)
+
+    assert directory.table.schema.field("output").type == pa.list_(pa.float32(), 4)
+    found = directory.table.to_pylist()
+    assert len(found) == 3000
+    bad = found.pop(place)
+    assert bad["output"] is None
+    assert (written.failed, bad["status"], bad["error_class"]) == (1, "failed", "RefusedByTable")
+    assert all(row["status"] == "ok" and row["output"] == [row["index"]] * 4 for row in found)
+
+
+@pytest.mark.parametrize("odd", [[float("inf")] * 4, [float("nan"), 1, 2, 3]])
+def test_a_vector_of_no_numbers_is_no_line_of_json(directory, odd):
+    """NaN and Infinity are not JSON."""
+    outcomes = [{"output": encode_vector(vector)} for vector in ([1, 2, 3, 4], odd, [5, 6, 7, 8])]
+
+    assert directory.write(VectorLines(), outcomes).refused == 1
+
+    lines = [json.loads(line) for line in (directory.path / "results.jsonl").read_text().splitlines()]
+    assert [line["output"] for line in lines] == [[1, 2, 3, 4], None, [5, 6, 7, 8]]
+
+
+def test_pieces_of_a_text_that_fail_are_one_row(directory):
+    """All or none of them."""
+    pieces = [encode_vector([1, 2]), encode_vector([1, 2, 3])]
+    outcomes = [{"output": encode_vector([1, 2])}, {"output": pieces, "spans": ((0, 5), (4, 9))}]
+
+    directory.write(ParquetTable(None, vectors=True), outcomes)
+
+    assert directory.table["output"].to_pylist() == [[1, 2], None]
+
+
+IDS = {
+    "integers": ([1, None, -(1 << 63)], pa.int64(), [1, None, -(1 << 63)]),
+    "over 64 bits": ([1, 1 << 63], pa.string(), ["1", "9223372036854775808"]),
+    "of 31 digits": ([1, None, 10**30], pa.string(), ["1", None, "1" + "0" * 30]),
+    "numbers of two kinds": ([1, 2.5], pa.float64(), [1.0, 2.5]),
+    "that a float cannot hold": ([(1 << 53) + 1, 2.5], pa.string(), ["9007199254740993", "2.5"]),
+    "huge, and a float": ([10**30, 0.5], pa.string(), ["1" + "0" * 30, "0.5"]),
+    "flags": ([True, 1], pa.string(), ["true", "1"]),
+    "half a surrogate pair": (["a\ud83d", "b"], pa.string(), [r"a\ud83d", "b"]),
+    "infinite": ([float("inf"), 1.5], pa.float64(), [None, 1.5]),
+    "lists": ([[1], {"a": float("nan")}], pa.string(), ["[1]", "{'a': nan}"]),
+}
+
+
+@pytest.mark.parametrize(("ids", "kind", "wanted"), IDS.values(), ids=IDS)
+def test_ids_that_have_no_type_in_common_are_text(directory, ids, kind, wanted):
+    """An id fails no row: it comes from the input."""
+    written = directory.write(ParquetTable(None, vectors=False), [{"output": "a"}] * len(ids), ids)
+
+    assert written.failed == 0
+    assert directory.table.schema.field("id").type == kind
+    assert directory.table["id"].to_pylist() == wanted
+
+
+def test_what_the_schema_allows_and_does_not_name_does_not_vanish(directory):
+    """The typed column holds what the schema names, and another one the whole answer where there is more."""
+    plain, more = {"n": 1, "x": None, "tags": None}, {"n": 2, "more": {"a": [1]}}
+    inside = {"n": 3, "tags": [{"deep": 1, "deeper": 2}]}
+
+    directory.write(ParquetTable(SCHEMA, vectors=False), [{"output": each} for each in (plain, more, inside)])
+
+    table = directory.table
+    assert table["output"].to_pylist()[:2] == [plain, plain | {"n": 2}]
+    whole = table["output_json"].to_pylist()
+    assert [each and json.loads(each) for each in whole] == [None, more, inside]
+
+
+def test_a_whole_number_is_a_number_however_it_is_written(directory):
+    """7.0 is an integer in JSON, and an integer a number."""
+    directory.write(ParquetTable(SCHEMA, vectors=False), [{"output": {"n": 7.0, "x": (1 << 53) + 1}}])
+
+    assert directory.table["output"].to_pylist() == [{"n": 7, "x": float(1 << 53), "tags": None}]
+
+
+def test_a_table_that_is_given_up_says_nothing_more(directory, capfd):
+    """What ended it is what is told, and the older table is still there."""
+    directory.write(ParquetTable(None, vectors=False), [{"output": "a"}])
+    journal, order = Journal(directory.storage, 1), Order(with_ids=False)
+    order.add(journal.find(directory.keys.key("0"))[0], None)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_results(directory.storage, journal, order, ParquetTable(None, vectors=False), stop)
+
+    assert directory.table["output"].to_pylist() == ["a"]
+    assert capfd.readouterr() == ("", "")
+
+
+POISON = '{"n": 123456789012345678901234567890}'
+
+
+def test_the_next_run_asks_again_what_a_table_refused(batch, ollama):
+    """So a retry can succeed: no run fails for ever because of one answer."""
+    ollama.stand_in.script({"n": 7}, where=lambda body: body.get("prompt"), always=True)
+    ollama.stand_in.script(POISON, where=lambda body: body.get("prompt") == "b")
+    spec = {"output_type": SCHEMA, "results": "parquet", "limits": Limits(retry_delay=0)}
+
+    with pytest.raises(TooManyFailedError, match=r"1 of 3 rows failed \(RefusedByTable 1 times\)") as raised:
+        batch.run(["a", "b", "c"], **spec)
+
+    summary = raised.value.summary
+    assert (summary.ok, summary.failed, summary.reused, summary.left) == (2, 1, 0, 0)
+    table = parquet.read_table(batch.directory / "results.parquet")
+    assert table["status"].to_pylist() == ["ok", "failed", "ok"]
+    assert table["output"].to_pylist()[::2] == [{"n": 7, "x": None, "tags": None}] * 2
+    summary = batch.run(["a", "b", "c"], **spec)
+    assert (summary.ok, summary.reused, summary.requests) == (3, 2, 1)
+    assert batch.failed == []
+
+
+def test_every_copy_of_a_refused_row_fails(batch, ollama):
+    """Rows that share an answer share its fate, and are asked once."""
+    ollama.stand_in.script(POISON, where=lambda body: body.get("prompt"), always=True)
+
+    summary = batch.run(["a", "b", "a"], output_type=SCHEMA, results="parquet")
+
+    assert (summary.ok, summary.failed, summary.requests) == (0, 3, 2)
+    assert [row["index"] for row in batch.failed] == [0, 1, 2]
+    assert batch.run(["a", "b", "a"], output_type=SCHEMA, results="parquet").requests == 2
+
+
+def test_an_answer_too_large_for_a_table_is_good_in_lines(batch, ollama):
+    """JSON has no largest number: only where the results are a table does it fail."""
+    ollama.stand_in.script(POISON, where=lambda body: body.get("prompt"), always=True)
+
+    summary = batch.run(["a"], output_type=SCHEMA)
+
+    assert (summary.ok, batch.results[0]["output"]) == (1, json.loads(POISON))
