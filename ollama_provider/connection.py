@@ -18,7 +18,6 @@ _TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
 SETTINGS = (Settings.model_fields.keys() - {"base_url", "login", "password", "timeouts"}) | _TIMEOUTS.keys()
 #: The *Test* button of Airflow 2.11 sends each field of its form twice: by its name, and by the name with this prefix.
 _FORM_PREFIX = "extra__ollama__"
-_TRUTH = {"true": True, "false": False}
 
 
 class Connection(Protocol):
@@ -45,7 +44,11 @@ def settings_from_connection(conn: Connection, **overrides: Any) -> Settings:
     """
     try:
         fields = _read_extra(conn.extra) | _set(overrides)
-        address = parse_address(conn.host, conn.port, conn.schema)
+        scheme, path = conn.schema or "", None
+        if "://" in (conn.host or "") and scheme.strip().lower() not in {"http", "https"}:
+            # In a URI, ollama://https://host/base, Airflow takes the path for the scheme.
+            scheme, path = "", scheme
+        address = parse_address(conn.host, conn.port, scheme, path)
         return _settings(
             fields,
             base_url=address.base_url,
@@ -91,8 +94,6 @@ def _values(fields: dict[str, Any]) -> dict[str, Any]:
             values["timeouts"][_TIMEOUTS[name]] = value
         elif name in {"options", "headers"}:
             values[name] = _read_json(name, value)
-        elif name == "verify":
-            values[name] = _TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value
         elif name in SETTINGS:
             values[name] = value
         else:

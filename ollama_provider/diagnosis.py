@@ -7,6 +7,7 @@ from threading import Thread
 
 from ollama_provider.api import errors
 from ollama_provider.api.client import Client
+from ollama_provider.api.connecting import proxy_for
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.names import TAG, ModelName
 from ollama_provider.api.pulling import check_pull_allowed
@@ -47,13 +48,13 @@ def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
         return verdict.result(budget)
     except FutureTimeoutError:
         return False, (
-            f"no answer within {budget:g} s (at {settings.base_url}). Is it Ollama that listens there, "
+            f"no answer within {budget:g} s ({_where(settings)}). Is it Ollama that listens there, "
             "does the name of its host resolve, and does a firewall drop packets?"
         )
     except errors.ConnectTimeoutError:
         # Its own text speaks of connect_timeout, which has no effect here.
         return False, (
-            f"no connection within {quick.connect:g} s (at {settings.base_url}). "
+            f"no connection within {quick.connect:g} s ({_where(settings)}). "
             "Is the server running, are host and port right, and does a firewall drop packets?"
         )
     except OllamaError as error:
@@ -68,6 +69,11 @@ def _probe(client: Client, settings: Settings, verdict: "Future[tuple[bool, str]
         verdict.set_result(_judge(client, settings))
     except BaseException as error:  # the thread that waits for it raises it again
         verdict.set_exception(error)
+
+
+def _where(settings: Settings) -> str:
+    proxy = proxy_for(settings)
+    return f"at {settings.base_url}, {proxy}" if proxy else f"at {settings.base_url}"
 
 
 def _advice(error: OllamaError) -> str:
@@ -85,7 +91,7 @@ def _advice(error: OllamaError) -> str:
 
 
 def _judge(client: Client, settings: Settings) -> tuple[bool, str]:
-    where = f"at {settings.base_url}"
+    where = _where(settings)
     try:
         version = client.send(VersionRequest()).version
     except errors.EndpointNotFoundError as missing:

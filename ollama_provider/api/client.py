@@ -206,21 +206,25 @@ class Client:
             body = Upload(body)
         exchange = self._wire.exchange()
         try:
-            patience = patience_for(request, self.settings.timeouts, monotonic())
-            response = self._open(exchange, call, body, patience)
-            decoder = Decoder(
-                request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
-            )
-            while (data := self._read(exchange, call, patience, decoder)) is not None:
-                patience.hear(monotonic())
-                for part in decoder.feed(data):
-                    call.tell(patience.take(part, monotonic()))
-                    yield part
-        finally:
-            exchange.close()
-        for part in decoder.end():
-            call.tell(patience.take(part, monotonic()))
-            yield part
+            try:
+                patience = patience_for(request, self.settings.timeouts, monotonic())
+                response = self._open(exchange, call, body, patience)
+                decoder = Decoder(
+                    request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
+                )
+                while (data := self._read(exchange, call, patience, decoder)) is not None:
+                    patience.hear(monotonic())
+                    for part in decoder.feed(data):
+                        call.tell(patience.take(part, monotonic()))
+                        yield part
+            finally:
+                exchange.close()
+            for part in decoder.end():
+                call.tell(patience.take(part, monotonic()))
+                yield part
+        except OllamaError as error:
+            self._wire.add_proxy(error, exchange.response)
+            raise
 
     def _open(self, exchange: Exchange, call: Call[Any], body: Body, patience: Patience) -> httpx.Response:
         request = call.request
@@ -407,21 +411,25 @@ class AsyncClient:
             body = Upload(body)
         exchange = await self._wire.exchange()
         try:
-            patience = patience_for(request, self.settings.timeouts, monotonic())
-            response = await self._open(exchange, call, body, patience)
-            decoder = Decoder(
-                request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
-            )
-            while (data := await self._read(exchange, call, patience, decoder)) is not None:
-                patience.hear(monotonic())
-                for part in decoder.feed(data):
-                    call.tell(patience.take(part, monotonic()))
-                    yield part
-        finally:
-            await exchange.close()
-        for part in decoder.end():
-            call.tell(patience.take(part, monotonic()))
-            yield part
+            try:
+                patience = patience_for(request, self.settings.timeouts, monotonic())
+                response = await self._open(exchange, call, body, patience)
+                decoder = Decoder(
+                    request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
+                )
+                while (data := await self._read(exchange, call, patience, decoder)) is not None:
+                    patience.hear(monotonic())
+                    for part in decoder.feed(data):
+                        call.tell(patience.take(part, monotonic()))
+                        yield part
+            finally:
+                await exchange.close()
+            for part in decoder.end():
+                call.tell(patience.take(part, monotonic()))
+                yield part
+        except OllamaError as error:
+            self._wire.add_proxy(error, exchange.response)
+            raise
 
     async def _open(self, exchange: AsyncExchange, call: Call[Any], body: Body, patience: Patience) -> httpx.Response:
         request = call.request

@@ -7,11 +7,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ollama_provider.api.schemas.options import KeepAlive, Options
 
+_TRUTH = {
+    **dict.fromkeys(("true", "yes", "on", "1", "t", "y"), True),
+    **dict.fromkeys(("false", "no", "off", "0", "f", "n"), False),
+}
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
 def _read_patterns(value: Any) -> Any:
     return [part for part in value.replace(",", " ").split() if part] if isinstance(value, str) else value
+
+
+def _read_truth(value: Any) -> Any:
+    """Read yes and no also as text: a connection that is written as a URI has nothing else."""
+    return _TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def _check_url(value: str) -> str:
@@ -66,7 +76,7 @@ class Settings(BaseModel):
     login: str | None = None
     password: SecretStr | None = None
     headers: dict[str, SecretStr] = Field(default_factory=dict)
-    verify: bool | str = True
+    verify: Annotated[bool | str, BeforeValidator(_read_truth)] = True
     client_cert: str | None = None
     trust_env: bool = True
     timeouts: Timeouts = Timeouts()

@@ -21,6 +21,7 @@ import httpx
 
 from ollama_provider.api.breaking import Alarm, Lane
 from ollama_provider.api.connecting import headers_for, proxy_for, ssl_context_for
+from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.settings import Settings
 
 #: Seconds an idle connection is kept; proxies in between close theirs after 60 or 75.
@@ -54,13 +55,17 @@ Body = bytes | Upload | None
 
 
 class Exchange:
-    """One request and its answer, on one lane."""
+    """One request and its answer, on one lane.
+
+    Attributes:
+        response: the head of the answer; None before it came.
+    """
 
     def __init__(self, wire: "Wire", lane: Lane) -> None:
         self._wire = wire
         self._lane = lane
         self._alarm = Alarm(lane.break_off)
-        self._response: httpx.Response | None = None
+        self.response: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
 
     def open(self, method: str, url: httpx.URL, body: Body, deadline: float) -> httpx.Response:
@@ -68,9 +73,9 @@ class Exchange:
         request = self._wire.request(method, url, body)
         request.extensions["trace"] = self._lane.trace
         with self._alarm.until(deadline), _broken_answers():
-            self._response = self._lane.transport.handle_request(request)
-        self._chunks = iter(cast("httpx.SyncByteStream", self._response.stream))
-        return self._response
+            self.response = self._lane.transport.handle_request(request)
+        self._chunks = iter(cast("httpx.SyncByteStream", self.response.stream))
+        return self.response
 
     def read(self, deadline: float) -> bytes | None:
         """Return the next bytes of the answer; None at its end."""
@@ -81,9 +86,9 @@ class Exchange:
         """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
         self._alarm.stop()
         try:
-            if self._response is not None:
+            if self.response is not None:
                 with contextlib.suppress(Exception):  # the answer is there, or its own fault is on its way out
-                    self._response.close()
+                    self.response.close()
         finally:
             self._wire.leave(self._lane)
 
@@ -122,6 +127,11 @@ class _Base:
         if (known := self._urls.get(path)) is None:
             known = self._urls[path] = httpx.URL(self.settings.base_url + path)
         return known
+
+    def add_proxy(self, error: OllamaError, response: httpx.Response | None) -> None:
+        """Let an error say which proxy, if any, stood between us and the server."""
+        if self._proxy is not None:
+            self._proxy.add_to(error, response)
 
     def request(self, method: str, url: httpx.URL, body: Any) -> httpx.Request:
         """Make the message."""
@@ -209,11 +219,15 @@ class Wire(_Base):
 
 
 class AsyncExchange:
-    """One request and its answer."""
+    """One request and its answer.
+
+    Attributes:
+        response: the head of the answer; None before it came.
+    """
 
     def __init__(self, wire: "AsyncWire") -> None:
         self._wire = wire
-        self._response: httpx.Response | None = None
+        self.response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes]
 
     async def open(self, method: str, url: httpx.URL, body: Body, deadline: float) -> httpx.Response:
@@ -226,11 +240,11 @@ class AsyncExchange:
         request = self._wire.request(method, url, content)
         with _plain_errors():
             async with asyncio.timeout(_left(deadline)):
-                self._response = await self._wire.transport.handle_async_request(request)
-        if self._response.status_code == httpx.codes.SWITCHING_PROTOCOLS:
+                self.response = await self._wire.transport.handle_async_request(request)
+        if self.response.status_code == httpx.codes.SWITCHING_PROTOCOLS:
             raise BrokenAnswer("the answer changes to a protocol that nobody asked for")
-        self._chunks = aiter(cast("httpx.AsyncByteStream", self._response.stream))
-        return self._response
+        self._chunks = aiter(cast("httpx.AsyncByteStream", self.response.stream))
+        return self.response
 
     async def read(self, deadline: float) -> bytes | None:
         """Return the next bytes of the answer; None at its end."""
@@ -241,9 +255,9 @@ class AsyncExchange:
     async def close(self) -> None:
         """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
         try:
-            if self._response is not None:
+            if self.response is not None:
                 with contextlib.suppress(Exception):  # the answer is there, or its own fault is on its way out
-                    await self._response.aclose()
+                    await self.response.aclose()
         finally:
             self._wire.leave()
 

@@ -141,10 +141,45 @@ def test_what_the_test_button_of_airflow_2_sends_is_read():
     assert read(sent | {f"extra__ollama__{name}": text for name, text in sent.items()}) == read(sent)
 
 
-@pytest.mark.parametrize(("given", "meant"), [("true", True), ("False", False), (False, False), ("/ca.pem", "/ca.pem")])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("true", True),
+        ("False", False),
+        (False, False),
+        ("no", False),
+        ("0", False),
+        (0, False),
+        (" off ", False),
+        ("YES", True),
+        ("1", True),
+        ("on", True),
+        ("/ca.pem", "/ca.pem"),
+    ],
+)
 def test_verify_is_a_switch_or_a_file(given, meant):
-    """The word false is not taken for a file, which would leave the certificate checked."""
+    """The word no is not taken for a file, which would be looked for in vain."""
     assert read({"verify": given}).verify == meant
+
+
+@pytest.mark.parametrize(
+    ("uri", "base_url"),
+    [
+        ("ollama://https://host/base?verify=no", "https://host:443/base"),
+        ("ollama://https://ada:secret@host:8443/base/v2/", "https://host:8443/base/v2"),
+        ("ollama://http://gpu1", "http://gpu1:80"),
+        ("ollama://gpu1:11434", "http://gpu1:11434"),
+        ("ollama://gpu1/https", "https://gpu1:443"),
+    ],
+)
+def test_a_connection_that_is_written_as_a_uri_keeps_its_base_path(monkeypatch, uri, base_url):
+    """Airflow puts the path into the field for the scheme."""
+    monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_URI", uri)
+
+    settings = OllamaHook("ollama_uri").settings
+
+    assert settings.base_url == base_url
+    assert settings.verify is ("verify=no" not in uri)
 
 
 def test_an_override_wins_and_none_leaves_the_connection_alone():

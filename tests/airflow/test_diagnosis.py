@@ -1,5 +1,6 @@
 """The Test button: what is wrong, in words, soon, and without a download."""
 
+import os
 import re
 import socket
 import threading
@@ -115,6 +116,21 @@ def http_to_a_tls_port(certificate):
         yield {"host": url.replace("https:", "http:")}
 
 
+@contextmanager
+def a_proxy_of_the_environment_refuses(_):
+    """Whatever it is asked for."""
+    before = os.environ.get("HTTP_PROXY")
+    with serve() as server:
+        server.stand_in.script(Respond(503, "<html><title>No such domain</title></html>"), path="*", always=True)
+        os.environ["HTTP_PROXY"] = server.url
+        try:
+            yield {"host": "gpu1.example"}
+        finally:
+            del os.environ["HTTP_PROXY"]
+            if before is not None:
+                os.environ["HTTP_PROXY"] = before
+
+
 NOT_OLLAMA = "Check host, port and base path"
 PROXY_ALONE = "is the server behind it running?"
 
@@ -149,6 +165,7 @@ FAULTS = {
     ),
     "proxy's 502": (PROXY_ALONE, ollama_that(Respond(502, "<html><title>502 Bad Gateway</title></html>"))),
     "proxy's 503": (PROXY_ALONE, ollama_that(Respond(503, "no available server"))),
+    "environment's proxy": ("through the proxy … that HTTP_PROXY names", a_proxy_of_the_environment_refuses),
     "too old": ("This Ollama is too old", ollama_that(version="0.1.10")),
     "no default model": ("does not have the default model", ollama_that(fields={"extra": {"model": "lama3.2"}})),
 }

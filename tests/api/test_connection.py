@@ -15,7 +15,8 @@ import pytest
 
 from ollama_provider.api import errors
 from ollama_provider.api.client import AsyncClient, Client
-from ollama_provider.api.schemas import GenerateRequest, TagsRequest, VersionRequest
+from ollama_provider.api.connecting import is_exempt
+from ollama_provider.api.schemas import GenerateRequest, ShowRequest, TagsRequest, VersionRequest
 from ollama_provider.api.settings import Settings
 from ollama_provider.testing import Gate, Pace, Respond, Stall
 from tests.sockets import listening
@@ -450,6 +451,97 @@ def test_no_proxy_is_obeyed(on, proxy, monkeypatch, no_proxy):
     assert proxy == []
 
 
+@pytest.mark.parametrize(
+    ("host", "no_proxy", "exempt"),
+    [
+        ("10.96.3.4", "localhost,10.0.0.0/8,.svc", True),
+        ("10.96.3.4", "10.96.0.0/16:11434", True),
+        ("10.96.3.4", "10.0.0.0/8:80", False),
+        ("11.96.3.4", "10.0.0.0/8", False),
+        ("10.96.3.4", "10.96.3.4", True),
+        ("10.96.3.44", "10.96.3.4", False),
+        ("::ffff:10.96.3.4", "10.0.0.0/8", True),
+        ("fd00::5", "fd00::5", True),
+        ("fd00::5", "[fd00::5]", True),
+        ("fd00::5", "[FD00::5]:11434", True),
+        ("fd00::5", "[fd00::5]:80", False),
+        ("fd00::5", "fd00:0:0::/48", True),
+        ("fd00::5", "[fd00::/8]:11434", True),
+        ("fd00::5", "10.0.0.0/8", False),
+        ("ollama.ai.svc", ".svc", True),
+        ("ollama.ai.svc", "svc", True),
+        ("ollama.ai.svc", "*.svc", True),
+        ("OLLAMA.AI.SVC", "Ai.Svc.", True),
+        ("ollama.aisvc", "svc", False),
+        ("gpu1", "gpu1:11434", True),
+        ("gpu1", "gpu1:80", False),
+        ("gpu12", "gpu1", False),
+        ("gpu12", "*.corp, gpu*", True),
+        ("gpu1", " gpu2  gpu1 ", True),
+        ("gpu1", "gpu2,*", True),
+        ("gpu1", "", False),
+        ("gpu1", ",.,/8,:11434,[],10.0.0.0/99", False),
+    ],
+)
+def test_no_proxy_names_hosts_addresses_and_networks(host, no_proxy, exempt):
+    """As Kubernetes, Go and curl write them."""
+    assert is_exempt(host, 11434, no_proxy) is exempt
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("status", [200, 302, 403, 404, 407, 429, 500, 503])
+def test_what_a_proxy_of_the_environment_refuses_is_told_as_its_own(on, monkeypatch, variable, status):
+    """Which variable names it and how to do without it; not what Ollama or the connection's login could do about it."""
+
+    def serve_one(connection: socket.socket) -> None:
+        connection.recv(65536)
+        page = b"<html><title>Blocked by policy</title></html>"
+        connection.sendall(b"HTTP/1.1 %d X\r\nContent-Type: text/html\r\nContent-Length: 45\r\n\r\n%s" % (status, page))
+
+    with listening(serve_one) as url:
+        monkeypatch.setenv(variable, url.replace("//", "//me:secret@"))
+        with pytest.raises(errors.OllamaError) as raised:
+            on.send(VersionRequest(), base_url="http://gpu1.example:11434", max_attempts=1)
+
+    text = str(raised.value)
+    assert f"through the proxy {url} that {variable} names" in text
+    assert "NO_PROXY" in text
+    assert "OLLAMA_MAX_QUEUE" not in text
+    assert "API key" not in text
+    assert "secret" not in text
+
+
+def test_ollamas_own_refusal_keeps_its_advice_behind_a_proxy(on, monkeypatch):
+    """The proxy is named and not blamed."""
+
+    def serve_one(connection: socket.socket) -> None:
+        connection.recv(65536)
+        body = b'{"error":"model \'mistral\' not found"}'
+        head = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
+
+    with listening(serve_one) as url:
+        monkeypatch.setenv("HTTP_PROXY", url)
+        with pytest.raises(errors.ModelNotFoundError) as raised:
+            on.send(ShowRequest(model="mistral"), base_url="http://gpu1.example:11434")
+
+    assert f"through the proxy {url}" in str(raised.value)
+    assert "Pull it first" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["proxy:notaport", "http://", "http://me:secret@proxy:99999", "http://me:secret@pro xy:3128", "//"]
+)
+def test_a_proxy_that_is_no_address(monkeypatch, value):
+    """The variable is named, and what stands in it is not."""
+    monkeypatch.setenv("HTTP_PROXY", value)
+
+    with pytest.raises(errors.InvalidRequestError, match="HTTP_PROXY") as raised:
+        Client(Settings(base_url="http://gpu1.example:11434"))
+
+    assert "secret" not in str(raised.value)
+
+
 def test_the_environment_may_be_ignored(on, proxy):
     """`trust_env=False` goes straight to the server."""
     with pytest.raises(errors.UnreachableError):
@@ -474,6 +566,7 @@ def test_a_proxy_that_is_down(on, monkeypatch):
         on.send(VersionRequest(), base_url="http://gpu1.example:11434", max_attempts=1)
 
     assert "secret" not in str(raised.value)
+    assert "through the proxy http://127.0.0.1:1 that HTTP_PROXY names" in str(raised.value)
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
