@@ -13,6 +13,7 @@ from jsonschema.validators import Draft202012Validator, validator_for  # type: i
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from ollama_provider.api.errors import InvalidOutputError, InvalidRequestError
+from ollama_provider.api.strict_json import is_finite, mend, read_json
 
 #: Faults told in one text; a long list helps nobody.
 _FAULTS_TOLD = 3
@@ -49,20 +50,20 @@ class Output:
     def read(self, text: str) -> Any:
         """Return the JSON data in *text*: dicts, lists, strings, finite numbers, booleans and None.
 
+        Half a surrogate pair in a text (a cut emoji) comes out as U+FFFD.
+
         Raises:
-            InvalidOutputError: it is not JSON, or does not fit; the text names places and rules, never values.
+            InvalidOutputError: it is not JSON, or does not fit; the text names places and rules, never values. A number
+                that overflows and nesting deeper than 100 levels are no JSON for most of those who read it later.
+            InvalidRequestError: the schema turns out to be none.
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = read_json(mend(text))
+        except json.JSONDecodeError as error:
+            raise InvalidOutputError(f"the answer is not JSON (at character {error.pos} of {len(text)})") from None
         except ValueError as error:
-            place = f" (at character {error.pos} of {len(text)})" if isinstance(error, json.JSONDecodeError) else ""
-            raise InvalidOutputError(f"the answer is not JSON{place}") from None
+            raise InvalidOutputError(f"the answer is not JSON: {error}") from None
         return self._check(data)
-
-
-def _refuse_constant(name: str) -> None:
-    # Python reads NaN and Infinity, which are not JSON and which XCom does not take.
-    raise ValueError(name)
 
 
 def _read_schema(text: str) -> Any:
@@ -81,7 +82,12 @@ def _schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
     validator = kind(schema)
 
     def check(data: Any) -> Any:
-        faults = list(validator.iter_errors(data))
+        try:
+            faults = list(validator.iter_errors(data))
+        except (RecursionError, OverflowError):  # deep data, or a number with hundreds of digits
+            raise InvalidOutputError("the answer is too deep, or a number in it too large, to be checked") from None
+        except Exception as error:  # a reference that leads nowhere is found when data lead to it
+            raise InvalidRequestError(f"format: the schema cannot be applied: {str(error)[:200]}") from None
         if faults:
             raise _misfit([(fault.absolute_path, f"{fault.validator} {fault.validator_value}") for fault in faults])
         return data
@@ -106,7 +112,10 @@ def _type_check(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             raise _misfit([(fault["loc"], fault["msg"]) for fault in faults]) from None
-        # Back through JSON text too: it has no tuples, dates or NaN.
+        # pydantic reads a large number, or the text "Infinity", as an infinite float, and would write null for it.
+        if not is_finite(adapter.dump_python(value)):
+            raise InvalidOutputError("the answer holds a number that is not finite")
+        # Back through JSON text too: it has no tuples or dates.
         return json.loads(adapter.dump_json(value))
 
     return check

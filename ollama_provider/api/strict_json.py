@@ -37,6 +37,10 @@ def read_json(text: str | bytes) -> Any:
             raise ValueError(f"it nests deeper than {DEEPEST} levels")
     except RecursionError:
         raise ValueError(f"it nests deeper than {DEEPEST} levels") from None
+    except ValueError as error:
+        if "digits" in str(error):  # Python's own bound, told with advice about Python
+            raise ValueError("a number has thousands of digits") from None
+        raise
     return mend(data) if "\\u" in text and _SURROGATE.search(text) else data
 
 

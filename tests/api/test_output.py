@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -112,6 +113,66 @@ def test_what_is_not_json_is_refused(wanted: Any, text: str) -> None:
     """Prose, cut JSON, and the constants that only Python takes for JSON."""
     with pytest.raises(InvalidOutputError, match="the answer is not JSON"):
         Output(wanted).read(text)
+
+
+class Exact(BaseModel):
+    amount: Decimal
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        ("json", '{"n": 1e400}'),
+        ("json", "[1, [-1E+999]]"),
+        ({"type": "number"}, "1e400"),
+        ({"properties": {"n": {"type": "number"}}}, '{"n": 1e400}'),
+        (Review, '{"stars": 1, "weight": 1e400}'),
+        (Review, '{"stars": 1, "weight": "Infinity"}'),
+        (Review, '{"stars": 1, "weight": "nan"}'),
+        (Review, f'{{"stars": 1, "weight": 1{"0" * 400}}}'),
+        (Point, '{"x": "-inf"}'),
+        (list[Point], '[{"x": 1e400}]'),
+        (dict[str, float], '{"a": "Infinity"}'),
+        (Exact, '{"amount": 1, "anything": [1e400]}'),
+        (Exact, '{"amount": "Infinity"}'),
+        ({"type": "number", "multipleOf": 0.5}, "1" + "0" * 400),
+        ("json", "9" * 5000),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_number_that_overflows_is_refused(wanted: Any, text: str) -> None:
+    """It fits JSON and many a schema, and no XCom, no line of results, no table; null in its place would be made up."""
+    with pytest.raises(InvalidOutputError):
+        Output(wanted).read(text)
+
+
+@pytest.mark.parametrize("levels", [101, 100_000])
+@pytest.mark.parametrize("wanted", ["json", {"items": {"$ref": "#"}}, Any])
+def test_deep_data_are_refused(wanted: Any, levels: int) -> None:
+    """What reads them later would end in its own recursion."""
+    with pytest.raises(InvalidOutputError, match="deeper than 100"):
+        Output(wanted).read("[" * levels + "]" * levels)
+
+
+@pytest.mark.parametrize("wanted", ["json", {"type": "object"}, dict[str, str]])
+@pytest.mark.parametrize("half", [r"\ud83d", "\ud83d", r"\udc00"])
+def test_half_a_surrogate_pair_in_data_becomes_a_replacement_character(wanted: Any, half: str) -> None:
+    """In values and in keys: what comes out can be said in UTF-8, as Ollama writes half a character."""
+    data = Output(wanted).read(f'{{"a{half}": "b{half}", "whole": "\\ud83d\\ude00"}}')
+
+    assert data == {"a\ufffd": "b\ufffd", "whole": "😀"}
+
+
+def test_numbers_of_any_length_that_are_whole_stay() -> None:
+    """JSON bounds no whole number."""
+    assert Output("json").read(str(10**400)) == 10**400
+
+
+def test_a_schema_that_cannot_be_applied_is_a_wrong_request() -> None:
+    """A reference that leads nowhere is found by the first answer."""
+    with pytest.raises(InvalidRequestError, match="cannot be applied"):
+        Output({"properties": {"a": {"$ref": "#/definitions/none"}}}).read('{"a": 1}')
 
 
 @pytest.mark.parametrize(
