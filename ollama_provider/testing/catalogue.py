@@ -32,6 +32,7 @@ class Model:
         parent: The model it was created from.
         revision: Another number is another digest under the same name, as after `ollama pull` of a moved tag.
         load_error: Makes every load fail with status 500 and this text.
+        file_error: Its file of weights is damaged: makes every load and `/api/show` fail with status 500 and this text.
         llama_runner: Runs on the llama.cpp runner, which until 0.24 embeds with any model; the other
             engine answers 501.
         weights: Digest of the weights if they are those of another model.
@@ -54,6 +55,7 @@ class Model:
     parent: str = ""
     revision: int = 0
     load_error: str | None = None
+    file_error: str | None = None
     llama_runner: bool = False
     weights: str = ""
     adapters: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """`/api/generate` and `/api/chat`: what is refused, and what the model is asked."""
 
-from ollama_provider.testing import names, schema
+from ollama_provider.testing import names, schema, templates
 from ollama_provider.testing.answers import Question
 from ollama_provider.testing.catalogue import Model
 from ollama_provider.testing.fields import Message, read_keep_alive, read_messages, read_think
@@ -121,8 +121,10 @@ def _check_logprobs(body: dict[str, Json]) -> None:
 
 
 def _check_template(template: str) -> None:
-    if template.count("{{") > template.count("}}"):
-        raise RefusalError(500, "template: :1: unclosed action")
+    try:
+        templates.check(template)
+    except templates.TemplateError as wrong:
+        raise RefusalError(500, str(wrong)) from None
 
 
 def _wanted(state: State, body: dict[str, Json]) -> bool | str | None:

@@ -1,6 +1,7 @@
 """What is installed and loaded, and the simple ways to change it: tags, show, ps, copy, delete, blobs."""
 
 import hashlib
+import re
 from dataclasses import replace
 
 from ollama_provider.testing import names
@@ -8,6 +9,8 @@ from ollama_provider.testing.catalogue import Model
 from ollama_provider.testing.go import Json, dumps, quoted, timestamp
 from ollama_provider.testing.state import Call, RefusalError, State
 from ollama_provider.testing.steps import Steps, Whole
+
+_DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
 
 def blob_path(digest: str) -> str:
@@ -66,11 +69,23 @@ def status(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
     yield _ok({"cloud": {"disabled": True, "source": "env"}})
 
 
+def me(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
+    """POST /api/me: nobody, since ollama.com cannot be asked.
+
+    Raises:
+        RefusalError: Since 0.24; older ones said `null`.
+    """
+    if state.since("0.24.0"):
+        raise RefusalError(503, "account unavailable")
+    yield _ok(None)
+
+
 def show(state: State, call: Call) -> Steps:
     """POST /api/show.
 
     Raises:
-        RefusalError: No name, or no such model; 0.24 repeats the name as sent, 0.33 completes it.
+        RefusalError: No name, or no such model (0.24 repeats the name as sent, 0.33 completes it), or its file is
+            damaged.
     """
     text = named(state, call.body, "0.1.18")
     if not text:
@@ -81,6 +96,8 @@ def show(state: State, call: Call) -> Steps:
     model = state.find(text)
     if model is None:
         raise RefusalError(404, f"model '{name.short if state.since('0.30.0') else text}' not found")
+    if model.file_error:
+        raise RefusalError(500, model.file_error)
     weights = blob_path(model.layers[0][0])
     system = call.body.get("system") or model.system
     parameters = _parameters(model)
@@ -177,23 +194,27 @@ def blob(state: State, call: Call) -> Steps:
     Raises:
         RefusalError: The digest is none or not that of the body, or (HEAD) there is no such blob.
     """
-    digest = call.request.path.removeprefix("/api/blobs/")
-    algorithm, _, value = digest.replace("-", ":", 1).partition(":")
-    if algorithm != "sha256" or len(value) != 64 or not all(character in "0123456789abcdef" for character in value):
+    given = call.request.path.removeprefix("/api/blobs/")
+    digest = blob_digest(given)
+    if digest is None:
         raise RefusalError(400, "invalid digest format")
+    if digest in state.blobs:
+        yield Whole(200, content_type=None)
+        return
     if call.request.method == "HEAD":
-        if f"sha256:{value}" not in state.blobs:
-            raise RefusalError(404, f"blob {quoted(f'sha256:{value}')} not found")
-        yield Whole(200, content_type=None)
-        return
-    if f"sha256:{value}" in state.blobs:
-        yield Whole(200, content_type=None)
-        return
-    found = hashlib.sha256(call.request.body).hexdigest()
-    if found != value:
-        raise RefusalError(400, f'digest mismatch, expected "sha256:{value}", got "sha256:{found}"')
-    state.blobs[f"sha256:{value}"] = len(call.request.body)
+        raise RefusalError(404, f"blob {quoted(given)} not found")
+    found = f"sha256:{hashlib.sha256(call.request.body).hexdigest()}"
+    if found != given:
+        raise RefusalError(400, f"digest mismatch, expected {quoted(given)}, got {quoted(found)}")
+    state.blobs[digest] = len(call.request.body)
+    if not call.request.body.startswith((b"GGUF", b"FUGG")):
+        state.not_gguf.add(digest)
     yield Whole(201, content_type=None)
+
+
+def blob_digest(text: str) -> str | None:
+    """The digest that *text* is, in the spelling of a file's name or not; None if it is none."""
+    return text.replace("-", ":", 1) if _DIGEST.fullmatch(text) else None
 
 
 def named(state: State, body: dict[str, Json], model_key_since: str) -> str:

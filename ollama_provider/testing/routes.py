@@ -5,6 +5,9 @@ import posixpath
 import socket
 from collections.abc import Callable
 from functools import lru_cache
+from html import escape
+from http import HTTPStatus
+from urllib.parse import quote
 
 from ollama_provider.testing import fields, library, v1
 from ollama_provider.testing.creating import create
@@ -29,6 +32,7 @@ _ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
     "/api/ps": ("0.1.38", {"GET": library.ps}),
     "/api/version": ("0.1.14", {"GET": library.version, "HEAD": library.version}),
     "/api/status": ("0.16.2", {"GET": library.status}),
+    "/api/me": ("0.12.0", {"POST": library.me}),
     "/api/pull": ("0.1.0", {"POST": pull}),
     "/api/push": ("0.1.0", {"POST": push}),
     "/api/create": ("0.1.0", {"POST": create}),
@@ -50,7 +54,7 @@ def handle(state: State, request: Request, plan: Plan) -> Steps:
         request: What came.
         plan: What the script says about it.
     """
-    if (turned_away := _at_the_door(state, request)) is not None:
+    if (turned_away := _redirect(state, request) or _at_the_door(state, request)) is not None:
         yield turned_away
         return
     path = "/api/blobs/" if request.path.startswith("/api/blobs/") else v1.route(request.path)
@@ -107,13 +111,23 @@ def _at_the_door(state: State, request: Request) -> Whole | None:
         return Whole(403, content_type=None)
     if request.path == "/" and request.method in {"GET", "HEAD"}:
         return Whole(200, b"Ollama is running", "text/plain; charset=utf-8")
-    cleaned = posixpath.normpath(request.path)
-    if "//" in request.path:
-        moved = 307 if state.since("0.23.1") else 301
-        return Whole(moved, content_type=None, headers={"Location": "/" + cleaned.lstrip("/")})
-    if request.path.endswith("/") and cleaned in _ROUTES:
-        return Whole(301 if request.method == "GET" else 307, content_type=None, headers={"Location": cleaned})
     return None
+
+
+def _redirect(state: State, request: Request) -> Whole | None:
+    """What is done with a path before Ollama is asked: Go cleans it, and then gin wants no slash at its end."""
+    path = request.path
+    cleaned = "/" + posixpath.normpath(path).lstrip("/") + ("/" if path.endswith("/") and path.strip("/") else "")
+    if cleaned != path:
+        target, status = cleaned, 307 if state.since("0.23.1") else 301
+    elif path.endswith("/") and path[:-1] in _ROUTES:
+        target, status = path[:-1], 301 if request.method == "GET" else 307
+    else:
+        return None
+    location = quote(target) + (f"?{request.query}" if request.query else "")
+    link = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n' if request.method == "GET" else ""
+    shown = "text/html; charset=utf-8" if request.method in {"GET", "HEAD"} else None
+    return Whole(status, link.encode(), shown, {"Location": location})
 
 
 @lru_cache(maxsize=256)

@@ -172,8 +172,8 @@ class Scheduler:
             yield from self._retire(victims[0])
         if seconds:
             yield Pause(seconds)
-        if model.load_error is not None:
-            raise LoadError(model.load_error)
+        if (broken := model.file_error or model.load_error) is not None:
+            raise LoadError(broken)
         self.loads.append(model.parsed.short)
         runner = Runner(
             model,

@@ -162,7 +162,8 @@ class Server:
         transport = request.transport
         if transport is None:
             raise asyncio.CancelledError
-        path = unquote(request.raw_path.partition("?")[0])
+        raw_path, _, query = request.raw_path.partition("?")
+        path = unquote(raw_path)
         limit = self.stand_in.body_limit(request.method, path)
         # Not request.read(): Ollama has no limit for the size of a body.
         connection = cast("_Connection", request.protocol)
@@ -171,7 +172,7 @@ class Server:
         except HttpProcessingError as wrong:
             return connection.handle_error(request, 400, wrong)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        steps = self.stand_in.exchange(Request(request.method, path, headers, body))
+        steps = self.stand_in.exchange(Request(request.method, path, headers, body, query))
         try:
             return await self._send(request, transport, steps)
         except ConnectionResetError:

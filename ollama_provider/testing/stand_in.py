@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from ollama_provider.testing import library, v1
 from ollama_provider.testing.catalogue import Model, default_models, default_registry
@@ -44,7 +45,7 @@ class StandIn:
     Args:
         models: Installed at the start; a string is a plain completion model. By default llama3.2,
             nomic-embed-text, qwen3 and llava.
-        registry: What can be pulled; by default those and a few more.
+        registry: What can be pulled; by default the installed ones and a few more.
         version: Behaves as this version does where versions differ.
         parallel: Slots a model (OLLAMA_NUM_PARALLEL).
         max_queue: How many may wait for a load (OLLAMA_MAX_QUEUE).
@@ -91,9 +92,9 @@ class StandIn:
             clock=clock,
             scheduler=scheduler,
         )
-        for model in default_models() if models is None else models:
-            self.install(model)
-        self.offer(*(default_registry() if registry is None else registry))
+        installed = [self.install(model) for model in (default_models() if models is None else models)]
+        # What is installed by default came from somewhere.
+        self.offer(*((*default_registry(), *installed) if registry is None else registry))
         self._script = Script(strict)
         self._changed = threading.Condition()
         self._open: dict[int, Seen] = {}
@@ -237,7 +238,7 @@ class StandIn:
 
         Args:
             method: HTTP method.
-            path: Path.
+            path: Path, and a query if there is one.
             json: Sent as the body.
             headers: Names in lower case.
             body: The body, if *json* is None.
@@ -246,7 +247,8 @@ class StandIn:
             RuntimeError: The answer depends on another request that is still open.
         """
         data = body if json is None else dumps(json).encode()
-        return collect(self.exchange(Request(method, path, headers or {}, data)))
+        path, _, query = path.partition("?")
+        return collect(self.exchange(Request(method, unquote(path), headers or {}, data, query)))
 
     def body_limit(self, method: str, path: str) -> int | None:
         """How many bytes of the body to read before the connection breaks; None is all, and no break."""

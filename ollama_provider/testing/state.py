@@ -95,6 +95,7 @@ class State:
     modified: dict[tuple[str, str, str, str], float] = field(default_factory=dict)
     registry: dict[tuple[str, str, str, str], Model] = field(default_factory=dict)
     blobs: dict[str, int] = field(default_factory=dict)
+    not_gguf: set[str] = field(default_factory=set)
     partial: dict[str, Download] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)
 

@@ -55,12 +55,14 @@ class Request:
         path: Without the query.
         headers: Names in lower case.
         body: The raw bytes.
+        query: What stands behind `?`; no endpoint reads it.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,15 +37,19 @@ def test_liveness(ollama: Server) -> None:
     [
         ("//api/chat", "POST", 307, "/api/chat"),
         ("//api/tags", "GET", 307, "/api/tags"),
+        ("//nonsense", "GET", 307, "/nonsense"),
+        ("/x/../api/tags?a=1&b", "GET", 307, "/api/tags?a=1&b"),
         ("/api/tags/", "GET", 301, "/api/tags"),
         ("/api/chat/", "POST", 307, "/api/chat"),
     ],
 )
 def test_unclean_paths_are_redirected(ollama: Server, path: str, method: str, status: int, location: str) -> None:
-    """A base URL with a trailing slash in front of an absolute path ends in a redirect with an empty body."""
-    response = raw(ollama, method, path)
+    """A base URL with a trailing slash in front of an absolute path ends in a redirect, before any other check."""
+    response = raw(ollama, method, path, Host="evil.example.com")
 
-    assert (response.status, response.getheader("Location"), response.content) == (status, location, b"")
+    assert (response.status, response.getheader("Location")) == (status, location)
+    assert (f'href="{location.replace("&", "&amp;")}"'.encode() in response.content) is (method == "GET")
+    assert response.getheader("Content-Type") == ("text/html; charset=utf-8" if method == "GET" else None)
 
 
 def test_a_query_does_not_change_the_path(ollama: Server) -> None:
@@ -185,6 +189,11 @@ def test_closing_leaves_no_socket_open() -> None:
         gc.collect()
 
     assert [str(warning.message) for warning in seen] == []
+
+
+def test_a_query_is_no_part_of_the_path() -> None:
+    """Asked directly, too."""
+    assert StandIn().answer("GET", "/api/version?x=1").status == 200
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "nonsense"])

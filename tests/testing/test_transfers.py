@@ -4,6 +4,8 @@ import hashlib
 import json
 from itertools import takewhile
 
+import pytest
+
 from ollama_provider.testing import Cut, Model, Reply, StandIn
 from ollama_provider.testing.steps import Line, Pause, Request, Steps
 
@@ -116,6 +118,9 @@ def _lines(steps: Steps) -> list[dict]:
     return [json.loads(step.data) for step in steps if isinstance(step, Line)]
 
 
+MANIFESTS = "/root/.ollama/models/manifests/"
+
+
 def test_a_push_ends_with_success() -> None:
     """It looks like one, and nothing leaves this machine."""
     lines = post(StandIn(), "push", model="llama3.2").lines
@@ -125,7 +130,11 @@ def test_a_push_ends_with_success() -> None:
         "pushing manifest",
         "success",
     ]
-    assert "not found" in post(StandIn(), "push", model="nope").lines[-1]["error"]
+    assert post(StandIn(), "push", model="nope").lines == [
+        {"status": "retrieving manifest"},
+        {"status": "couldn't retrieve manifest"},
+        {"error": f"open {MANIFESTS}registry.ollama.ai/library/nope/latest: no such file or directory"},
+    ]
 
 
 def test_a_model_from_another_one() -> None:
@@ -191,12 +200,129 @@ def test_a_model_from_an_uploaded_file() -> None:
 
 def test_a_quantised_model_is_smaller() -> None:
     """With its level in the details."""
+    stand_in = StandIn([Model("large", quantization_level="F16")])
+
+    post(stand_in, "create", model="small", **{"from": "large"}, quantize="q4_K_M")
+
+    assert stand_in.model("small").quantization_level == "Q4_K_M"
+    assert stand_in.model("small").size < stand_in.model("large").size
+
+
+GGUF, OTHER = b"GGUF\x03", b"no weights"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ({"template": "{{ if .Prompt }}"}, 400, "template error: template: :1: unexpected EOF"),
+        ({"template": "a\n{{ nope }}"}, 400, 'template error: template: :2: function "nope" not defined'),
+        ({"license": {"a": 1}}, 500, "json: cannot unmarshal object into Go value of type []string"),
+        ({"license": [1]}, 500, "json: cannot unmarshal number into Go value of type string"),
+        ({"quantize": "q4_0"}, 500, "unsupported quantization type Q4_0 - supported types are F32, F16, "),
+        ({"quantize": "q4_K_M"}, 500, "quantization is only supported for F16, BF16 and F32 models"),
+        ({"from": "a b"}, 400, "invalid model name"),
+        ({"from": "", "files": {}}, 400, "unknown type"),
+        ({"from": "", "files": {"../a.gguf": GGUF}}, 400, "file path must be relative"),
+        ({"from": "", "files": {"/a.gguf": GGUF}}, 400, "file path must be relative"),
+        ({"from": "", "files": {"a.gguf": ""}}, 400, "invalid digest format"),
+        ({"from": "", "files": {"a.gguf": "sha256:12"}}, 500, "invalid digest format"),
+        ({"from": "", "files": {"a.gguf": OTHER}}, 400, "supplied file was not in GGUF format"),
+        ({"from": "", "files": {"a.bin": OTHER}}, 400, "unknown type"),
+        ({"adapters": {"a": GGUF, "b": GGUF}}, 400, "only one adapter is currently supported"),
+        ({"adapters": {"a.gguf": OTHER}}, 400, "supplied file was not in GGUF format"),
+        ({"adapters": {"a.gguf": "sha256:" + "0" * 64}}, 400, "open /root/.ollama/models/blobs/sha256-000"),
+    ],
+)
+def test_what_create_refuses(body: dict, status: int, error: str) -> None:
+    """What a real server would not make a model of; as a line where the stream has begun."""
     stand_in = StandIn()
+    digests = {data: "sha256:" + hashlib.sha256(data).hexdigest() for data in (GGUF, OTHER)}
+    for data, digest in digests.items():
+        stand_in.answer("POST", f"/api/blobs/{digest}", body=data)
+    given = {
+        key: {path: digests.get(data, data) for path, data in value.items()} if key in {"files", "adapters"} else value
+        for key, value in body.items()
+    }
 
-    post(stand_in, "create", model="small", **{"from": "llama3.2"}, quantize="q4_0")
+    blocking = post(stand_in, "create", **{"model": "made", "from": "llama3.2", "stream": False} | given)
+    streamed = post(stand_in, "create", **{"model": "made", "from": "llama3.2"} | given)
 
-    assert stand_in.model("small").quantization_level == "Q4_0"
-    assert stand_in.model("small").size < stand_in.model("llama3.2").size
+    assert (blocking.status, blocking.json["error"][: len(error)]) == (status, error)
+    assert streamed.status == (200 if len(streamed.lines) > 1 else status)
+    assert streamed.lines[-1] == blocking.json
+    with pytest.raises(KeyError):
+        stand_in.model("made")
+
+
+def test_what_is_installed_can_be_pulled() -> None:
+    """Pull, then use: whatever models the stand-in was given."""
+    stand_in = StandIn(["my-own:7b"])
+
+    assert post(stand_in, "pull", model="my-own:7b").lines[-1] == {"status": "success"}
+    stand_in.remove("my-own:7b")
+    assert post(stand_in, "pull", model="my-own:7b").lines[-1] == {"status": "success"}
+    assert post(StandIn(["my-own:7b"], registry=()), "pull", model="my-own:7b").status == 200
+    assert "error" in post(StandIn(["my-own:7b"], registry=()), "pull", model="my-own:7b").lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        (
+            "localhost:5000/me/m",
+            '"https://localhost:5000/v2/me/m/manifests/latest": dial tcp 127.0.0.1:5000: connect: connection refused',
+        ),
+        ("10.1.2.3/me/m:x", "dial tcp 10.1.2.3:443: connect: connection refused"),
+        ("registry.example.com/me/m", "dial tcp: lookup registry.example.com on 127.0.0.11:53: no such host"),
+        ("hf.co/me/m", "pull model manifest: file does not exist"),
+    ],
+)
+def test_a_registry_that_does_not_answer(model: str, error: str) -> None:
+    """A host that none of the models to pull is on."""
+    reply = post(StandIn(), "pull", model=model)
+
+    assert reply.lines[0] == {"status": "pulling manifest"}
+    assert reply.lines[-1]["error"].startswith("pull model manifest: ")
+    assert reply.lines[-1]["error"].endswith(error)
+    there = post(StandIn(registry=[model]), "pull", model=model)
+    assert there.lines[-1] == {"status": "success"}
+
+
+def test_plain_http_has_to_be_asked_for() -> None:
+    """Or nothing is asked."""
+    assert post(StandIn(), "pull", model="http://localhost:5000/me/m").json == {"error": "insecure protocol http"}
+    insecure = post(StandIn(), "pull", model="http://localhost:5000/me/m", insecure=True)
+    assert 'Get "http://localhost:5000/v2/' in insecure.lines[-1]["error"]
+
+
+def test_digests_in_the_spelling_of_files() -> None:
+    """Both spellings are known; an upload has to have the one of its digest."""
+    stand_in = StandIn()
+    digest = "sha256:" + hashlib.sha256(GGUF).hexdigest()
+    dashed = digest.replace(":", "-")
+
+    assert stand_in.answer("HEAD", f"/api/blobs/{dashed}").json == {"error": f'blob "{dashed}" not found'}
+    assert stand_in.answer("POST", f"/api/blobs/{dashed}", body=GGUF).json == {
+        "error": f'digest mismatch, expected "{dashed}", got "{digest}"'
+    }
+    assert stand_in.answer("POST", f"/api/blobs/{digest}", body=GGUF).status == 201
+    assert stand_in.answer("HEAD", f"/api/blobs/{dashed}").status == 200
+
+
+def test_a_damaged_file_is_seen_by_show() -> None:
+    """It is opened for that, too."""
+    text = 'tensor "output.weight" offset+size (497568) exceeds file size (415440)'
+    stand_in = StandIn([Model("broken", file_error=text), Model("unloadable", load_error="unable to load model")])
+
+    assert stand_in.answer("POST", "/api/show", {"model": "broken"}).json == {"error": text}
+    assert stand_in.answer("POST", "/api/generate", {"model": "broken", "prompt": "x"}).json == {"error": text}
+    assert stand_in.answer("POST", "/api/show", {"model": "unloadable"}).status == 200
+
+
+def test_nobody_is_signed_in() -> None:
+    """The account is at ollama.com."""
+    assert StandIn().answer("POST", "/api/me").json == {"error": "account unavailable"}
+    assert StandIn(version="0.20.0").answer("POST", "/api/me").body == b"null"
 
 
 def test_a_copy_has_the_same_digest() -> None:

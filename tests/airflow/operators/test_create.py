@@ -1,6 +1,7 @@
 """OllamaCreateModelOperator, run by Airflow against the stand-in."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -63,12 +64,13 @@ def test_a_variant_is_created_once(run_task, ollama):
         ("template='{{ .Prompt }} END'", "template"),
         ("messages=[{'role': 'user', 'content': 'q'}]", "messages"),
         ("license='Ours'", "license"),
-        ("quantize='q4_0'", "quantize"),
+        ("quantize='q4_K_M'", "quantize"),
     ],
 )
 def test_what_changes_is_told_and_made(run_task, ollama, argument, field):
     """A model that is not what it should become is made anew, once."""
     task = "OllamaCreateModelOperator(task_id='t', model='nightly', from_='llama3.2', {})"
+    ollama.stand_in.install(replace(ollama.stand_in.model("llama3.2"), quantization_level="F16"))
     run_task(task.format(""))
 
     changed, again = run_task(task.format(argument)), run_task(task.format(argument))
