@@ -104,6 +104,10 @@ _TEXTS: _Table = (
             r"time: (missing|unknown) unit|time: invalid duration|invalid duration|missing unit in duration",
             r"invalid think value|think must be|top_logprobs must be",
             r"this server cannot run this remote model|use either :local or :cloud|template: |invalid character",
+            # What `create` does not make a model of.
+            r"template error: |supplied file was not in gguf format|unknown type$|only one adapter is",
+            r"(unsupported )?quantization (type|is only)|invalid digest format|neither 'from' or",
+            r"file path must be|insecure protocol http",
         ),
     ),
     (
