@@ -47,8 +47,8 @@ with DAG(
         task_id="caption",
         model="{{ params.model }}",
         prompt="Describe this picture in one sentence.",
-        # The paths come from a task of ours, which lists a folder that the DAG names.
-        allow_image_paths=True,
+        # The paths come from another task. Nothing outside of this folder is read, whatever they are.
+        images_from="{{ params.pictures }}",
     ).expand(images=pictures)
     # [end images]
 

@@ -1,14 +1,21 @@
 """Pictures (and sounds) that a model can take: what they are, how large they may be, and how a file is read for one."""
 
+import errno
+import os
 import re
-from collections.abc import Callable, Iterable
-from pathlib import PurePosixPath
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
 
 #: Bytes of one picture at most: a photograph of 50 megapixels fits, and models scale it down to about one.
 LIMIT = 20_000_000
+#: Bytes read at a time.
+_PIECE = 1 << 20
+#: What will be the same the next time: a name that cannot be, links in a circle, a socket.
+_LASTING = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL}
 
 _KINDS = (
     (re.compile(rb"\x89PNG\r\n"), "image"),
@@ -41,30 +48,68 @@ def kind_of(data: bytes) -> str | None:
     return next((kind for pattern, kind in _KINDS if pattern.match(data)), None)
 
 
-def read_image_file(file: Any, place: str, as_path: Callable[[str], Any]) -> bytes:
-    """Return the bytes of a picture or sound in a file.
+def read_image_file(path: Any, place: str) -> bytes:
+    """Return the bytes of a picture or sound in a file; no more than `LIMIT` are read, whatever its size is said to be.
 
     Args:
-        file: an object that behaves like a `pathlib.Path`, or a text that names one.
+        path: a `pathlib.Path` of this machine, or an object of a store that behaves like one.
         place: what errors call it; the file's name is put behind.
-        as_path: makes a path of a text.
 
     Raises:
-        InvalidRequestError: it is not there, cannot be read, or see `check_image`.
+        InvalidRequestError: it is not there, is no regular file, cannot be read, or see `check_image`.
         OSError: the store fails, which may pass.
     """
-    place = f"{place} ({PurePosixPath(str(file)).name})"
+    name = PurePosixPath(str(path)).name.encode("utf-8", "backslashreplace").decode()
+    place = f"{place} ({name:.100})"
     try:
-        path = as_path(file) if isinstance(file, str) else file
-        size = path.stat().st_size
-        if size > LIMIT:
-            raise _too_large(size, place)
-        return check_image(path.read_bytes(), place)
+        # Some versions of a path of an object store are a Path too.
+        local = isinstance(path, Path) and not hasattr(path, "fs")
+        data = _read_local(path, place) if local else _read_stored(path, place)
     except FileNotFoundError:
         raise InvalidRequestError(f"{place}: there is no such file") from None
-    except (IsADirectoryError, PermissionError, ImportError, ValueError) as error:
+    except IsADirectoryError:
+        raise InvalidRequestError(f"{place}: it cannot be read: it is a folder") from None
+    except (PermissionError, ImportError, ValueError) as error:
         # ImportError, ValueError: no driver for the protocol. What else goes wrong may pass, and is let through.
-        raise InvalidRequestError(f"{place}: it cannot be read: {error}") from None
+        raise InvalidRequestError(f"{place}: it cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        if error.errno not in _LASTING:
+            raise
+        raise InvalidRequestError(f"{place}: it cannot be read: {error.strerror}") from None
+    return check_image(data, place)
+
+
+def _read_local(path: Path, place: str) -> bytes:
+    # Without O_NONBLOCK, a pipe to which nobody writes would hold up who opens it.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidRequestError(f"{place}: it cannot be read: it is no regular file")
+        if found.st_size > LIMIT:
+            raise _too_large(f"it has {found.st_size / 1e6:.1f} MB", place)
+        return _read_all(file, place)
+
+
+def _read_stored(path: Any, place: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return _read_all(file, place)
+    except (OSError, InvalidRequestError, ImportError, ValueError):
+        raise
+    except Exception as error:
+        # The libraries of stores have errors of their own, whose texts may hold addresses with a signature.
+        raise OSError(f"{place}: the store's library raised {type(error).__name__}") from error
+
+
+def _read_all(file: Any, place: str) -> bytes:
+    data = bytearray()
+    while piece := file.read(min(_PIECE, LIMIT + 1 - len(data))):
+        data += piece
+        if len(data) > LIMIT:
+            raise _too_large(f"it has more than {LIMIT / 1e6:.0f} MB", place)
+    return bytes(data)
 
 
 def check_image(data: bytes, place: str) -> bytes:
@@ -74,7 +119,7 @@ def check_image(data: bytes, place: str) -> bytes:
         InvalidRequestError: it is not PNG, JPEG, WebP, WAV or MP3, or larger than `LIMIT`.
     """
     if len(data) > LIMIT:
-        raise _too_large(len(data), place)
+        raise _too_large(f"it has {len(data) / 1e6:.1f} MB", place)
     if kind_of(data) is None:
         found = next((name for pattern, name in _OTHERS if pattern.match(data)), "something else" if data else "empty")
         raise InvalidRequestError(
@@ -83,8 +128,8 @@ def check_image(data: bytes, place: str) -> bytes:
     return data
 
 
-def _too_large(size: int, place: str) -> InvalidRequestError:
+def _too_large(found: str, place: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{place}: it has {size / 1e6:.1f} MB, and {LIMIT / 1e6:.0f} MB is the most that is sent. Scale it down: "
-        "models see about one megapixel"
+        f"{place}: {found}, and {LIMIT / 1e6:.0f} MB is the most that is sent. Scale it down: models see about one "
+        "megapixel"
     )

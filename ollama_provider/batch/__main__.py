@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--messages", metavar="FILE", type=_read_json, help="JSON list of turns with role and content (a template)"
     )
     what.add_argument("--images", metavar="TEMPLATE", help="path of a picture for each row: {{ row.path }}")
+    what.add_argument("--images-from", metavar="FOLDER", help="where they must lie (default: the folder of --rows)")
     what.add_argument("--schema", metavar="FILE", type=_read_json, help="JSON schema that each answer must fit")
     what.add_argument("--fallback-model", metavar="MODEL", help="asked last, for answers that did not fit the schema")
     what.add_argument("--dimensions", type=int, metavar="N", help="numbers of a vector")
@@ -137,6 +138,7 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
         task=arguments.task,
         messages=arguments.messages,
         images=arguments.images,
+        images_from=arguments.images_from,
         output_type=arguments.schema,
         fallback_model=arguments.fallback_model,
         dimensions=arguments.dimensions,

@@ -7,14 +7,13 @@ from itertools import chain, islice
 from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.images import read_image_file
 from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.image_folder import ImageFolder
 from ollama_provider.batch.journal import Keys
 from ollama_provider.batch.prompts import Prompts, RenderError
 from ollama_provider.batch.records import Row
-from ollama_provider.batch.sources import RAW, Rows, canonical, read_rows
+from ollama_provider.batch.sources import RAW, Rows, canonical, folder_of, read_rows
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.storage import as_path
 from ollama_provider.batch.turns import Turns
 
 #: Rows that are looked at before anything is sent.
@@ -58,6 +57,7 @@ class Intake:
         self._spec = spec
         self._prompts = Prompts(spec.template()) if spec.messages is None else Turns(spec.messages)
         self._images = None if spec.images is None else Prompts(spec.images)
+        self._folder = None if spec.images is None else _image_folder(spec)
         self._shard = spec.the_shard()
         self._rows: Iterator[Row] = iter(read_rows(rows))
         #: Columns of the first rows, known after `sample`.
@@ -149,11 +149,10 @@ class Intake:
 
     def _read_images(self, columns: dict[str, Any]) -> tuple[str, ...]:
         """Return the pictures of a row, as base64; their content is part of its work, not where they lie."""
-        if self._images is None:
+        if self._images is None or self._folder is None:
             return ()
         files = [line.strip() for line in self._images.render(columns).splitlines() if line.strip()]
-        found = self._spec.as_path or as_path
-        data = [read_image_file(file, f"images.{number}", found) for number, file in enumerate(files)]
+        data = [self._folder.read(file, f"images.{number}") for number, file in enumerate(files)]
         return tuple(base64.b64encode(image).decode("ascii") for image in data)
 
     def _refuse_broken(self, row: Row) -> None:
@@ -161,3 +160,13 @@ class Intake:
             raise InputError(
                 f'{row.place}: {row.fault}. Repair it, or let such rows fail alone with on_broken_row="dead_letter".'
             )
+
+
+def _image_folder(spec: BatchSpec) -> ImageFolder:
+    folder = folder_of(spec.rows) if spec.images_from is None else spec.images_from
+    if folder is None:
+        raise InputError(
+            "images_from: the rows are not in one folder, so name the folder or bucket that the pictures lie in. "
+            "Without it, whoever wrote the rows would choose what is read."
+        )
+    return ImageFolder(folder)

@@ -87,6 +87,34 @@ def read_rows(rows: Rows) -> Iterator[Row]:
     return _read_iterable(rows) if isinstance(rows, list | tuple) else _read_iterator(iter(rows))  # type: ignore[arg-type]
 
 
+def folder_of(rows: Any) -> Any | None:
+    """Return the folder that the files lie in, below which a glob may look; None if there is no such one.
+
+    Raises:
+        InputError: they are in a store that cannot be read.
+        StorageError: the store does not say.
+    """
+    folders = [_folder(path) for path in paths_of(rows) or ()]
+    return folders[0] if len(set(map(str, folders))) == 1 else None
+
+
+def _folder(pattern: Any) -> Any:
+    with _readable(pattern):
+        path = _path(pattern)
+        if path.is_file():
+            return path.parent
+        while _WILDCARDS & set(str(path)) and not path.is_dir():
+            path = path.parent
+        return path
+
+
+def _path(path: Any) -> Any:
+    local = local_path(path)
+    if local is not None:
+        return local
+    return as_path(path) if isinstance(path, str) else path
+
+
 def _refuse_others(rows: Any) -> None:
     if rows is None:
         raise InputError("rows: they are None. Check the task or the template that they come from.")
@@ -125,9 +153,7 @@ def find_files(pattern: Any) -> list[Any]:
         StorageError: the store does not say.
     """
     with _readable(pattern):
-        path = local_path(pattern)
-        if path is None:
-            path = as_path(pattern) if isinstance(pattern, str) else pattern
+        path = _path(pattern)
         if path.is_file():
             files = [path]
         elif _WILDCARDS & set(str(path)):

@@ -41,9 +41,10 @@ class BatchSpec:
             read as a prompt file.
         task: ``generate`` (a completion), ``chat`` (an answer to `messages`) or ``embed`` (a vector of `prompt`).
         messages: turns of a chat, each with ``role`` and ``content``, which is a template as `prompt` is.
-        images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line. Whoever
-            wrote the rows chooses what is read then; what is no picture fails its row.
-        as_path: makes of such a path an object that behaves like a `pathlib.Path`; None is for local paths and URLs.
+        images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line. What is
+            no picture, or lies elsewhere than it may, fails its row.
+        images_from: folder or bucket that such a path must lie in, and begins in if it is relative; None is the folder
+            of the input, where that is files. See `ollama_provider.batch.image_folder`.
         system: system message for all rows.
         output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is
             asked for, and checked; see `ollama_provider.batch.forms` for what follows when it does not fit.
@@ -91,7 +92,7 @@ class BatchSpec:
     task: TaskName = "generate"
     messages: Sequence[Mapping[str, str]] | None = None
     images: str | None = None
-    as_path: Callable[[str], Any] | None = None
+    images_from: str | PathLike[str] | None = None
     system: str | None = None
     output_type: Any = None
     fallback_model: str | None = None
@@ -167,7 +168,7 @@ class BatchSpec:
 
     def settings(self) -> dict[str, Any]:
         """Return it as plain data for ``batch.json``: without the rows themselves."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "as_path"}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return plain | {
             "rows": self._rows(),
             "prompt": self.template(),
@@ -178,6 +179,7 @@ class BatchSpec:
             "stop_at": None if self.stop_at is None else str(self.stop_at),
             "due": None if self.due is None else self.due.isoformat(),
             "messages": None if self.messages is None else [dict(message) for message in self.messages],
+            "images_from": None if self.images_from is None else str(self.images_from),
             "into": None if self.into is None else self.into.target,
         }
 

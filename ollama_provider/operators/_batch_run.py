@@ -129,7 +129,7 @@ class BatchRun:
             task=task.task,
             messages=task.messages,
             images=task.images,
-            as_path=storage_path,
+            images_from=storage_path(task.images_from) if isinstance(task.images_from, str) else task.images_from,
             output_type=task.output_type,
             fallback_model=task.fallback_model,
             dimensions=task.dimensions,

@@ -1,57 +1,76 @@
 """Pictures (and sounds) for a model: from bytes, base64 or a file, and nothing else than what a model can see.
 
-A text that is no picture is taken for a path only where the DAG says so: `images` is rendered from templates and other
-tasks' results, and a path in there would let whoever wrote that data choose what the worker reads.
+A text that is no picture is taken for a path only where the DAG says out of which folder: `images` is rendered from
+templates and other tasks' results, and whoever wrote that data would choose with a path what the worker reads.
 """
 
 import base64
 import binascii
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.images import LIMIT, capabilities_for, check_image, kind_of, read_image_file
+from ollama_provider.api.lists import read_list
+from ollama_provider.operators._paths import storage_path
+
+if TYPE_CHECKING:
+    from ollama_provider.batch.image_folder import ImageFolder
 
 __all__ = ["LIMIT", "capabilities_for", "read_images"]
 
 _DATA_URL = re.compile(r"^data:[^,]*;base64,")
 
 
-def read_images(images: Any, *, allow_paths: bool, place: str = "images") -> list[bytes]:
+def read_images(images: Any, *, images_from: Any = None, place: str = "images") -> list[bytes]:
     """Return the bytes of each picture or sound.
 
     Args:
         images: one or a list of: bytes; base64 text, also as a ``data:`` URL; an ``ObjectStoragePath`` or
-            ``pathlib.Path``; with *allow_paths* also a text that names a file or an object (``s3://aws@bucket/x.png``).
-        allow_paths: read files that a text names.
+            ``pathlib.Path``; with *images_from* also a text that names a file or an object in there. A list may be
+            text that a template has made of it.
+        images_from: folder or bucket out of which files are read that a text names.
         place: what errors call the list.
 
     Raises:
         InvalidRequestError: one of them is none of these, is not PNG, JPEG, WebP, WAV or MP3, is larger than `LIMIT`,
-            or is not there. The text names its place and, where it is a file, the file's name.
+            is not there, or lies elsewhere. The text names its place and, where it is a file, the file's name.
     """
+    if isinstance(images, str):
+        images = images if (listed := read_list(images)) is None else listed
     values = [images] if isinstance(images, bytes | bytearray | str | Path | ObjectStoragePath) else images
     if not isinstance(values, list | tuple):
         raise InvalidRequestError(f"{place}: a list is needed, not {type(images).__name__}")
-    return [_read(value, f"{place}.{number}", allow_paths) for number, value in enumerate(values)]
+    folder = _folder(images_from)
+    return [_read(value, f"{place}.{number}", folder) for number, value in enumerate(values)]
 
 
-def _read(value: Any, place: str, allow_paths: bool) -> bytes:
+def _folder(images_from: Any) -> "ImageFolder | None":
+    if not images_from:
+        return None
+    from ollama_provider.batch.image_folder import ImageFolder  # the batch is for those who have one
+
+    return ImageFolder(storage_path(images_from) if isinstance(images_from, str) else images_from)
+
+
+def _read(value: Any, place: str, folder: "ImageFolder | None") -> bytes:
     if isinstance(value, str):
         data = _decoded(value)
-        if data is not None and (kind_of(data) or not allow_paths):
+        if data is not None and (kind_of(data) or folder is None):
             return check_image(data, place)
-        if not allow_paths:
+        if folder is None:
             raise InvalidRequestError(
-                f"{place}: this text is not base64. If it names a file, set allow_image_paths=True, which lets whoever "
-                "wrote the text choose what the worker reads, or give an ObjectStoragePath"
+                f"{place}: this text is not base64. If it names a file, set images_from to the folder or bucket that "
+                "such files lie in, or give an ObjectStoragePath"
             )
-        return read_image_file(value, place, ObjectStoragePath)
+        return folder.read(value, place)
     if isinstance(value, Path | ObjectStoragePath):
-        return read_image_file(value, place, ObjectStoragePath)
+        from ollama_provider.batch.storage import local_path
+
+        return read_image_file(local_path(value) or value, place)
     if isinstance(value, bytes | bytearray):
         return check_image(bytes(value), place)
     raise InvalidRequestError(f"{place}: bytes, base64 or a path is needed, not {type(value).__name__}")

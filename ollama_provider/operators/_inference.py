@@ -49,9 +49,10 @@ class InferenceOperator(DeferrableOperator):
         stream_to: show the answer while it comes: ``"log"``, every 5 seconds in the task's log (which then holds the
             answer), or a file on any ``ObjectStoragePath``. The wait is in the worker then. An answer that breaks off
             is not asked for again by itself, since a part of it was seen; the task's retries do that.
-        allow_image_paths: read images that a text names as a file or an object. Off by default: a text may come from a
-            template or another task, and who writes it would choose what the worker reads. An ``ObjectStoragePath``
-            or ``pathlib.Path`` is always read.
+        images_from: a folder or a bucket, on any ``ObjectStoragePath``. Only with it are images read that a text names,
+            and only such as lie in there, with ``..`` and links followed: a text may come from a template or another
+            task, and who writes it would choose what the worker reads. A path that does not begin with ``/`` or a
+            protocol begins in it. An ``ObjectStoragePath`` or ``pathlib.Path`` in the DAG is always read.
         auto_pull: pull the model if the server lacks it; None is the connection's setting.
         first_token_timeout: seconds for queue, load and prompt; None is the connection's setting.
         idle_timeout: seconds between two pieces of the answer; None is the connection's setting.
@@ -66,6 +67,7 @@ class InferenceOperator(DeferrableOperator):
         "keep_alive",
         "format",
         "stream_to",
+        "images_from",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"options": "json", "format": "json"}
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
@@ -81,7 +83,7 @@ class InferenceOperator(DeferrableOperator):
         output: Literal["text", "reply"] = "text",
         on_truncation: Literal["warn", "fail"] = "warn",
         stream_to: Any = None,
-        allow_image_paths: bool = False,
+        images_from: Any = None,
         auto_pull: bool | None = None,
         first_token_timeout: float | None = None,
         idle_timeout: float | None = None,
@@ -98,7 +100,7 @@ class InferenceOperator(DeferrableOperator):
         self.answer_as = output
         self.on_truncation = on_truncation
         self.stream_to = stream_to
-        self.allow_image_paths = allow_image_paths
+        self.images_from = images_from
         self.auto_pull = auto_pull
         self.first_token_timeout = first_token_timeout
         self.idle_timeout = idle_timeout

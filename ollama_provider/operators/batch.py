@@ -45,7 +45,10 @@ class OllamaBatchOperator(OllamaOperator):
             ``"embed"`` (a vector of *prompt*, into Parquet).
         messages: turns of a chat, with ``role`` and ``content``; each ``content`` is a template for a row.
         images: template of the path of a picture for each row (``{{ row.path }}``; several, one a line), on any
-            ``ObjectStoragePath``. Whoever wrote the rows chooses what the worker reads.
+            ``ObjectStoragePath``.
+        images_from: folder or bucket that the pictures must lie in, with ``..`` and links followed; a path that does
+            not begin with ``/`` or a protocol begins in it. Whoever wrote the rows would choose otherwise what the
+            worker reads. None is the folder of the input, where that is files.
         output_type: what an answer must look like: a pydantic class, a JSON schema, or ``"json"``. An answer that does
             not fit is asked for again in up to four ways, and then its row has failed, with the raw reply.
         fallback_model: asked, after all others are done, for the rows whose answers did not fit.
@@ -94,6 +97,7 @@ class OllamaBatchOperator(OllamaOperator):
         "resume",
         "options",
         "keep_alive",
+        "images_from",
         "stop_at",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"rows": "json", "system": "md", "options": "json"}
@@ -115,6 +119,7 @@ class OllamaBatchOperator(OllamaOperator):
         task: Literal["generate", "chat", "embed"] = "generate",
         messages: Sequence[Mapping[str, str]] | None = None,
         images: str | None = None,
+        images_from: Any = None,
         output_type: Any = None,
         fallback_model: str | None = None,
         dimensions: int | None = None,
@@ -158,6 +163,7 @@ class OllamaBatchOperator(OllamaOperator):
         self.task = task
         self.messages = messages
         self.images = images
+        self.images_from = images_from
         self.output_type = output_type
         self.fallback_model = fallback_model
         self.dimensions = dimensions

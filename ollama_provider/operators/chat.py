@@ -112,7 +112,7 @@ class OllamaChatOperator(InferenceOperator):
     def _with_images(self, place: int, message: Any) -> Any:
         if not isinstance(message, Mapping) or not message.get("images"):
             return message
-        images = read_images(message["images"], allow_paths=self.allow_image_paths, place=f"messages.{place}.images")
+        images = read_images(message["images"], images_from=self.images_from, place=f"messages.{place}.images")
         return {**message, "images": images}
 
     def images_of(self, fields: dict[str, Any]) -> Iterable[bytes]:

@@ -21,7 +21,7 @@ class OllamaGenerateOperator(InferenceOperator):
             Airflow looks for templates: the DAG's folder and its ``template_searchpath``).
         system: system prompt, or a file with it, instead of the model's own.
         images: pictures for a model with vision (or sounds for one with audio): each as bytes, as base64 text, or as an
-            ``ObjectStoragePath``; see *allow_image_paths* for a text with a path. PNG, JPEG, WebP, WAV or MP3, 20 MB at
+            ``ObjectStoragePath``; see *images_from* for a text with a path. PNG, JPEG, WebP, WAV or MP3, 20 MB at
             most.
     """
 
@@ -62,7 +62,7 @@ class OllamaGenerateOperator(InferenceOperator):
                 "think cannot go together with a format in generate, where the format would hold for the thoughts: use "
                 "OllamaChatOperator, or think=False"
             )
-        images = None if self.images is None else read_images(self.images, allow_paths=self.allow_image_paths)
+        images = None if self.images is None else read_images(self.images, images_from=self.images_from)
         return {"prompt": self.prompt, "system": self.system, "images": images}
 
     def images_of(self, fields: dict[str, Any]) -> Iterable[bytes]:

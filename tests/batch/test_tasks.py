@@ -101,7 +101,13 @@ class TestImages:
         return tmp_path / "a.png"
 
     def run(self, batch, rows, **spec):
-        return batch.run(rows, **({"model": "eyes", "prompt": "What is it?", "images": "{{ row.path }}"} | spec))
+        given = {
+            "model": "eyes",
+            "prompt": "What is it?",
+            "images": "{{ row.path }}",
+            "images_from": batch.directory.parent,
+        }
+        return batch.run(rows, **(given | spec))
 
     def test_the_picture_of_a_row_goes_with_it(self, batch, ollama, picture):
         """Several, one a line; by path or by URL."""
@@ -113,7 +119,7 @@ class TestImages:
     def test_it_goes_with_the_last_turn_of_a_chat(self, batch, ollama, picture):
         """The one that asks for it."""
         turns = [{"role": "user", "content": "What is it?"}]
-        batch.run([{"path": str(picture)}], model="eyes", task="chat", messages=turns, images="{{ row.path }}")
+        self.run(batch, [{"path": str(picture)}], task="chat", messages=turns, prompt="{{ row.text }}")
 
         assert chats(ollama)[0]["messages"][0]["images"] == [base64.b64encode(PNG).decode()]
 

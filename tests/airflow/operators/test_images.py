@@ -30,9 +30,9 @@ def sound() -> bytes:
     return file.getvalue()
 
 
-def refusal(images, *, allow_paths: bool = False) -> str:
+def refusal(images, *, images_from=None) -> str:
     with pytest.raises(InvalidRequestError) as caught:
-        read_images(images, allow_paths=allow_paths)
+        read_images(images, images_from=images_from)
     return str(caught.value)
 
 
@@ -46,22 +46,23 @@ def picture(tmp_path) -> Path:
 @pytest.mark.parametrize("image", [PNG, bytearray(PNG), TEXT, f"data:image/png;base64,{TEXT}", f" {TEXT}\n"], ids=type)
 def test_bytes_and_base64_are_taken(image):
     """As they come out of a file, a database or a web page."""
-    assert read_images([image], allow_paths=False) == [PNG]
-    assert read_images(image, allow_paths=False) == [PNG]
+    assert read_images([image]) == [PNG]
+    assert read_images(image) == [PNG]
 
 
 def test_paths_of_the_dag_are_taken(picture):
     """A path object was made by code, not by data."""
-    assert read_images([picture, ObjectStoragePath(str(picture))], allow_paths=False) == [PNG, PNG]
+    assert read_images([picture, ObjectStoragePath(str(picture))]) == [PNG, PNG]
 
 
 def test_a_text_is_a_path_only_if_that_was_asked_for(picture):
     """Else whoever writes the text would choose what the worker reads."""
-    assert read_images(str(picture), allow_paths=True) == [PNG]
-    assert read_images(TEXT, allow_paths=True) == [PNG]
+    for images in (str(picture), picture.as_uri(), picture.name, TEXT):
+        assert read_images(images, images_from=str(picture.parent)) == [PNG]
+    assert read_images(str([str(picture), TEXT]), images_from=ObjectStoragePath(str(picture.parent))) == [PNG] * 2
 
     told = refusal(str(picture))
-    assert "allow_image_paths=True" in told
+    assert "set images_from" in told
     assert str(picture) not in told
 
 
@@ -108,7 +109,7 @@ def test_a_huge_picture_is_not_read(tmp_path):
     [
         ("/nowhere/cat.png", "images.0 (cat.png): there is no such file"),
         ("/etc", "images.0 (etc): it cannot be read"),
-        ("nowhere://bucket/cat.png", "images.0 (cat.png): it cannot be read: "),
+        ("nowhere://bucket/cat.png", "images.0: it does not lie in /, and only what does is read; images_from"),
         ({"a": 1}, "images: a list is needed, not dict"),
         ([7], "images.0: bytes, base64 or a path is needed, not int"),
         ([None], "images.0: bytes, base64 or a path is needed, not NoneType"),
@@ -116,7 +117,7 @@ def test_a_huge_picture_is_not_read(tmp_path):
 )
 def test_what_cannot_be_read_is_refused(images, told):
     """With its place in the list."""
-    assert refusal(images, allow_paths=True).startswith(told)
+    assert refusal(images, images_from="/").startswith(told)
 
 
 def test_what_a_model_needs_is_told_by_the_bytes():
@@ -148,9 +149,8 @@ def test_a_path_from_another_task_is_read_only_if_allowed(run_task, ollama, pict
     above = f"{IMPORTS}\n@task\ndef find() -> list[str]:\n    return ['{picture}']"
 
     refused = run_task(f"found = find()\n{CAPTION.format(model='llava', images='found')}", above=above)
-    allowed = run_task(
-        f"found = find()\n{CAPTION.format(model='llava', images='found, allow_image_paths=True')}", above=above
-    )
+    named = CAPTION.format(model="llava", images="found, images_from='{{ params.folder }}'")
+    allowed = run_task(f"found = find()\n{named}", above=above, params={"folder": str(picture.parent)})
 
     assert (refused.state, refused.tries) == ("failed", 1)
     assert "images.0: this text is not base64" in refused.log
