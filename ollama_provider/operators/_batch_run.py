@@ -1,5 +1,6 @@
 """What OllamaBatchOperator does when it runs: its arguments become a batch, the batch's ends become Airflow's."""
 
+import logging
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,15 @@ from ollama_provider.batch.spec import BatchSpec, StopSignal
 from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._base import one_of
-from ollama_provider.operators._paths import storage_path
+from ollama_provider.operators._paths import earlier_folder_of, folder_of, storage_path
 from ollama_provider.sql import SqlRows
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from ollama_provider.operators.batch import OllamaBatchOperator
+
+logger = logging.getLogger(__name__)
 
 _GAUGES = ("done", "ok", "failed", "reused", "tokens_per_second", "concurrency")
 
@@ -86,8 +89,7 @@ class BatchRun:
         """
         resume, path = self._task.resume, storage_path(self._task.output_path)
         if resume == "run":
-            # A run id has a time in it, and colons and plus signs are trouble in many a store.
-            path /= re.sub(r"[^\w.-]", "_", self._instance.run_id)
+            path = self._folder_of_run(path)
         elif resume != "task":
             if not re.fullmatch(r"\w[\w.-]*", resume):
                 raise InvalidRequestError(f"resume: {resume!r} is neither 'run', 'task' nor a name for a folder")
@@ -95,6 +97,17 @@ class BatchRun:
         # Shards share a directory; other mapped tasks do not.
         alone = self._instance.map_index < 0 or self._task.shard is not None
         return path if alone else path / str(self._instance.map_index)
+
+    def _folder_of_run(self, path: ObjectStoragePath) -> ObjectStoragePath:
+        # A run id has a time in it, and colons and plus signs are trouble in many a store.
+        run_id = self._instance.run_id
+        folder, earlier = path / folder_of(run_id), path / earlier_folder_of(run_id)
+        if folder.name != earlier.name and earlier.name.strip(".") and earlier.exists() and not folder.exists():
+            logger.warning(
+                "%s may have results of this run by an earlier version, which gave one folder to several run ids. It "
+                "is left alone: rename it to %s if they are this run's.", earlier, folder.name,
+            )  # fmt: skip
+        return folder
 
     def spec(self) -> BatchSpec:
         """Return what the batch is to do, with the connection's defaults.
