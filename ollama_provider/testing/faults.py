@@ -25,11 +25,13 @@ class Earliest:
         lines: Lines that have gone out by then: pull, push and create have sent their first one.
         status: It can still answer with a status: generate and chat since 0.12.6.
         llama_server: Models run in llama.cpp's `llama-server`: since 0.30.
+        embedding: Status of what a model's process says to an embedding; 0 at the other endpoints.
     """
 
     lines: int
     status: bool
     llama_server: bool
+    embedding: int
 
 
 class Fault(Protocol):
@@ -117,10 +119,11 @@ OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The process of the model dies: killed, out of memory. For generate and chat.
+    """The process of the model dies: killed, out of memory.
 
     Attributes:
         after: None: it is found dead. 0: it dies while it reads the prompt, 3: after three lines of the answer.
+            An embedding has no lines.
         log: What Ollama quotes behind its own text since 0.30: the last error lines of that process, about whatever
             request they are. Empty if there were none.
     """
@@ -130,7 +133,7 @@ class Crash:
 
     def apply(self, steps: Steps, earliest: Earliest, /) -> Steps:
         """See `Fault`."""
-        yield from Fail(self._text(earliest), after=self.after or None).apply(steps, earliest)
+        yield from Fail(self._text(earliest), earliest.embedding or 500, self.after or None).apply(steps, earliest)
 
     def _text(self, earliest: Earliest) -> str:
         log = self.log if earliest.llama_server else ""
@@ -140,6 +143,9 @@ class Crash:
                 if earliest.llama_server
                 else ("llama runner process no longer running: -1 ")
             )
+        if earliest.embedding:
+            path = "v1/embeddings" if earliest.llama_server else "embedding"
+            return f'do embedding request: Post "http://127.0.0.1:40001/{path}": EOF'
         if self.after == 0 and not earliest.llama_server:
             return _STOPPED
         return f"an error was encountered while running the model: {log or 'unexpected EOF'}"

@@ -86,7 +86,14 @@ def earliest(state: State, path: str) -> Earliest:
         lines=int(transfers),
         status=not transfers and state.since("0.12.6"),
         llama_server=state.since("0.30.0"),
+        embedding=_embedding_status(state, path),
     )
+
+
+def _embedding_status(state: State, path: str) -> int:
+    if path == "/api/embed":
+        return 400 if state.since("0.13.3") else 500
+    return 500 if path == "/api/embeddings" else 0
 
 
 def error(status: int, text: str, content_type: str = JSON) -> Whole:

@@ -109,6 +109,27 @@ def test_a_failure_after_more_lines_than_there_are_still_comes(ollama: Server) -
     assert found[-1] == {"error": "it broke"}
 
 
+@pytest.mark.parametrize(
+    ("version", "path", "status", "where"),
+    [
+        ("0.12.0", "embed", 500, "embedding"),
+        ("0.24.0", "embed", 400, "embedding"),
+        ("0.24.0", "embeddings", 500, "embedding"),
+        ("0.33.0", "embed", 400, "v1/embeddings"),
+    ],
+)
+def test_a_process_that_dies_at_an_embedding(version: str, path: str, status: int, where: str) -> None:
+    """Go's own words about the connection to it, with a status that looks like the request's fault."""
+    with serve(StandIn(version=version)) as server:
+        server.stand_in.script(Crash(after=0), Crash())
+        body = {"model": "nomic-embed-text", "input": "a", "prompt": "a"}
+        died, dead = (httpx.post(f"{server.url}/api/{path}", json=body, timeout=5) for _ in range(2))
+
+    assert (died.status_code, dead.status_code) == (status, status)
+    assert died.json() == {"error": f'do embedding request: Post "http://127.0.0.1:40001/{where}": EOF'}
+    assert "process no longer running" in dead.json()["error"]
+
+
 OTHERS = "exceeds the available context size"
 
 
