@@ -123,8 +123,7 @@ def _at_the_door(state: State, request: Request) -> Whole | None:
 
 def _redirect(state: State, request: Request) -> Whole | None:
     """What is done with a path before Ollama is asked: Go cleans it, and then gin wants no slash at its end."""
-    path = request.path
-    cleaned = "/" + posixpath.normpath(path).lstrip("/") + ("/" if path.endswith("/") and path.strip("/") else "")
+    path, cleaned = request.path, _cleaned(request.path)
     if cleaned != path:
         target, status = cleaned, 307 if state.since("0.23.1") else 301
     elif path.endswith("/") and path[:-1] in _ROUTES:
@@ -135,6 +134,12 @@ def _redirect(state: State, request: Request) -> Whole | None:
     link = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n' if request.method == "GET" else ""
     shown = "text/html; charset=utf-8" if request.method in {"GET", "HEAD"} else None
     return Whole(status, link.encode(), shown, {"Location": location})
+
+
+@lru_cache(maxsize=256)
+def _cleaned(path: str) -> str:
+    slash = "/" if path.endswith("/") and path.strip("/") else ""
+    return "/" + posixpath.normpath(path).lstrip("/") + slash
 
 
 @lru_cache(maxsize=256)
