@@ -71,6 +71,8 @@ class Climb:
     def overloaded(self) -> None:
         """The server refused for lack of room: half as many, and no more soon."""
         self._move(max(1, self.target // 2))
+        # What more requests brought was measured before the server had no room for them.
+        self._before = None
         self._rest = _REST
 
     def _decide(self, window: _Window) -> None:

@@ -57,6 +57,28 @@ def test_overload_halves_it():
     assert climb.target == 8
 
 
+def test_what_was_measured_before_an_overload_is_forgotten():
+    """After two refusals it stays where it is, and does not climb back at once to where it came from."""
+    climb = Climb()
+    targets = [climb.target]
+
+    def answer(target):
+        for _ in range(100):
+            if climb.target == target:
+                climb.observe(target, 1.0, 0.0, 10)
+
+    answer(4)
+    targets.append(climb.target)
+    for _ in range(2):
+        climb.overloaded()
+        targets.append(climb.target)
+    for _ in range(20):
+        climb.observe(2, 1.0, 0.0, 10)
+        targets.append(climb.target)
+
+    assert targets == [4, 8, 4, 2, *[2] * 20]
+
+
 def test_answers_to_requests_of_another_pace_are_left_out():
     """What was sent at another target says nothing about this one."""
     climb = Climb(target=4)
