@@ -2,6 +2,9 @@
 
 The rest of the engine's waiting, in a module of its own: when to write, in which thread, and what to do when the
 server's model is not the one that the outcomes are put down to.
+
+Not to know is not to know that nothing changed: outcomes that came before a look which failed are put down to no
+digest. They are found again all the same, since their key holds the digest, and a run that sees another one asks anew.
 """
 
 import asyncio
@@ -10,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from ollama_provider.api.errors import OllamaError
@@ -45,6 +49,7 @@ class Sealing:
         self._look_up_digest = look_up_digest
         self._on_digest_change = on_digest_change
         self._writer = ThreadPoolExecutor(1, "batch-parts")
+        self._changed: ModelChangedError | None = None
         self._full = asyncio.Event()
         #: What the outcomes from here on have in common; None before the server was asked.
         self.provenance: Provenance | None = None
@@ -90,25 +95,52 @@ class Sealing:
 
     async def _seal(self, patience: float) -> None:
         if self._journal.cut_off():
-            await self._check_digest(patience)
+            await self._look(patience)
             await self._write(self._journal.seal)
 
     async def _write(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
-    async def _check_digest(self, patience: float) -> None:
+    async def _look(self, patience: float) -> None:
+        """Compare the model's digest with the one that what waits to be sealed is put down to.
+
+        Raises:
+            ModelChangedError: it is another one, now or when it was looked at before: what waits is never sealed.
+        """
+        if self._changed is not None:
+            raise self._changed
+        known = self.provenance
+        if known is None or known.digest is None:
+            return  # A merge asks nothing; and a server that lists no digest cannot show a change.
         try:
             async with asyncio.timeout(patience):
                 digest = await self._look_up_digest()
         except (OllamaError, TimeoutError):
-            return  # The server is gone or busy. What came, came before that.
-        known = self.provenance
-        if known is None or digest is None or digest == known.digest:
+            digest = None
+        if digest == known.digest:
+            return
+        if digest is None:
+            logger.warning(
+                "The digest of model %r at %s could not be looked at: what was answered since the last look is kept "
+                "without one.", known.model, known.server,
+            )  # fmt: skip
+            await self._put_down_to_nobody(known, self._shared)
             return
         what = (
             f"Model {known.model!r} at {known.server} changed during the run, from digest {known.digest} to {digest}."
         )
         if self._on_digest_change == "stop":
-            raise ModelChangedError(f"{what} What it answered before is kept; start again to ask the new one.")
+            self._changed = ModelChangedError(
+                f"{what} What it answered up to the look before is kept; start again to ask the new one."
+            )
+            raise self._changed
         logger.warning("%s The results from here on are the new one's.", what)
+        self._journal.cut_off()  # with what came while we looked
+        before = self._shared
         self.put_down_to(replace(known, digest=digest))
+        await self._put_down_to_nobody(known, before)
+
+    async def _put_down_to_nobody(self, known: Provenance, shared: str) -> None:
+        nobody = shared_fields(vars(replace(known, digest=None)))
+        # In the thread that writes, since it may be at work on what waits.
+        await self._write(partial(self._journal.restamp, shared, nobody))

@@ -631,3 +631,69 @@ class TestProgress:
 
         assert caplog.text
         assert "secret" not in caplog.text
+
+
+def tags(digest):
+    return Respond(200, {"models": [{"name": "llama3.2:latest", "model": "llama3.2:latest", "digest": digest}]})
+
+
+class TestUnknownIsNotUnchanged:
+    """What is not known to come from a model is not put down to it."""
+
+    OTHER = "f" * 64
+
+    @pytest.fixture
+    def own(self, ollama):
+        return ollama.stand_in.model("llama3.2").digest
+
+    def test_what_was_seen_to_have_changed_stays_changed(self, batch, ollama, own):
+        """A look says so, and the last one hangs: nothing is sealed, though nobody says so a second time."""
+        ollama.stand_in.script(tags(own), tags(self.OTHER), path="tags")
+        ollama.stand_in.script(Stall(), path="tags", always=True)
+
+        with pytest.raises(ModelChangedError):
+            batch.run(texts(200), concurrency=1, checkpoint_every=0.2, requests_per_minute=3000)
+
+        assert batch.parts == []
+
+    @pytest.mark.parametrize(
+        "look", [Respond(503, {"error": "busy"}), Respond(200, "<html>"), tags(None), Respond(200, {"models": []})]
+    )
+    def test_a_look_that_fails_in_the_middle_gives_no_digest_to_what_came_before(self, batch, ollama, own, look):
+        """The rows are kept, with digest null, and found again by the next run; the others have theirs."""
+        ollama.stand_in.script(tags(own), look, path="tags")
+
+        summary = batch.run(texts(100), concurrency=1, checkpoint_every=0.3, requests_per_minute=6000)
+
+        assert (summary.complete, summary.ok) == (True, 100)
+        digests = [row["digest"] for row in batch.results]
+        assert digests[0] is None
+        assert digests[-1] == own
+        assert set(digests) == {None, own}
+        assert batch.run(texts(100)).reused == 100
+
+    def test_nor_does_one_at_the_end(self, batch, ollama, own):
+        """The server is gone when the run is over."""
+        ollama.stand_in.script(tags(own), path="tags")
+        ollama.stand_in.script(Respond(502, ""), path="tags")
+
+        batch.run(texts(3))
+
+        assert [row["digest"] for row in batch.results] == [None] * 3
+
+    def test_a_change_that_is_taken_is_nobodys_in_between(self, batch, ollama, own):
+        """With on_digest_change="continue" the rows between two looks may be either model's."""
+        ollama.stand_in.script(tags(own), tags(own), path="tags")
+        ollama.stand_in.script(tags(self.OTHER), path="tags", always=True)
+
+        summary = batch.run(
+            texts(100), concurrency=1, checkpoint_every=0.25, requests_per_minute=6000, on_digest_change="continue"
+        )
+
+        digests = [row["digest"] for row in batch.results]
+        assert summary.ok == 100
+        assert [digest for place, digest in enumerate(digests) if digest != digests[place - 1]] == [
+            own,
+            None,
+            self.OTHER,
+        ]
