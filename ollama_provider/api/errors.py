@@ -36,11 +36,12 @@
     │   │   └── TransientPullError           the registry or the network failed            again, the server's fault
     │   ├── PullStalledError              no byte more for too long                        again
     │   └── PullNotAllowedError           another registry, or auto_pull is off            no
-    └── RejectedReplyError             an answer came, and it is no good
-        ├── InvalidOutputError            it does not fit the schema                       again
-        ├── CutAnswerError                it ended at num_predict or the context           no
-        ├── CutPromptError                the server dropped a part of the prompt          no
-        └── ToolLoopError                 it calls tools again and again                   no
+    ├── RejectedReplyError             an answer came, and it is no good
+    │   ├── InvalidOutputError            it does not fit the schema                       again
+    │   ├── CutAnswerError                it ended at num_predict or the context           no
+    │   ├── CutPromptError                the server dropped a part of the prompt          no
+    │   └── ToolLoopError                 it calls tools again and again                   no
+    └── UnforeseenError                an exception that nobody foresaw, in a batch        no
 """
 
 from enum import Enum
@@ -358,3 +359,9 @@ class ToolLoopError(RejectedReplyError):
     """The model went on calling tools instead of answering."""
 
     advice = "Raise max_rounds, say in the prompt when to stop, or use a larger model."
+
+
+class UnforeseenError(OllamaError):
+    """Asking for a row of a batch, judging or keeping its answer ended in an exception that nobody foresaw."""
+
+    advice = "Please report it, with the traceback that the task's log has of the first such row."

@@ -75,5 +75,5 @@ class Judge(Protocol):
     def is_final(self, error: OllamaError) -> bool:
         """Tell whether the row has failed for good, whatever attempts are left."""
 
-    def ends_batch(self, error: OllamaError) -> bool:
-        """Tell whether the batch ends because of this one row."""
+    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:
+        """Tell whether the batch ends because of this one row; *answered* says that another one got a good answer."""

@@ -65,7 +65,7 @@ class PackRequest(EmbedRequest):
 def _packed(vector: Any) -> Any:
     try:
         return array("f", vector)
-    except TypeError:  # null for a vector, or for a number in it
+    except (TypeError, OverflowError):  # null for a vector, or for a number in it; or an integer of 400 digits
         return array("f", [math.nan])
 
 
@@ -165,7 +165,7 @@ class PackJudge:
         Raises:
             RejectedReplyError: there is not a vector for each text.
         """
-        if len(reply.embeddings) != len(request.input):
+        if len(reply.embeddings) != len(request.input) or not all(map(len, reply.embeddings)):
             raise RejectedReplyError("the text got no vector", host=self.host, model=self.task.model)
         vectors = [encode_vector(vector) for vector in reply.embeddings]
         spans = ticket.form.spans
@@ -221,7 +221,7 @@ class PackJudge:
         """Tell whether the text has failed for good, whatever attempts are left."""
         return False
 
-    def ends_batch(self, error: OllamaError) -> bool:  # noqa: ARG002  # see `Judge`
+    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:  # noqa: ARG002  # see `Judge`
         """Tell whether the batch ends because of this one text."""
         return False
 

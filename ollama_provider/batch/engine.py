@@ -7,6 +7,7 @@ event loop with one coroutine for each that may be in flight.
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +18,13 @@ from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import preflight, rounds, shards
 from ollama_provider.batch.control import Control
-from ollama_provider.batch.errors import DirectoryBusyError, StorageError, TooManyFailedError
+from ollama_provider.batch.errors import (
+    BatchError,
+    DirectoryBusyError,
+    StorageError,
+    SystemRefusedError,
+    TooManyFailedError,
+)
 from ollama_provider.batch.feeding import Feed
 from ollama_provider.batch.finishing import COMPLETE, finish
 from ollama_provider.batch.group import Group
@@ -97,14 +104,31 @@ def run_batch(
     except StoppedError as stopped:  # before anything was done
         return Summary(complete=False, reason=str(stopped), directory=storage.location)
     except OSError as error:
-        raise StorageError(
-            f"{storage.location} cannot be written: {error.strerror or error}. What was sealed there is kept, and the "
-            "next run goes on from it."
-        ) from error
+        raise _told(error, storage.location) from error
     finally:
         with contextlib.suppress(OSError):
             lock.release()
         storage.close()
+
+
+#: Modules that work on the directory.
+_STORE = frozenset(f"{__package__}.{name}" for name in ("storage", "locks", "journal", "sinks", "tables", "ledger"))
+
+
+def _told(error: OSError, location: str) -> BatchError:
+    """Return what a refusal of the operating system means to the run: only those of the directory are the directory's.
+
+    Both kinds look alike (a disk that is full, too many open files); which of our modules was at work tells.
+    """
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in frames if name.startswith(f"{__package__}.")]
+    words, kept = (
+        error.strerror or str(error) or type(error).__name__,
+        "What was sealed there is kept, and the next run goes on from it.",
+    )
+    if ours[-1] in _STORE:
+        return StorageError(f"{location} cannot be written: {words}. {kept}")
+    return SystemRefusedError(f"{ours[-1]} cannot go on: {words} ({type(error).__name__}).")
 
 
 class _Engine:

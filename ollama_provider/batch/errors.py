@@ -9,6 +9,7 @@
     ├── DatabaseError          rows cannot be read from a database, or results not written into it       hopeless
     │   └── DatabaseGoneError  the database does not answer, or no longer            again
     ├── ModelChangedError      the model's digest is not the one it must be           hopeless
+    ├── SystemRefusedError     the operating system refused something else than the directory           again
     └── TooManyFailedError     more rows failed than the batch tolerates              again: asks the failed rows only
 """
 
@@ -40,6 +41,12 @@ class DirectoryBusyError(BatchError):
 
 class StorageError(BatchError):
     """The directory of the batch cannot be read or written; the operating system's words follow."""
+
+    retryable = True
+
+
+class SystemRefusedError(BatchError):
+    """The operating system refused something that is not in the directory of the batch; its words follow."""
 
     retryable = True
 

@@ -1,6 +1,7 @@
 """Rows in, prompts and keys out, up to a thousand at a time: reading and rendering happen in a thread of their own."""
 
 import base64
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -130,12 +131,12 @@ class Intake:
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
             prompt = self._prompts.render(columns)
+            prompt.encode()  # half a surrogate pair cannot be sent
             images = self._read_images(columns)
             key, request_key = keys.keys(prompt, images)
-            if self._spec.task == "embed" and not prompt.strip():
-                return Prepared(
-                    key, prompt, row_id, columns, {"class": "EmptyText", "text": "an empty text has no vector"}
-                )
+            if self._is_empty(prompt):
+                what = "an empty text has no vector" if self._spec.task == "embed" else "an empty prompt has no answer"
+                return Prepared(key, prompt, row_id, columns, {"class": "EmptyText", "text": what})
             return Prepared(key, prompt, row_id, columns, None, request_key, images)
         except RenderError as error:
             fault = {"class": "RenderError", "text": str(error)}
@@ -146,6 +147,12 @@ class Intake:
         except UnicodeEncodeError:
             fault = {"class": "RenderError", "text": "the prompt holds half a surrogate pair, which no UTF-8 can say"}
             return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
+
+    def _is_empty(self, prompt: str) -> bool:
+        """Tell whether there is nothing to answer: a server would only load the model, and say that it is done."""
+        if self._spec.task == "chat":  # the last turn is the user's
+            prompt = json.loads(prompt)[-1]["content"]
+        return not prompt.strip()
 
     def _read_images(self, columns: dict[str, Any]) -> tuple[str, ...]:
         """Return the pictures of a row, as base64; their content is part of its work, not where they lie."""

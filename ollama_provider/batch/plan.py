@@ -5,23 +5,39 @@ Three kinds of failure, told apart by `Blame`, and three answers:
 * *The request's own*: the row goes to the end of the queue, and after its attempts to the failed ones. When the model's
   process crashes, all rows that it was at work on fail: so the next attempt of each goes alone, and only that counts.
 * *The server's*, for a while (busy, down, restarting): one pause for everybody, however many requests report it, and a
-  slow start afterwards. No row loses an attempt, and the row that happened to notice it goes first again.
-* *The setup's* (no permission, no such model): every row would fail alike, so the batch stops at once.
+  slow start afterwards. No row loses an attempt. The row that met it goes again soon, but not first: if the server
+  fails with that row and with no other, the row is to blame after all.
+* *The setup's* (no such path, no such model): every row would fail alike, so the batch stops at once. Not so when a row
+  was answered before: the setup was right a moment ago, so this is an outage in other clothes (a proxy's page, a volume
+  that is not mounted yet). Only credentials (401, 407) and quotas stop it at any time: they do not come back by
+  waiting, and who tries wrong ones again and again is locked out.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ollama_provider.api.errors import Blame, OllamaError, OutOfMemoryError, RunnerError, TransportError
+from ollama_provider.api.errors import (
+    AuthenticationError,
+    Blame,
+    BrokenModelError,
+    OllamaError,
+    OutOfMemoryError,
+    OverloadedError,
+    QuotaError,
+    RunnerError,
+    TransportError,
+    UnreachableError,
+)
 from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.tickets import Ticket
 
 #: Seconds of the first pause; each one without a success in between is twice as long as the one before.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-#: A row during which the server keeps failing although it answers other rows is to blame itself after so many times.
-_SERVER_FAILURES = 5
-#: So many failed rows and not one good: the rest will be no better.
+#: A row during which the server keeps failing although it answers otherwise is to blame itself after so many times; and
+#: only if so many are less probable than this, at the share of the other rows that the server ever failed with.
+_SERVER_FAILURES, _CHANCE = 5, 1e-6
+#: So many failed rows that were asked, and not one good: the rest will be no better.
 _HOPELESS = 20
 #: Rows that wait for another attempt; more of them, and the first of them goes before new rows.
 _WAITING = 1000
@@ -68,9 +84,11 @@ class Plan:
         interval: seconds between two sends at least (60 / requests_per_minute).
         closed: nothing more is sent; what is in flight may come back.
         ok, failed: tickets that came to an end.
+        unasked: of the failed ones, those that never became a request.
         generation: counts the pauses; a failure that was sent before the last pause began causes none of its own.
         in_flight: tickets sent and not yet back.
         sends: requests sent in all.
+        pause: seconds of the last pause, as long as it really is; 0 when the server has answered since.
     """
 
     limits: Limits
@@ -78,15 +96,20 @@ class Plan:
     closed: bool = False
     ok: int = 0
     failed: int = 0
+    unasked: int = 0
     generation: int = 0
     in_flight: int = 0
     sends: int = 0
+    pause: float = 0.0
     _fresh: deque[Ticket] = field(default_factory=deque)
     _later: deque[Ticket] = field(default_factory=deque)
     _last: deque[Ticket] = field(default_factory=deque)
     _clearing: bool = False
     _paused_until: float = 0.0
-    _pause: float = 0.0
+    _pauses: int = 0
+    _answers: int = 0
+    _rows_asked: int = 0
+    _rows_hit: int = 0
     _outage_since: float | None = None
     _cap: int | None = None
     _next_send: float = 0.0
@@ -107,11 +130,6 @@ class Plan:
     def unfinished(self) -> int:
         """Tickets without an outcome."""
         return self.waiting + self.in_flight
-
-    @property
-    def pause(self) -> float:
-        """Seconds of the last pause; 0 when it is over and forgotten."""
-        return self._pause
 
     def bound(self, concurrency: int) -> int:
         """Return how many requests may be in flight: *concurrency*, or fewer just after a pause."""
@@ -142,6 +160,7 @@ class Plan:
             return Step(Do.IDLE)
         ticket = queue.popleft()
         self.sends += 1
+        self._rows_asked += not ticket.serial
         self._alone = ticket.alone
         ticket.began_alone, ticket.serial = not self.in_flight, self.sends
         ticket.generation = self.generation
@@ -183,7 +202,7 @@ class Plan:
         while self._fresh and len(riders) < size - 1:
             rider = self._fresh[0]
             weight -= len(rider.prompt)
-            if rider.packed or rider.alone or weight < 0:
+            if rider.packed or rider.riders or rider.alone or weight < 0:
                 break
             riders.append(self._fresh.popleft())
         ticket.riders = tuple(riders)
@@ -196,17 +215,21 @@ class Plan:
             first.riders, first.packed = tuple(riders), True
             self._fresh.appendleft(first)
 
-    def succeeded(self, ticket: Ticket) -> None:
-        """Note a good answer."""
+    def succeeded(self, ticket: Ticket, *, failed: int = 0) -> None:
+        """Note an answer that was good, but for *failed* rows of the ticket's whose result cannot be written."""
         self.in_flight -= 1
-        self.ok += 1 + len(ticket.riders)
+        self.ok += 1 + len(ticket.riders) - failed
+        self._rows_asked += len(ticket.riders)
+        self.failed += failed
         self._answered(ticket)
 
     def _answered(self, ticket: Ticket) -> None:
         """The server is at work: an outage is over, and after a pause twice as many may go."""
+        self._answers += 1
         if ticket.generation == self.generation:
             self._outage_since = None
-            self._pause = 0.0
+            self._pauses = 0
+            self.pause = 0.0
             if self._cap is not None:
                 self._cap = 2 * self._cap if self._cap < 1 << 16 else None
 
@@ -225,6 +248,23 @@ class Plan:
     def unaskable(self) -> None:
         """Note a row that failed before it became a request."""
         self.failed += 1
+        self.unasked += 1
+
+    def in_doubt(self, ticket: Ticket) -> bool:
+        """Tell whether the server failed with this ticket and has answered nothing since.
+
+        Then a request that is no row's must go before it: else nobody knows which of the two is at fault.
+        """
+        return ticket.answers_seen == self._answers
+
+    def is_well(self) -> None:
+        """Note that the server answers a request that is no row's: an outage is over only when a row is answered."""
+        self._answers += 1
+
+    def is_not_well(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
+        """Note that the server does not answer a request that is no row's; see `failure`."""
+        self.in_flight -= 1
+        return Verdict.STOP if _lasts(error) else self._outage(ticket, error, now)
 
     def failure(self, ticket: Ticket, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
         """Judge a failed attempt.
@@ -236,15 +276,23 @@ class Plan:
             final: another attempt is no help.
         """
         self.in_flight -= 1
-        if error.blame is Blame.SETUP:
+        if ticket.form.fallback and isinstance(error, BrokenModelError):
+            # Only the rows that the first model could not do need the second one.
+            return self._own_failure(ticket, error, now, final=True)
+        if error.blame is Blame.SETUP and (not self.ok or _lasts(error)):
             return Verdict.STOP
-        if error.blame is Blame.SERVER and not self._rows_own_fault(ticket):
+        if error.blame is not Blame.REQUEST and not self._is_the_rows(ticket, error):
+            known = ticket.server_failures and not isinstance(error, OverloadedError | UnreachableError)
+            if known and self._outage_since is None:
+                # It failed before, and other rows were answered since: nobody needs to wait for this one.
+                self._put_back(ticket)
+                return Verdict.AGAIN
             return self._outage(ticket, error, now)
         if isinstance(error, TransportError) and ticket.generation != self.generation:
             # Sent before the outage that everybody is waiting for: it broke because of that.
             self._fresh.appendleft(ticket)
             return Verdict.AGAIN
-        if not isinstance(error, TransportError):
+        if error.blame is Blame.REQUEST and not isinstance(error, TransportError):
             self._answered(ticket)
         return self._own_failure(ticket, error, now, final=final)
 
@@ -268,22 +316,43 @@ class Plan:
         self.failed += 1
         return Verdict.FAILED
 
-    def _rows_own_fault(self, ticket: Ticket) -> bool:
-        if self.ok > ticket.seen_successes >= 0:
+    def _is_the_rows(self, ticket: Ticket, error: OllamaError) -> bool:
+        """Tell whether the server fails because of this row: again and again with it, and far more than otherwise."""
+        if isinstance(error, OverloadedError):  # to be busy is nobody's fault
+            return False
+        self._rows_hit += ticket.answers_seen < 0 and not ticket.riders
+        if self._answers > ticket.answers_seen >= 0:
             ticket.server_failures += 1
-        ticket.seen_successes = self.ok
-        return ticket.server_failures >= _SERVER_FAILURES
+        ticket.answers_seen = self._answers
+        if ticket.riders:  # to halve a pack costs nobody anything
+            return ticket.server_failures > 0
+        share = (self._rows_hit - 1) / max(self._rows_asked - 1, 1)
+        return ticket.server_failures >= _SERVER_FAILURES and share**ticket.server_failures < _CHANCE
+
+    def _put_back(self, ticket: Ticket) -> None:
+        """Put a ticket behind some others, and behind more of them with each pause in vain.
+
+        Among several rows that the server fails with, a good one must have its turn.
+        """
+        ticket.packed = True
+        self._fresh.insert(min(2 * max(self._pauses, 1), len(self._fresh)), ticket)
 
     def _outage(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
-        self._fresh.appendleft(ticket)
-        if ticket.generation != self.generation:
+        noticed = ticket.generation == self.generation
+        self._pauses += noticed
+        self._put_back(ticket)
+        if not noticed:
             return Verdict.AGAIN
         self.generation += 1
         self._outage_since = now if self._outage_since is None else self._outage_since
-        if now - self._outage_since >= self.limits.max_outage:
+        last = self._outage_since + self.limits.max_outage
+        if now >= last:
             return Verdict.STOP
-        self._pause = min(self._pause * 2 or _PAUSE, _LONGEST_PAUSE)
-        self._paused_until = now + max(self._pause, error.retry_after or 0.0)
+        pause = min(_PAUSE * 2.0 ** min(self._pauses - 1, 9), _LONGEST_PAUSE)
+        # However long a proxy or the user's own pace would have us wait: at the end of our patience we ask once more.
+        self._paused_until = min(now + max(pause, error.retry_after or 0.0), last)
+        self._next_send = min(self._next_send, last)
+        self.pause = self._paused_until - now
         self._cap = 1
         while self._broken:
             when, broken = self._broken.pop()
@@ -292,5 +361,11 @@ class Plan:
         return Verdict.AGAIN
 
     def hopeless(self) -> bool:
-        """Tell whether so many rows failed, and none succeeded, that going on makes no sense."""
-        return not self.ok and self.failed >= _HOPELESS and self.limits.too_many(self.failed, self.failed)
+        """Tell whether so many rows that were asked failed, and none succeeded, that going on makes no sense."""
+        asked = self.failed - self.unasked
+        return not self.ok and asked >= _HOPELESS and self.limits.too_many(asked, asked)
+
+
+def _lasts(error: OllamaError) -> bool:
+    """Tell whether the setup is at fault although it was right a moment ago: 403 may be a proxy's rule for one text."""
+    return isinstance(error, QuotaError) or (isinstance(error, AuthenticationError) and error.status != 403)

@@ -1,5 +1,6 @@
 """What must hold before the first row is sent. No network: the replies are arguments."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from math import ceil
 from ollama_provider.api.errors import UnsupportedError
 from ollama_provider.api.names import same_model
 from ollama_provider.api.schemas import ShowReply, TagsReply, VersionReply
+from ollama_provider.api.truncation import oversized_context
 from ollama_provider.batch.contracts import Judge, Task
 from ollama_provider.batch.embedding import Embed, PackJudge
 from ollama_provider.batch.errors import InputError, ModelChangedError
@@ -18,6 +20,8 @@ from ollama_provider.batch.records import Provenance
 from ollama_provider.batch.replies import AnswerJudge
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.tasks import Chat, Generate
+
+logger = logging.getLogger(__name__)
 
 _PINNED = re.compile(r"(?P<name>.+)@sha256:(?P<digest>[0-9a-fA-F]{6,64})")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -87,7 +91,9 @@ def conclude(
     name, wanted = split_model(spec.model)
     digest = digest_of(replies.tags, name)
     check_digest(name, digest, wanted, host)
-    num_ctx = None
+    num_ctx, trained = None, replies.show.context_length
+    if warning := oversized_context(spec.options.num_ctx, trained):
+        logger.warning("Model %s: %s", name, warning)
     if spec.options.num_ctx is None:
         chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=replies.show)
         num_ctx = max(chosen, earlier_num_ctx or 0)
@@ -104,7 +110,11 @@ def conclude(
         num_ctx=task.sent_options.num_ctx,
     )
     return Findings(
-        task, keys_of(task, digest), judge_of(spec, task, host, replies.version.version), provenance, num_ctx
+        task,
+        keys_of(task, digest),
+        judge_of(spec, task, host, replies.version.version, trained),
+        provenance,
+        num_ctx,
     )
 
 
@@ -162,8 +172,18 @@ def keys_of(task: Task, digest: str | None) -> Keys:
     return Keys(digest or task.model, task.identity(), task.schema)
 
 
-def judge_of(spec: BatchSpec, task: Generate | Chat | Embed, host: str, version: str) -> Judge:
-    """Return what decides on the replies of a server of that version."""
+def judge_of(
+    spec: BatchSpec, task: Generate | Chat | Embed, host: str, version: str, context_length: int | None = None
+) -> Judge:
+    """Return what decides on the replies of a server of that version.
+
+    Args:
+        spec: the batch.
+        task: what is asked.
+        host: base URL of the server, for errors.
+        version: of the server.
+        context_length: tokens that the model was trained for; None if unknown.
+    """
     if isinstance(task, Embed):
         return PackJudge(task, host, spec.on_long_text)
     return AnswerJudge(
@@ -171,6 +191,7 @@ def judge_of(spec: BatchSpec, task: Generate | Chat | Embed, host: str, version:
         host=host,
         model=task.model,
         refuses_long_prompts=refuses_long_prompts(version),
+        context_length=context_length,
         on_truncation=spec.on_truncation,
         allow_cut=spec.allow_cut,
         ladder=None
@@ -240,7 +261,7 @@ def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: i
         show: what the server says of the model.
     """
     longest = max((len(prompt.encode(errors="replace")) for prompt in prompts), default=0)
-    tokens = 1.25 * (longest + len((system or "").encode())) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS
+    tokens = 1.25 * (longest + len((system or "").encode(errors="replace"))) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS
     answer = num_predict if num_predict is not None and num_predict > 0 else _ANSWER_TOKENS
     own = _NUM_CTX.search(show.parameters)
     wanted = max(_SMALLEST, int(own[1]) if own else 0, _STEP * ceil((tokens + answer) / _STEP))

@@ -36,6 +36,7 @@ class AnswerJudge:
         host: base URL of the server, for errors.
         model: name of the model, for errors.
         refuses_long_prompts: the server answers 400 to a prompt over the context when it is told ``truncate: false``.
+        context_length: tokens that the model was trained for; None if the server does not say.
         on_truncation, allow_cut: see `BatchSpec`.
         ladder: what to do for an answer that does not fit the schema; None for text.
     """
@@ -44,6 +45,7 @@ class AnswerJudge:
     host: str
     model: str
     refuses_long_prompts: bool
+    context_length: int | None = None
     on_truncation: OnTruncation = "dead_letter"
     allow_cut: bool = False
     ladder: Ladder | None = None
@@ -80,7 +82,10 @@ class AnswerJudge:
         ]
 
     def _cut_unasked(self, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply) -> bool:
-        return not self.refuses_long_prompts and prompt_was_cut(request, reply)
+        if self.refuses_long_prompts:
+            return False
+        trained = self.context_length if request.model == self.model else None
+        return prompt_was_cut(request, reply, context_length=trained)
 
     def _error(self, kind: type[OllamaError], what: str) -> OllamaError:
         return kind(what, host=self.host, model=self.model)
@@ -140,12 +145,17 @@ class AnswerJudge:
         """Tell whether the row has failed for good, whatever attempts are left: its ladder has ended."""
         return self.ladder is not None and isinstance(error, RejectedReplyError)
 
-    def ends_batch(self, error: OllamaError) -> bool:
-        """Tell whether the batch ends because of this one row."""
+    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:
+        """Tell whether the batch ends because of this one row; *answered* says that another one got a good answer."""
         if self.on_truncation == "fail" and isinstance(error, ContextLengthError | CutPromptError):
             return True
         # The server cannot take the schema, and it is the same for all rows.
-        return self.ladder is not None and type(error) is BadRequestError and bool(_FORMAT.search(error.what))
+        return (
+            not answered
+            and self.ladder is not None
+            and type(error) is BadRequestError
+            and bool(_FORMAT.search(error.what))
+        )
 
 
 def _measures(reply: GenerateReply | ChatReply, seconds: float) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class Ticket:
         generation: the plan's generation when it was sent.
         not_before: clock time of the next attempt.
         alone: nothing else may be in flight with it.
+        began_alone: nothing else was in flight when it was sent.
+        serial: the plan's count of requests when it was sent.
+        server_failures: how often the server failed with it, and had answered others since it failed before.
+        answers_seen: the plan's count of answers when the server last failed with it; -1 if it never did.
     """
 
     number: int
@@ -39,4 +43,4 @@ class Ticket:
     began_alone: bool = False
     serial: int = 0
     server_failures: int = 0
-    seen_successes: int = -1
+    answers_seen: int = -1

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import traceback
+from pathlib import Path
 from typing import Any
 
 from ollama_provider.api.client import AsyncClient
-from ollama_provider.api.errors import OllamaError, OverloadedError
+from ollama_provider.api.errors import OllamaError, OverloadedError, UnforeseenError
 from ollama_provider.api.schemas import Metrics, Request
 from ollama_provider.batch.control import Control
 from ollama_provider.batch.embedding import PACK_CHARACTERS
@@ -44,6 +46,7 @@ class Workers:
         self._control = control
         self._group = group
         self._slots: set[int] = set()
+        self._unforeseen: set[str] = set()
         self._more = True
         self._idle = 0
         self._changed = asyncio.Event()
@@ -92,16 +95,51 @@ class Workers:
             self._idle -= 1
 
     def settle(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Take the outcome of a row; end the run if it tells that going on makes no sense."""
-        self._sealing.add(ticket.number, outcome, self._of_fallback if ticket.form.fallback else None)
-        self._tally.add(outcome)
-        if outcome.error is not None and self._plan.hopeless():
+        """Record the outcome of a row that failed. Stops the batch early when the first rows asked all did."""
+        self._record(ticket, outcome)
+        self._end_if_hopeless()
+
+    def _end_if_hopeless(self) -> None:
+        if self._plan.hopeless():
             self._group.end(
                 TooManyFailedError(
-                    f"All of the first {self._plan.failed} rows failed ({self._tally.reasons()}), so the rest was not "
-                    f"asked. What was sealed is in {self._location}/parts."
+                    f"All of the first {self._plan.failed - self._plan.unasked} rows that were asked failed "
+                    f"({self._tally.reasons()}), so the rest was not asked. What was sealed is in "
+                    f"{self._location}/parts."
                 )
             )
+
+    def _record(self, ticket: Ticket, outcome: Outcome) -> bool:
+        """Record the outcome of a row; tell whether it is a good one. What cannot be written down is a failed row."""
+        shared = self._of_fallback if ticket.form.fallback else None
+        try:
+            self._sealing.add(ticket.number, outcome, shared)
+        except Exception as error:  # a model's answer may hold anything
+            told = error if isinstance(error, OllamaError) else self._explain(error, "writing down its result")
+            outcome = self._without_reply(ticket, told)
+            self._sealing.add(ticket.number, outcome, shared)
+        self._tally.add(outcome)
+        return outcome.status == "ok"
+
+    def _without_reply(self, ticket: Ticket, error: OllamaError) -> Outcome:
+        return self._judge.reject(ticket, error, None, 0.0)
+
+    def _explain(self, error: Exception, doing: str) -> UnforeseenError:
+        """Make an error of the row of an exception that nobody foresaw; the first of a kind is logged in full."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "an unknown place"
+        kind = f"{type(error).__name__} in {place}"
+        if kind not in self._unforeseen:
+            self._unforeseen.add(kind)
+            # Without the exception's own text, which may quote the prompt or the answer.
+            logger.error(
+                "A row failed for a reason that nobody foresaw: %s, while %s. Please report this; rows that fail in "
+                "the same way are not logged again.\n%s",
+                kind,
+                doing,
+                "".join(traceback.format_tb(error.__traceback__)),
+            )
+        return UnforeseenError(f"{kind}, while {doing}", host=self._client.settings.base_url, model=self._task.model)
 
     def _hire(self) -> None:
         """Have as many workers as there may be requests in flight."""
@@ -133,46 +171,78 @@ class Workers:
             self.hungry.set()
         target, began = self._climb.target, self._now()
         reply: Metrics | None = None
+        doing = "asking for it"
         try:
+            if self._plan.in_doubt(ticket) and not await self._is_server_well(ticket):
+                return
             request: Request[Any] = self._task.request(ticket)
             reply = await self._client.send(request)
-            seconds = self._now() - began
+            seconds, doing = self._now() - began, "judging its answer"
             outcomes = self._judge.accept(ticket, request, reply, seconds)
+            waited = reply.queue_seconds
         except OllamaError as error:
             self._failed(ticket, error, reply, self._now() - began)
+        except Exception as error:  # whatever an odd answer may cause, it is this row's
+            self._failed(ticket, self._explain(error, doing), None, self._now() - began)
         else:
-            self._plan.succeeded(ticket)
+            pack = (ticket, *ticket.riders)
+            good = [self._record(each, outcome) for each, outcome in zip(pack, outcomes, strict=True)]
+            self._plan.succeeded(ticket, failed=good.count(False))
+            self._end_if_hopeless()
             self._pack.observe(len(outcomes), seconds)
             if not ticket.form.fallback:
-                self._climb.observe(target, seconds, reply.queue_seconds, outcomes[0].tokens)
-            self.settle(ticket, outcomes[0])
+                self._climb.observe(target, seconds, waited, outcomes[0].tokens)
             if ticket.riders:  # what a pack took is known of it as a whole
                 self._tally.prompt_tokens += reply.prompt_eval_count
-            for rider, outcome in zip(ticket.riders, outcomes[1:], strict=True):
-                self.settle(rider, outcome)
             if self._climb.target > len(self._slots):
                 self._hire()
-        if self._idle:
-            self.wake()
+        finally:
+            if self._idle:
+                self.wake()
         while self._sealing.lags:
             await self.wait()
 
+    async def _is_server_well(self, ticket: Ticket) -> bool:
+        """Ask the server for something that is no row's before a row goes again with which it failed."""
+        try:
+            await self._client.send(self._task.load())
+        except OllamaError as error:
+            pauses = self._plan.generation
+            if self._plan.is_not_well(ticket, error, self._now()) is Verdict.STOP:
+                self._group.end(error)
+            else:
+                self._tell_of_pause(error, pauses)
+            return False
+        self._plan.is_well()
+        return True
+
     def _failed(self, ticket: Ticket, error: OllamaError, reply: Metrics | None, seconds: float) -> None:
-        form = self._judge.another_form(ticket, error, reply)
+        try:
+            form = self._judge.another_form(ticket, error, reply)
+        except Exception as unforeseen:
+            form, error, reply = None, self._explain(unforeseen, "looking for another way to ask"), None
         if form is not None:
             again = self._plan.postpone if form.fallback and not ticket.form.fallback else self._plan.again
             ticket.form = form
             again(ticket)
             return
-        if self._judge.ends_batch(error):
+        if self._judge.ends_batch(error, answered=bool(self._plan.ok)):
             self._group.end(error)
             return
         pauses = self._plan.generation
         match self._plan.failure(ticket, error, self._now(), final=self._judge.is_final(error)):
             case Verdict.STOP:
                 self._group.end(error)
+            case Verdict.AGAIN:
+                self._tell_of_pause(error, pauses)
             case Verdict.FAILED:
-                self.settle(ticket, self._judge.reject(ticket, error, reply, seconds))
+                try:
+                    outcome = self._judge.reject(ticket, error, reply, seconds)
+                except Exception as unforeseen:
+                    outcome = self._without_reply(ticket, self._explain(unforeseen, "keeping its answer"))
+                self.settle(ticket, outcome)
+
+    def _tell_of_pause(self, error: OllamaError, pauses: int) -> None:
         if self._plan.generation != pauses:
             logger.warning("Everybody waits %.0f s, no row is lost: %s", self._plan.pause, error)
             if isinstance(error, OverloadedError):

@@ -1,19 +1,28 @@
 """The plan decides; nobody waits here and nothing is sent."""
 
+import random
+
 import pytest
 
 from ollama_provider.api.errors import (
     AuthenticationError,
     BadRequestError,
+    BrokenModelError,
     ContextLengthError,
+    EndpointNotFoundError,
     GatewayError,
     IncompleteReplyError,
     InvalidOutputError,
+    ModelNotFoundError,
+    NotOllamaError,
     OverloadedError,
+    QuotaError,
     RunnerError,
+    TLSError,
     UnreachableError,
 )
 from ollama_provider.batch.choice import Choice, choose
+from ollama_provider.batch.forms import Form
 from ollama_provider.batch.journal import State
 from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.plan import Do, Plan, Verdict
@@ -32,6 +41,49 @@ def send(made: Plan, now: float, *, concurrency: int = 8, more: bool = False) ->
     assert step.do is Do.SEND, step
     assert step.ticket is not None
     return step.ticket
+
+
+class Simulation:
+    """A server of one line, and workers without a network: *fails* says of a number what becomes of its request.
+
+    A request takes a tenth of a second; the load that goes before a row in doubt always succeeds, unless told.
+    """
+
+    def __init__(self, made, fails, *, concurrency=4, load=lambda now: None, pack=1):
+        self.made, self.fails, self.concurrency, self.load, self.pack = made, fails, concurrency, load, pack
+        self.now, self.failed, self.stopped, self.sent = 0.0, [], None, 0
+
+    def run(self):
+        while self.made.unfinished and self.stopped is None:
+            flight = []
+            while (step := self.made.next(self.now, self.concurrency, more=False)).do is Do.SEND:
+                self.made.fill(step.ticket, self.pack, 1 << 20)
+                flight.append(step.ticket)
+            if not flight:
+                self.now = max(step.until, self.now)
+            self.now += 0.1
+            for ticket in flight:
+                self.answer(ticket)
+        return self
+
+    def answer(self, ticket):
+        if self.made.in_doubt(ticket):
+            if error := self.load(self.now):
+                self.judge(ticket, error, self.made.is_not_well(ticket, error, self.now))
+                return
+            self.made.is_well()
+        self.sent += 1
+        pack = (ticket, *ticket.riders)
+        if error := next(filter(None, (self.fails(each.number) for each in pack)), None):
+            self.judge(ticket, error, self.made.failure(ticket, error, self.now))
+        else:
+            self.made.succeeded(ticket)
+
+    def judge(self, ticket, error, verdict):
+        if verdict is Verdict.FAILED:
+            self.failed.append(ticket.number)
+        elif verdict is Verdict.STOP:
+            self.stopped = error
 
 
 @pytest.mark.parametrize(
@@ -108,6 +160,30 @@ def test_a_proxy_may_ask_for_a_longer_pause():
     made.failure(send(made, 0), OverloadedError("busy", retry_after=17), 0.0)
 
     assert made.next(16, 8, more=False).until == 17
+    assert made.pause == 17
+
+
+@pytest.mark.parametrize("seconds", [3600.0, 1e300, float("inf"), float("nan"), -5.0])
+def test_no_proxy_can_ask_for_a_pause_beyond_our_patience(seconds):
+    """However long Retry-After is: at the end of max_outage the server is asked once more, and then no more."""
+    made = plan(1, 2, max_outage=100)
+    busy = Simulation(made, lambda number: OverloadedError("busy", retry_after=seconds)).run()
+
+    assert isinstance(busy.stopped, OverloadedError)
+    assert 100 <= busy.now < 140
+
+
+def test_the_pace_of_the_user_does_not_outlast_our_patience():
+    """With a request in ten minutes, an outage of a minute is told after a minute."""
+    made = Plan(Limits(max_outage=60), interval=600)
+    for number in range(3):
+        made.admit(Ticket(number, ""))
+    gone = Simulation(
+        made, lambda number: UnreachableError("refused") if made.ok else None, load=lambda now: None
+    ).run()
+
+    assert isinstance(gone.stopped, UnreachableError)
+    assert gone.now < 600 + 70
 
 
 def test_ten_minutes_of_outage_cost_ten_minutes_and_no_row():
@@ -209,29 +285,128 @@ def test_a_fault_of_the_setup_stops_at_once():
     assert made.failure(send(made, 0), AuthenticationError("no"), 0.0) is Verdict.STOP
 
 
-def test_a_row_that_brings_down_a_proxy_every_time_is_to_blame_itself():
-    """While others succeed, "the server's fault" is believed only so often of one row."""
-    made = plan(0, max_attempts=1)
-    now, verdict = 0.0, Verdict.AGAIN
-    poisoned = 0
-    for number in range(1, 30):
-        made.admit(Ticket(number, ""))
-        while verdict is Verdict.AGAIN:
-            ticket = send(made, now)
-            if ticket.number:
-                made.succeeded(ticket)
-                break
-            poisoned += 1
-            verdict = made.failure(ticket, GatewayError("504"), now)
-            now += 60
-            if verdict is Verdict.AGAIN:
-                # Another row slips in and is answered, so the server is not down.
-                made.admit(Ticket(100 + number, ""))
-                made._fresh.rotate(-1)
-                made.succeeded(send(made, now))
+SETUP = (
+    NotOllamaError("a page", status=200),
+    NotOllamaError("a page", status=404),
+    NotOllamaError("a redirect", status=302),
+    EndpointNotFoundError("no path", status=405),
+    ModelNotFoundError("no model", status=404),
+    BrokenModelError("no such file or directory", status=500),
+    TLSError("a proxy's own certificate"),
+    AuthenticationError("a proxy's rule", status=403),
+)
 
-    assert verdict is Verdict.FAILED
-    assert poisoned <= 7
+
+@pytest.mark.parametrize("error", SETUP, ids=lambda error: f"{type(error).__name__}-{error.status}")
+class TestASetupThatWasRight:
+    def test_it_is_waited_for_as_an_outage(self, error):
+        """What was right a moment ago and is wrong for a minute costs a minute and no row."""
+        made = plan(*range(50))
+        away = Simulation(made, lambda number: None)
+        down = lambda: error if 2 < away.now < 60 else None  # noqa: E731
+        away.fails, away.load = lambda number: down() if made.ok > 5 else None, lambda now: down()
+        away.run()
+
+        assert (made.ok, away.failed, away.stopped) == (50, [], None)
+
+    def test_for_as_long_as_an_outage(self, error):
+        """After max_outage it ends the run with its own error."""
+        made = plan(*range(50), max_outage=100)
+        gone = Simulation(made, lambda number: error if made.ok > 5 else None, load=lambda now: error).run()
+
+        assert gone.stopped is error
+        assert 100 <= gone.now < 110
+
+    def test_at_the_beginning_it_is_the_setup(self, error):
+        """Nothing was answered before: stop at once."""
+        made = plan(*range(50))
+
+        assert Simulation(made, lambda number: error).run().stopped is error
+
+    def test_with_one_row_alone_it_is_that_row(self, error):
+        """A proxy that refuses one text (403, or a page) ends no night."""
+        made = plan(*range(50))
+        one = Simulation(made, lambda number: error if number == 20 else None).run()
+
+        assert (made.ok, one.failed, one.stopped) == (49, [20], None)
+
+
+@pytest.mark.parametrize(
+    "error", [QuotaError("limit"), AuthenticationError("no", status=401), AuthenticationError("no", status=407)]
+)
+def test_credentials_and_quotas_stop_at_any_time(error):
+    """They do not come back by waiting, and who tries wrong ones again and again is locked out."""
+    made = plan(*range(10))
+    stopped = Simulation(made, lambda number: error if number == 5 else None, concurrency=1).run()
+
+    assert (made.ok, stopped.stopped) == (5, error)
+
+
+@pytest.mark.parametrize("error", [GatewayError("524"), UnreachableError("reset"), OverloadedError("busy")])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_server_that_refuses_most_requests_costs_no_row(error, seed):
+    """2,000 good rows of which 70 % of the requests are refused, whatever the refusal: all are good in the end."""
+    made, chance = plan(*range(2000), max_attempts=1), random.Random(seed)
+    busy = Simulation(
+        made,
+        lambda number: error if chance.random() < 0.7 else None,
+        load=lambda now: error if chance.random() < 0.7 else None,
+    ).run()
+
+    assert (made.ok, busy.failed, busy.stopped) == (2000, [], None)
+
+
+@pytest.mark.parametrize(
+    "bad", [{50}, {0, 1, 2}, {10, 11, 12, 13, 14}, {99}, {97, 98, 99}], ids=lambda bad: "-".join(map(str, sorted(bad)))
+)
+def test_rows_that_bring_down_a_proxy_every_time_are_to_blame_themselves(bad):
+    """Wherever they stand, also side by side or last of all: they fail, and nobody waits for the end of patience."""
+    made = plan(*range(100))
+    found = Simulation(made, lambda number: GatewayError("524") if number in bad else None).run()
+
+    assert (made.ok, sorted(found.failed), found.stopped) == (100 - len(bad), sorted(bad), None)
+    assert found.sent < 100 + 20 * len(bad)
+    assert found.now < 300
+
+
+@pytest.mark.parametrize("bad", [{11}, {3, 17}, {97, 98}])
+def test_texts_of_packs_that_bring_down_a_proxy_are_found_and_fail_alone(bad):
+    """Packs are halved until each stands alone; all others have their vectors."""
+    made = plan(*range(100))
+    found = Simulation(
+        made, lambda number: GatewayError("502") if number in bad else None, concurrency=2, pack=16
+    ).run()
+
+    assert (made.ok, sorted(found.failed), found.stopped) == (100 - len(bad), sorted(bad), None)
+    assert found.now < 300
+
+
+def test_a_server_that_loads_and_answers_no_row_is_gone():
+    """The load succeeds, all rows fail: that is an outage, and no row is failed for it."""
+    made = plan(*range(500), max_outage=600)
+    broken = Simulation(made, lambda number: GatewayError("502") if made.ok > 50 else None).run()
+
+    assert isinstance(broken.stopped, GatewayError)
+    assert broken.failed == []
+
+
+def test_a_busy_server_is_never_the_fault_of_a_row():
+    """Not even when the others are answered each time: that row goes last."""
+    made = plan(*range(20), max_outage=100)
+    busy = Simulation(made, lambda number: OverloadedError("busy") if number == 7 else None).run()
+
+    assert (made.ok, busy.failed) == (19, [])
+    assert isinstance(busy.stopped, OverloadedError)
+
+
+def test_a_fallback_model_that_cannot_be_loaded_fails_the_rows_that_need_it():
+    """The others have their answers."""
+    made = plan(1, 2)
+    made.succeeded(send(made, 0))
+    ticket = send(made, 0)
+    ticket.form = Form(fallback=True)
+
+    assert made.failure(ticket, BrokenModelError("unknown model architecture"), 0.0) is Verdict.FAILED
 
 
 def test_a_failed_row_waits_before_its_next_attempt_when_nothing_else_is_to_do():
@@ -264,6 +439,27 @@ def test_a_batch_in_which_everything_fails_is_noticed():
 
     made.succeeded(send(made, 0))
     assert not made.hopeless()
+
+
+def test_rows_that_were_never_asked_say_nothing_about_hope():
+    """Nobody has answered yet when a thousand rows are read ahead, however many of them cannot be asked."""
+    made = plan(*range(30))
+    for _ in range(500):
+        made.unaskable()
+    assert not made.hopeless()
+
+    for _ in range(20):
+        made.failure(send(made, 0), ContextLengthError("too long"), 0.0)
+    assert made.hopeless()
+    assert made.failed == 520
+
+
+def test_results_that_cannot_be_written_are_failed_rows():
+    """The answer was good for the server's sake, and none for the row."""
+    made = plan(1)
+    made.succeeded(send(made, 0), failed=1)
+
+    assert (made.ok, made.failed, made.unfinished) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
