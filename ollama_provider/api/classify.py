@@ -33,12 +33,12 @@ _Table = tuple[tuple[_Kind, tuple[str, ...]], ...]
 #: Requests in flight, whose model's process died: what follows is that process's log.
 _CRASH = re.compile(
     r"an (unknown )?error was encountered while running the model"
-    r"|\S+( \S+)? process no longer running"
-    r"|model runner has unexpectedly stopped"
+    r"|(error[\w ]{0,40}: )?\S+( \S+)? process no longer running"
+    r"|model runner has unexpectedly stopped|error reading llm (response|stream)"
 )
 #: A load that failed: what follows on the same line is why.
 _FAILED_LOAD = re.compile(
-    r"(?P<ended>\S+( \S+)? process has terminated)"
+    r"(?P<ended>(error[\w ]{0,40}: )?\S+( \S+)? process has terminated)"
     r"|(\w+: )?error loading model|failed to load model|unable to load model"
 )
 _OUT_OF_MEMORY = re.compile(
@@ -103,6 +103,7 @@ _TEXTS: _Table = (
             r"""option ".+" must be|invalid format:|invalid json schema in format|format must be|invalid input type""",
             r"time: (missing|unknown) unit|time: invalid duration|invalid duration|missing unit in duration",
             r"invalid think value|think must be|top_logprobs must be",
+            r"(failed to process inputs: )?(image: unknown format|invalid image|failed to load image)",
             r"this server cannot run this remote model|use either :local or :cloud|template: |invalid character",
             # What `create` does not make a model of.
             r"template error: |supplied file was not in gguf format|unknown type$|only one adapter is",
@@ -132,6 +133,7 @@ _TEXTS: _Table = (
             r"""([\w ]+: )?post "?http://(127\.0\.0\.1|localhost):""",
             r"timed out waiting for (llama runner|llama-server) to start|timeout waiting for mlx runner",
             r"server not responding|health resp:|model failed to load",
+            r"(cuda|hip|rocm) error(?!.{0,40}out of memory)|ggml_assert",
         ),
     ),
     (errors.GatewayError, (_REQUESTED + f"({_NETWORK})",)),

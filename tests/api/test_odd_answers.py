@@ -1,12 +1,18 @@
 """An answer that Ollama would not give fails alone, with an error of ours, from both clients and both verbs."""
 
+import contextlib
+import copy
 import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.patience import patience_for
+from ollama_provider.api.protocol import Collector, Decoder, Pieces
 from ollama_provider.api.schemas import (
     ChatRequest,
     EmbedRequest,
@@ -18,6 +24,7 @@ from ollama_provider.api.schemas import (
     TagsRequest,
     VersionRequest,
 )
+from ollama_provider.api.settings import Settings
 from ollama_provider.testing import Respond
 
 GENERATE = GenerateRequest(model="llama3.2", prompt="hi")
@@ -36,6 +43,82 @@ def says(*lines: Any) -> Respond:
     """A stream of these objects, or of these texts as they are."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     return Respond(200, ("\n".join(texts) + "\n").encode(), "application/x-ndjson")
+
+
+#: An answer of Ollama's for each kind of request, and what a field of it may be instead.
+WHOLE: list[tuple[Request[Any], list[dict[str, Any]]]] = [
+    (
+        GENERATE,
+        [
+            {"model": "m", "created_at": "2026-01-01T00:00:00Z", "response": "a", "thinking": "t", "done": False},
+            {"done": True, "done_reason": "stop", "context": [1], "logprobs": [{"token": "a"}], "eval_count": 2},
+        ],
+    ),
+    (
+        CHAT,
+        [
+            {"message": {"role": "assistant", "content": "a", "thinking": "t", "images": None}, "done": False},
+            {
+                "message": {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"a": 1}, "index": 0}}]},
+                "done": True,
+            },
+        ],
+    ),
+    (EmbedRequest(model="m", input=["a", "b"]), [{"model": "m", "embeddings": [[1.0, 0.0], [0.0, 1.0]]}]),
+    (PULL, [{"status": "pulling a", "digest": "a", "total": 10, "completed": 5}, {"status": "success"}]),
+    (VersionRequest(), [{"version": "0.24.0"}]),
+    (TagsRequest(), [{"models": [{"name": "m", "size": 1, "details": {"families": ["a"]}, "capabilities": ["a"]}]}]),
+    (PsRequest(), [{"models": [{"name": "m", "expires_at": "2026-01-01T00:00:00Z", "context_length": 5}]}]),
+    (ShowRequest(model="m"), [{"model_info": {"general.architecture": "a", "a.context_length": 5}, "messages": []}]),
+]
+INSTEAD = [
+    *(None, True, 0, -1, 1.5, 2**63, 10**400, 1e300, "", "x", "\ud83d", "9" * 5000),
+    *([], [[]], [None], ["a"], {}, {"a": 1}, {"error": "a"}, {"error": {"message": []}}, {"object": "list", "data": 5}),
+]
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield above
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield from places(inner, (*above, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], instead: Any) -> Any:
+    if not place:
+        return instead
+    copied = copy.copy(value)
+    copied[place[0]] = replaced(value[place[0]], place[1:], instead)
+    return copied
+
+
+def read(request: Request[Any], data: bytes, *, in_pieces: bool) -> None:
+    """Do with an answer what a client does with it."""
+    settings, seconds = Settings(base_url="http://h"), 0.0
+    decoder = Decoder(request, 200, {}, settings=settings, now=datetime.now(UTC))
+    collector, pieces = Collector(request, host="http://h"), Pieces(request, host="http://h")
+    patience = patience_for(request, settings.timeouts, seconds)
+    for part in [*decoder.feed(data), *decoder.end()]:
+        seconds += 7
+        patience.take(part, seconds)
+        if in_pieces:
+            pieces.read(part).model_dump_json().encode()
+        else:
+            collector.add(part)
+    if not in_pieces:
+        json.dumps(collector.reply().model_dump(mode="json"), allow_nan=False, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["send", "stream"])
+@pytest.mark.parametrize(("request_", "answer"), WHOLE, ids=lambda value: getattr(value, "path", ""))
+def test_whatever_stands_in_whatever_field(request_, answer, in_pieces):
+    """Each field in turn is each of these: an error of ours comes out, or a reply that is strict JSON."""
+    for place in places(answer):
+        for instead in INSTEAD:
+            found = replaced(answer, place, instead)
+            data = "\n".join(map(json.dumps, found if isinstance(found, list) else [found])).encode()
+            with contextlib.suppress(OllamaError):
+                read(request_, data, in_pieces=in_pieces)
 
 
 def fails(on, ollama, request: Request[Any], turn: Respond, *, stream: bool = False) -> OllamaError:
