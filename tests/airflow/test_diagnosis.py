@@ -151,6 +151,14 @@ FAULTS = {
     "home page": (NOT_OLLAMA, ollama_that(Respond(200, "<html>It works!</html>"))),
     "other JSON": (NOT_OLLAMA, ollama_that(Respond(200, {}))),
     "other version": (NOT_OLLAMA, ollama_that(Respond(200, {"version": "3.3.2"}))),
+    "LM Studio": (
+        "… answers to …, and not Ollama",
+        ollama_that(Respond(200, {"error": "Unexpected endpoint or method. (GET /api/version)"})),
+    ),
+    "llama-server": (
+        "… answers to …, and not Ollama",
+        ollama_that(Respond(404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}})),
+    ),
     "mail": (NOT_OLLAMA, something_that_says(b"220 mail.example.com ESMTP\r\n500 what?\r\n\r\n")),
     "SSH": (NOT_OLLAMA, something_that_says(b"SSH-2.0-OpenSSH_9.2\r\n")),
     # A port of TLS takes plain HTTP in one of three ways: it hangs up (OpenSSL), or says so (Go, nginx).
