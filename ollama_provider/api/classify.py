@@ -50,6 +50,8 @@ _BROKEN = re.compile(
     r"error loading model|unknown model architecture|unable to load model|invalid file magic|exceeds file size"
     r"|unsupported |missing tensor|compatible with your version of ollama|no such file or directory"
 )
+#: Characters of a text that are looked at: a log behind it may be long.
+_READ = 2000
 #: Where a text about memory names the device or the function first.
 _MEMORY_WITHIN = 120
 
@@ -258,7 +260,7 @@ def by_text(said: Said, path: str, status: int = 200) -> _Kind | None:
     """Return the error that the server's words mean at this path and with this status; None for unknown words."""
     if said.kind in _BY_TYPE:
         return _BY_TYPE[said.kind]
-    plain = " ".join(said.text.lower().split())
+    plain = " ".join(said.text[:_READ].lower().split())
     if path == _PULL_PATH or plain.startswith(_MANIFEST):
         return _by_pull_text(plain)
     if status == 400 and plain == "unexpected eof":  # the request ended too early
@@ -271,7 +273,7 @@ def by_text(said: Said, path: str, status: int = 200) -> _Kind | None:
 
 def _by_load(text: str, *, ended: bool) -> _Kind:
     """Return why a load failed, by the first line: the process that loads it may have ended with a crash."""
-    cause = " ".join(text.strip().partition("\n")[0].lower().split())
+    cause = " ".join(text[:_READ].strip().partition("\n")[0].lower().split())
     if _OUT_OF_MEMORY.search(cause):
         return errors.OutOfMemoryError
     return errors.RunnerError if ended and not _BROKEN.search(cause) else errors.BrokenModelError

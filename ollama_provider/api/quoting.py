@@ -37,9 +37,7 @@ def quote(text: str, private: Sequence[str] = ()) -> str:
     plain = "".join(" " if unicodedata.category(mark)[0] in "CZ" else mark for mark in plain)
     plain = _LINK.sub("(link)", " ".join(plain.split()))
     plain = plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}…"
-    for ours in private:
-        plain = _without(plain, _spellings(ours))
-    return plain
+    return _without(plain, [spelling for ours in private for spelling in _spellings(ours)])
 
 
 def private_texts(request: Request[Any], settings: Settings) -> list[str]:
@@ -70,14 +68,16 @@ def _spellings(text: str) -> set[str]:
     return {plain, " ".join(json.dumps(text, ensure_ascii=False)[1:-1].split())}
 
 
-def _without(quoted: str, spellings: set[str]) -> str:
-    """Cut a text, or long pieces of it, out of a quote."""
-    for ours in spellings:
-        if _SHORTEST <= len(ours) < _ECHO:
+def _without(quoted: str, private: Sequence[str]) -> str:
+    """Cut texts, or long pieces of them, out of a quote."""
+    for ours in private:
+        if _SHORTEST <= len(ours) < _ECHO and ours in quoted:
             quoted = re.sub(rf"(?<!\w){re.escape(ours)}(?!\w)", _CUT, quoted)
+    # Joined, since a request may have a thousand texts; by what no quote holds.
+    joined = "\0".join(ours for ours in private if len(ours) >= _ECHO)
     found, place = [], 0
     while place < len(quoted):
-        size = max(_shared(quoted, place, ours) for ours in spellings)
+        size = _shared(quoted, place, joined)
         found.append(_CUT if size else quoted[place])
         place += size or 1
     return "".join(found)
