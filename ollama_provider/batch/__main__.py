@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -130,45 +131,16 @@ def _settings(host: str | None) -> Settings:
 
 
 def _spec(arguments: argparse.Namespace) -> BatchSpec:
-    think = {"true": True, "false": False}.get(arguments.think, arguments.think)
-    return BatchSpec(
-        model=arguments.model,
-        rows=arguments.rows,
-        prompt=arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
-        task=arguments.task,
-        messages=arguments.messages,
-        images=arguments.images,
-        images_from=arguments.images_from,
-        output_type=arguments.schema,
-        fallback_model=arguments.fallback_model,
-        dimensions=arguments.dimensions,
-        on_long_text=arguments.on_long_text,
-        pack=arguments.pack,
-        system=arguments.system,
-        id_column=arguments.id_column,
-        options=_options(arguments.option),
-        keep_alive=arguments.keep_alive,
-        think=think,
-        mode="merge" if arguments.merge else arguments.mode,
-        concurrency=arguments.concurrency,
-        requests_per_minute=arguments.requests_per_minute,
-        limits=Limits(
-            max_attempts=arguments.max_attempts,
-            max_failed_rows=arguments.max_failed_rows,
-            max_failed_ratio=arguments.max_failed_ratio,
-            max_outage=arguments.max_outage,
-        ),
-        on_truncation=arguments.on_truncation,
-        allow_cut=arguments.allow_cut,
-        on_broken_row=arguments.on_broken_row,
-        on_digest_change=arguments.on_digest_change,
-        checkpoint_every=arguments.checkpoint_every,
-        report_every=arguments.report_every,
-        results=arguments.results,
-        stop_at=arguments.stop_at,
-        timezone=arguments.timezone,
-        unload_after=arguments.unload_after,
-        shard=arguments.shard,
+    names = {field.name for kind in (BatchSpec, Limits) for field in fields(kind)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return BatchSpec.read(
+        given
+        | {
+            "prompt": arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
+            "output_type": arguments.schema,
+            "options": _options(arguments.option),
+            "mode": "merge" if arguments.merge else arguments.mode,
+        }
     )
 
 

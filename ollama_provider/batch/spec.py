@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import KeepAlive, Options, Think
+from ollama_provider.batch.arguments import read_argument
 from ollama_provider.batch.choice import Mode
 from ollama_provider.batch.delivery import Table
 from ollama_provider.batch.embedding import OnLongText
@@ -76,7 +77,7 @@ class BatchSpec:
             lines.
         stop_at: when the night is over; see `ollama_provider.batch.window.closing_time`. No row is sent any more then,
             what is in flight comes back, and the next run goes on from there.
-        timezone: IANA name for *stop_at*; None is the machine's own.
+        timezone: IANA name or offset for *stop_at*; None is the machine's own.
         due: when the run was due; None is its beginning.
         unload_after: take the model out of memory at the end, also at an early one.
         shard: number (from 0) and how many: only these rows; see `ollama_provider.batch.shards`.
@@ -121,6 +122,20 @@ class BatchSpec:
     due: datetime | None = None
     unload_after: bool = False
     shard: tuple[int, int] | None = None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Make one of arguments as an operator or a command has them: those of a batch and of its limits, side by side.
+
+        Values may come out of templates or a form; see `ollama_provider.batch.arguments`.
+
+        Raises:
+            InvalidRequestError: a value has no meaning; the text names the argument.
+            InputError: arguments contradict each other.
+        """
+        read = {name: read_argument(name, value) for name, value in given.items()}
+        limits = {field.name: read.pop(field.name) for field in fields(Limits) if field.name in read}
+        return cls(limits=Limits(**limits), **read)
 
     def __post_init__(self) -> None:
         if (self.task == "chat") != (self.messages is not None):

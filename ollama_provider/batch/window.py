@@ -1,60 +1,166 @@
 """When the night is over: from what a person writes to a moment. No clock: `now` is an argument."""
 
-from datetime import datetime, time, timedelta
+import re
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import timezone as fixed_offset
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from ollama_provider.batch.errors import InputError
+from ollama_provider.api.errors import InvalidRequestError
 
-StopAt = str | datetime | timedelta
+StopAt = str | time | datetime | timedelta
+
+_FORMS = (
+    "write a time of day ('06:00'), a moment ('2026-11-23T06:00+01:00'), or how long the run may last (a timedelta, "
+    "or 'PT6H')"
+)
+_TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE)
+_DURATION = re.compile(r"P(?=.)(?:(\d{1,5})D)?(?:T(?=\d)(?:(\d{1,5})H)?(?:(\d{1,5})M)?(?:(\d{1,9})S)?)?", re.IGNORECASE)
+_OFFSET = re.compile(r"(?:UTC)?([+-])(\d\d?)(?::?(\d\d))?", re.IGNORECASE)
 
 
-def closing_time(stop_at: StopAt, timezone: str | None, *, now: datetime, due: datetime | None = None) -> datetime:
+def closing_time(stop_at: Any, timezone: Any, *, now: datetime, due: datetime | None = None) -> datetime:
     """Return the moment from which no row is sent any more. It may be past: then the run came too late.
 
     Args:
-        stop_at: a time of day (``"06:00"``): the first one after the run was due; a moment (a `datetime`, or ISO 8601
-            text); or how long the run may last.
-        timezone: IANA name (``Europe/Berlin``) for what names none itself; None is the machine's own.
+        stop_at: see `read_stop_at`. A time of day is the first one after the run was due, a duration counts from then.
+        timezone: see `read_timezone`; of what names none itself; None is the machine's own.
         now: with a timezone.
         due: when the run was due, so that a late retry does not take the next night's end for its own; None is now.
 
     Raises:
-        InputError: it is none of these, or a duration that is not above zero; or there is no such timezone.
+        InvalidRequestError: *stop_at* has no meaning, or more than one; or there is no such timezone.
     """
-    if isinstance(stop_at, timedelta):
-        if stop_at <= timedelta(0):
-            raise InputError(f"stop_at: a run cannot last {stop_at}; give a duration above zero.")
-        return now + stop_at
-    if isinstance(stop_at, datetime):
-        return _placed(stop_at, timezone)
+    end, zone = read_stop_at(stop_at), read_timezone(timezone)
+    # In UTC: two moments of one timezone are compared by their wall clocks, which show an hour twice in autumn.
+    begin = (due or now).astimezone(UTC)
     try:
-        of_day = time.fromisoformat(stop_at)
-    except ValueError:
-        return _placed(_moment(stop_at), timezone)
-    begin = due or now
-    local = begin.astimezone(_zone(timezone)) if timezone else begin.astimezone()
-    closing = _placed(datetime.combine(local.date(), of_day), timezone)
-    return closing if closing > begin else _placed(datetime.combine(local.date() + timedelta(1), of_day), timezone)
+        if isinstance(end, timedelta):
+            return begin + end
+        if isinstance(end, datetime):
+            return _placed(end, zone)
+    except (OverflowError, ValueError):
+        raise InvalidRequestError(f"stop_at: {stop_at!r} is beyond what a calendar can say") from None
+    first = begin.astimezone(end.tzinfo or zone).date()
+    closing = _placed(datetime.combine(first, end), zone)
+    return closing if closing.astimezone(UTC) > begin else _placed(datetime.combine(first + timedelta(1), end), zone)
+
+
+def read_stop_at(value: Any) -> time | datetime | timedelta:
+    """Return the end of a window as a value of Python's own.
+
+    Args:
+        value: a `time` or ``"06:00"``, a `datetime` or ISO 8601 text, a `timedelta` or ``"PT6H"``.
+
+    Raises:
+        InvalidRequestError: it is none of these, or has more than one meaning; the text says which.
+    """
+    if isinstance(value, timedelta):
+        return _lasting(value)
+    if isinstance(value, time | datetime):
+        return value
+    if isinstance(value, date):
+        raise InvalidRequestError(f"stop_at: {value} is a whole day; add the time: '{value}T06:00'")
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"stop_at: {value!r} is {_of_yaml(value)}; {_FORMS}")
+    text = value.strip()
+    if not text:
+        raise InvalidRequestError(f"stop_at: it is empty; check the template, or {_FORMS}")
+    if text.isdecimal():
+        # As a template gives a number; and ISO 8601 would read four digits as another time than YAML wrote.
+        raise InvalidRequestError(f"stop_at: {value!r} is {_of_yaml(int(text[:9]))}; {_FORMS}")
+    if found := _TIME_OF_DAY.fullmatch(text):
+        return _time_of_day(value, *found.groups())
+    if found := _DURATION.fullmatch(text):
+        days, hours, minutes, seconds = (int(number or 0) for number in found.groups())
+        return _lasting(timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
+    return _moment(text)
+
+
+def read_timezone(value: Any) -> tzinfo | None:
+    """Return a timezone; None is None, the machine's own.
+
+    Args:
+        value: an IANA name (``"Europe/Berlin"``), an offset (``"+02:00"``), or a `tzinfo` such as a DAG's.
+
+    Raises:
+        InvalidRequestError: there is no such timezone.
+    """
+    if value is None or isinstance(value, tzinfo):
+        return value
+    if isinstance(value, str):
+        name = value.strip()
+        if (found := _OFFSET.fullmatch(name)) and int(found[2]) < 24 and int(found[3] or 0) < 60:
+            away = timedelta(hours=int(found[2]), minutes=int(found[3] or 0))
+            return fixed_offset(-away if found[1] == "-" else away)
+        try:
+            return ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            pass
+    raise InvalidRequestError(
+        f"timezone: there is no {value!r}; use a name such as 'Europe/Berlin' or 'UTC', or an offset such as '+02:00'"
+    )
+
+
+def timezone_name(zone: tzinfo) -> str:
+    """Return what `read_timezone` reads as the same timezone."""
+    if isinstance(name := getattr(zone, "key", None), str):
+        return name
+    away = zone.utcoffset(None)
+    if away is None:
+        raise InvalidRequestError(f"timezone: {zone!r} has no name; use a name such as 'Europe/Berlin', or '+02:00'")
+    minutes = round(away.total_seconds() / 60)
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+
+
+def _of_yaml(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 60 <= value < 1440:
+        return f"a number, as YAML makes of {value // 60}:{value % 60:02} without quotes"
+    return "a number" if isinstance(value, int | float) else f"of type {type(value).__name__}"
+
+
+def _lasting(duration: timedelta) -> timedelta:
+    if duration <= timedelta(0):
+        raise InvalidRequestError(f"stop_at: a run cannot last {duration}; give a duration above zero")
+    return duration
+
+
+def _time_of_day(value: str, hours: str, minutes: str, seconds: str | None, offset: str | None) -> time:
+    if len(hours) == 1 and seconds:
+        # Python writes a time with two digits, and a duration so.
+        raise InvalidRequestError(
+            f"stop_at: {value!r} may be a time of day or a timedelta that a template has turned into text; "
+            f"write '0{hours}:{minutes}:{seconds}' or 'PT{hours}H{int(minutes)}M'"
+        )
+    # The end of a day and the beginning of the next are the same moment.
+    hours = "0" if (hours, minutes, seconds or "00") == ("24", "00", "00") else hours
+    try:
+        return time(int(hours), int(minutes), int(seconds or 0), tzinfo=read_timezone(_plain_offset(offset)))
+    except (ValueError, InvalidRequestError):
+        raise InvalidRequestError(f"stop_at: there is no time {value!r}; {_FORMS}") from None
+
+
+def _plain_offset(offset: str | None) -> str | None:
+    return "+00:00" if offset in {"Z", "z"} else offset
 
 
 def _moment(text: str) -> datetime:
     try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        pass
+    else:
+        return read_stop_at(day)  # type: ignore[return-value]  # it raises
+    try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise InputError(
-            f"stop_at: {text!r} is no time of day ('06:00') and no moment in ISO 8601 ('2026-11-23T06:00+01:00')."
+        raise InvalidRequestError(
+            f"stop_at: {text!r} is no time of day, no moment in ISO 8601 and no duration; {_FORMS}"
         ) from None
 
 
-def _placed(moment: datetime, timezone: str | None) -> datetime:
+def _placed(moment: datetime, zone: tzinfo | None) -> datetime:
     if moment.tzinfo is not None:
         return moment
     # Without a name the machine's own rules hold, summer time included.
-    return moment.replace(tzinfo=_zone(timezone)) if timezone else moment.astimezone()
-
-
-def _zone(timezone: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise InputError(f"timezone: there is no {timezone!r}; use a name such as 'Europe/Berlin' or 'UTC'.") from None
+    return moment.replace(tzinfo=zone) if zone else moment.astimezone()

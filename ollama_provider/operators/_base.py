@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
 )
 
-from ollama_provider.api.errors import InvalidRequestError, OllamaError
+from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.lists import read_list
 from ollama_provider.batch.errors import BatchError
 
@@ -43,12 +43,6 @@ def airflow_errors() -> Iterator[None]:
         raise kind(str(error)) from None
     except AirflowNotFoundException as error:
         raise AirflowFailException(str(error)) from None
-
-
-def one_of(name: str, value: Any, *allowed: str) -> None:
-    """Refuse a value that is not among those allowed."""
-    if value not in allowed:
-        raise InvalidRequestError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
 
 
 def describe(usage: dict[str, Any]) -> str:

@@ -2,14 +2,16 @@
 
 import logging
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath, Stats
 from jinja2 import TemplateNotFound
 
+from ollama_provider.api.arguments import is_null, read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas import GenerateRequest, Options
+from ollama_provider.batch.arguments import read_argument
 from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.limits import Limits
@@ -18,7 +20,6 @@ from ollama_provider.batch.sources import Rows, paths_of
 from ollama_provider.batch.spec import BatchSpec, StopSignal
 from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
-from ollama_provider.operators._base import one_of
 from ollama_provider.operators._paths import earlier_folder_of, folder_of, storage_path
 from ollama_provider.sql import SqlRows
 
@@ -87,7 +88,8 @@ class BatchRun:
         Raises:
             InvalidRequestError: *resume* is no name.
         """
-        resume, path = self._task.resume, storage_path(self._task.output_path)
+        resume = read_text("resume", self._task.resume)
+        path = storage_path(read_text("output_path", self._task.output_path))
         if resume == "run":
             path = self._folder_of_run(path)
         elif resume != "task":
@@ -116,63 +118,30 @@ class BatchRun:
             InvalidRequestError: an argument is wrong.
         """
         task = self._task
-        one_of("mode", task.mode, "all", "failed_only", "merge")
-        one_of("task", task.task, "generate", "chat", "embed")
-        one_of("on_long_text", task.on_long_text, "dead_letter", "truncate", "split")
-        one_of("on_truncation", task.on_truncation, "dead_letter", "fail", "flag")
-        one_of("on_broken_row", task.on_broken_row, "fail", "dead_letter")
-        one_of("on_digest_change", task.on_digest_change, "stop", "continue")
-        if task.concurrency != "auto" and (not isinstance(task.concurrency, int) or task.concurrency < 1):
-            raise InvalidRequestError(f"concurrency: {task.concurrency!r} is neither 'auto' nor a number from 1 on")
+        fields_ = {field.name for kind in (BatchSpec, Limits) for field in fields(kind)}
+        # Its own arguments: Airflow has a retry_delay as well.
+        given = {name: getattr(task, name) for name in task.own_arguments() if name in fields_}
+        images_from = read_argument("images_from", task.images_from)
         # A request knows how defaults are laid under options, and refuses what is wrong.
         shared = task.hook.request(
             GenerateRequest,
             model=task.model,
-            system=task.system,
             options=task.options,
             keep_alive=task.keep_alive,
-            think=task.think,
         )
-        return BatchSpec(
-            model=shared.model,
-            rows=self.rows(),
-            into=task.into,
-            prompt=self.read_prompt(),
-            system=shared.system,
-            task=task.task,
-            messages=task.messages,
-            images=task.images,
-            images_from=storage_path(task.images_from) if isinstance(task.images_from, str) else task.images_from,
-            output_type=task.output_type,
-            fallback_model=task.fallback_model,
-            dimensions=task.dimensions,
-            on_long_text=task.on_long_text,
-            pack=task.pack,
-            results=task.results,
-            stop_at=task.stop_at,
-            timezone=task.timezone or task.dag.timezone.name,
-            due=self._began,
-            unload_after=task.unload_after,
-            shard=None if task.shard is None else (task.shard[0], task.shard[1]),
-            id_column=task.id_column,
-            options=shared.options or Options(),
-            keep_alive=shared.keep_alive,
-            think=task.think,
-            mode=task.mode,
-            concurrency=task.concurrency,
-            requests_per_minute=task.requests_per_minute,
-            limits=Limits(
-                max_attempts=task.max_attempts,
-                max_failed_rows=task.max_failed_rows,
-                max_failed_ratio=task.max_failed_ratio,
-                max_outage=task.max_outage,
-            ),
-            on_truncation=task.on_truncation,
-            allow_cut=task.allow_cut,
-            on_broken_row=task.on_broken_row,
-            on_digest_change=task.on_digest_change,
-            load_timeout=task.load_timeout,
-            checkpoint_every=task.checkpoint_every,
+        return BatchSpec.read(
+            given
+            | {
+                "model": shared.model,
+                "options": shared.options or Options(),
+                "keep_alive": shared.keep_alive,
+                "rows": self.rows(),
+                "prompt": self.read_prompt(),
+                "images_from": storage_path(images_from) if isinstance(images_from, str) else images_from,
+                "timezone": task.dag.timezone if is_null(task.timezone) else task.timezone,
+                "due": self._began,
+                "shard": None if task.shard is None else tuple(task.shard),
+            }
         )
 
     def rows(self) -> Rows:
@@ -191,14 +160,15 @@ class BatchRun:
             InvalidRequestError: there is no such file.
         """
         task = self._task
-        if not task.prompt.endswith(tuple(task.template_ext)):
-            return task.prompt
+        prompt = read_text("prompt", task.prompt)
+        if not prompt.endswith(tuple(task.template_ext)):
+            return prompt
         environment = task.get_template_env()
         try:
-            source, *_ = environment.loader.get_source(environment, task.prompt)
+            source, *_ = environment.loader.get_source(environment, prompt)
         except TemplateNotFound:
             raise InvalidRequestError(
-                f"prompt: there is no file {task.prompt!r} in the DAG's folder or its template_searchpath"
+                f"prompt: there is no file {prompt!r} in the DAG's folder or its template_searchpath"
             ) from None
         return str(source)
 

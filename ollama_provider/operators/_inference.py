@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ollama_provider.api.arguments import one_of
 from ollama_provider.api.errors import (
     CutAnswerError,
     CutPromptError,
@@ -11,7 +12,6 @@ from ollama_provider.api.errors import (
     InvalidRequestError,
     RejectedReplyError,
 )
-from ollama_provider.operators._base import one_of
 from ollama_provider.operators._deferral import DeferrableOperator
 from ollama_provider.operators._images import capabilities_for
 

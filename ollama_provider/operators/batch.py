@@ -1,9 +1,16 @@
 """A night's work in one task."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta, tzinfo
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow.providers.common.compat.sdk import TaskGroup
+from jinja2 import Environment, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
+
+from ollama_provider.api.arguments import read_whole
+from ollama_provider.batch.arguments import read_argument
 from ollama_provider.links import BatchResultsLink
 from ollama_provider.operators._base import OllamaOperator
 
@@ -37,13 +44,14 @@ class OllamaBatchOperator(OllamaOperator):
         resume: who shares results. ``"run"``: the tries of one DAG run; they are in ``output_path/<run id>``.
             ``"task"``: all runs; they are in *output_path* itself, and each run writes ``results.jsonl`` anew. Another
             name: whoever uses it; they are in ``output_path/<name>``. A mapped task adds its map index.
-        mode: ``"failed_only"`` asks again what failed before, and nothing else; ``"merge"`` puts together what the
-            shards have, and asks nothing.
+        mode: ``"all"`` asks what has no good result yet; ``"failed_only"`` asks again what failed before, and nothing
+            else; ``"merge"`` puts together what the shards have, and asks nothing.
         shard: number (from 0) and how many: only these rows, in the directory of all. Given by
             `sharded`, which makes the tasks of all shards.
         task: what is done with each row: ``"generate"`` (a completion), ``"chat"`` (an answer to *messages*) or
             ``"embed"`` (a vector of *prompt*, into Parquet).
-        messages: turns of a chat, with ``role`` and ``content``; each ``content`` is a template for a row.
+        messages: turns of a chat, with ``role`` and ``content``. A ``content`` that names ``row`` is a template for
+            each row, and not rendered by Airflow.
         images: template of the path of a picture for each row (``{{ row.path }}``; several, one a line), on any
             ``ObjectStoragePath``.
         images_from: folder or bucket that the pictures must lie in, with ``..`` and links followed; a path that does
@@ -57,10 +65,11 @@ class OllamaBatchOperator(OllamaOperator):
             and the result is marked (``"truncate"``), or its overlapping pieces get a row each (``"split"``).
         pack: texts of one request for vectors, or ``"auto"`` to find out by measuring.
         results: ``"jsonl"`` or ``"parquet"``; None is Parquet for vectors, else JSON lines.
-        stop_at: the end of the night: a time of day (``"06:00"``: the first one after the DAG run began), a moment, or
-            a `timedelta`. No row is sent then, what is in flight comes back, and the task succeeds with ``complete``
-            False; the next run with the same results goes on (``resume="task"``).
-        timezone: of *stop_at*, such as ``"Europe/Berlin"``; None is the DAG's.
+        stop_at: the end of the night: a time of day (``"06:00"`` or a `time`: the first one after the DAG run began), a
+            moment (a `datetime` or ISO 8601), or how long after the DAG run began (a `timedelta`, or ``"PT6H"``). No
+            row is sent then, what is in flight comes back, and the task succeeds with ``complete`` False; the next run
+            with the same results goes on (``resume="task"``).
+        timezone: of *stop_at*, such as ``"Europe/Berlin"`` or ``"+02:00"``; None is the DAG's.
         unload_after: take the model out of memory at the end.
         id_column: column whose value is carried through to the results.
         system: system message for all rows.
@@ -95,12 +104,42 @@ class OllamaBatchOperator(OllamaOperator):
         "system",
         "output_path",
         "resume",
+        "mode",
+        "task",
+        "messages",
+        "images",
+        "images_from",
+        "fallback_model",
+        "dimensions",
+        "on_long_text",
+        "pack",
+        "results",
+        "stop_at",
+        "timezone",
+        "unload_after",
+        "id_column",
         "options",
         "keep_alive",
-        "images_from",
-        "stop_at",
+        "think",
+        "concurrency",
+        "requests_per_minute",
+        "max_attempts",
+        "max_failed_rows",
+        "max_failed_ratio",
+        "max_outage",
+        "on_truncation",
+        "allow_cut",
+        "on_broken_row",
+        "on_digest_change",
+        "load_timeout",
+        "checkpoint_every",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"rows": "json", "system": "md", "options": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "rows": "json",
+        "system": "md",
+        "options": "json",
+        "messages": "json",
+    }
     #: Made by each try.
     _run: "BatchRun | None" = None
     hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
@@ -126,8 +165,8 @@ class OllamaBatchOperator(OllamaOperator):
         on_long_text: Literal["dead_letter", "truncate", "split"] = "dead_letter",
         pack: int | Literal["auto"] = "auto",
         results: Literal["jsonl", "parquet"] | None = None,
-        stop_at: str | datetime | timedelta | None = None,
-        timezone: str | None = None,
+        stop_at: str | time | datetime | timedelta | None = None,
+        timezone: str | tzinfo | None = None,
         unload_after: bool = False,
         id_column: str | None = None,
         system: str | None = None,
@@ -194,15 +233,35 @@ class OllamaBatchOperator(OllamaOperator):
         self.first_token_timeout = first_token_timeout
         self.idle_timeout = idle_timeout
         self.total_timeout = total_timeout
+        # What is wrong however it is rendered is an error of the DAG file. (A mapped task is made by its worker.)
+        if not getattr(self, "_BaseOperator__from_mapped", False):
+            for name in self.template_fields:
+                if _is_final(value := getattr(self, name)):
+                    read_argument(name, value)
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render a template field, but not a list of rows: a ``{{`` in a document is no template."""
+        """Render a template field, but neither a list of rows nor a template for each row.
+
+        A ``{{`` in a document is no template, and a text of *messages* or *images* that names ``row`` is the batch's.
+        """
         if content is self.rows and isinstance(content, list | tuple):
             from ollama_provider.batch.sources import paths_of  # a DAG file is parsed all the time
 
             if paths_of(content) is None:
                 return content
-        return super().render_template(content, *args, **kwargs)
+
+        def render(content: Any) -> Any:
+            return super(OllamaBatchOperator, self).render_template(content, *args, **kwargs)
+
+        if content is self.messages or content is self.images:
+            return _render_around_rows(content, render)
+        return render(content)
+
+    @staticmethod
+    def own_arguments() -> Sequence[str]:
+        """Return the names of the arguments that no other operator has."""
+        named = signature(OllamaBatchOperator.__init__).parameters.values()
+        return [argument.name for argument in named if argument.kind is Parameter.KEYWORD_ONLY]
 
     def perform(self, context: "Context") -> dict[str, Any]:
         """Run the batch; return its summary."""
@@ -218,17 +277,67 @@ class OllamaBatchOperator(OllamaOperator):
             self._run.stop.set("the task was killed")
 
 
-def sharded(count: int, *, task_id: str, **arguments: Any) -> OllamaBatchOperator:
-    """Return the last task of a batch that many workers share: it merges what ``<task_id>_shards`` has asked.
+def _is_final(value: Any) -> bool:
+    """Return whether a value is one already, and not a template, another task's output or the like."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value and not value.endswith(tuple(OllamaOperator.template_ext))
+    return value is None or isinstance(value, bool | int | float | time | date | timedelta | tzinfo)
+
+
+def _render_around_rows(content: Any, render: Callable[[Any], Any]) -> Any:
+    """Render the texts in *content* but those that name ``row``: they are rendered for each row, by the batch."""
+    if isinstance(content, str):
+        return render(content) if "{" in content and not _names_row(content) else content
+    if isinstance(content, list | tuple):
+        return [_render_around_rows(element, render) for element in content]
+    if isinstance(content, dict):
+        return {key: _render_around_rows(value, render) for key, value in content.items()}
+    return render(content)
+
+
+def _names_row(text: str) -> bool:
+    try:
+        return "row" in find_undeclared_variables(Environment().parse(text))  # noqa: S701  # nothing is rendered
+    except TemplateSyntaxError:
+        # The batch says what is wrong with it.
+        return True
+
+
+class ShardedBatch(TaskGroup):
+    """The tasks of a batch that many workers share: ``shards``, which are mapped, and ``merge`` after them.
+
+    What comes before the group comes before every shard, and what comes after it after the merge.
+    """
+
+    @property
+    def merge(self) -> OllamaBatchOperator:
+        """The last task: its XCom is the summary of all."""
+        task: OllamaBatchOperator = self.children[f"{self.group_id}.merge"]
+        return task
+
+    @property
+    def output(self) -> Any:
+        """The summary of all, for another task's argument."""
+        return self.merge.output
+
+
+def sharded(count: int, *, task_id: str, **arguments: Any) -> ShardedBatch:
+    """Return the tasks of a batch that many workers share, as a task group.
 
     Args:
-        count: of the shards, each a mapped task; how many run at a time is Airflow's (``max_active_tis_per_dagrun``).
-        task_id: of the merge, whose XCom is the summary of all.
+        count: of the shards, each a mapped task ``<task_id>.shards``; how many run at a time is Airflow's
+            (``max_active_tis_per_dagrun``).
+        task_id: of the group. Its last task, ``<task_id>.merge``, puts together what the shards have asked; *output* of
+            the group is its XCom, the summary of all.
         arguments: of `OllamaBatchOperator`.
+
+    Raises:
+        InvalidRequestError: *count* is no number from 1 on.
     """
-    mapped = OllamaBatchOperator.partial(task_id=f"{task_id}_shards", **arguments).expand(
-        shard=[[number, count] for number in range(count)]
-    )
-    merge = OllamaBatchOperator(task_id=task_id, mode="merge", **arguments)
-    mapped >> merge
-    return merge
+    count = read_whole("count", count, least=1)
+    group = ShardedBatch(group_id=task_id)
+    with group:
+        merge = OllamaBatchOperator(**{**arguments, "task_id": "merge", "mode": "merge"})
+        shards = [[number, count] for number in range(count)]
+        OllamaBatchOperator.partial(task_id="shards", **arguments).expand(shard=shards) >> merge
+    return group

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
+from ollama_provider.api.arguments import one_of
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
-from ollama_provider.operators._base import one_of
 from ollama_provider.operators._images import read_images
 from ollama_provider.operators._inference import InferenceOperator
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ollama_provider.api.arguments import one_of
 from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError
-from ollama_provider.operators._base import one_of
 from ollama_provider.operators._deferral import DeferrableOperator
 from ollama_provider.operators._paths import storage_path
 from ollama_provider.operators._vectors import Vector, write_vectors, writer_for

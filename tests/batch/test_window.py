@@ -1,13 +1,13 @@
 """The end of the night: when it is, and what a batch does then."""
 
 import threading
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.window import closing_time
+from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.batch.window import closing_time, read_timezone, timezone_name
 from ollama_provider.testing import Fail, Gate, Pace, Stall
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -58,16 +58,111 @@ class TestClosingTime:
         assert closing_time(plus_two, None, now=EVENING) == plus_two
         assert closing_time(timedelta(hours=8), None, now=EVENING) == EVENING + timedelta(hours=8)
 
-    @pytest.mark.parametrize("wrong", ["six", "25:00", timedelta(0), timedelta(hours=-1)])
-    def test_what_is_no_end_is_refused(self, wrong):
-        """By the name of the argument."""
-        with pytest.raises(InputError, match="stop_at"):
+    def test_a_duration_counts_from_when_the_run_was_due(self):
+        """A retry does not begin the night anew."""
+        late = EVENING + timedelta(hours=7, minutes=55)
+
+        assert closing_time(timedelta(hours=8), None, now=late, due=EVENING) == EVENING + timedelta(hours=8)
+        assert closing_time("PT8H", None, now=late + timedelta(hours=3), due=EVENING) == EVENING + timedelta(hours=8)
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            time(6),
+            time(6, tzinfo=BERLIN),
+            "6:00",
+            " 06:00\n",
+            "06:00:00",
+            "05:00Z",
+            "06:00+01:00",
+            "06:00 +0100",
+            MORNING,
+            "2026-11-23T06:00",
+            "2026-11-23 06:00:00",
+            "2026-11-23T05:00:00Z",
+            "20261123T060000",
+            timedelta(hours=8),
+            "PT8H",
+            "PT480M",
+            "pt7h59m60s",
+        ],
+        ids=str,
+    )
+    def test_forms_with_one_meaning_are_taken(self, form):
+        """From Python, YAML, a form, a template or a command line."""
+        assert closing_time(form, "Europe/Berlin", now=EVENING) == MORNING
+
+    def test_the_end_of_a_day_is_the_beginning_of_the_next(self):
+        """As ISO 8601 has it."""
+        midnight = datetime(2026, 11, 23, 0, 0, tzinfo=BERLIN)
+
+        assert closing_time("24:00", "Europe/Berlin", now=EVENING) == midnight
+        assert closing_time("P1DT2H", "Europe/Berlin", now=EVENING) == midnight + timedelta(days=1)
+
+    def test_a_time_with_a_timezone_of_its_own_counts_days_there(self):
+        """It is tomorrow already in Tokyo."""
+        found = closing_time(time(6, tzinfo=ZoneInfo("Asia/Tokyo")), "America/Los_Angeles", now=EVENING)
+
+        assert found == datetime(2026, 11, 23, 6, tzinfo=ZoneInfo("Asia/Tokyo")) + timedelta(days=1)
+
+    def test_the_hour_that_comes_twice(self):
+        """In the second of the two, the first is past, whatever timezone the moment is told in."""
+        due = datetime(2026, 10, 25, 2, 15, fold=1, tzinfo=BERLIN)
+
+        for told in (due, due.astimezone(UTC)):
+            found = closing_time("02:30", "Europe/Berlin", now=told)
+            assert found == datetime(2026, 10, 26, 2, 30, tzinfo=BERLIN)
+
+    @pytest.mark.parametrize(
+        ("wrong", "told"),
+        [
+            ("six", "no time of day"),
+            ("6am", "no time of day"),
+            ("06.00", "no time of day"),
+            ("25:00", "there is no time"),
+            ("24:30", "there is no time"),
+            ("06:00+99:00", "there is no time"),
+            ("", "it is empty"),
+            ("  ", "it is empty"),
+            (None, "of type NoneType"),
+            (1350, "as YAML makes of 22:30 without quotes"),
+            ("1350", "as YAML makes of 22:30 without quotes"),
+            (81000, "is a number"),
+            (6, "is a number"),
+            (6.5, "is a number"),
+            (True, "is a number"),
+            ("0600", "is a number"),
+            (date(2026, 11, 26), "a whole day"),
+            ("2026-11-26", "a whole day"),
+            ("6:00:00", "a timedelta that a template has turned into text"),
+            (timedelta(0), "above zero"),
+            (timedelta(hours=-1), "above zero"),
+            ("PT0S", "above zero"),
+            ("P", "no time of day"),
+            ("PT", "no time of day"),
+            (timedelta.max, "calendar"),
+            (["06:00"], "of type list"),
+        ],
+        ids=repr,
+    )
+    def test_what_is_no_end_or_more_than_one_is_refused(self, wrong, told):
+        """By the name of the argument, and with what is meant by it."""
+        with pytest.raises(InvalidRequestError, match=rf"^stop_at: .*{told}"):
             closing_time(wrong, None, now=EVENING)
 
-    def test_an_unknown_timezone_is_refused(self):
+    @pytest.mark.parametrize("zone", ["Europe/Bärlin", "Europe", "../UTC", "+25:00", "+02:99", "", 2, "None"])
+    def test_an_unknown_timezone_is_refused(self, zone):
         """By name."""
-        with pytest.raises(InputError, match="Europe/Bärlin"):
-            closing_time("06:00", "Europe/Bärlin", now=EVENING)
+        with pytest.raises(InvalidRequestError, match=r"^timezone: there is no"):
+            closing_time("06:00", zone, now=EVENING)
+
+    @pytest.mark.parametrize("zone", ["+02:00", "UTC+2", "+0200", timezone(timedelta(hours=2)), ZoneInfo("Etc/GMT-2")])
+    def test_a_timezone_may_be_an_offset(self, zone):
+        """As a DAG has it whose start_date has an offset."""
+        six = datetime(2026, 11, 23, 6, tzinfo=timezone(timedelta(hours=2)))
+
+        assert closing_time("06:00", zone, now=EVENING) == six
+        assert closing_time("06:00", timezone_name(read_timezone(zone)), now=EVENING) == six
 
 
 def texts(count):

@@ -83,7 +83,7 @@ def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Ser
     stack.processes.kill("worker-1")
     states = stack.wait_for_run("e2e_sharded_batch", run)
 
-    assert states == dict.fromkeys(("summaries_shards[0]", "summaries_shards[1]", "summaries"), "success")
+    assert states == dict.fromkeys(("summaries.shards[0]", "summaries.shards[1]", "summaries.merge"), "success")
     tries = stack.call("GET", f"/dags/e2e_sharded_batch/dagRuns/{run}/taskInstances")["task_instances"]
     assert sorted(task["try_number"] for task in tries) == [1, 1, 2]
     (results,) = parts.glob("*/results.jsonl")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ollama_provider.testing import Answer, Ordinary
+from ollama_provider.testing import Answer, Fail, Ordinary
 from tests.airflow.conftest import DagBag
 
 DAGS = Path(__file__).parents[3] / "dags"
@@ -251,9 +251,27 @@ def test_sharded_batch(run, tmp_path) -> None:
 
     done = run("ollama_sharded_batch", rows=str(tmp_path / "rows.jsonl"), output_path=f"file://{tmp_path}/out")
 
-    assert (done["summaries"]["complete"], done["summaries"]["rows"]) == (True, 12)
+    assert (done["summaries.merge"]["complete"], done["summaries.merge"]["rows"]) == (True, 12)
     (results,) = (tmp_path / "out").glob("*/results.jsonl")
     assert [json.loads(line)["index"] for line in results.read_text().splitlines()] == list(range(12))
+
+
+def test_repair_failed(run, ollama, tmp_path) -> None:
+    """The form chooses that only the failed row is asked again; the new one has to wait."""
+    ollama.stand_in.script(Fail("invalid image", status=400), where=lambda body: "Row 2" in str(body))
+    where = {"rows": str(tmp_path / "rows.jsonl"), "output_path": f"file://{tmp_path}/out"}
+    (tmp_path / "rows.jsonl").write_text('{"text": "Row 1."}\n{"text": "Row 2."}\n')
+
+    night = run("ollama_repair_failed", **where, max_failed_ratio=0.5)
+    with (tmp_path / "rows.jsonl").open("a") as rows:
+        rows.write('{"text": "Row 3."}\n')
+    repair = run("ollama_repair_failed", **where, mode="failed_only")
+    prompts = [seen.json["prompt"] for seen in ollama.stand_in.requests if "Row" in str(seen.json)]
+
+    assert (night["summaries"]["ok"], night["summaries"]["failed"]) == (1, 1)
+    assert (repair["summaries"]["requests"], repair["summaries"]["failed"]) == (1, 0)
+    assert [number for number in "123" if any(f"Row {number}" in prompt for prompt in prompts)] == ["1", "2"]
+    assert "Row 2" in prompts[-1]
 
 
 def test_night_window(run, tmp_path) -> None:

@@ -23,15 +23,48 @@ def prompts(ollama) -> list:
 
 
 def test_shards_are_mapped_tasks_and_merged(run_task, ollama, tmp_path) -> None:
-    """Each row is asked once, and the last task has the summary of all."""
+    """Each row is asked once, and the output of the group is the summary of all."""
     above = "from ollama_provider.operators.batch import sharded"
 
-    ran = run_task(f"sharded(3, {batch(tmp_path)})", above=above)
+    ran = run_task(
+        f"""
+        @task
+        def t(summary):
+            return summary
+        t(sharded(3, {batch(tmp_path).replace("task_id='t'", "task_id='all'")}).output)
+        """,
+        above=above,
+    )
 
     assert ran.state == "success"
     assert (ran.value["complete"], ran.value["rows"], ran.value["reused"], ran.value["requests"]) == (True, 40, 40, 0)
     assert sorted(prompts(ollama)) == sorted(f"text {number}" for number in range(40))
     assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 40
+
+
+def test_shards_wait_for_the_task_that_makes_their_rows(run_task, ollama, tmp_path) -> None:
+    """And not only their merge does: else they would ask the rows of last night."""
+    above = "from ollama_provider.operators.batch import sharded"
+    given = f"rows='{tmp_path}/rows.jsonl', output_path='{tmp_path}/out', resume='task', model='llama3.2'"
+
+    ran = run_task(
+        f"""
+        @task
+        def extract():
+            open('{tmp_path}/rows.jsonl', 'w').write('{{"text": "fresh"}}\\n')
+
+        @task
+        def t():
+            return open('{tmp_path}/out/results.jsonl').read().count('"status":"ok"')
+
+        extract() >> sharded(2, task_id='all', {given}) >> t()
+        """,
+        above=above,
+    )
+
+    assert ran.state == "success", ran.log
+    assert ran.value == 1
+    assert prompts(ollama) == ["fresh"]
 
 
 def test_a_closed_window_is_no_failure(run_task, ollama, tmp_path) -> None:
@@ -42,6 +75,68 @@ def test_a_closed_window_is_no_failure(run_task, ollama, tmp_path) -> None:
     assert (ran.state, ran.value["complete"]) == ("success", False)
     assert "before this run began" in ran.value["reason"]
     assert prompts(ollama) == []
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+def test_values_of_a_trigger_form(run_task, ollama, tmp_path, native) -> None:
+    """Text, null and numbers, in templates of either kind; a text that names row is for the rows."""
+    turns = "[{'role': 'system', 'content': '{{ params.tone }}'}, {'role': 'user', 'content': '{{ row.text }}'}]"
+    given = batch(
+        tmp_path,
+        "task='{{ params.task }}'",
+        f"messages={turns}",
+        "concurrency='{{ params.concurrency }}'",
+        "max_failed_ratio='{{ params.ratio }}'",
+        "allow_cut='{{ params.allow_cut }}'",
+        "stop_at='{{ params.stop_at }}'",
+        "id_column='{{ params.id_column }}'",
+    ).replace("resume='task'", "resume='{{ params.resume }}'")
+    params = {
+        "task": "chat",
+        "tone": "Be brief.",
+        "concurrency": 2,
+        "ratio": 0.5,
+        "allow_cut": True,
+        "stop_at": None,
+        "id_column": None,
+        "resume": "202611",
+    }
+
+    ran = run_task(f"OllamaBatchOperator({given})", params=params, render_template_as_native_obj=native)
+
+    assert (ran.state, ran.value["ok"]) == ("success", 40), ran.log
+    assert ran.value["directory"] == f"{tmp_path}/out/202611"
+    sent = [seen.json["messages"] for seen in ollama.stand_in.requests if seen.path == "/api/chat"]
+    assert [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "text 0"}] in sent
+
+
+def test_a_text_that_native_rendering_has_made_a_number_is_refused(run_task, tmp_path) -> None:
+    """It may have been 1.10, and is not asked for again."""
+    given = batch(tmp_path, "retries=2").replace("resume='task'", "resume='{{ params.version }}'")
+
+    ran = run_task(f"OllamaBatchOperator({given})", params={"version": "1.10"}, render_template_as_native_obj=True)
+
+    assert (ran.state, ran.tries) == ("failed", 1)
+    assert "resume: a text is needed, not float" in ran.log
+    assert "render_template_as_native_obj" in ran.log
+
+
+@pytest.mark.usefixtures("run_task")
+def test_a_dag_with_a_fixed_offset(run_dag, tmp_path) -> None:
+    """Its timezone has no name of its own, and its half past ten is not that of London."""
+    ran = run_dag(f"""
+from datetime import datetime, timedelta, timezone
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.operators import OllamaBatchOperator
+
+start = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+with DAG("with_an_offset", schedule=None, start_date=start):
+    OllamaBatchOperator({batch(tmp_path, "stop_at='2020-01-01T22:30'")})
+""")
+
+    (instance,) = ran.get_task_instances()
+    assert str(instance.state) == "success"
+    assert "had closed at 2020-01-01T22:30+02:00" in instance.xcom_pull(task_ids="t")["reason"]
 
 
 def test_a_window_that_is_open(run_task, tmp_path) -> None:
