@@ -107,6 +107,19 @@ def test_a_connection_without_a_port(airflow: Page, stack: Stack, ollama: Server
     assert (made["port"], made["description"]) == (None, "Saved again")
 
 
+def test_an_example_says_what_it_is_for(airflow: Page, stack: Stack) -> None:
+    """Its description is shown where it is listed, its docstring behind *Docs*."""
+    stack.wait_for_dag("ollama_first_batch")
+    airflow.goto(f"{stack.url}/dags?name_pattern=ollama_first_batch")
+    airflow.get_by_role("link", name="ollama_first_batch").hover()
+    expect(airflow.get_by_text("A summary of each line of some files")).to_be_visible()
+
+    airflow.get_by_role("link", name="ollama_first_batch").click()
+    airflow.get_by_role("button", name="Dag Docs").click()
+
+    expect(airflow.get_by_role("dialog")).to_contain_text("results are in summaries/results.jsonl")
+
+
 def test_the_button_says_what_is_there(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
     """A server that can be used is told by its version and its models."""
     add_connection(stack, "test_success", ollama.url, {"model": "llama3.2"})
