@@ -23,6 +23,7 @@ from ollama_provider.api.errors import (
     ClientClosedError,
     EndpointNotFoundError,
     ModelNotFoundError,
+    NotOllamaError,
     OllamaError,
     TransportError,
 )
@@ -33,7 +34,8 @@ from ollama_provider.api.pulling import check_pull_allowed
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, BrokenAnswer, Exchange, Upload, Wire
+from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, Exchange, Upload, Wire
+from ollama_provider.api.unpacking import BrokenAnswer, UnknownEncoding
 
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")
@@ -213,7 +215,6 @@ class Client:
                     request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
                 )
                 while (data := self._read(exchange, call, patience, decoder)) is not None:
-                    patience.hear(monotonic())
                     for part in decoder.feed(data):
                         call.tell(patience.take(part, monotonic()))
                         yield part
@@ -239,11 +240,14 @@ class Client:
 
     def _read(self, exchange: Exchange, call: Call[Any], patience: Patience, decoder: Decoder) -> bytes | None:
         try:
-            return exchange.read(patience.deadline)
+            data = exchange.read(patience.deadline)
         except Exception as error:
             if decoder.complete:  # what breaks behind the last object took nothing away
                 return None
             raise self._explain(error, call, patience, answered=True) from None
+        if data is not None and not patience.hear(len(data), monotonic()):
+            raise patience.refuse(host=self.settings.base_url, model=call.model)
+        return data
 
     def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
@@ -251,6 +255,10 @@ class Client:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
             return patience.give_up(host=host, model=model)
+        if isinstance(error, UnknownEncoding):
+            advice = "A proxy in between may compress it: switch that off for Ollama."
+            what = f"the answer is compressed ({error}), which was not asked for"
+            return NotOllamaError(what, advice=advice, host=host, model=model)
         if not isinstance(error, _FAILURES):
             return TransportError(f"the HTTP library failed with {type(error).__name__}", host=host, model=model)
         began = answered or isinstance(error, BrokenAnswer)
@@ -418,7 +426,6 @@ class AsyncClient:
                     request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
                 )
                 while (data := await self._read(exchange, call, patience, decoder)) is not None:
-                    patience.hear(monotonic())
                     for part in decoder.feed(data):
                         call.tell(patience.take(part, monotonic()))
                         yield part
@@ -446,11 +453,14 @@ class AsyncClient:
         self, exchange: AsyncExchange, call: Call[Any], patience: Patience, decoder: Decoder
     ) -> bytes | None:
         try:
-            return await exchange.read(patience.deadline)
+            data = await exchange.read(patience.deadline)
         except Exception as error:
             if decoder.complete:  # what breaks behind the last object took nothing away
                 return None
             raise self._explain(error, call, patience, answered=True) from None
+        if data is not None and not patience.hear(len(data), monotonic()):
+            raise patience.refuse(host=self.settings.base_url, model=call.model)
+        return data
 
     def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
@@ -458,6 +468,10 @@ class AsyncClient:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
             return patience.give_up(host=host, model=model)
+        if isinstance(error, UnknownEncoding):
+            advice = "A proxy in between may compress it: switch that off for Ollama."
+            what = f"the answer is compressed ({error}), which was not asked for"
+            return NotOllamaError(what, advice=advice, host=host, model=model)
         if not isinstance(error, _FAILURES):
             return TransportError(f"the HTTP library failed with {type(error).__name__}", host=host, model=model)
         began = answered or isinstance(error, BrokenAnswer)

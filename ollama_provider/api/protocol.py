@@ -78,21 +78,20 @@ class Lines:
     """
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes, return the lines that are complete now; blank ones are dropped."""
         *lines, rest = data.split(b"\n")
-        if lines:
-            lines[0] = b"".join([*self._rest, lines[0]])
+        if lines and self._rest:
+            lines[0] = bytes(self._rest + lines[0])
             self._rest.clear()
-        if rest:
-            self._rest.append(rest)
+        self._rest += rest
         return [line for line in lines if line.strip()]
 
     def end(self) -> list[bytes]:
         """Return what stands behind the last line break: an answer that is no stream has none."""
-        rest = b"".join(self._rest)
+        rest = bytes(self._rest)
         self._rest.clear()
         return [rest] if rest.strip() else []
 
@@ -118,8 +117,7 @@ class Decoder:
         self._now = now
         self._lines = Lines()
         self._refused = not 200 <= status < 300
-        self._body: list[bytes] = []
-        self._size = 0
+        self._body = bytearray()
         self._last: dict[str, Any] | None = None
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
@@ -132,10 +130,9 @@ class Decoder:
             for line in self._lines.feed(data):
                 yield self._read(line)
             return
-        self._body.append(data)
-        self._size += len(data)
+        self._body += data
         # What refuses us need not be Ollama, and its page need not end.
-        if self._refused and self._size > LONGEST_REFUSAL:
+        if self._refused and len(self._body) > LONGEST_REFUSAL:
             yield from self.end()
 
     @property
@@ -151,7 +148,7 @@ class Decoder:
         Raises:
             OllamaError: the answer says no, or it is not complete.
         """
-        body = b"".join(self._body)
+        body = bytes(self._body)
         if self._refused:
             raise self._refusal(body)
         if self._request.streamed:

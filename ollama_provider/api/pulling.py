@@ -8,6 +8,7 @@ is silent for minutes, and that is right.
 
 from collections import deque
 from fnmatch import fnmatchcase
+from typing import TypeGuard
 
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, PullNotAllowedError
 from ollama_provider.api.events import PullMoved
@@ -20,6 +21,10 @@ REPORT_EVERY = 5.0
 RATE_OVER = 30.0
 #: Seconds of silence granted for hashing and for writing: a huge layer on a slow disk.
 VERIFY_PATIENCE = 3600.0
+#: Layers and stages that are told apart; the largest models have some thousands of layers.
+MOST_LAYERS = 100_000
+#: Seconds between two measurements that are kept for the rate.
+MEASURE_EVERY = 0.1
 
 _TRANSFERS = ("pulling ", "pushing ")
 
@@ -45,6 +50,7 @@ class PullProgress:
         self._reported_at = -REPORT_EVERY
         self._reported_status = ""
         self._history: deque[tuple[float, int]] = deque([(now, 0)])
+        self._seen: set[str] = set()
 
     @property
     def deadline(self) -> float:
@@ -60,16 +66,19 @@ class PullProgress:
         status = line.get("status")
         stage = status if isinstance(status, str) else ""
         if stage != self.status:
-            # A new stage is progress by itself: the manifest came, or the next layer begins.
+            # A new stage is progress by itself: the manifest came, or the next layer begins. An old one is not.
             self.status = stage
-            self._moved_at = now
+            if stage not in self._seen and len(self._seen) < MOST_LAYERS:
+                self._seen.add(stage)
+                self._moved_at = now
             self._silence = self._stall if self._is_transfer(stage) else max(self._stall, VERIFY_PATIENCE)
         self._count(line)
         done = sum(self._done.values())
         if done > self._most:
             self._most = done
             self._moved_at = now
-        self._history.append((now, self._most))
+        if now - self._history[-1][0] >= MEASURE_EVERY:
+            self._history.append((now, self._most))
         while self._history[0][0] < now - RATE_OVER:
             self._history.popleft()
         return self._report(now)
@@ -80,11 +89,11 @@ class PullProgress:
 
     def _count(self, line: dict[str, object]) -> None:
         digest, total, completed = line.get("digest"), line.get("total"), line.get("completed")
-        if not isinstance(digest, str):
+        if not isinstance(digest, str) or (digest not in self._done and len(self._done) >= MOST_LAYERS):
             return
-        if isinstance(total, int):
+        if _is_size(total):
             self._total[digest] = total
-        self._done[digest] = completed if isinstance(completed, int) else 0
+        self._done[digest] = completed if _is_size(completed) else 0
 
     def _report(self, now: float) -> PullMoved | None:
         over = self.status == "success"
@@ -102,6 +111,11 @@ class PullProgress:
     def _rate(self, now: float) -> float | None:
         since, had = self._history[0]
         return (self._most - had) / (now - since) if now > since and self._most > had else None
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    """Return whether a number can be one of bytes."""
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def check_pull_allowed(model: str, settings: Settings, missing: ModelNotFoundError) -> None:

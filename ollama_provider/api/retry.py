@@ -6,6 +6,7 @@ do not come back together), and never sooner than a proxy asked for (``Retry-Aft
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from ollama_provider.api.settings import Settings
 
 #: Told of each attempt that failed and is followed by another: its number, its error, seconds until the next.
 Announce = Callable[[int, OllamaError, float], None]
+
+#: Seconds that an answer may ask for with ``Retry-After``; more is taken for so much.
+LONGEST_RETRY_AFTER = 600.0
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 _waits_are_free = False
 
@@ -105,14 +110,13 @@ def read_retry_after(value: str | None, now: datetime) -> float | None:
         now: the time (with a zone) to count from.
 
     Returns:
-        Seconds to wait, never negative; None where the header is absent or unreadable.
+        Seconds to wait, from 0 to `LONGEST_RETRY_AFTER`; None where the header is absent or unreadable.
     """
     if not value:
         return None
     text = value.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
     try:
-        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):  # TypeError: a date without a zone
+        seconds = float(text) if _NUMBER.fullmatch(text) else (parsedate_to_datetime(text) - now).total_seconds()
+    except (ValueError, TypeError, OverflowError, IndexError):  # TypeError: a date without a zone
         return None
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER)

@@ -23,13 +23,10 @@ from ollama_provider.api.breaking import Alarm, Lane
 from ollama_provider.api.connecting import headers_for, proxy_for, ssl_context_for
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.unpacking import BrokenAnswer, Unpacker, unpacker_for
 
 #: Seconds an idle connection is kept; proxies in between close theirs after 60 or 75.
 KEEP_ALIVE = 30.0
-
-
-class BrokenAnswer(httpx.ReadError):
-    """An answer began as HTTP and is broken: a damaged header, chunk or length."""
 
 
 class Upload:
@@ -75,6 +72,8 @@ class Exchange:
         with self._alarm.until(deadline), _broken_answers():
             self.response = self._lane.transport.handle_request(request)
         self._chunks = iter(cast("httpx.SyncByteStream", self.response.stream))
+        if (unpacker := unpacker_for(self.response)) is not None:
+            self._chunks = _unpacked(self._chunks, unpacker)
         return self.response
 
     def read(self, deadline: float) -> bytes | None:
@@ -91,6 +90,19 @@ class Exchange:
                     self.response.close()
         finally:
             self._wire.leave(self._lane)
+
+
+def _unpacked(chunks: Iterator[bytes], unpacker: Unpacker) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield from unpacker.feed(chunk)
+    unpacker.end()
+
+
+async def _unpacked_async(chunks: AsyncIterator[bytes], unpacker: Unpacker) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        for piece in unpacker.feed(chunk):
+            yield piece
+    unpacker.end()
 
 
 @contextlib.contextmanager
@@ -244,6 +256,8 @@ class AsyncExchange:
         if self.response.status_code == httpx.codes.SWITCHING_PROTOCOLS:
             raise BrokenAnswer("the answer changes to a protocol that nobody asked for")
         self._chunks = aiter(cast("httpx.AsyncByteStream", self.response.stream))
+        if (unpacker := unpacker_for(self.response)) is not None:
+            self._chunks = _unpacked_async(self._chunks, unpacker)
         return self.response
 
     async def read(self, deadline: float) -> bytes | None:

@@ -401,6 +401,16 @@ def test_a_servers_text_is_bounded_and_loses_its_links():
         ("soon", None),
         ("", None),
         ("-5", None),
+        (" 1.5 ", 1.5),
+        ("3600", 600),
+        ("9" * 400, 600),
+        ("Sun, 22 Nov 2099 12:01:30 GMT", 600),
+        ("Sun, 22 Nov 99999 12:01:30 GMT", None),
+        ("Sun, 22 Nov 2026 12:01:30 +99999999", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e9", None),
+        ("\u0663", None),
     ],
 )
 def test_retry_after(value, seconds):

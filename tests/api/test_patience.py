@@ -40,9 +40,9 @@ def test_once_it_began_only_a_pause_counts():
     """Every byte gives the answer another idle_timeout."""
     patience = patience_for(GENERATE, TIMEOUTS, now=0)
 
-    patience.hear(800)
+    patience.hear(1, 800)
     assert patience.deadline == 920
-    patience.hear(910)
+    patience.hear(1, 910)
     assert patience.deadline == 1030
     assert type(given_up(patience)) is errors.IdleTimeoutError
 
@@ -52,7 +52,7 @@ def test_the_total_bounds_the_whole_attempt():
     patience = patience_for(GENERATE, Timeouts(first_token=900, idle=120, total=100), now=0)
 
     assert patience.deadline == 100
-    patience.hear(90)
+    patience.hear(1, 90)
     assert patience.deadline == 100
     assert type(given_up(patience)) is errors.TotalTimeoutError
     assert not given_up(patience).retryable
@@ -71,9 +71,13 @@ def test_what_no_model_works_on_has_a_patience_of_its_own(request_, seconds):
     patience = patience_for(request_, Timeouts(first_token=1, idle=1, total=1), now=0)
 
     assert patience.deadline == seconds
-    patience.hear(5)
+    patience.hear(1, 5)
     assert patience.deadline == seconds + 5
     assert type(given_up(patience)) is errors.ResponseTimeoutError
+    for now in range(5, int(4 * seconds), 5):
+        patience.hear(1, now)
+    assert patience.deadline == 4 * seconds
+    assert "not complete" in str(given_up(patience))
 
 
 @pytest.mark.parametrize("kind", [PullRequest, PushRequest])
@@ -85,7 +89,7 @@ def test_a_pull_may_take_for_ever_as_long_as_it_moves(kind: type[Request]):
     patience.take({**line, "completed": 1000}, 100)
     assert patience.deadline == 400
     for now in range(101, 399):
-        patience.hear(now)
+        patience.hear(1, now)
         patience.take({**line, "completed": 1000}, now)
     assert patience.deadline == 400
     error = given_up(patience)
@@ -93,11 +97,31 @@ def test_a_pull_may_take_for_ever_as_long_as_it_moves(kind: type[Request]):
     assert "pulling 0123" in str(error)
 
 
+def test_drops_prolong_nothing_for_ever():
+    """A part of the answer has to be whole within ten times the idle timeout, whatever the total is."""
+    patience = patience_for(GENERATE, TIMEOUTS, now=0)
+    for now in range(0, 1200, 100):
+        patience.hear(1, now)
+    assert patience.deadline == 1200
+    patience.take({"response": "a"}, 1150)
+    patience.hear(1, 1150)
+    assert patience.deadline == 1150 + 120
+
+
+def test_the_end_of_a_finished_answer_is_waited_for_a_moment():
+    """Of a pull as well, which else may be silent for an hour."""
+    for request, last in ((GENERATE, {"done": True}), (PullRequest(model="m"), {"status": "success"})):
+        patience = patience_for(request, TIMEOUTS, now=0)
+        patience.take(last, 100)
+        assert patience.deadline == 105
+
+
 def test_without_a_total_there_is_no_end():
     """The default is no bound of the whole: a long answer is none to be cut."""
     patience = patience_for(GENERATE, TIMEOUTS, now=0)
     for now in range(0, 10**6, 100):
-        patience.hear(now)
+        patience.hear(1, now)
+        patience.take({"response": "a"}, now)
 
     assert patience.deadline == 10**6 - 100 + 120
     assert patience.deadline < math.inf

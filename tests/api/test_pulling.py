@@ -2,6 +2,7 @@
 
 import pytest
 
+from ollama_provider.api import pulling
 from ollama_provider.api.errors import ModelNotFoundError, PullNotAllowedError
 from ollama_provider.api.pulling import PullProgress, check_pull_allowed
 from ollama_provider.api.settings import Settings
@@ -150,3 +151,35 @@ def test_what_may_not_be_pulled(model, settings, says):
         check_pull_allowed(model, Settings(**settings), ModelNotFoundError("gone", host="http://h", status=404))
 
     assert (raised.value.host, raised.value.model, raised.value.status) == ("http://h", model, 404)
+
+
+@pytest.mark.parametrize("number", [10**400, 2**63, -1, -(10**400), True, 1.5, "1", None, [1]])
+def test_numbers_that_are_no_sizes_do_no_harm(number):
+    """A total of 400 digits is no total."""
+    pull = progress()
+    pull.add(layer("a", GB, 10), 0)
+    pull.add(layer("b", number, number), 10)
+    report = pull.add({"status": "success"}, 20)
+
+    assert GB <= report.total <= GB + 1
+    assert report.done == report.total
+
+
+def test_stages_that_come_again_are_no_progress():
+    """A server that goes to and fro between two of them has stalled all the same."""
+    pull = progress(stall=300)
+    for now in range(1000):
+        pull.add(layer("ab"[now % 2], GB, 10), now)
+
+    assert pull.deadline < 310
+
+
+def test_what_is_remembered_of_a_pull_is_bounded(monkeypatch):
+    """However many layers and lines a server makes up."""
+    monkeypatch.setattr(pulling, "MOST_LAYERS", 100)
+    pull = progress()
+    for number in range(10_000):
+        pull.add(layer(str(number), GB, number), number / 1000)
+
+    assert pull.add({"status": "success"}, 11).total == 100 * GB
+    assert len(pull._history) < 200

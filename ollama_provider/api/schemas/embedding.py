@@ -31,6 +31,11 @@ class EmbedRequest(Request[EmbedReply]):
     options: Options | None = None
     keep_alive: KeepAlive | None = None
 
+    @property
+    def longest(self) -> int:  # type: ignore[override]  # a constant elsewhere, here a matter of the number of texts
+        """Bytes that an answer may have: vectors of 16,000 numbers fit."""
+        return 2**20 + len(self.input) * 2**19
+
 
 class LegacyEmbedReply(Reply):
     """One vector, not always of length 1."""

@@ -125,6 +125,7 @@ class GenerateRequest(InferenceRequest, Request[GenerateReply]):
     streamed: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True
     patience: ClassVar[float | None] = None
+    longest: ClassVar[int] = 256 * 2**20
 
     prompt: str = ""
     suffix: str | None = None
@@ -162,6 +163,7 @@ class ChatRequest(InferenceRequest, Request[ChatReply]):
     streamed: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True
     patience: ClassVar[float | None] = None
+    longest: ClassVar[int] = 256 * 2**20
 
     messages: Annotated[list[Message], BeforeValidator(_read_messages)] = Field(default_factory=list)
     tools: list[Tool] | None = None

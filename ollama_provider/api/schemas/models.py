@@ -134,6 +134,7 @@ class ShowRequest(Named, Request[ShowReply]):
 
     path: ClassVar[str] = "/api/show"
     reply: ClassVar[type[Reply]] = ShowReply
+    longest: ClassVar[int] = 64 * 2**20
 
     verbose: bool | None = None
 
@@ -157,6 +158,7 @@ class PullRequest(Named, Request[ProgressReply]):
 
     path: ClassVar[str] = "/api/pull"
     reply: ClassVar[type[Reply]] = ProgressReply
+    longest: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
 
     insecure: bool | None = None
@@ -167,6 +169,7 @@ class PushRequest(Named, Request[ProgressReply]):
 
     path: ClassVar[str] = "/api/push"
     reply: ClassVar[type[Reply]] = ProgressReply
+    longest: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
 
     insecure: bool | None = None
@@ -177,6 +180,7 @@ class CreateRequest(Named, Request[ProgressReply]):
 
     path: ClassVar[str] = "/api/create"
     reply: ClassVar[type[Reply]] = ProgressReply
+    longest: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
     # Converting and quantizing a large model is silent for long.
     patience: ClassVar[float | None] = 3600
