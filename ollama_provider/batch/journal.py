@@ -71,6 +71,9 @@ _REQUEST = re.compile(rb',"status":"[a-z]+"(?:,"refused":true)?,"request":"([0-9
 # Every line of a part with a token ends with this: the CRC-32 of all that stands before it.
 _CHECK = b',"crc32":"%08x"}\n'
 _TAIL = len(_CHECK % 0)
+_BEFORE, _CHECK_AT = slice(None, -_TAIL), slice(-_TAIL, None)
+#: Bytes of a part that are read at a time.
+_READ = 1 << 20
 _PART_NAME = re.compile(r"parts/(\d+)-(\d+)-(\d+)(?:-([0-9a-f]{8}))?(?:\.(\d+of\d+))?\.jsonl")
 
 
@@ -206,17 +209,12 @@ class Journal:
         failed = State.FAILED if mine else State.FAILED_BEFORE
         index, replies, unhexlify, has_checksum = self._index, self._replies, binascii.unhexlify, bool(part.token)
         place, damaged = part_number << 40, 0
-        with self._storage.local(part.name).open("rb") as lines:
+        with self._storage.local(part.name).open("rb", buffering=_READ) as lines:
             for line in lines:
-                try:
-                    key = unhexlify(line[_KEY])
-                    good = line[-_TAIL:] == _CHECK % crc32(line[:-_TAIL]) if has_checksum else _is_outcome(line)
-                except ValueError:
-                    good = False
-                if not good or len(key) != KEY_BYTES or line[-2:] != b"}\n" or line[: _KEY.start] != _HEAD:
+                if not (line[_CHECK_AT] == _CHECK % crc32(line[_BEFORE]) if has_checksum else _is_outcome(line)):
                     damaged += 1
                 else:
-                    number = index.number(key)
+                    number = index.number(unhexlify(line[_KEY]))
                     if line[_GOOD] == _IS_GOOD:
                         index[number] = place << 3 | State.OK
                     elif index[number] & 7 != State.OK or line.startswith(_IS_REFUSED, AFTER_KEY):
@@ -270,8 +268,8 @@ class Journal:
         part = self._parts[number]
         if not part.token:
             return line
-        text = line[:-_TAIL]
-        if line[-_TAIL:] != _CHECK % crc32(text):
+        text = line[_BEFORE]
+        if line[_CHECK_AT] != _CHECK % crc32(text):
             raise StorageError(
                 f"{self._storage.location}/{part.name} was damaged during the run. Start again: what is damaged is "
                 "asked again, and nothing else."
@@ -414,8 +412,14 @@ def well_formed(text: str) -> str:
 
 def _is_outcome(line: bytes) -> bool:
     """Tell whether a line of a part without checksums is whole, as far as that can be seen."""
-    found = from_json(line, allow_inf_nan=False)
-    return isinstance(found, dict) and found.keys() >= {"key", "status", "output", "error"}
+    if line[: _KEY.start] != _HEAD or line[-2:] != b"}\n":
+        return False
+    try:
+        found = from_json(line, allow_inf_nan=False)
+        whole = len(binascii.unhexlify(line[_KEY])) == KEY_BYTES
+    except ValueError:
+        return False
+    return whole and isinstance(found, dict) and found.keys() >= {"key", "status", "output", "error"}
 
 
 def _with_checksum(text: bytes) -> bytes:
