@@ -72,7 +72,7 @@ def test_templates(run_task, ollama) -> None:
         params={"model": "llama3.2", "what": "rain", "tongue": "Dutch", "temperature": 0.2},
     )
 
-    sent = ollama.stand_in.requests[0].json
+    sent = next(seen.json for seen in ollama.stand_in.requests if seen.path == "/api/generate")
     assert (sent["model"], sent["prompt"], sent["system"]) == ("llama3.2", "Describe rain", "In Dutch")
     assert sent["options"] == {"temperature": 0.2, "num_ctx": 8192}
     assert sent["keep_alive"] == 300
