@@ -19,7 +19,7 @@ from uuid import uuid4
 from airflow.providers.common.compat.sdk import ObjectStoragePath, conf
 
 from ollama_provider.api import errors
-from ollama_provider.api.errors import InvalidRequestError, OllamaError
+from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import (
     ChatRequest,
     EmbedRequest,
@@ -160,11 +160,24 @@ class Inbox:
 
         Raises:
             OllamaError: such was the answer.
+            IncompleteReplyError: there is no further answer, or it is damaged: its file was cut short.
         """
-        fields = json.loads(next(self._lines))
-        if "error" in fields:
-            raise _error(**fields["error"])
-        return request.reply.model_validate(fields["reply"])  # type: ignore[return-value]  # the class knows its reply
+        line = next(self._lines, b"")
+        try:
+            fields = json.loads(line)
+            answer = _error(**fields["error"]) if "error" in fields else request.reply.model_validate(fields["reply"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise self._damaged() from None
+        if isinstance(answer, OllamaError):
+            raise answer
+        return answer  # type: ignore[return-value]  # the class knows its reply
+
+    def _damaged(self) -> IncompleteReplyError:
+        where = self._parcel.get("file", "Airflow's database")
+        return IncompleteReplyError(
+            f"the answer that the trigger left in {where} is damaged or cut short",
+            advice="The next try asks again. Is [ollama] handover_path full, or cleaned up while tasks are deferred?",
+        )
 
     def _read(self) -> Generator[bytes, None, None]:
         with _open(self._parcel) as file:

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from ollama_provider.api.arguments import is_null, read_text
 from ollama_provider.api.errors import ClientClosedError, OllamaError
 
 # What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
@@ -107,6 +108,8 @@ class OllamaHealthSensor(BaseSensorOperator):
                 self._found = Ready(event["text"])
             case "never":
                 self._found = Never(event["text"])
+            case "failed":
+                raise AirflowException(event["text"])
             case _:
                 self._found = NotYet(event["text"])
         return super().execute(context)
@@ -114,19 +117,25 @@ class OllamaHealthSensor(BaseSensorOperator):
     def _hand_over(self) -> None:
         from ollama_provider.triggers import OllamaHealthTrigger
 
+        models, min_version, loaded = self._wanted()
         self.defer(
             trigger=OllamaHealthTrigger(
                 conn_id=self.conn_id,
                 overrides=_PROBE,
                 deadline=time.time() + self.timeout,
-                models=_names(self.models),
-                min_version=self.min_version,
-                loaded=_names(self.loaded),
+                models=models,
+                min_version=min_version,
+                loaded=loaded,
                 poll_interval=self.poke_interval,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + _GRACE,
         )
+
+    def _wanted(self) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+        """Return models, oldest version and models in memory, out of their templates."""
+        oldest = None if is_null(self.min_version) else read_text("min_version", self.min_version)
+        return _names("models", self.models), oldest, _names("loaded", self.loaded)
 
     def on_kill(self) -> None:
         """Close the connection, which ends the wait."""
@@ -139,7 +148,7 @@ class OllamaHealthSensor(BaseSensorOperator):
 
         self.hook = self.hook or OllamaHook(self.conn_id, **_PROBE)
         try:
-            condition = Condition(_names(self.models), self.min_version, _names(self.loaded))
+            condition = Condition(*self._wanted())
             return condition.judge([self.hook.send(request) for request in condition.requests])
         except ClientClosedError as error:
             # The task was killed: no poke could find anything any more.
@@ -154,5 +163,8 @@ class OllamaHealthSensor(BaseSensorOperator):
             self._told = reason
 
 
-def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if is_null(value):
+        return ()
+    names = value if isinstance(value, list | tuple | set) else (value,)
+    return tuple(read_text(name, each) for each in names)

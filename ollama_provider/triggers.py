@@ -11,8 +11,10 @@ that (the server keeps what was downloaded); a generation is asked again, since 
 import asyncio
 import random
 import time
+import traceback
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -58,20 +60,38 @@ class OllamaTrigger(BaseTrigger):
         return {"conn_id": self.conn_id, "overrides": self.overrides, "deadline": self.deadline}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and tell one event, whose payload has a ``status``, after some seconds at the earliest."""
+        """Wait, and tell one event, whose payload has a ``status``, after some seconds at the earliest.
+
+        No exception leaves a trigger. One that nobody foresaw is the status "failed" with a ``text``; its trace is in
+        the log.
+        """
         settled = asyncio.get_running_loop().time() + _SETTLING
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
         # A task of its own, so that it can be ended from outside, whoever runs this generator.
         self._work = asyncio.create_task(self.wait())
+        clock = asyncio.timeout(left)
         try:
-            async with asyncio.timeout(left) as clock:
+            async with clock:
                 payload = await self._work
-        except TimeoutError:
-            if not clock.expired():
-                raise
-            payload = {"status": "timeout"}
+        except Exception as error:
+            # An exception that left a trigger would come before Airflow has heard of the deferral, and be lost.
+            timed_out = isinstance(error, TimeoutError) and clock.expired()
+            payload = {"status": "timeout"} if timed_out else await self._unforeseen(error)
         await asyncio.sleep(settled - asyncio.get_running_loop().time())
         yield TriggerEvent(_Quiet(self.echo() | payload))
+
+    async def _unforeseen(self, error: Exception) -> dict[str, Any]:
+        # Formatting reads source files. The error's own text may quote an answer, so it is for DEBUG.
+        trace = await _in_thread(traceback.format_tb, error.__traceback__)
+        kind = type(error).__name__
+        self.log.error("%s in the trigger:\n%s", kind, "".join(trace))
+        self.log.debug("%s: %s", kind, error)
+        return {
+            "status": "failed",
+            "text": f"{kind} in the trigger {type(self).__name__}: a fault of airflow-provider-ollama, or of a storage "
+            "that it writes to. The log has the trace above, and at DEBUG the text; deferrable=False waits in the "
+            "worker instead.",
+        }
 
     def echo(self) -> dict[str, Any]:
         """Return what the event tells in any case."""
@@ -278,17 +298,18 @@ def _keeping(client: AsyncClient, outbox: Outbox) -> _Send:
 
 async def _hold(conversation: Conversation[Any], send: _Send) -> None:
     """Hold a conversation as `api.asking.hold` does; who wants its result holds it once more with what was kept."""
-    try:
-        request = next(conversation)
-        while True:
-            try:
-                reply = await send(request)
-            except OllamaError as error:
-                request = conversation.throw(error)
-            else:
-                request = conversation.send(reply)
-    except StopIteration:
-        return
+    step: Callable[[], Request[Any]] = partial(next, conversation)
+    while True:
+        try:
+            request = step()
+        except StopIteration:
+            return
+        try:
+            reply = await send(request)
+        except OllamaError as error:
+            step = partial(conversation.throw, error)
+        else:
+            step = partial(conversation.send, reply)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

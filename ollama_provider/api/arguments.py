@@ -16,7 +16,7 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}")
 #: With ``render_template_as_native_obj=True`` Jinja evaluates what a template gives as a Python literal.
 NATIVE = (
     "If it comes out of a template: with render_template_as_native_obj=True Airflow makes a number, a list or a "
-    "boolean of a text that looks like one; quotes inside the template keep it a text: \"'{{ … }}'\""
+    "boolean of a text that looks like one; the filter tojson keeps it a text: {{ … | tojson }}"
 )
 
 

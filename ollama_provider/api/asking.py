@@ -6,6 +6,7 @@ result. So one text of the rules serves a worker, which blocks, and the triggere
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from ollama_provider.api.errors import ContextLengthError, OllamaError
@@ -35,18 +36,20 @@ def hold(conversation: Conversation[_T], send: Send) -> _T:
     Raises:
         OllamaError: what *send* raised and the conversation has no answer to.
     """
-    try:
-        request = next(conversation)
-        while True:
-            try:
-                reply = send(request)
-            except OllamaError as error:
-                request = conversation.throw(error)
-            else:
-                request = conversation.send(reply)
-    except StopIteration as end:
-        result: _T = end.value
-        return result
+    step: Callable[[], Request[Any]] = partial(next, conversation)
+    while True:
+        try:
+            request = step()
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        # Out of reach of that: an iterator that ends in *send* is no end of the conversation.
+        try:
+            reply = send(request)
+        except OllamaError as error:
+            step = partial(conversation.throw, error)
+        else:
+            step = partial(conversation.send, reply)
 
 
 def conversations(request: Request[Any], *, may_cut: bool) -> Iterator[Conversation[Any]]:

@@ -4,7 +4,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
+from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, conf
 
 from ollama_provider.operators._base import OllamaOperator
 
@@ -111,6 +111,8 @@ class DeferrableOperator(OllamaOperator):
                     f"execution_timeout ({self.execution_timeout}) passed while the task was deferred; "
                     "its request was broken off"
                 )
+            if event["status"] == "failed":
+                raise AirflowException(event["text"])
             with self.at_work(), Inbox(event["answers"]) as answers:
                 return self.finish(context, unpack(event["parcel"]), answers.send, **event["remembered"])
         finally:

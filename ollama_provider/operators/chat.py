@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from ollama_provider.api.arguments import one_of
+from ollama_provider.api.arguments import one_of, read_text
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
 from ollama_provider.operators._images import read_images
 from ollama_provider.operators._inference import InferenceOperator
@@ -106,8 +106,8 @@ class OllamaChatOperator(InferenceOperator):
 
     def _read_messages(self) -> Any:
         if not isinstance(self.messages, list | tuple):
-            return self.messages
-        return [self._with_images(place, message) for place, message in enumerate(self.messages)]
+            return self.messages if isinstance(self.messages, dict) else read_text("messages", self.messages)
+        return [self._with_images(place, _with_text(place, message)) for place, message in enumerate(self.messages)]
 
     def _with_images(self, place: int, message: Any) -> Any:
         if not isinstance(message, Mapping) or not message.get("images"):
@@ -197,3 +197,10 @@ class OllamaChatOperator(InferenceOperator):
                 for call in reply.tool_calls
             ]
         return super().read_answer(reply, output)
+
+
+def _with_text(place: int, message: Any) -> Any:
+    """Return a message whose content is text, where native rendering has made a number of it."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), int | float):
+        return message
+    return {**message, "content": read_text(f"messages.{place}.content", message["content"])}

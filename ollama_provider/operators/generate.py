@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ollama_provider.api.arguments import read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.operators._images import read_images
 from ollama_provider.operators._inference import InferenceOperator
@@ -63,7 +64,8 @@ class OllamaGenerateOperator(InferenceOperator):
                 "OllamaChatOperator, or think=False"
             )
         images = None if self.images is None else read_images(self.images, images_from=self.images_from)
-        return {"prompt": self.prompt, "system": self.system, "images": images}
+        system = None if self.system is None else read_text("system", self.system)
+        return {"prompt": read_text("prompt", self.prompt), "system": system, "images": images}
 
     def images_of(self, fields: dict[str, Any]) -> Iterable[bytes]:
         """Return the images."""

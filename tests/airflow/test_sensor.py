@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
 
 from ollama_provider.sensors import OllamaHealthSensor
 from ollama_provider.testing import Model, Respond, Stall
+from ollama_provider.triggers import OllamaHealthTrigger
 from tests.airflow.deferring import complete
 
 
@@ -225,3 +226,32 @@ with DAG("waits", schedule=None, start_date=datetime(2026, 1, 1)):
 
     assert run.state == "success"
     assert asked(ollama) == ["/api/tags"] * 2
+
+
+@pytest.mark.parametrize("wanted", [{"min_version": 0.1}, {"models": [0.5]}, {"loaded": True}], ids=str)
+def test_a_number_that_native_rendering_made_of_a_text_is_refused(ollama_conn, wanted):
+    """0.1 may have been 0.10."""
+    (name,) = wanted
+
+    with pytest.raises(AirflowFailException, match=f"{name}: a text is needed.*render_template_as_native_obj"):
+        OllamaHealthSensor(task_id="t", **wanted).poke({})
+
+
+@pytest.mark.parametrize("nothing", [None, "None", [], ()])
+def test_nothing_is_wanted(ollama, ollama_conn, nothing):
+    """As a template says it too."""
+    models = nothing if isinstance(nothing, list | tuple) else None
+
+    assert OllamaHealthSensor(task_id="t", models=models, min_version=nothing or None).poke({}) is True
+
+
+def test_a_fault_in_the_trigger_fails_the_sensor_with_words(ollama, ollama_conn, monkeypatch):
+    """And leaves it neither waiting nor ready."""
+
+    async def wait(_self):
+        raise OverflowError("what was answered")
+
+    monkeypatch.setattr(OllamaHealthTrigger, "wait", wait)
+
+    with pytest.raises(AirflowException, match="OverflowError in the trigger OllamaHealthTrigger"):
+        complete(OllamaHealthSensor(task_id="t", models=["fresh"], deferrable=True))

@@ -3,9 +3,16 @@
 import json
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, ObjectStoragePath
 
-from ollama_provider.api.errors import ContextLengthError, InvalidRequestError, OllamaError, OverloadedError
+from ollama_provider.api.asking import ask, hold
+from ollama_provider.api.errors import (
+    ContextLengthError,
+    IncompleteReplyError,
+    InvalidRequestError,
+    OllamaError,
+    OverloadedError,
+)
 from ollama_provider.api.schemas import (
     ChatRequest,
     CopyRequest,
@@ -13,7 +20,6 @@ from ollama_provider.api.schemas import (
     GenerateReply,
     GenerateRequest,
     PullRequest,
-    VersionReply,
 )
 from ollama_provider.handover import ANSWERS_LIMIT, REQUEST_LIMIT, Inbox, Outbox, discard, pack, unpack
 from ollama_provider.operators import OllamaGenerateOperator
@@ -107,13 +113,13 @@ def test_large_answers_go_by_file(tmp_path):
     """From the first that is too much on, with all that came before; the worker removes the file."""
     outbox = Outbox(str(tmp_path / "new"))
     for number in range(3):
-        outbox.put(VersionReply(version=f"{number}" * (ANSWERS_LIMIT // 2)))
+        outbox.put(GenerateReply(response=f"{number}" * (ANSWERS_LIMIT // 2)))
     parcel = outbox.close()
 
     assert len(json.dumps(parcel)) < 1000
     with Inbox(parcel) as inbox:
         replies = [inbox.send(REQUESTS[0]) for _ in range(3)]
-    assert [reply.model_extra["version"][0] for reply in replies] == ["0", "1", "2"]
+    assert [reply.text[0] for reply in replies] == ["0", "1", "2"]
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -124,7 +130,7 @@ def test_large_answers_without_a_place_are_refused():
     with pytest.raises(
         InvalidRequestError, match=r"answer is \d+ kB of JSON.*256 kB at most.*\[ollama\] handover_path"
     ):
-        outbox.put(VersionReply(version="0" * ANSWERS_LIMIT))
+        outbox.put(GenerateReply(response="0" * ANSWERS_LIMIT))
 
 
 def test_a_file_that_is_not_there_says_what_must_be_shared(tmp_path):
@@ -168,3 +174,44 @@ class TestTask:
         assert answer == "word " * 60_000
         assert ollama.stand_in.requests[-2].json["prompt"] == LONG
         assert list((tmp_path / "handover").iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, -3])
+def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypatch, tmp_path, kept):
+    """An empty file is no answer of None, and half a line is no answer either; the next try asks again."""
+    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    monkeypatch.setenv("AIRFLOW__OLLAMA__HANDOVER_PATH", str(tmp_path))
+    close = Outbox.close
+
+    def cut(outbox):
+        parcel = close(outbox)
+        written = (file := ObjectStoragePath(parcel["file"])).read_bytes()
+        file.write_bytes(written[:kept])
+        return parcel
+
+    monkeypatch.setattr(Outbox, "close", cut)
+
+    with pytest.raises(AirflowException, match=r"is damaged or cut short.*next try asks again") as caught:
+        complete(OllamaGenerateOperator(task_id="t", model="llama3.2", prompt="Why?", deferrable=True))
+
+    assert not isinstance(caught.value, AirflowFailException)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "7", "{}", '{"reply": 7}', '{"error": {}}', '{"error": {"kind": "None", "what": ""}}']
+)
+def test_an_answer_that_is_none_is_an_error(line):
+    """Whatever somebody wrote into its place."""
+    with Inbox({"body": line + "\n"}) as inbox, pytest.raises(IncompleteReplyError, match="damaged or cut short"):
+        inbox.send(REQUESTS[0])
+
+
+def test_the_end_of_an_iterator_is_no_end_of_a_conversation():
+    """It was taken for one, with None as its result."""
+
+    def send(_request):
+        return next(iter(()))
+
+    with pytest.raises(StopIteration):
+        hold(ask(REQUESTS[0], may_cut=False), send)

@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from ollama_provider.api import sharing
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, OllamaError
@@ -130,13 +130,61 @@ async def test_a_connection_that_was_deleted_meanwhile_is_told(add_connection):
         taken(await fired(trigger()))
 
 
-async def test_a_bug_keeps_its_trace(ollama_conn):
-    """It goes to Airflow as the exception that it is, and not to the task as an event."""
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"parcel": {"endpoint": "/api/nonsense", "body": "a secret"}},
+        {"parcel": {}},
+        {"parcel": None},
+        {"folder": 7},
+    ],
+    ids=str,
+)
+async def test_a_fault_that_nobody_foresaw_is_an_event_and_its_trace_is_in_the_log(
+    ollama, ollama_conn, caplog, capfd, monkeypatch, fault
+):
+    """An exception may leave before Airflow knows of the deferral, and then the task waits for ever."""
+    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
     broken = trigger()
-    broken.parcel = {"endpoint": "/api/nonsense", "body": "{}"}
+    vars(broken).update(fault)
 
-    with pytest.raises(KeyError):
-        await fired(broken)
+    payload = await fired(broken)
+
+    log = caplog.text + "".join(capfd.readouterr())
+    assert payload["status"] == "failed"
+    assert "Error in the trigger OllamaRequestTrigger" in payload["text"]
+    assert "triggers.py" in log
+    assert "secret" not in log + payload["text"]
+
+
+async def test_a_fault_is_held_back_as_an_answer_is(ollama_conn, monkeypatch):
+    """Airflow fails a task that comes back too soon, and says nothing of why."""
+    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 3600)
+    broken = trigger()
+    broken.parcel = {}
+    waiting = asyncio.create_task(fired(broken))
+
+    done, _ = await asyncio.wait([waiting], timeout=0.5)
+
+    assert not done
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+@pytest.mark.parametrize("kind", [ValueError, RecursionError, OverflowError, TypeError, TimeoutError, StopIteration])
+def test_a_task_whose_trigger_had_a_fault_fails_with_words(ollama, ollama_conn, monkeypatch, kind):
+    """And may be tried again, since what a server answers may be better then."""
+
+    async def wait(_self):
+        raise kind("what was answered")
+
+    monkeypatch.setattr(OllamaRequestTrigger, "wait", wait)
+
+    with pytest.raises(AirflowException, match="in the trigger OllamaRequestTrigger") as caught:
+        complete(OllamaGenerateOperator(task_id="t", model="llama3.2", prompt="Why?", deferrable=True))
+
+    assert not isinstance(caught.value, AirflowFailException)
+    assert "what was answered" not in str(caught.value)
 
 
 class TestKilled:
