@@ -1,7 +1,6 @@
 """Rows in, prompts and keys out, up to a thousand at a time: reading and rendering happen in a thread of their own."""
 
 import base64
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -11,7 +10,7 @@ from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.image_folder import ImageFolder
 from ollama_provider.batch.journal import Keys
-from ollama_provider.batch.prompts import Prompts, RenderError
+from ollama_provider.batch.prompts import EmptyTextError, Prompts, RenderError
 from ollama_provider.batch.records import Row
 from ollama_provider.batch.sources import RAW, Rows, canonical, folder_of, read_rows
 from ollama_provider.batch.spec import BatchSpec
@@ -99,7 +98,7 @@ class Intake:
     def _rendered(self, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         for columns in rows:
             try:
-                yield self._prompts.render(columns)
+                yield self._render(columns)
             except RenderError:
                 continue
 
@@ -130,29 +129,36 @@ class Intake:
             return Prepared(keys.unasked(f"{row.place}: {columns[RAW]}"), "", None, columns, fault)
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
-            prompt = self._prompts.render(columns)
-            prompt.encode()  # half a surrogate pair cannot be sent
+            prompt = self._render(columns)
             images = self._read_images(columns)
             key, request_key = keys.keys(prompt, images)
-            if self._is_empty(prompt):
-                what = "an empty text has no vector" if self._spec.task == "embed" else "an empty prompt has no answer"
-                return Prepared(key, prompt, row_id, columns, {"class": "EmptyText", "text": what})
             return Prepared(key, prompt, row_id, columns, None, request_key, images)
+        except EmptyTextError as error:
+            fault = {"class": "EmptyText", "text": str(error)}
         except RenderError as error:
             fault = {"class": "RenderError", "text": str(error)}
-            return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
         except (InvalidRequestError, OSError) as error:
             fault = {"class": "ImageError", "text": str(error)}
-            return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
-        except UnicodeEncodeError:
-            fault = {"class": "RenderError", "text": "the prompt holds half a surrogate pair, which no UTF-8 can say"}
-            return Prepared(keys.unasked(canonical(columns)), "", row_id, columns, fault)
+        return Prepared(keys.unasked(_content(row)), "", row_id, columns, fault)
 
-    def _is_empty(self, prompt: str) -> bool:
-        """Tell whether there is nothing to answer: a server would only load the model, and say that it is done."""
-        if self._spec.task == "chat":  # the last turn is the user's
-            prompt = json.loads(prompt)[-1]["content"]
-        return not prompt.strip()
+    def _render(self, columns: dict[str, Any]) -> str:
+        """Return the prompt of a row.
+
+        Raises:
+            EmptyTextError: it is empty.
+            RenderError: see `Prompts.render`; or no UTF-8 can say it.
+        """
+        prompt = self._prompts.render(columns)
+        if not prompt or prompt.isspace():
+            raise EmptyTextError(
+                "an empty text has no vector" if self._spec.task == "embed" else "an empty prompt has no answer"
+            )
+        if not prompt.isascii():
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise RenderError("the prompt holds half a surrogate pair, which no UTF-8 can say") from None
+        return prompt
 
     def _read_images(self, columns: dict[str, Any]) -> tuple[str, ...]:
         """Return the pictures of a row, as base64; their content is part of its work, not where they lie."""
@@ -177,3 +183,10 @@ def _image_folder(spec: BatchSpec) -> ImageFolder:
             "Without it, whoever wrote the rows would choose what is read."
         )
     return ImageFolder(folder)
+
+
+def _content(row: Row) -> str:
+    try:
+        return canonical(row.columns)
+    except (ValueError, TypeError, RecursionError):  # a list of rows may hold what JSON cannot: itself, or odd names
+        return row.place

@@ -5,21 +5,34 @@ method of that name. A column that is missing, null or NaN fails its row instead
 prompt; a template that can do without it says so: ``{{ row.title | default("untitled", true) }}``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.meta import find_undeclared_variables
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ollama_provider.batch.errors import InputError
+
+#: Characters of a prompt at most, and rounds of all loops of a template with the calls of its macros.
+_LONGEST, _MOST_STEPS = 1 << 26, 200_000
+_COUNTED = "counted"
 
 
 class RenderError(ValueError):
     """The template cannot be rendered with this row; the text never quotes the row's values."""
 
 
+class EmptyTextError(RenderError):
+    """There is nothing to ask: a server would only load the model, or make something up."""
+
+
 class _MissingValueError(TemplateError):
+    pass
+
+
+class _LimitError(TemplateError):
     pass
 
 
@@ -35,10 +48,58 @@ def _print(value: Any) -> Any:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which no row can make a template run for ever or fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=_Undefined, finalize=_print, autoescape=False)
+        self.filters[_COUNTED] = self._counted
+        #: Rounds of loops, and calls, of the prompt that is rendered.
+        self.steps = 0
+
+    def compiled(self, tree: nodes.Template) -> Template:
+        """Return the template with its loops counted."""
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
+        return self.from_string(tree)
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            raise _LimitError(f"it takes more than {_MOST_STEPS:,} rounds of its loops")
+
+    def _counted(self, values: Iterable[Any]) -> Iterator[Any]:
+        for value in values:
+            self._step()
+            yield value
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._step()
+        # Such as row.text.center(row.width).
+        if any(isinstance(value, int) and abs(value) > _LONGEST for value in args):
+            raise _LimitError("it calls a function with a number that is too large")
+        return super().call(context, function, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _size(left, right, operator) > _LONGEST:
+            raise _LimitError(f"what its {operator} gives is too large")
+        return super().call_binop(context, operator, left, right)
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
+
+
+def _size(left: Any, right: Any, operator: str) -> int:
+    """Return about how many characters or bits come of it; 0 for what is never large."""
+    if operator == "**":
+        return left.bit_length() * right if isinstance(left, int) and isinstance(right, int) else 0
+    for one, times in ((left, right), (right, left)):
+        if isinstance(one, str | bytes | list | tuple) and isinstance(times, int):
+            return len(one) * times
+    return 0
 
 
 class _Undefined(StrictUndefined):
@@ -60,10 +121,10 @@ class Prompts:
     """
 
     def __init__(self, template: str) -> None:
-        self._environment = _Environment(undefined=_Undefined, finalize=_print, autoescape=False)
+        self._environment = _Environment()
         try:
             tree = self._environment.parse(template)
-            self._template = self._environment.from_string(template)
+            self._template = self._environment.compiled(self._environment.parse(template))
         except TemplateSyntaxError as error:
             raise InputError(f"The prompt's template has an error in line {error.lineno}: {error.message}") from None
         self.needed = _columns(tree)
@@ -99,8 +160,16 @@ class Prompts:
         context.vars.clear()  # what a {% set %} of the last row left
         context.exported_vars.clear()
         self._names["row"] = columns
+        self._environment.steps = 0
+        pieces: list[str] = []
+        size = 0
         try:
-            return "".join(self._template.root_render_func(context))
+            for piece in self._template.root_render_func(context):
+                pieces.append(piece)
+                size += len(piece)
+                if size > _LONGEST:
+                    raise _LimitError(f"it makes more than {_LONGEST >> 20} million characters")
+            return "".join(pieces)
         except TemplateError as error:
             raise RenderError(f"the prompt's template cannot be rendered: {error.message}") from None
         except Exception as error:  # a template runs code of its own: any error is the row's

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.prompts import Prompts
+from ollama_provider.batch.prompts import EmptyTextError, Prompts
 
 _ROLES = ("system", "user", "assistant")
 
@@ -41,6 +41,9 @@ class Turns:
 
         Raises:
             RenderError: see `Prompts.render`.
+            EmptyTextError: the last turn is empty.
         """
         turns = [{"role": role, "content": prompts.render(columns)} for role, prompts in self._turns]
+        if not turns[-1]["content"].strip():
+            raise EmptyTextError("an empty prompt has no answer")
         return json.dumps(turns, ensure_ascii=False)

@@ -108,3 +108,40 @@ def test_one_row_leaves_nothing_to_the_next():
     prompts = Prompts("{% set x = row.n + 1 %}{% macro m() %}{{ x }}{% endmacro %}{{ x }}{{ m() }}")
 
     assert [prompts.render({"n": n}) for n in (1, 0, 2)] == ["22", "11", "33"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% set x %}{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}{% endset %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(100) }}",
+        "{% for a in range(row.n) %}{{ row.long }}{% endfor %}",
+        "{{ 'x' * row.huge }}",
+        "{{ row.huge * 'x' }}",
+        "{{ row.huge ** row.huge }}",
+        "{{ row.long.center(row.huge) }}",
+        "{{ row.list * row.huge }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_template_ends_and_its_prompt_is_bounded(template):
+    """Whatever numbers a row holds: such a row fails, and the memory stays."""
+    prompts = Prompts(template)
+
+    with pytest.raises(RenderError):
+        prompts.render({"n": 90_000, "huge": 10**12, "long": "x" * 10_000, "list": [1]})
+
+
+def test_ordinary_loops_are_not_disturbed():
+    """Their own counters, filters and else branches work, for one row after the other."""
+    prompts = Prompts(
+        "{% for x in row.xs if x %}{{ loop.index }}/{{ loop.length }}{{ x * 2 }}{{ ',' if not loop.last }}"
+        "{% else %}none{% endfor %}{% for k, v in row.m | dictsort recursive %}{{ k }}{{ v ** 2 }}{% endfor %}"
+    )
+
+    for _ in range(3):
+        assert prompts.render({"xs": [1, 0, "ab"], "m": {"a": 3}}) == "1/22,2/2ababa9"
+        assert prompts.render({"xs": [], "m": {}}) == "none"
+    with pytest.raises(RenderError):
+        prompts.render({"xs": 7, "m": {}})

@@ -1,0 +1,84 @@
+"""Rows of which no request can be made: each is a fault of that row alone."""
+
+import pytest
+
+from ollama_provider.api.schemas import Options
+from ollama_provider.batch.intake import Intake
+from ollama_provider.batch.journal import Keys
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.tasks import Generate
+
+KEYS = Keys("0" * 64, Generate(model="m", options=Options()).identity())
+TURNS = [{"role": "system", "content": "{{ row.text }}"}, {"role": "user", "content": "{{ row.text }}"}]
+
+
+def prepare(rows, **spec):
+    intake = Intake(BatchSpec(model="m", rows=rows, **spec), rows)
+    sample = intake.sample()
+    portion = intake.portion(KEYS)
+    assert intake.portion(KEYS) == []
+    return sample, portion
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t \u2003"], ids=repr)
+@pytest.mark.parametrize(
+    "spec", [{}, {"task": "embed"}, {"task": "chat", "messages": TURNS}], ids=["generate", "embed", "chat"]
+)
+def test_an_empty_prompt_fails_its_row(text, spec):
+    """A server would answer it with nothing, and call that good."""
+    sample, (good, empty, last) = prepare(["a", text, "b"], **spec)
+
+    assert len(sample) == 2
+    assert (good.fault, last.fault) == (None, None)
+    assert empty.fault["class"] == "EmptyText"
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"text": None}, "RenderError"),
+        ({"other": "a"}, "RenderError"),
+        ({"text": "a \ud83d b"}, "RenderError"),
+        ({"text": float("nan")}, "RenderError"),
+        ({"text": None, 1: "a"}, "BrokenRow"),
+        ({"text": None, "x": {1: "a", "b": 2}}, "RenderError"),
+        ({"text": None, "\ud83d": "\ud83d"}, "RenderError"),
+        (7, "BrokenRow"),
+        (b"a", "BrokenRow"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "spec", [{}, {"task": "embed"}, {"task": "chat", "messages": TURNS}], ids=["generate", "embed", "chat"]
+)
+def test_a_row_of_which_no_prompt_can_be_made(row, kind, spec):
+    """It stands at its place, with its own key, and those around it are asked."""
+    sample, rows = prepare(["a", row, "b"], on_broken_row="dead_letter", **spec)
+
+    assert len(sample) == 2
+    assert [prepared.fault and prepared.fault["class"] for prepared in rows] == [None, kind, None]
+    rows[1].fault["text"].encode()
+    assert len({prepared.key for prepared in rows}) == 3
+
+
+def test_a_row_that_holds_itself():
+    """Nothing can write it down, so its place tells it apart."""
+    row = {"text": None}
+    row["row"] = row
+
+    _, (first, second, good) = prepare([row, row, "a"])
+
+    assert first.fault["class"] == second.fault["class"] == "RenderError"
+    assert first.key != second.key
+    assert good.fault is None
+
+
+def test_an_image_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    rows = [{"text": "a", "path": path} for path in ("a.png", "none.png", "/dev/zero", "a\ud83d.png", "\0", None)]
+
+    _, prepared = prepare(rows, images="{{ row.path }}", images_from=tmp_path)
+
+    assert [row.fault and row.fault["class"] for row in prepared] == [None, *["ImageError"] * 4, "RenderError"]
+    for row in prepared[1:]:
+        row.fault["text"].encode()
