@@ -29,7 +29,7 @@ MODULES = {
     "Decorators": "ollama_provider.decorators",
     "SQL": "ollama_provider.sql",
     "Batch: what is asked for": "ollama_provider.batch.spec",
-    "Batch: the run": "ollama_provider.batch.engine",
+    "Batch: the run": "ollama_provider.batch.run",
     "Errors": "ollama_provider.api.errors",
     "Tools": "ollama_provider.tools",
     "Testing": "ollama_provider.testing",

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from ollama_provider.api.connecting import headers_for, proxy_for, ssl_context_for
+from ollama_provider.api.connections import headers_for, proxy_for, ssl_context_for
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
 from ollama_provider.hooks import OllamaHook

@@ -38,7 +38,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.sharing import shared_client
+from ollama_provider.api.shared_clients import shared_client
 from ollama_provider.connection import Connection, form_widgets, settings_from_connection
 from ollama_provider.observability import TaskObserver
 from ollama_provider.provider_info import UI_FIELD_BEHAVIOUR

@@ -21,12 +21,12 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from ollama_provider.api.asking import Conversation, conversations
 from ollama_provider.api.client import AsyncClient
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
+from ollama_provider.api.request_flow import Conversation, conversations
 from ollama_provider.api.schemas import Request
-from ollama_provider.handover import Outbox, unpack
 from ollama_provider.hooks import OllamaHook
+from ollama_provider.payloads import Outbox, unpack
 from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
 
 #: Requests in flight for a connection: each task that waits for an answer has one, and a triggerer's capacity is 1000.

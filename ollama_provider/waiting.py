@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError, OllamaError, ResponseTimeoutError
-from ollama_provider.api.names import ModelName
+from ollama_provider.api.model_names import ModelName
 from ollama_provider.api.schemas import (
     LocalModel,
     PsReply,

@@ -28,12 +28,12 @@ from ollama_provider.api.errors import (
     TransportError,
 )
 from ollama_provider.api.events import Listener
-from ollama_provider.api.patience import Patience, patience_for
 from ollama_provider.api.protocol import Collector, Decoder, Pieces, as_embed_reply, encode
-from ollama_provider.api.pulling import check_pull_allowed
+from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.timeouts import Patience, patience_for
 from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, Exchange, Upload, Wire
 from ollama_provider.api.unpacking import BrokenAnswer, UnknownEncoding
 

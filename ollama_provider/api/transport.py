@@ -19,8 +19,8 @@ from typing import Any, cast
 
 import httpx
 
-from ollama_provider.api.breaking import Alarm, Lane
-from ollama_provider.api.connecting import headers_for, proxy_for, ssl_context_for
+from ollama_provider.api.cancellation import Alarm, Lane
+from ollama_provider.api.connections import headers_for, proxy_for, ssl_context_for
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.unpacking import BrokenAnswer, Unpacker, unpacker_for

@@ -22,11 +22,11 @@ from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import BatchError
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.progress import Bar
-from ollama_provider.batch.spec import BatchSpec, StopSignal
+from ollama_provider.batch.results.progress import Bar
+from ollama_provider.batch.run import run_batch
+from ollama_provider.batch.spec import BatchSpec, Limits
+from ollama_provider.batch.stop import StopSignal
 
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
 

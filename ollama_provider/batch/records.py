@@ -1,8 +1,25 @@
 """What goes in, what comes out, and how it went: values that never change."""
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from math import isfinite
+from os import PathLike
+from typing import Any, Literal, Protocol, runtime_checkable
+
+OnLongText = Literal["dead_letter", "truncate", "split"]
+
+
+OnTruncation = Literal["dead_letter", "fail", "flag"]
+
+TaskName = Literal["generate", "chat", "embed"]
+
+
+#: ``merge`` asks nothing: it only puts together what the shards of a batch have.
+Mode = Literal["all", "failed_only", "merge"]
+
 
 Status = Literal["ok", "failed"]
 
@@ -27,7 +44,7 @@ class Outcome:
     """What became of the request for one key: the part of a result that does not depend on where the row stands.
 
     Attributes:
-        key: 32 hex digits; see `ollama_provider.batch.journal`.
+        key: 32 hex digits; see `ollama_provider.batch.store.journal`.
         status: ``ok`` or ``failed``.
         output: the answer; None for a failed row.
         error: ``{"class": …, "text": …}`` of a failed row.
@@ -41,7 +58,7 @@ class Outcome:
         done_reason: why the model stopped: ``stop`` or ``length``.
         prompt_cut: the server dropped a part of the prompt.
         answer_cut: the answer ended at ``num_predict`` or at the end of the context.
-        rungs: what was tried until the answer fitted the schema, or for nothing; see `ollama_provider.batch.forms`.
+        rungs: what was tried until the answer fitted the schema, or for nothing; see `batch.requests.repair`.
         request: 32 hex digits for the request without its schema; where there is a schema, `reply` is kept in any case.
         spans: begin and end, in characters, of the pieces of a text that was longer than the context; `output` has a
             vector for each then.
@@ -104,7 +121,7 @@ class Summary:
         written: rows written into a table in this run.
         skipped: of those that are left, the ones that ``mode="failed_only"`` or a merge left alone.
         revalidated: of the reused rows, those whose kept raw reply fits the schema, which is new.
-        ladder: for each rung (see `ollama_provider.batch.forms`) of this run, the rows that it was ``tried`` for and
+        ladder: for each rung (see `batch.requests.repair`) of this run, the rows that it was ``tried`` for and
             those that it made ``good``.
         left: rows without an outcome; None where the input was not counted.
         seconds_left: for these, at the pace of this run; None where that is unknown.
@@ -146,3 +163,126 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, fit for XCom."""
         return asdict(self)
+
+
+@runtime_checkable
+class Query(Protocol):
+    """Rows that have to be asked for."""
+
+    @property
+    def question(self) -> Mapping[str, Any]:
+        """What is asked, as plain data."""
+
+    @property
+    def occasion(self) -> str:
+        """For what it is asked: the same question is asked again only for another occasion."""
+
+    def fetch(self) -> Iterator[list[dict[str, Any]]]:
+        """Ask, and return the rows, a bounded number at a time.
+
+        Raises:
+            DatabaseError: the question is wrong.
+            DatabaseGoneError: there is no answer, or no further one.
+        """
+
+
+Rows = str | PathLike[str] | Iterable[str | PathLike[str] | Mapping[str, Any]] | Query
+"""A file or a glob of files, several of these, the rows themselves, or a query that gives them."""
+
+#: Of the files that rows can be read from.
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+
+
+def paths_of(rows: Any) -> list[Any] | None:
+    """Return the paths and globs that *rows* are; None if they are rows themselves, or an iterator."""
+    if isinstance(rows, str) or is_path(rows):
+        return [rows]
+    if isinstance(rows, list | tuple) and rows and all(map(_names_file, rows)):
+        return list(rows)
+    return None
+
+
+def is_path(value: Any) -> bool:
+    """Return whether a value is a path object, of this machine or of an object store."""
+    return isinstance(value, PathLike) or hasattr(value, "iterdir")
+
+
+def _names_file(value: Any) -> bool:
+    return value.lower().endswith(SUFFIXES) if isinstance(value, str) else is_path(value)
+
+
+def plain(value: Any) -> Any:  # noqa: PLR0911  # a table
+    """Return a value as plain data, the same in every process and for every setting of a session.
+
+    Dates and times become ISO 8601 (those with a time zone in UTC), decimals, UUIDs, intervals and whatever else there
+    is become their text, bytes become hex digits; NaN and infinite numbers, decimal ones included, become null.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if isfinite(value) else None
+        case Decimal():
+            return str(value) if value.is_finite() else None
+        case datetime() if value.tzinfo is not None:
+            return value.astimezone(UTC).isoformat()
+        case date() | time():
+            return value.isoformat()
+        case bytes() | bytearray() | memoryview():
+            return bytes(value).hex()
+        case Mapping():
+            return {str(name): plain(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [plain(inner) for inner in value]
+        case set() | frozenset():
+            return sorted((plain(inner) for inner in value), key=str)
+        case _:
+            return str(value)
+
+
+class Table(Protocol):
+    """Where good results go besides the directory."""
+
+    @property
+    def row_columns(self) -> Sequence[str]:
+        """Columns of the input that it takes."""
+
+    @property
+    def target(self) -> Mapping[str, Any]:
+        """Which table, and what of a result goes into which column, as plain data."""
+
+    def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
+        """Make sure, before the first request, that results can be written.
+
+        Args:
+            examples: the first rows of the input.
+            id_column: see `BatchSpec`.
+
+        Raises:
+            DatabaseError: they cannot.
+            DatabaseGoneError: nobody knows, since the database does not answer.
+        """
+
+    def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return what does not come from the model: the values of the table's key, and all such values.
+
+        Args:
+            own: ``index``, ``id``, ``key`` and ``row`` of a result.
+        """
+
+    def write(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
+        """Insert or update a row for each result, and make that last.
+
+        Args:
+            results: lines of ``results.jsonl``, and ``row`` with the columns of the input.
+
+        Returns:
+            The refused ones, by their place in *results*, with the reason; all others are written.
+
+        Raises:
+            DatabaseError: nothing more can be written.
+            DatabaseGoneError: some of them may be written; the same call may succeed later.
+        """
+
+    def close(self) -> None:
+        """Close the connection; twice does no harm."""

@@ -1,142 +1,460 @@
-"""One run of a batch: what those who feed it, send its requests and finish it work on together."""
+"""Before the first row: what the server and the model are, and what is fixed for a run."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+import contextlib
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
-from ollama_provider.batch import rounds
-from ollama_provider.batch.concurrency import Climb, Fixed
-from ollama_provider.batch.delivery import Delivery, NoDelivery
-from ollama_provider.batch.embedding import FixedPack, PackSize
-from ollama_provider.batch.journal import Journal
-from ollama_provider.batch.plan import Plan
-from ollama_provider.batch.progress import Meter, Progress, Tally
-from ollama_provider.batch.rounds import Round
-from ollama_provider.batch.sealing import Sealing
-from ollama_provider.batch.shards import Names, Shard
-from ollama_provider.batch.sinks import Order
+from ollama_provider.api.client import AsyncClient
+from ollama_provider.api.events import Listener
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch.errors import (
+    BatchError,
+    DirectoryBusyError,
+    StorageError,
+    SystemRefusedError,
+    TooManyFailedError,
+)
+from ollama_provider.batch.records import Query, Rows, Summary
+from ollama_provider.batch.requests import preflight
+from ollama_provider.batch.requests.preflight import Control, Findings
+from ollama_provider.batch.results import files
+from ollama_provider.batch.results.parquet import results_of
+from ollama_provider.batch.results.progress import Progress
+from ollama_provider.batch.rows.reader import Intake
+from ollama_provider.batch.rows.snapshot import write_down
+from ollama_provider.batch.scheduling.state import Run, open_run
+from ollama_provider.batch.scheduling.workers import Feed, Group, Workers
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.storage import Storage
+from ollama_provider.batch.stop import StoppedError, StopSignal
+from ollama_provider.batch.store import manifest, shards
+from ollama_provider.batch.store.storage import Storage, open_storage, write
+from ollama_provider.batch.window import closing_time
 
 
-@dataclass(kw_only=True)
-class Run:
-    """Where a run stands.
+async def prepare(run: Run, sample: Sequence[str], host: str, control: Control) -> Findings:
+    """Return what is fixed for the run, and put its outcomes down to that.
 
-    Attributes:
-        spec: what to do.
-        shard: which of the batch; None for a whole one.
-        names: where it keeps what is not an outcome.
-        storage: the directory.
-        round: where the directory stands.
-        journal: what is known of each key.
-        sealing: makes parts of outcomes.
-        delivery: brings good results to a table.
-        order: the rows that were read.
-        plan: what is asked next.
-        climb: how many requests may be in flight.
-        pack: how many texts share a request.
-        tally: what came of the rows.
-        meter: how fast it goes.
-        clock: seconds that never go back.
+    Args:
+        run: in its beginning.
+        sample: the first prompts.
+        host: base URL of the server.
+        control: asks the server; not for a merge, which has what its shards had fixed.
+
+    Raises:
+        InputError: there is nothing to merge, or it was made with other settings.
+        ModelChangedError: a digest is not the demanded one.
+        OllamaError: the server does not say, or a model cannot do what is asked.
     """
-
-    spec: BatchSpec
-    shard: Shard | None
-    names: Names
-    storage: Storage
-    round: Round
-    journal: Journal
-    sealing: Sealing
-    delivery: Delivery | NoDelivery
-    order: Order
-    plan: Plan
-    climb: Climb | Fixed
-    pack: PackSize | FixedPack
-    meter: Meter
-    clock: Callable[[], float]
-    tally: Tally = field(default_factory=Tally)
-
-    def progress(self, state: str) -> Progress:
-        """Return how it goes now; *state* is one word for it."""
-        self.tally.resolve(self.journal.state)
-        return self.meter.read(
-            self.clock(),
-            ok=self.plan.ok + self.tally.reused,
-            failed=self.plan.failed + self.tally.failed_before,
-            reused=self.tally.reused,
-            asked=self.plan.ok + self.plan.failed,
-            tokens=self.tally.tokens,
-            concurrency=self.plan.bound(self.climb.target),
-            state=state,
-        )
-
-    async def close(self) -> None:
-        """End, without writing what is not written."""
-        await self.delivery.close()
-        self.order.close()
+    if run.spec.mode == "merge":
+        return _merged(run)
+    name, _ = preflight.split_model(run.spec.model)
+    found = preflight.conclude(run.spec, sample, run.round.num_ctx, host, await control.learn(name))
+    run.round = replace(run.round, num_ctx=found.num_ctx)
+    run.sealing.put_down_to(found.provenance)
+    if run.spec.fallback_model is None:
+        return found
+    name, _ = preflight.split_model(run.spec.fallback_model)
+    replies = await control.learn(name)
+    fallback = preflight.fallback_of(run.spec.fallback_model, found.task, found.provenance, replies, host)
+    return replace(found, fallback=fallback)
 
 
-async def open_run(
-    spec: BatchSpec,
-    storage: Storage,
+def _merged(run: Run) -> Findings:
+    provenance = manifest.merged_provenance(run.storage, run.round, run.spec.common())
+    task = preflight.task_of(run.spec)
+    run.sealing.put_down_to(provenance)
+    return Findings(
+        task,
+        preflight.keys_of(task, provenance.digest),
+        preflight.judge_of(run.spec, task, provenance.server, provenance.server_version),
+        provenance,
+        run.round.num_ctx,
+    )
+
+
+async def begin(run: Run) -> None:
+    """Write down what the run is about to do.
+
+    Raises:
+        InputError: it is a shard's, and beside it are shards of a batch with other settings.
+    """
+    provenance = run.sealing.provenance
+    run.round = replace(
+        run.round,
+        settings=run.spec.settings(),
+        common=run.spec.common(),
+        provenance=None if provenance is None else vars(provenance),
+    )
+    await asyncio.to_thread(manifest.begin, run.storage, run.round, run.names)
+
+
+# FROM batch.finishing: When nothing is left to ask: the results, the summary, and whether too many rows failed.
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete"
+
+
+async def finish(
+    run: Run,
+    reason: str,
+    results: files.Results,
     *,
-    pause: Callable[[float], None],
-    look_up_digest: Callable[[], Awaitable[str | None]],
-) -> Run:
-    """Return a run in its beginning, with all that earlier ones left in the directory.
+    check: Callable[[], None],
+    on_progress: Callable[[Progress], None],
+) -> Summary:
+    """Bring a run to its end: everything that it asked is sealed.
+
+    Args:
+        run: with nothing in flight.
+        reason: `COMPLETE`, or why it ended early.
+        results: how they are written.
+        check: called now and then while they are written; raises what ends the run all the same.
+        on_progress: called at the end.
+
+    Raises:
+        TooManyFailedError: more rows failed than are tolerated.
+        DatabaseGoneError: the table was gone for longer than is tolerated.
+        OSError: the results cannot be written.
+    """
+    delivered = None
+    if reason == COMPLETE:
+        try:
+            delivered = await _deliver(run, results, check)
+        except StoppedError as stopped:
+            reason = str(stopped)
+    if reason == COMPLETE and run.tally.skipped:
+        reason = "rows that were never asked were left alone"
+    summary = _summary(run, reason, delivered)
+    if summary.complete:
+        await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
+        if run.shard is None:
+            await asyncio.to_thread(shards.forget, run.storage)
+    # What a table refused is known only now, and no row waits for another any more.
+    progress = replace(
+        run.progress(COMPLETE if summary.complete else "incomplete"),
+        done=summary.ok + summary.failed,
+        ok=summary.ok,
+        failed=summary.failed,
+        reused=summary.reused,
+    )
+    on_progress(progress)
+    logger.info("%s", progress.line())
+    await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
+    if summary.complete and run.spec.limits.too_many(summary.failed, summary.rows):
+        raise TooManyFailedError(
+            f"{summary.failed} of {summary.rows} rows failed ({run.tally.reasons()}); all others have their results. "
+            + (f"See {run.storage.location}/{files.FAILED}." if run.shard is None else "The merge lists them."),
+            summary,
+        )
+    return summary
+
+
+async def _deliver(run: Run, results: files.Results, check: Callable[[], None]) -> files.Written:
+    """Write what belongs into the table and the results; return what failed, at the table too."""
+    refused = await run.delivery.finish()
+    run.tally.errors.update(error["class"] for error in refused.values())
+    if run.shard is not None:  # its results come with the merge
+        _, failed = run.order.count(run.journal)
+        return files.Written(failed)
+    written = await asyncio.to_thread(
+        files.write_results, run.storage, run.journal, run.order, results, check, refused=refused
+    )
+    if written.refused:
+        run.tally.errors[files.REFUSED] += written.refused
+        logger.warning(
+            "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
+            written.refused, results.name, files.FAILED,
+        )  # fmt: skip
+    return replace(written, refused_fresh=written.refused_fresh + run.delivery.refused_fresh)
+
+
+def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
+    seconds, tally = run.clock() - run.meter.began, run.tally
+    progress = run.progress(reason)
+    fresh = run.plan.ok
+    if delivered is None:
+        ok, failed = run.order.count(run.journal)
+        rows = max(progress.total or 0, ok + failed)
+        left = None if progress.total is None else rows - ok - failed
+    else:
+        rows, failed, left = len(run.order), delivered.failed, tally.skipped
+        ok, fresh = rows - failed - left, fresh - delivered.refused_fresh
+    return Summary(
+        complete=reason == COMPLETE,
+        reason=reason,
+        directory=run.storage.location,
+        rows=rows,
+        ok=ok,
+        failed=failed,
+        reused=ok - fresh,
+        written=run.delivery.written,
+        skipped=tally.skipped,
+        revalidated=tally.revalidated,
+        ladder=tally.ladder,
+        left=left,
+        seconds_left=0.0 if left == 0 else progress.eta,
+        requests=run.plan.sends,
+        prompt_tokens=tally.prompt_tokens,
+        tokens=tally.tokens,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(tally.tokens / seconds, 1),
+        concurrency=run.climb.target,
+        errors=dict(tally.errors),
+        provenance=run.sealing.provenance,
+    )
+
+
+# FROM batch.engine: Does what the plan says, N at a time. `run_batch` is the way in. Rows are read in one thread, parts
+
+
+#: Seconds between two calls of `on_progress`.
+_TICK = 1.0
+
+
+def run_batch(
+    spec: BatchSpec,
+    settings: Settings,
+    directory: Any,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: StopSignal | None = None,
+    listener: Listener | None = None,
+) -> Summary:
+    """Run a batch to its end, or until it is told to stop. The next run in the same directory goes on from there.
 
     Args:
         spec: what to do.
-        storage: the directory.
-        pause: waits so many seconds; may raise to give up.
-        look_up_digest: asks the server which digest the model has now; None if it does not say.
+        settings: the server, and how to treat it.
+        directory: where the results go; see `ollama_provider.batch.store.storage.open_storage`.
+        on_progress: called every second and at the end.
+        stop: ends the run early, within some seconds.
+        listener: told of the client's events.
+
+    Returns:
+        How it went. ``complete`` is False when it was told to stop, and when ``mode="failed_only"`` left rows alone.
 
     Raises:
-        StorageError: what is there is damaged, or was made by a later version of this package.
+        BatchError: see the tree in `ollama_provider.batch.errors`.
+        OllamaError: one that fails every row, or an outage that outlasted ``limits.max_outage``.
     """
-    clock = asyncio.get_running_loop().time
-    meter = Meter(clock())
-    shard = spec.the_shard()
-    names = Names() if shard is None else shard.names
-    current = rounds.current_round(storage, spec.mode, names)
-    journal = await asyncio.to_thread(
-        Journal,
-        storage,
-        current.number,
-        shard=None if shard is None else shard.name,
-        keep_replies=spec.output_type is not None,
+    stop = stop or StopSignal()
+    storage = open_storage(directory)
+    lock = shards.RunLock(storage, spec.the_shard())
+    try:
+        now = datetime.now(UTC)
+        closing = closing_time(spec.stop_at, spec.timezone, now=now, due=spec.due) if spec.stop_at is not None else None
+        if closing is not None and closing <= now:
+            logger.warning("The window closed at %s, before this run began: no row is asked.", closing)
+            return Summary(
+                complete=False,
+                reason=f"the window had closed at {closing.isoformat(timespec='minutes')}, before this run began",
+                directory=storage.location,
+            )
+        lock.take(stop.pause)
+        rows = write_down(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
+        return asyncio.run(
+            _Engine(
+                spec,
+                rows,
+                settings,
+                storage,
+                closing=closing,
+                renew_lock=lock.renew,
+                on_progress=on_progress,
+                stop=stop,
+                listener=listener,
+            ).run()
+        )
+    except StoppedError as stopped:  # before anything was done
+        return Summary(complete=False, reason=str(stopped), directory=storage.location)
+    except OSError as error:
+        raise _told(error, storage.location) from error
+    finally:
+        with contextlib.suppress(OSError):
+            lock.release()
+        storage.close()
+
+
+#: Rooms that work on the directory.
+_STORE = (f"{__package__}.store.", f"{__package__}.results.")
+
+
+def _told(error: OSError, location: str) -> BatchError:
+    """Return what a refusal of the operating system means to the run: only those of the directory are the directory's.
+
+    Both kinds look alike (a disk that is full, too many open files); which of our modules was at work tells.
+    """
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in frames if name.startswith(f"{__package__}.")]
+    words, kept = (
+        error.strerror or str(error) or type(error).__name__,
+        "What was sealed there is kept, and the next run goes on from it.",
     )
-    delivery: Delivery | NoDelivery = NoDelivery()
-    # What shards have asked goes into the table with the merge, which knows the place of each row.
-    if spec.into is not None and shard is None:
-        delivery = Delivery(spec.into, storage, journal, max_outage=spec.limits.max_outage, pause=pause)
-    return Run(
-        spec=spec,
-        shard=shard,
-        names=names,
-        storage=storage,
-        round=current,
-        journal=journal,
-        sealing=Sealing(journal, look_up_digest=look_up_digest, on_digest_change=spec.on_digest_change),
-        delivery=delivery,
-        order=Order(with_ids=spec.id_column is not None),
-        plan=Plan(spec.limits, interval=60 / spec.requests_per_minute if spec.requests_per_minute else 0.0),
-        climb=_climb(spec),
-        pack=_pack(spec),
-        meter=meter,
-        clock=clock,
-    )
+    if ours[-1].startswith(_STORE):
+        return StorageError(f"{location} cannot be written: {words}. {kept}")
+    return SystemRefusedError(f"{ours[-1]} cannot go on: {words} ({type(error).__name__}).")
 
 
-def _climb(spec: BatchSpec) -> Climb | Fixed:
-    if spec.concurrency != "auto":
-        return Fixed(spec.concurrency)
-    # A server works on one text for a vector at a time: the second request is there when the first is done.
-    return Climb() if spec.task != "embed" else Fixed(2)
+class _Engine:
+    """What happens in a run, from the first look at the directory to the end of all that waits."""
 
+    def __init__(
+        self,
+        spec: BatchSpec,
+        rows: Rows,
+        settings: Settings,
+        storage: Storage,
+        *,
+        closing: datetime | None,
+        renew_lock: Callable[[], None],
+        on_progress: Callable[[Progress], None] | None,
+        stop: StopSignal,
+        listener: Listener | None,
+    ) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._storage = storage
+        self._closing = closing
+        self._renew_lock = renew_lock
+        self._on_progress = on_progress or (lambda _: None)
+        self._stop = stop
+        self._listener = listener
+        self._model, _ = preflight.split_model(spec.model)
+        self._rows = rows
+        self._intake = Intake(spec, rows)
+        self._results = results_of(spec)
+        self._lost: Exception | None = None
 
-def _pack(spec: BatchSpec) -> PackSize | FixedPack:
-    if spec.pack != "auto":
-        return FixedPack(spec.pack)
-    return PackSize() if spec.task == "embed" else FixedPack()
+    async def run(self) -> Summary:
+        self._group = Group()
+        keeper = asyncio.create_task(self._keep_lock())
+        try:
+            self._run = await open_run(
+                self._spec,
+                self._storage,
+                pause=self._stop.pause,
+                look_up_digest=lambda: self._control.digest(self._model),
+            )
+            self._feed = Feed(self._run, self._rows, self._intake, self._group)
+            try:
+                return await self._connected()
+            finally:
+                self._feed.close()
+                await self._run.close()
+        finally:
+            keeper.cancel()
+
+    async def _connected(self) -> Summary:
+        timeouts = self._settings.timeouts.model_copy(update={"first_token": self._spec.load_timeout})
+        patient = self._settings.model_copy(update={"timeouts": timeouts})
+        once = self._settings.model_copy(update={"max_attempts": 1})
+        async with (
+            AsyncClient(patient, listener=self._listener) as control,
+            AsyncClient(once, listener=self._listener, concurrency=self._run.climb.most) as self._client,
+        ):
+            self._control = Control(control)
+            self._stop.subscribe(partial(asyncio.get_running_loop().call_soon_threadsafe, self._on_stop))
+            try:
+                reason = await self._work_until_over()
+            finally:
+                if self._spec.unload_after and self._run.plan.sends:
+                    await self._control.unload(self._model)
+            return await finish(self._run, reason, self._results, check=self._check, on_progress=self._on_progress)
+
+    async def _work_until_over(self) -> str:
+        """Work until something ends it; whatever that was, close the requests and seal what there is."""
+        self._group.spawn(self._work_through())
+        try:
+            await self._group.over
+        except StoppedError as stopped:
+            return str(stopped)
+        except TooManyFailedError:
+            # The batch ended by itself: what failed is asked again by the next run.
+            await asyncio.to_thread(manifest.save, self._storage, self._run.round.next(), self._run.names)
+            raise
+        finally:
+            await self._group.close()
+            await self._run.sealing.close()
+        return COMPLETE
+
+    async def _work_through(self) -> None:
+        run = self._run
+        sample = await self._feed.sample()
+        if self._closing is not None:
+            self._group.spawn(self._close_at(self._closing))
+        if sample is None:
+            await begin(run)
+            self._group.end()
+            return
+        await run.delivery.open(self._intake.examples, self._spec.id_column)
+        found = await prepare(run, sample, self._settings.base_url, self._control)
+        await begin(run)
+        self._workers = Workers(run, found, self._client, self._control, self._group)
+        self._group.spawn(run.sealing.at_times(self._spec.checkpoint_every, self._sealed))
+        self._group.spawn(run.delivery.at_times(self._workers.hungry.set))
+        self._group.spawn(self._report())
+        await self._feed.give(self._workers, found)
+
+    def _sealed(self) -> None:
+        self._run.delivery.sealed()
+        self._workers.wake()
+
+    async def _report(self) -> None:
+        run = self._run
+        due = run.clock() + self._spec.report_every
+        while True:
+            await asyncio.sleep(min(_TICK, self._spec.report_every))
+            progress = run.progress("running")
+            self._on_progress(progress)
+            if run.clock() >= due:
+                due += self._spec.report_every
+                logger.info("%s", progress.line())
+                await self._write_report(progress)
+
+    async def _write_report(self, progress: Progress) -> None:
+        report = (self._storage, self._run.names.progress, progress.as_json())
+        writing = asyncio.create_task(asyncio.to_thread(write, *report))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread goes on, and the end writes a report of its own, to the same file.
+            await writing
+            raise
+
+    # What ends a run early
+
+    async def _keep_lock(self) -> None:
+        """Show that the run is alive, to its very end: also while a model loads, or while the results are written."""
+        while self._lost is None:
+            await asyncio.sleep(_TICK)
+            try:
+                await asyncio.to_thread(self._renew_lock)
+            except (DirectoryBusyError, OSError) as error:
+                self._lost = error
+                self._group.end(error)
+
+    def _check(self) -> None:
+        """Raise what ends a run while its results are written."""
+        self._stop.check()
+        if self._lost is not None:
+            raise self._lost
+
+    def _on_stop(self) -> None:
+        self._group.end(StoppedError(self._stop.reason))
+
+    async def _close_at(self, closing: datetime) -> None:
+        """Send no row any more from that moment on; end when what is in flight is back."""
+        await asyncio.sleep((closing - datetime.now(UTC)).total_seconds())
+        plan = self._run.plan
+        plan.closed = True
+        logger.info("The window closes: no new rows, %d requests are still in flight.", plan.in_flight)
+        while plan.in_flight:
+            await self._workers.wait()
+        self._group.end(StoppedError(f"the window closed at {closing.isoformat(timespec='minutes')}"))

@@ -1,28 +1,101 @@
-"""What a batch is told to do, and how it is told to stop."""
+"""When to give up: on a row, on a server, and on the whole batch."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ollama_provider.api.output import Output
 from ollama_provider.api.schemas import KeepAlive, Options, Think
+from ollama_provider.api.structured_output import Output
 from ollama_provider.batch.arguments import read_argument
-from ollama_provider.batch.choice import Mode
-from ollama_provider.batch.delivery import Table
-from ollama_provider.batch.embedding import OnLongText
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.shards import Shard
-from ollama_provider.batch.snapshot import plain
-from ollama_provider.batch.sources import Query, Rows, paths_of
+from ollama_provider.batch.records import Mode, OnLongText, OnTruncation, Query, Rows, Table, TaskName, paths_of, plain
 from ollama_provider.batch.window import StopAt
 
-OnTruncation = Literal["dead_letter", "fail", "flag"]
-TaskName = Literal["generate", "chat", "embed"]
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up.
+
+    Attributes:
+        max_attempts: attempts for a row, the first included; an outage uses up none.
+        max_failed_rows: failed rows that the batch tolerates; None leaves it to the ratio.
+        max_failed_ratio: failed rows that the batch tolerates, of all rows (0.05 is 5 %).
+        max_outage: seconds without one answer while the server is busy or gone.
+        retry_delay: seconds before a row's own failure is tried again, if nothing else is to do.
+    """
+
+    max_attempts: int = 3
+    max_failed_rows: int | None = None
+    max_failed_ratio: float | None = None
+    max_outage: float = 1800.0
+    retry_delay: float = 1.0
+
+    def too_many(self, failed: int, rows: int) -> bool:
+        """Tell whether so many failed rows of so many are more than tolerated. Without a limit, one is too many."""
+        if self.max_failed_rows is None and self.max_failed_ratio is None:
+            return failed > 0
+        by_count = self.max_failed_rows is not None and failed > self.max_failed_rows
+        by_ratio = self.max_failed_ratio is not None and failed > self.max_failed_ratio * rows
+        return by_count or by_ratio
+
+
+# FROM batch.spec: What a batch is told to do, and how it is told to stop.
+
+SHARDS_FOLDER = "shards"
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a run keeps what is not an outcome."""
+
+    batch: str = "batch.json"
+    summary: str = "summary.json"
+    progress: str = "progress.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the shards of a batch.
+
+    Attributes:
+        number: from 0.
+        of: how many there are.
+
+    Raises:
+        InputError: there is no such shard.
+    """
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise InputError(f"shard: there is no {self.number} of {self.of}; they count from 0 to {self.of - 1}.")
+
+    @property
+    def name(self) -> str:
+        """How its files are called."""
+        return f"{self.number}of{self.of}"
+
+    def owns(self, key: bytes) -> bool:
+        """Tell whether the row with this key is the shard's."""
+        return int.from_bytes(key[-4:]) % self.of == self.number
+
+    @property
+    def names(self) -> Names:
+        """Where its run keeps what is not an outcome."""
+        return Names(*(f"{SHARDS_FOLDER}/{self.name}.{kind}.json" for kind in ("batch", "summary", "progress")))
+
+    @property
+    def lock_name(self) -> str:
+        """The lock of its run."""
+        return f"{SHARDS_FOLDER}/{self.name}{LOCK}"
+
 
 #: What another run must have in common with this one, to be a shard of the same batch.
 _SAME = (
@@ -37,7 +110,7 @@ class BatchSpec:
 
     Attributes:
         model: name of the model; ``name@sha256:…`` (a beginning of the digest is enough) also demands these weights.
-        rows: see `ollama_provider.batch.sources.read_rows`; or a `Query`, which is asked once.
+        rows: see `ollama_provider.batch.rows.sources.read_rows`; or a `Query`, which is asked once.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
         task: ``generate`` (a completion), ``chat`` (an answer to `messages`) or ``embed`` (a vector of `prompt`).
@@ -45,10 +118,10 @@ class BatchSpec:
         images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line. What is
             no picture, or lies elsewhere than it may, fails its row.
         images_from: folder or bucket that such a path must lie in, and begins in if it is relative; None is the folder
-            of the input, where that is files. See `ollama_provider.batch.image_folder`.
+            of the input, where that is files. See `ollama_provider.batch.rows.image_folder`.
         system: system message for all rows.
         output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is
-            asked for, and checked; see `ollama_provider.batch.forms` for what follows when it does not fit.
+            asked for, and checked; see `ollama_provider.batch.requests.repair` for what follows when it does not fit.
         fallback_model: asked, after all others are done, for the rows whose answers did not fit.
         dimensions: numbers of a vector, where the model can do with fewer than it has (0.11.11).
         on_long_text: a text over the context fails its row (``dead_letter``), or is cut by the server and marked in the
@@ -72,7 +145,7 @@ class BatchSpec:
         load_timeout: seconds for the first load of the model.
         checkpoint_every: seconds between two sealed parts: what a crash can lose.
         report_every: seconds between two lines of progress.
-        into: a table for the good results; see `ollama_provider.batch.delivery`.
+        into: a table for the good results; see `ollama_provider.batch.results.table`.
         results: ``jsonl`` or ``parquet`` (needs pyarrow): what ``results.*`` is; None is Parquet for vectors, else JSON
             lines.
         stop_at: when the night is over; see `ollama_provider.batch.window.closing_time`. No row is sent any more then,
@@ -80,7 +153,7 @@ class BatchSpec:
         timezone: IANA name or offset for *stop_at*; None is the machine's own.
         due: when the run was due; None is its beginning.
         unload_after: take the model out of memory at the end, also at an early one.
-        shard: number (from 0) and how many: only these rows; see `ollama_provider.batch.shards`.
+        shard: number (from 0) and how many: only these rows; see `ollama_provider.batch.store.shards`.
 
     Raises:
         InputError: arguments contradict each other.
@@ -215,55 +288,3 @@ class BatchSpec:
         """Return, as plain data, what the shards of a batch have in common."""
         plain = self.settings()
         return {name: plain[name] for name in _SAME} | {"shards": self.shard[1] if self.shard else None}
-
-
-class StopSignal:
-    """Says "stop now" to a running batch, from a signal handler or another thread."""
-
-    def __init__(self) -> None:
-        # No lock: a signal handler may run while this very thread would hold it.
-        self._reason: str | None = None
-        self._listeners: list[Callable[[], object]] = []
-
-    @property
-    def reason(self) -> str | None:
-        """Why to stop; None while nobody said so."""
-        return self._reason
-
-    def set(self, reason: str = "stopped") -> None:
-        """Ask the batch to seal what it has, close its requests and return. A second call changes nothing."""
-        if self._reason is None:
-            self._reason = reason
-            for listener in self._listeners:
-                listener()
-
-    def subscribe(self, listener: Callable[[], object]) -> None:
-        """Call *listener* when it is set, or at once if it is."""
-        self._listeners.append(listener)
-        if self._reason is not None:
-            listener()
-
-    def check(self) -> None:
-        """Raise if it is set.
-
-        Raises:
-            StoppedError: it is.
-        """
-        if self._reason is not None:
-            raise StoppedError(self._reason)
-
-    def pause(self, seconds: float) -> None:
-        """Wait, but no longer than until it is set.
-
-        Raises:
-            StoppedError: it is set.
-        """
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
-            time.sleep(min(left, 0.05))
-        self.check()
-
-
-class StoppedError(Exception):
-    """The batch was asked to stop; never leaves `run_batch`."""

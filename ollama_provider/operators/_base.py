@@ -122,7 +122,7 @@ class OllamaOperator(BaseOperator):
 
     def find_model(self, name: str) -> "LocalModel | None":
         """Return what the server says about a model on its disk; None if it has no such model."""
-        from ollama_provider.api.names import same_model
+        from ollama_provider.api.model_names import same_model
 
         return next((entry for entry in self.hook.list_models() if same_model(entry.tag, name)), None)
 

@@ -12,12 +12,12 @@ from ollama_provider.api.arguments import is_null, read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas import GenerateRequest, Options
 from ollama_provider.batch.arguments import read_argument
-from ollama_provider.batch.engine import run_batch
 from ollama_provider.batch.errors import TooManyFailedError
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.progress import Progress
-from ollama_provider.batch.sources import Rows, paths_of
-from ollama_provider.batch.spec import BatchSpec, StopSignal
+from ollama_provider.batch.records import Rows, paths_of
+from ollama_provider.batch.results.progress import Progress
+from ollama_provider.batch.run import run_batch
+from ollama_provider.batch.spec import BatchSpec, Limits
+from ollama_provider.batch.stop import StopSignal
 from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._paths import earlier_folder_of, folder_of, storage_path

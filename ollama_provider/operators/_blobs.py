@@ -10,7 +10,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.api.errors import BadRequestError, BlobNotFoundError, InvalidRequestError
-from ollama_provider.api.pulling import PullProgress
+from ollama_provider.api.pulls import PullProgress
 from ollama_provider.api.schemas import HeadBlobRequest, PushBlobRequest
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.observability import Logger, describe_pull, describe_size

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, UnsupportedError
-from ollama_provider.api.names import ModelName
-from ollama_provider.api.pulling import check_pull_allowed
+from ollama_provider.api.model_names import ModelName
+from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.schemas import RunningModel, ShowReply, ShowRequest
 from ollama_provider.hooks import OllamaHook
 

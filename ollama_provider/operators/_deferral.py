@@ -11,7 +11,7 @@ from ollama_provider.operators._base import OllamaOperator
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from ollama_provider.api.asking import Send
+    from ollama_provider.api.request_flow import Send
     from ollama_provider.api.schemas import Request
 
 #: Airflow ends the wait by itself so long after the deadline, in case no triggerer runs that would keep it.
@@ -55,7 +55,7 @@ class DeferrableOperator(OllamaOperator):
 
     def handover_folder(self) -> str | None:
         """Return where a request or an answer may go that is too large for Airflow's database."""
-        from ollama_provider.handover import handover_path
+        from ollama_provider.payloads import handover_path
 
         return handover_path()
 
@@ -80,7 +80,7 @@ class DeferrableOperator(OllamaOperator):
         raise NotImplementedError
 
     def _hand_over(self, request: "Request[Any]", remembered: dict[str, Any]) -> None:
-        from ollama_provider.handover import pack
+        from ollama_provider.payloads import pack
         from ollama_provider.triggers import OllamaRequestTrigger
 
         self._handed_over = True
@@ -103,7 +103,7 @@ class DeferrableOperator(OllamaOperator):
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Go on with the answers that the trigger has got."""
-        from ollama_provider.handover import Inbox, discard, unpack
+        from ollama_provider.payloads import Inbox, discard, unpack
 
         try:
             if event["status"] == "timeout":

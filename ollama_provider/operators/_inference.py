@@ -18,9 +18,9 @@ from ollama_provider.operators._images import capabilities_for
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from ollama_provider.api.asking import Send
-    from ollama_provider.api.output import Output
+    from ollama_provider.api.request_flow import Send
     from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest, Think
+    from ollama_provider.api.structured_output import Output
 
     Answer = GenerateReply | ChatReply
 
@@ -193,14 +193,14 @@ class InferenceOperator(DeferrableOperator):
             send: asks the server.
             trained: tokens the model was trained for, where that is known.
         """
-        from ollama_provider.api.asking import ask, hold
+        from ollama_provider.api.request_flow import ask, hold
 
         reply, prompt_cut = hold(ask(request, may_cut=self.may_cut, trained=trained), send)
         return [reply], prompt_cut
 
     def read_format(self) -> "Output | None":
         """Return what the answer must look like; None for plain text."""
-        from ollama_provider.api.output import Output
+        from ollama_provider.api.structured_output import Output
 
         one_of("output", self.answer_as, "text", "reply")
         one_of("on_truncation", self.on_truncation, "warn", "fail")

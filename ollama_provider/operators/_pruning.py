@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.names import ModelName
+from ollama_provider.api.model_names import ModelName
 from ollama_provider.observability import describe_size
 from ollama_provider.operators._catalogue import is_called
 

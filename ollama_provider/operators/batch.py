@@ -245,7 +245,7 @@ class OllamaBatchOperator(OllamaOperator):
         A ``{{`` in a document is no template, and a text of *messages* or *images* that names ``row`` is the batch's.
         """
         if content is self.rows and isinstance(content, list | tuple):
-            from ollama_provider.batch.sources import paths_of  # a DAG file is parsed all the time
+            from ollama_provider.batch.records import paths_of  # a DAG file is parsed all the time
 
             if paths_of(content) is None:
                 return content

@@ -13,9 +13,9 @@ from ollama_provider.operators._images import read_images
 from ollama_provider.operators._inference import InferenceOperator
 
 if TYPE_CHECKING:
-    from ollama_provider.api.asking import Send
-    from ollama_provider.api.output import Output
+    from ollama_provider.api.request_flow import Send
     from ollama_provider.api.schemas import ChatRequest, ToolCall
+    from ollama_provider.api.structured_output import Output
     from ollama_provider.operators._inference import Answer
     from ollama_provider.tools import Toolbox
 
@@ -131,7 +131,7 @@ class OllamaChatOperator(InferenceOperator):
 
     def converse(self, request: "ChatRequest", send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
         """Let the model call functions until it answers."""
-        from ollama_provider.api.asking import ask, hold
+        from ollama_provider.api.request_flow import ask, hold
         from ollama_provider.tools import ToolChat
 
         box = self.read_tools()

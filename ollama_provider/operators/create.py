@@ -5,7 +5,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.pulling import PullProgress
+from ollama_provider.api.pulls import PullProgress
 from ollama_provider.api.schemas import CreateRequest
 from ollama_provider.observability import describe_pull
 from ollama_provider.operators._base import OllamaOperator

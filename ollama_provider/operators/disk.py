@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_provider.api.errors import ModelNotFoundError
-from ollama_provider.api.names import ModelName
+from ollama_provider.api.model_names import ModelName
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._catalogue import model_name
 from ollama_provider.operators.memory import unload_and_wait

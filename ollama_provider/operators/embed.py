@@ -13,7 +13,7 @@ from ollama_provider.operators._vectors import Vector, write_vectors, writer_for
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from ollama_provider.api.asking import Embedded, Send
+    from ollama_provider.api.request_flow import Embedded, Send
     from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 
 #: Bytes of JSON that go to XCom at most: it lives in Airflow's database and passes through its API server.
@@ -149,7 +149,7 @@ class Embedding:
         self.dimensions: int | None = None
 
     def __iter__(self) -> Iterator[Vector]:
-        from ollama_provider.api.asking import embed, hold
+        from ollama_provider.api.request_flow import embed, hold
 
         for conversation in embed(self._request, may_cut=self._may_cut):
             for embedded in hold(conversation, self._send):

@@ -7,7 +7,7 @@ from ollama_provider.operators._deferral import DeferrableOperator
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from ollama_provider.api.asking import Send
+    from ollama_provider.api.request_flow import Send
 
 
 class OllamaPullModelOperator(DeferrableOperator):

@@ -15,7 +15,7 @@ class SqlRows:
 
     The database is asked once in a DAG run. What it answers is written into the batch's directory, as JSON lines,
     before the first request; retries, and a cleared task, read that. Values that JSON has no word for become text, see
-    `ollama_provider.batch.snapshot.plain`: dates in ISO 8601, times with a zone in UTC, decimals and UUIDs as they are
+    `ollama_provider.batch.records.plain`: dates in ISO 8601, times with a zone in UTC, decimals and UUIDs as they are
     written, bytes in hex, NaN as null. Without ``ORDER BY`` the rows have, and keep, the order in which they came.
 
     PostgreSQL answers through a cursor on the server, so memory is bounded by *chunk_size* rows; other databases by

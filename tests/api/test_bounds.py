@@ -9,7 +9,7 @@ import zlib
 import httpx
 import pytest
 
-from ollama_provider.api import errors, patience
+from ollama_provider.api import errors, timeouts
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, TagsRequest, VersionRequest
 from ollama_provider.api.unpacking import PIECE, Unpacker
 from tests.sockets import listening
@@ -112,7 +112,7 @@ def test_an_inference_that_comes_drop_by_drop_ends(on, request_, head):
 @pytest.mark.parametrize("again", [b"", b"\n", b" "], ids=["silence", "blank lines", "blanks"])
 def test_what_is_finished_is_not_held_back(on, monkeypatch, request_, line, again):
     """The last object has come; the end of the stream is waited for a moment, and not an hour."""
-    monkeypatch.setattr(patience, "UNTIL_END", 0.1)
+    monkeypatch.setattr(timeouts, "UNTIL_END", 0.1)
     with endless(NDJSON + line, again, every=0.02) as url:
         (reply,) = on.send(request_, base_url=url)
 

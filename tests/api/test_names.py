@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.names import ModelName, same_model
+from ollama_provider.api.model_names import ModelName, same_model
 
 
 @pytest.mark.parametrize(

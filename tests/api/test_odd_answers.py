@@ -11,7 +11,6 @@ import pytest
 
 from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.patience import patience_for
 from ollama_provider.api.protocol import Collector, Decoder, Pieces
 from ollama_provider.api.schemas import (
     ChatRequest,
@@ -25,6 +24,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.timeouts import patience_for
 from ollama_provider.testing import Respond
 
 GENERATE = GenerateRequest(model="llama3.2", prompt="hi")

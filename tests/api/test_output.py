@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from ollama_provider.api.errors import InvalidOutputError, InvalidRequestError
-from ollama_provider.api.output import Output
+from ollama_provider.api.structured_output import Output
 
 
 class Review(BaseModel):

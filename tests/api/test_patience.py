@@ -5,7 +5,6 @@ import math
 import pytest
 
 from ollama_provider.api import errors
-from ollama_provider.api.patience import patience_for
 from ollama_provider.api.schemas import (
     CreateRequest,
     EmbedRequest,
@@ -17,6 +16,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.settings import Timeouts
+from ollama_provider.api.timeouts import patience_for
 
 GENERATE = GenerateRequest(model="m")
 TIMEOUTS = Timeouts(first_token=900, idle=120, pull_stall=300)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ollama_provider.api import pulling
+from ollama_provider.api import pulls
 from ollama_provider.api.errors import ModelNotFoundError, PullNotAllowedError
-from ollama_provider.api.pulling import PullProgress, check_pull_allowed
+from ollama_provider.api.pulls import PullProgress, check_pull_allowed
 from ollama_provider.api.settings import Settings
 
 GB = 10**9
@@ -176,7 +176,7 @@ def test_stages_that_come_again_are_no_progress():
 
 def test_what_is_remembered_of_a_pull_is_bounded(monkeypatch):
     """However many layers and lines a server makes up."""
-    monkeypatch.setattr(pulling, "MOST_LAYERS", 100)
+    monkeypatch.setattr(pulls, "MOST_LAYERS", 100)
     pull = progress()
     for number in range(10_000):
         pull.add(layer(str(number), GB, number), number / 1000)

@@ -7,7 +7,7 @@ import pytest
 from ollama_provider.api.errors import ClientClosedError, InvalidRequestError
 from ollama_provider.api.schemas import TagsRequest
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.sharing import shared_client
+from ollama_provider.api.shared_clients import shared_client
 
 
 def client(concurrency: int = 16, **settings):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from ollama_provider.batch.concurrency import Climb, Fixed
+from ollama_provider.batch.scheduling.concurrency import Climb, Fixed
 
 
 def run(climb: Climb, rows: int, *, slots: int, gpu: float = 1e9, seed: int = 1) -> list[tuple[float, int]]:

@@ -12,8 +12,8 @@ import pytest
 from upath import UPath
 
 from ollama_provider.batch.errors import StorageError
-from ollama_provider.batch.locks import LeaseLock
-from ollama_provider.batch.storage import Disk, open_storage
+from ollama_provider.batch.store.locks import LeaseLock
+from ollama_provider.batch.store.storage import Disk, open_storage
 from ollama_provider.testing import Fail
 
 ROWS = [{"id": f"r{number}", "text": f"text {number % 7}"} for number in range(12)]
@@ -90,7 +90,7 @@ def directories(request, tmp_path):
 def test_whatever_the_moment_of_a_crash_the_next_run_is_right(batch, ollama, directories, how, monkeypatch):
     """Results in full and in order, sealed rows not asked again, a failed row included."""
     # So small that every few answers make a part.
-    monkeypatch.setattr("ollama_provider.batch.sealing._PART", 1000)
+    monkeypatch.setattr("ollama_provider.batch.store.checkpoints._PART", 1000)
     monkeypatch.setattr(LeaseLock, "lease", 0.05)
     ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") == "text 4", always=True)
 

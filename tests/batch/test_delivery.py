@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError, StorageError, TooManyFailedError
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.storage import Disk, open_storage
+from ollama_provider.batch.spec import Limits
+from ollama_provider.batch.store.storage import Disk, open_storage
 
 ROWS = [{"id": f"r{number}", "text": f"text {number % 7}", "title": f"title {number}"} for number in range(12)]
 

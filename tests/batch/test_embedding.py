@@ -10,8 +10,9 @@ from pyarrow import parquet
 
 from ollama_provider.api.errors import UnsupportedError
 from ollama_provider.api.schemas import Options
-from ollama_provider.batch.embedding import PackRequest, PackSize, decode_vector, encode_vector, split
 from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.requests.embedding import PackRequest, decode_vector, encode_vector, split
+from ollama_provider.batch.scheduling.concurrency import PackSize
 from ollama_provider.testing import Answer, Fail, Model
 
 pytestmark = pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64, embedding_length=8)])

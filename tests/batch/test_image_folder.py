@@ -13,7 +13,7 @@ from upath import UPath
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.images import LIMIT
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.image_folder import ImageFolder
+from ollama_provider.batch.rows.image_folder import ImageFolder
 from ollama_provider.testing import Model
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -5,7 +5,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_provider.batch.index import Index
+from ollama_provider.batch.store.journal import Index
 
 KEYS = st.binary(min_size=16, max_size=16)
 

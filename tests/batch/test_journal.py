@@ -6,9 +6,9 @@ import pytest
 
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
-from ollama_provider.batch.journal import Journal, Keys, State, encode, parts_of, shared_fields
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.storage import open_storage
+from ollama_provider.batch.store.journal import Journal, Keys, State, encode, parts_of, shared_fields
+from ollama_provider.batch.store.storage import open_storage
 
 SHARED = shared_fields({"model": "m"})
 REQUEST = {"task": "generate", "options": {"seed": 1}, "system": None, "think": False}

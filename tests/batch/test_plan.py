@@ -21,12 +21,11 @@ from ollama_provider.api.errors import (
     TLSError,
     UnreachableError,
 )
-from ollama_provider.batch.choice import Choice, choose
-from ollama_provider.batch.forms import Form
-from ollama_provider.batch.journal import State
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.plan import Do, Plan, Verdict
-from ollama_provider.batch.tickets import Ticket
+from ollama_provider.batch.requests.repair import Form
+from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.scheduling.plan import Choice, Do, Plan, Verdict, choose
+from ollama_provider.batch.spec import Limits
+from ollama_provider.batch.store.journal import State
 
 
 def plan(*numbers: int, **limits: float) -> Plan:

@@ -4,8 +4,8 @@ import pytest
 
 from ollama_provider.api.errors import UnsupportedError
 from ollama_provider.api.schemas import ShowReply, TagsReply
-from ollama_provider.batch import preflight
 from ollama_provider.batch.errors import InputError, ModelChangedError
+from ollama_provider.batch.requests import preflight
 
 DIGEST = "fa0194e42b82" + "0" * 52
 

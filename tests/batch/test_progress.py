@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from ollama_provider.batch.progress import Bar, Meter, Progress, Tally
 from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.results.progress import Bar, Meter, Progress, Tally
 
 
 def read(meter, now, ok, **others):

@@ -6,7 +6,7 @@ import decimal
 import pytest
 
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.prompts import Prompts, RenderError
+from ollama_provider.batch.rows.prompts import Prompts, RenderError
 
 
 def render(template, **columns):

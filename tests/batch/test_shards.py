@@ -7,11 +7,11 @@ from upath import UPath
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.batch.errors import DirectoryBusyError, InputError, TooManyFailedError
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.locks import LeaseLock
-from ollama_provider.batch.shards import RunLock, Shard, shards
-from ollama_provider.batch.spec import StopSignal
-from ollama_provider.batch.storage import open_storage
+from ollama_provider.batch.spec import Limits, Shard
+from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch.store.locks import LeaseLock
+from ollama_provider.batch.store.shards import RunLock, shards
+from ollama_provider.batch.store.storage import open_storage
 from ollama_provider.testing import Fail, Gate, Pace, Stall
 
 

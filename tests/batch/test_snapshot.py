@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ollama_provider.batch.errors import DatabaseGoneError
-from ollama_provider.batch.sources import read_rows
+from ollama_provider.batch.rows.sources import read_rows
 
 
 class Question:

@@ -14,9 +14,9 @@ import pytest
 from pyarrow import parquet
 from upath import UPath
 
-from ollama_provider.batch import sources
 from ollama_provider.batch.errors import InputError, StorageError
-from ollama_provider.batch.sources import canonical, count_rows, read_rows
+from ollama_provider.batch.rows import sources
+from ollama_provider.batch.rows.sources import canonical, count_rows, read_rows
 
 
 def columns(rows):

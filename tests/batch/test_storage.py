@@ -16,11 +16,11 @@ from pyarrow import parquet
 from upath import UPath
 
 from ollama_provider.batch.errors import DirectoryBusyError, StorageError
-from ollama_provider.batch.limits import Limits
-from ollama_provider.batch.locks import LeaseLock
-from ollama_provider.batch.sources import read_rows
-from ollama_provider.batch.spec import StopSignal
-from ollama_provider.batch.storage import Disk, local_path, open_storage, write
+from ollama_provider.batch.rows.sources import read_rows
+from ollama_provider.batch.spec import Limits
+from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch.store.locks import LeaseLock
+from ollama_provider.batch.store.storage import Disk, local_path, open_storage, write
 from ollama_provider.testing import Fail, Gate, Stall
 
 
@@ -165,7 +165,7 @@ def test_of_two_that_come_at_the_same_moment_one_wins(tmp_path, monkeypatch):
 def test_a_run_keeps_its_lease_while_nothing_is_sealed(batch, tmp_path, ollama, monkeypatch):
     """A model that loads for long, or rare checkpoints, make no run look dead; one that lost its lease stops."""
     monkeypatch.setattr(LeaseLock, "lease", 0.3)
-    monkeypatch.setattr("ollama_provider.batch.engine._TICK", 0.02)
+    monkeypatch.setattr("ollama_provider.batch.run._TICK", 0.02)
     root = UPath(f"memory://{tmp_path.name}/out")
     slow = Gate()
     ollama.stand_in.script(Stall(until=slow), where=lambda body: not body.get("prompt"))

@@ -9,7 +9,7 @@ import pytest
 from ollama_provider.api.errors import BadRequestError, InvalidRequestError, UnsupportedError
 from ollama_provider.api.schemas import GenerateReply, Options
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.forms import ORDINARY, Form, Ladder
+from ollama_provider.batch.requests.repair import ORDINARY, Form, Ladder
 from ollama_provider.testing import Answer, Fail, Model
 
 

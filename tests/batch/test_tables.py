@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ollama_provider.batch.embedding import encode_vector
 from ollama_provider.batch.errors import TooManyFailedError
-from ollama_provider.batch.journal import Journal, Keys, State, shared_fields
-from ollama_provider.batch.limits import Limits
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.sinks import Order, write_results
-from ollama_provider.batch.storage import open_storage
-from ollama_provider.batch.tables import ParquetTable, VectorLines
+from ollama_provider.batch.requests.embedding import encode_vector
+from ollama_provider.batch.results.files import Order, write_results
+from ollama_provider.batch.results.parquet import ParquetTable, VectorLines
+from ollama_provider.batch.spec import Limits
+from ollama_provider.batch.store.journal import Journal, Keys, State, shared_fields
+from ollama_provider.batch.store.storage import open_storage
 
 SCHEMA = {
     "type": "object",

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from ollama_provider.api.errors import UnsupportedError
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.tables import arrow_type
+from ollama_provider.batch.results.parquet import arrow_type
 from ollama_provider.testing import Fail, Model
 
 PNG = base64.b64decode(

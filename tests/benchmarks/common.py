@@ -16,7 +16,7 @@ from rows import prompt
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
 
 HERE = Path(__file__).parent

@@ -19,11 +19,11 @@ from common import serve, tell
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.embedding import PackRequest, encode_vector
-from ollama_provider.batch.engine import run_batch
-from ollama_provider.batch.sinks import Order
+from ollama_provider.batch.requests.embedding import PackRequest, encode_vector
+from ollama_provider.batch.results.files import Order
+from ollama_provider.batch.results.parquet import ParquetTable
+from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.tables import ParquetTable
 
 WIDTH, PACK = 768, 64
 

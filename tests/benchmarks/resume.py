@@ -17,14 +17,14 @@ from memory import write_rows
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.engine import run_batch
-from ollama_provider.batch.journal import Journal, Keys, shared_fields
-from ollama_provider.batch.prompts import Prompts
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.sources import read_rows
+from ollama_provider.batch.requests.tasks import Generate
+from ollama_provider.batch.rows.prompts import Prompts
+from ollama_provider.batch.rows.sources import read_rows
+from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.storage import open_storage
-from ollama_provider.batch.tasks import Generate
+from ollama_provider.batch.store.journal import Journal, Keys, shared_fields
+from ollama_provider.batch.store.storage import open_storage
 
 TEMPLATE = "Summarise in one sentence:\n{{ row.text }}"
 OPTIONS = Options(num_ctx=4096)

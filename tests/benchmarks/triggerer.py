@@ -30,7 +30,7 @@ os.environ |= {
 import psutil
 
 from ollama_provider.api.schemas import GenerateRequest
-from ollama_provider.handover import pack
+from ollama_provider.payloads import pack
 from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger, OllamaTrigger
 
 SERVER = """

@@ -13,7 +13,6 @@ import pytest
 from ollama_provider.api import errors
 from ollama_provider.api.classify import transport_error
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.output import Output
 from ollama_provider.api.protocol import Collector, Decoder
 from ollama_provider.api.schemas import (
     ChatRequest,
@@ -26,6 +25,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.structured_output import Output
 
 PAGE = Path(__file__).parents[2] / "docs/reference/errors.md"
 PACKAGE = Path(__file__).parents[2] / "ollama_provider"
@@ -234,7 +234,7 @@ def test_no_answer_is_tried_that_the_page_leaves_out() -> None:
 
 def test_the_faults_of_rows_are_those_of_the_batch() -> None:
     """The names that the batch gives to what no request has failed at."""
-    code = "".join(path.read_text() for path in (PACKAGE / "batch").glob("*.py"))
+    code = "".join(path.read_text() for path in (PACKAGE / "batch").rglob("*.py"))
     given = set(re.findall(r'"class": "(\w+)"|REFUSED = "(\w+)"', code))
 
     assert {name for names in given for name in names if name} == {

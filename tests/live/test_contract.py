@@ -20,7 +20,7 @@ from ollama_provider.api.errors import (
     PullNotAllowedError,
     UnsupportedError,
 )
-from ollama_provider.api.names import same_model
+from ollama_provider.api.model_names import same_model
 from ollama_provider.api.schemas import (
     ChatRequest,
     CopyRequest,

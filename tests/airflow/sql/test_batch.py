@@ -152,7 +152,7 @@ SCRIPT = """
 import sys
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.engine import run_batch
+from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.sql import SqlRows, SqlTable
 url, out = sys.argv[1:]

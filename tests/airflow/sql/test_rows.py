@@ -7,8 +7,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError
-from ollama_provider.batch.snapshot import as_line
-from ollama_provider.batch.sources import read_rows
+from ollama_provider.batch.rows.snapshot import as_line
+from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.sql import SqlRows
 
 

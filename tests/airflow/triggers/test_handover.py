@@ -5,7 +5,6 @@ import json
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, ObjectStoragePath
 
-from ollama_provider.api.asking import ask, hold
 from ollama_provider.api.errors import (
     ContextLengthError,
     IncompleteReplyError,
@@ -13,6 +12,7 @@ from ollama_provider.api.errors import (
     OllamaError,
     OverloadedError,
 )
+from ollama_provider.api.request_flow import ask, hold
 from ollama_provider.api.schemas import (
     ChatRequest,
     CopyRequest,
@@ -21,8 +21,8 @@ from ollama_provider.api.schemas import (
     GenerateRequest,
     PullRequest,
 )
-from ollama_provider.handover import ANSWERS_LIMIT, REQUEST_LIMIT, Inbox, Outbox, discard, pack, unpack
 from ollama_provider.operators import OllamaGenerateOperator
+from ollama_provider.payloads import ANSWERS_LIMIT, REQUEST_LIMIT, Inbox, Outbox, discard, pack, unpack
 from ollama_provider.testing import Answer
 from tests.airflow.deferring import complete
 
@@ -43,7 +43,7 @@ REQUESTS = [
 def test_a_request_arrives_as_it_was_sent(request_, large, tmp_path, monkeypatch):
     """Every field of it, either way."""
     if large:
-        monkeypatch.setattr("ollama_provider.handover.REQUEST_LIMIT", 1)
+        monkeypatch.setattr("ollama_provider.payloads.REQUEST_LIMIT", 1)
 
     parcel = json.loads(json.dumps(pack(request_, str(tmp_path))))
 
@@ -179,7 +179,7 @@ class TestTask:
 @pytest.mark.parametrize("kept", [0, 1, 40, -3])
 def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypatch, tmp_path, kept):
     """An empty file is no answer of None, and half a line is no answer either; the next try asks again."""
-    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     monkeypatch.setenv("AIRFLOW__OLLAMA__HANDOVER_PATH", str(tmp_path))
     close = Outbox.close
 

@@ -15,7 +15,7 @@ from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.connection import get_async_connection
 
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest
-from ollama_provider.handover import pack
+from ollama_provider.payloads import pack
 from ollama_provider.testing import Answer, Model, Ordinary, Respond, Stall
 from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger
 from tests.airflow.deferring import fired
@@ -140,7 +140,7 @@ async def test_a_download_blocks_nothing(ollama, ollama_conn, watchdog, model):
 
 async def test_a_cancelled_request_blocks_nothing(ollama, ollama_conn, watchdog, tmp_path, monkeypatch):
     """The file that it had begun is closed and removed in a thread as well."""
-    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     ollama.stand_in.install(Model("nomic-embed-text", ("embedding",)))
     ollama.stand_in.script(Ordinary(), Stall())
     parcel = pack(EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False), None)

@@ -9,11 +9,11 @@ from datetime import timedelta
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
-from ollama_provider.api import sharing
+from ollama_provider.api import shared_clients
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, OllamaError
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, Request
-from ollama_provider.handover import Inbox, pack
 from ollama_provider.operators import OllamaGenerateOperator, OllamaPullModelOperator
+from ollama_provider.payloads import Inbox, pack
 from ollama_provider.testing import Answer, Fail, Gate, Model, Ordinary, Stall, StuckDownload
 from ollama_provider.triggers import OllamaRequestTrigger
 from tests.airflow.deferring import complete, fired, stored
@@ -144,7 +144,7 @@ async def test_a_fault_that_nobody_foresaw_is_an_event_and_its_trace_is_in_the_l
     ollama, ollama_conn, caplog, capfd, monkeypatch, fault
 ):
     """An exception may leave before Airflow knows of the deferral, and then the task waits for ever."""
-    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     broken = trigger()
     vars(broken).update(fault)
 
@@ -390,7 +390,7 @@ class TestMany:
         ollama.stand_in.script(Stall(until=gate), always=True)
         waiting = [asyncio.create_task(fired(trigger())) for _ in range(30)]
         await until(ollama, lambda s: len(s.open_requests) == 30)
-        clients = sharing._loops[asyncio.get_running_loop()].clients
+        clients = shared_clients._loops[asyncio.get_running_loop()].clients
 
         assert [shared.users for shared in clients] == [30]
         gate.open()
@@ -416,7 +416,7 @@ async def test_texts_go_in_pieces_and_come_back_in_order(ollama, ollama_conn, tm
 @pytest.mark.ollama(models=[Model("nomic-embed-text", ("embedding",))])
 async def test_answers_that_nobody_will_take_leave_no_file(ollama, ollama_conn, tmp_path, monkeypatch):
     """The place may be the directory where the results of others are."""
-    monkeypatch.setattr("ollama_provider.handover.ANSWERS_LIMIT", 1)
+    monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     ollama.stand_in.script(Ordinary(), Stall())
     request = EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False)
     waiting = asyncio.create_task(fired(trigger(request, folder=str(tmp_path))))

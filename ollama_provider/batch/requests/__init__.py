@@ -1,0 +1,1 @@
+"""What is sent for a row, what a reply is worth, and what is tried next when it does not fit."""

@@ -1,0 +1,326 @@
+"""What must hold before the first row is sent. No network: the replies are arguments."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from math import ceil
+
+from ollama_provider.api.client import AsyncClient
+from ollama_provider.api.errors import ModelNotFoundError, OllamaError, UnsupportedError
+from ollama_provider.api.model_names import same_model
+from ollama_provider.api.pulls import check_pull_allowed
+from ollama_provider.api.schemas import (
+    PullRequest,
+    ShowReply,
+    ShowRequest,
+    TagsReply,
+    TagsRequest,
+    VersionReply,
+    VersionRequest,
+)
+from ollama_provider.api.truncation import oversized_context
+from ollama_provider.batch.errors import InputError, ModelChangedError
+from ollama_provider.batch.records import Provenance
+from ollama_provider.batch.requests.embedding import Embed, PackJudge
+from ollama_provider.batch.requests.repair import Ladder
+from ollama_provider.batch.requests.tasks import Chat, Generate, Judge, Task, unload
+from ollama_provider.batch.requests.validation import AnswerJudge
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.store.journal import Keys
+
+logger = logging.getLogger(__name__)
+
+_PINNED = re.compile(r"(?P<name>.+)@sha256:(?P<digest>[0-9a-fA-F]{6,64})")
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
+
+#: Bytes of text a token stands for at least. English has over 4, most other languages over 3 (UTF-8), digits and
+#: rare characters fewer; a prompt that does not fit all the same is refused by the server and seen, never cut.
+_BYTES_PER_TOKEN = 3
+#: Tokens that a model's own template puts around the prompt.
+_TEMPLATE_TOKENS = 128
+#: Room for an answer whose length the user did not bound.
+_ANSWER_TOKENS = 1024
+_SMALLEST, _STEP = 4096, 2048
+
+
+def split_model(model: str) -> tuple[str, str | None]:
+    """Return name and wanted digest of ``name`` or ``name@sha256:…``.
+
+    Raises:
+        InputError: the part behind ``@`` is no digest.
+    """
+    if "@" not in model:
+        return model, None
+    pinned = _PINNED.fullmatch(model)
+    if pinned is None:
+        raise InputError(f"{model!r}: behind '@' there must be 'sha256:' and at least six hex digits.")
+    return pinned["name"], pinned["digest"].lower()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run fixes before its first row.
+
+    Attributes:
+        task: what is asked for each row.
+        keys: makes the keys of the rows.
+        judge: decides what replies are worth.
+        provenance: what all results have in common.
+        num_ctx: the context that was chosen, to be kept for later runs; None where the user gave one.
+        fallback: what the results of the second model have in common; None where there is none.
+    """
+
+    task: Task
+    keys: Keys
+    judge: Judge
+    provenance: Provenance
+    num_ctx: int | None
+    fallback: Provenance | None = None
+
+
+def conclude(
+    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, replies: "Replies"
+) -> Findings:
+    """Check that the batch can be done there, and fix how.
+
+    Args:
+        spec: the batch.
+        sample: the first prompts.
+        earlier_num_ctx: the context that an earlier run in this directory chose: never less than that.
+        host: base URL of the server.
+        replies: what the server says.
+
+    Raises:
+        ModelChangedError: the digest is not the demanded one.
+        UnsupportedError: the model cannot do what is asked.
+    """
+    name, wanted = split_model(spec.model)
+    digest = digest_of(replies.tags, name)
+    check_digest(name, digest, wanted, host)
+    num_ctx, trained = None, replies.show.context_length
+    if warning := oversized_context(spec.options.num_ctx, trained):
+        logger.warning("Model %s: %s", name, warning)
+    if spec.options.num_ctx is None:
+        chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=replies.show)
+        num_ctx = max(chosen, earlier_num_ctx or 0)
+    task = task_of(spec, num_ctx)
+    check_capabilities(name, replies.show, task.capabilities, host)
+    options = task.sent_options.model_dump_json(exclude_none=True).encode()
+    provenance = Provenance(
+        model=name,
+        digest=digest,
+        server=host,
+        server_version=replies.version.version,
+        options_hash=blake2b(options, digest_size=8).hexdigest(),
+        seed=spec.options.seed,
+        num_ctx=task.sent_options.num_ctx,
+    )
+    return Findings(
+        task,
+        keys_of(task, digest),
+        judge_of(spec, task, host, replies.version.version, trained),
+        provenance,
+        num_ctx,
+    )
+
+
+def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Embed:
+    """Return what is asked for each row.
+
+    Args:
+        spec: the batch.
+        num_ctx: the context that was chosen; None where the user gave one.
+    """
+    name, _ = split_model(spec.model)
+    if spec.task == "embed":
+        return Embed(
+            model=name,
+            options=spec.options,
+            num_ctx=num_ctx,
+            keep_alive=spec.keep_alive,
+            dimensions=spec.dimensions,
+        )
+    return (Chat if spec.task == "chat" else Generate)(
+        model=name,
+        options=spec.options,
+        num_ctx=num_ctx,
+        system=spec.system,
+        keep_alive=spec.keep_alive,
+        think=spec.think,
+        output_type=spec.output(),
+        fallback_model=spec.fallback_model and split_model(spec.fallback_model)[0],
+        sees=spec.images is not None,
+    )
+
+
+def fallback_of(model: str, task: Task, provenance: Provenance, replies: "Replies", host: str) -> Provenance:
+    """Check that the second model can do what the first is asked; return what its results have in common.
+
+    Raises:
+        ModelChangedError: the digest is not the demanded one.
+        UnsupportedError: it cannot do what is asked.
+    """
+    name, wanted = split_model(model)
+    digest = digest_of(replies.tags, name)
+    check_digest(name, digest, wanted, host)
+    # What thinks in the first model may be off in the second; to see and to answer it must be able.
+    check_capabilities(name, replies.show, [each for each in task.capabilities if each != "thinking"], host)
+    return replace(provenance, model=name, digest=digest)
+
+
+def keys_of(task: Task, digest: str | None) -> Keys:
+    """Return what makes the keys of the rows.
+
+    Args:
+        task: what is asked.
+        digest: of the model; None where the server lists none.
+    """
+    return Keys(digest or task.model, task.identity(), task.schema)
+
+
+def judge_of(
+    spec: BatchSpec, task: Generate | Chat | Embed, host: str, version: str, context_length: int | None = None
+) -> Judge:
+    """Return what decides on the replies of a server of that version.
+
+    Args:
+        spec: the batch.
+        task: what is asked.
+        host: base URL of the server, for errors.
+        version: of the server.
+        context_length: tokens that the model was trained for; None if unknown.
+    """
+    if isinstance(task, Embed):
+        return PackJudge(task, host, spec.on_long_text)
+    return AnswerJudge(
+        task=task,
+        host=host,
+        model=task.model,
+        refuses_long_prompts=refuses_long_prompts(version),
+        context_length=context_length,
+        on_truncation=spec.on_truncation,
+        allow_cut=spec.allow_cut,
+        ladder=None
+        if spec.output_type is None
+        else Ladder(spec.options.num_predict, spec.think, has_fallback=spec.fallback_model is not None),
+    )
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What the server says of itself and the model."""
+
+    version: VersionReply
+    show: ShowReply
+    tags: TagsReply
+
+
+def digest_of(tags: TagsReply, name: str) -> str | None:
+    """Return the digest of a model; None if the server does not list it."""
+    return next((model.digest for model in tags.models if same_model(model.tag, name) and model.digest), None)
+
+
+def check_digest(name: str, found: str | None, wanted: str | None, host: str) -> None:
+    """Compare the digest with the one that the user demands.
+
+    Raises:
+        ModelChangedError: it is another one.
+    """
+    if wanted is not None and (found is None or not found.startswith(wanted)):
+        raise ModelChangedError(
+            f"Model {name!r} at {host} has the digest {found or '(none)'}, not the demanded {wanted}. "
+            "Pull the wanted version there, or change the digest behind '@' if the new one is meant."
+        )
+
+
+def check_capabilities(name: str, show: ShowReply, needed: Sequence[str], host: str) -> None:
+    """Compare what the model can do with what is asked of it. Servers before 0.6.4 do not say.
+
+    Raises:
+        UnsupportedError: it lacks something.
+    """
+    lacking = [capability for capability in needed if capability not in (show.capabilities or needed)]
+    if lacking:
+        raise UnsupportedError(
+            f"the model lacks {' and '.join(map(repr, lacking))}; it has {', '.join(show.capabilities or [])}",
+            host=host,
+            model=name,
+        )
+
+
+def refuses_long_prompts(version: str) -> bool:
+    """Tell whether a server of this version obeys ``truncate: false``; one built from source says 0.0.0."""
+    found = _VERSION.match(version)
+    return found is not None and tuple(map(int, found.groups())) >= (0, 12, 6)
+
+
+def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: int | None, show: ShowReply) -> int:
+    """Return the context for a run, in tokens, from a sample of its prompts.
+
+    It fits the longest of them with a quarter to spare and the answer, and is never below 4096 or what the model's own
+    parameters say, nor above what the model was trained for.
+
+    Args:
+        prompts: the sample.
+        system: system message.
+        num_predict: the user's bound for the answer; None or negative is no bound.
+        show: what the server says of the model.
+    """
+    longest = max((len(prompt.encode(errors="replace")) for prompt in prompts), default=0)
+    tokens = 1.25 * (longest + len((system or "").encode(errors="replace"))) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS
+    answer = num_predict if num_predict is not None and num_predict > 0 else _ANSWER_TOKENS
+    own = _NUM_CTX.search(show.parameters)
+    wanted = max(_SMALLEST, int(own[1]) if own else 0, _STEP * ceil((tokens + answer) / _STEP))
+    return min(wanted, show.context_length or wanted)
+
+
+#: Seconds for the word that the model is not needed any more.
+_FAREWELL = 10.0
+
+
+class Control:
+    """Asks with a patient client.
+
+    Args:
+        client: patient enough for the load of a model.
+    """
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def learn(self, model: str) -> Replies:
+        """Return what the server says of itself and the model, which is pulled if it is missing and that is allowed."""
+        version = await self._client.send(VersionRequest())
+        return Replies(version, await self._show(model), await self._client.send(TagsRequest()))
+
+    async def digest(self, model: str) -> str | None:
+        """Return the model's digest; None if the server does not list it."""
+        return digest_of(await self._client.send(TagsRequest()), model)
+
+    async def _show(self, model: str) -> ShowReply:
+        try:
+            return await self._client.send(ShowRequest(model=model))
+        except ModelNotFoundError as missing:
+            check_pull_allowed(model, self._client.settings, missing)
+            logger.info("Model %s is not at %s: pulling it.", model, self._client.settings.base_url)
+            await self._client.send(PullRequest(model=model))
+            return await self._client.send(ShowRequest(model=model))
+
+    async def load(self, task: Task) -> None:
+        """Have the model in memory, with the options of the run."""
+        began = asyncio.get_running_loop().time()
+        await self._client.send(task.load())
+        seconds = asyncio.get_running_loop().time() - began
+        logger.info("Model %s is loaded (%.1f s), context %s.", task.model, seconds, task.sent_options.num_ctx)
+
+    async def unload(self, model: str) -> None:
+        """Take the model out of memory, if the server listens; the results are there in any case."""
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                await self._client.send(unload(model))
+        except (OllamaError, TimeoutError) as error:
+            logger.warning("Model %s may still be in memory: %s", model, error)

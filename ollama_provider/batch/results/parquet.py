@@ -1,0 +1,492 @@
+"""Results in other shapes than the lines of the parts: Parquet, and vectors as lists of numbers.
+
+A table is written as it is read, a group of rows at a time; what it needs to know before its first row (the type of the
+ids, the length of the vectors) is looked up in the rows to come. The columns follow from the schema and the ids, never
+from an answer: a row whose answer its column cannot hold is refused, and all others are as they would be without it.
+"""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from pydantic_core import from_json
+
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.requests.embedding import decode_vector
+from ollama_provider.batch.results.files import JsonLines, Order, ResultRow, Results
+from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.store.journal import AFTER_KEY
+from ollama_provider.batch.store.storage import Writing
+
+#: Rows that are looked at to learn how long the vectors are: one of them may be an exception.
+_LOOKED_AT = 1000
+#: Deeper values stay JSON text.
+_DEEPEST = 8
+
+_TEXTS = ("thinking", "done_reason", "model", "digest", "server", "server_version", "options_hash")
+_COUNTS = ("prompt_tokens", "tokens", "attempts", "seed", "num_ctx")
+_NUMBERS = ("seconds", "tokens_per_second")
+_FLAGS = ("prompt_cut", "answer_cut")
+
+
+def results_of(spec: BatchSpec) -> Results:
+    """Return how the results of a batch are written.
+
+    Raises:
+        InputError: Parquet, and pyarrow is not installed.
+    """
+    if spec.format == "jsonl":
+        return VectorLines() if spec.task == "embed" else JsonLines()
+    try:
+        import pyarrow.parquet  # noqa: F401  # heavy, and an extra
+    except ImportError:
+        raise InputError(
+            "Parquet results need pyarrow, which is not installed: pip install 'airflow-provider-ollama[parquet]', or "
+            'choose results="jsonl".'
+        ) from None
+    return ParquetTable(None if spec.task == "embed" else spec.schema(), vectors=spec.task == "embed")
+
+
+class _MisfitError(ValueError):
+    """A value that its place in the results cannot hold; `path` leads there."""
+
+    def __init__(self, what: str, *path: str) -> None:
+        self.what = what
+        self.path = path
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.what}" if self.path else self.what
+
+    def inside(self, name: str) -> "_MisfitError":
+        """Return it as it looks from outside."""
+        return _MisfitError(self.what, name, *self.path)
+
+
+_NOT_FINITE = "a vector with a number that is none"
+
+
+def _numbers(text: Any) -> "array[float]":
+    try:
+        return decode_vector(text)
+    except (TypeError, ValueError):
+        raise _MisfitError("no vector", "output") from None
+
+
+def rows_of(line: bytes) -> Iterator[dict[str, Any]]:
+    """Return the rows of the results that a vector's line of a part means: one, or one for each piece of its text.
+
+    Raises:
+        _MisfitError: there is no vector, or not one for each piece, although the outcome is a good one.
+    """
+    row = from_json(line)
+    spans, vectors = row.pop("spans", None), row["output"]
+    if row["status"] == "ok" and not vectors:
+        raise _MisfitError("no vector", "output")
+    if spans is None:
+        yield row
+        return
+    if len(spans) != len(vectors):
+        raise _MisfitError("not a vector for each piece of the text", "output")
+    for chunk, ((start, end), vector) in enumerate(zip(spans, vectors, strict=True)):
+        yield row | {"output": vector, "chunk": chunk, "start": start, "end": end}
+
+
+class VectorLines(JsonLines):
+    """JSON lines with the numbers of the vectors, to the nine digits that tell one float32 from another."""
+
+    def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
+        """See `Results`."""
+        pieces: list[bytes] = []
+        refused: dict[int, str] = {}
+        for place, (line, index, row_id) in enumerate(rows):
+            try:
+                pieces += self._lines(line, index, row_id)
+            except _MisfitError as error:
+                refused[place] = str(error)
+        if not refused:
+            self._file.write(b"".join(pieces))
+        return refused
+
+    def _lines(self, line: bytes, index: int, row_id: bytes) -> Iterator[bytes]:
+        for row in rows_of(line):
+            vector = row["output"]
+            numbers = "null" if vector is None else f"[{','.join(map('{:.9g}'.format, _numbers(vector)))}]"
+            if "n" in numbers and vector is not None:  # nan, inf
+                raise _MisfitError(_NOT_FINITE, "output")
+            rest = {name: value for name, value in row.items() if name not in {"key", "output"}}
+            yield f'{{"key":"{row["key"]}","index":{index},"id":'.encode()
+            yield row_id
+            yield f',"output":{numbers},'.encode() + json.dumps(rest)[1:].encode() + b"\n"
+
+
+class _File:
+    """What pyarrow needs of a file to write into."""
+
+    closed = False
+
+    def __init__(self, file: Writing) -> None:
+        self._file: Writing | None = file
+        self._size = 0
+
+    def write(self, data: Any) -> int:
+        if self._file is not None:
+            self._file.write(bytes(data))
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def writable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        """Take what pyarrow still has to say when it gives a table up, and write none of it."""
+        self._file = None
+
+
+class ParquetTable:
+    """``results.parquet``: a column for each field, the output typed by the schema of the answers.
+
+    Args:
+        schema: JSON schema of an answer; None for text and vectors.
+        vectors: the outputs are vectors, which become lists of float32 of one length.
+    """
+
+    name = "results.parquet"
+
+    def __init__(self, schema: Any, *, vectors: bool) -> None:
+        self._schema = schema
+        self._vectors = vectors
+
+    def open(self, file: Writing, order: Order, lines: Iterator[bytes]) -> None:
+        """See `Results`."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        width = self._width(lines) if self._vectors else None
+        if self._vectors:
+            output = pa.list_(pa.float32(), width) if width else pa.list_(pa.float32())
+        else:
+            output = pa.string() if self._schema is None else arrow_type(self._schema, self._schema)
+        self._output = output
+        self._fitted = _Fitted(output)
+        pieces = [(name, pa.int64()) for name in ("chunk", "start", "end")] if self._vectors else []
+        self._columns = pa.schema(
+            [
+                ("key", pa.string()),
+                ("index", pa.int64()),
+                ("id", _id_type(order)),
+                *pieces,
+                ("status", pa.string()),
+                ("output", output),
+                *([("output_json", pa.string())] if self._fitted.may_leave_out else []),
+                ("error_class", pa.string()),
+                ("error_text", pa.string()),
+                ("reply", pa.string()),
+                *([("rungs", pa.list_(pa.string()))] if self._schema is not None else []),
+                *((name, pa.string()) for name in _TEXTS),
+                *((name, pa.int64()) for name in _COUNTS),
+                *((name, pa.float64()) for name in _NUMBERS),
+                *((name, pa.bool_()) for name in _FLAGS),
+            ]
+        )
+        # Neither a dictionary nor compression helps floats, and both take more time than the writing.
+        texts = [name for name in self._columns.names if name != "output"] if self._vectors else True
+        self._file = _File(file)
+        self._writer = parquet.ParquetWriter(
+            pa.PythonFile(self._file, mode="w"),
+            self._columns,
+            use_dictionary=texts,
+            compression={path: _compression(path, vectors=self._vectors) for path in _paths(self._columns)},
+        )
+
+    def _width(self, lines: Iterator[bytes]) -> int | None:
+        """Return the commonest length of the first vectors; None where there are none."""
+        found: Counter[int] = Counter()
+        for line in islice(lines, _LOOKED_AT):
+            if line.startswith(b',"status":"ok"', AFTER_KEY):
+                with suppress(_MisfitError):
+                    found.update(len(_numbers(row["output"])) for row in rows_of(line))
+        return found.most_common(1)[0][0] if found else None
+
+    def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
+        """See `Results`."""
+        try:
+            batch = self._batch(rows)
+        except Exception:
+            if misfits := self._misfits(rows, 0):
+                return misfits
+            raise
+        self._writer.write_batch(batch)
+        return {}
+
+    def _misfits(self, rows: Sequence[ResultRow], first: int) -> dict[int, str]:
+        """Find the rows that cannot be written by halving, and say why."""
+        try:
+            self._batch(rows)
+        except Exception as error:  # whatever pyarrow has against a value
+            if len(rows) > 1:
+                half = len(rows) // 2
+                return self._misfits(rows[:half], first) | self._misfits(rows[half:], first + half)
+            return {first: str(error) if isinstance(error, _MisfitError) else type(error).__name__}
+        return {}
+
+    def close(self) -> None:
+        """See `Results`."""
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """See `Results`."""
+        if hasattr(self, "_file"):
+            self._file.abandon()
+
+    def _batch(self, lines: Sequence[ResultRow]) -> Any:
+        import pyarrow as pa
+
+        rows: list[dict[str, Any]] = []
+        special: dict[str, list[Any]] = {"index": [], "id": []}
+        for line, index, row_id in lines:
+            found = list(rows_of(line)) if self._vectors else [from_json(line)]
+            rows += found
+            special["index"] += [index] * len(found)
+            special["id"] += [self._as_id(from_json(row_id))] * len(found)
+        special["error_class"] = [(row["error"] or {}).get("class") for row in rows]
+        special["error_text"] = [(row["error"] or {}).get("text") for row in rows]
+        special["output"], special["output_json"] = self._outputs([row["output"] for row in rows])
+        return pa.RecordBatch.from_arrays(
+            [
+                _column(special[field.name] if field.name in special else [row.get(field.name) for row in rows], field)
+                for field in self._columns
+            ],
+            schema=self._columns,
+        )
+
+    def _as_id(self, value: Any) -> Any:
+        if value is None or self._columns.field("id").type != "string":
+            return value
+        return value if isinstance(value, str) else json.dumps(value)
+
+    def _outputs(self, outputs: list[Any]) -> tuple[Any, list[str | None]]:
+        """Return the column of the outputs, and the whole answer as JSON where the column leaves something out."""
+        if self._vectors:
+            return self._vector_column(outputs), []
+        found, whole = [], []
+        for output in outputs:
+            try:
+                value, left_out = self._fitted(output)
+            except _MisfitError as error:
+                raise error.inside("output") from None
+            found.append(value)
+            whole.append(json.dumps(output) if left_out else None)
+        return found, whole
+
+    def _vector_column(self, outputs: list[Any]) -> Any:
+        import pyarrow as pa
+        from pyarrow import compute as pc
+
+        if not pa.types.is_fixed_size_list(self._output):
+            for output in outputs:
+                if output is not None:
+                    _numbers(output)
+            return pa.nulls(len(outputs), self._output)
+        width = self._output.list_size
+        nothing = bytes(4 * width)
+        vectors = []
+        for output in outputs:
+            numbers = None if output is None else _numbers(output)
+            if numbers is not None and len(numbers) != width:
+                raise _MisfitError(f"a vector of {len(numbers)} numbers, where the others have {width}", "output")
+            vectors.append(nothing if numbers is None else numbers.tobytes())
+        values = pa.Array.from_buffers(pa.float32(), width * len(vectors), [None, pa.py_buffer(b"".join(vectors))])
+        if not pc.all(pc.is_finite(values)).as_py():
+            raise _MisfitError(_NOT_FINITE, "output")
+        mask = pa.array([output is None for output in outputs]) if None in outputs else None
+        return pa.FixedSizeListArray.from_arrays(values, type=self._output, mask=mask)
+
+
+def _column(values: Any, field: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array):
+        return values
+    try:
+        return pa.array(values, field.type)
+    except (ValueError, TypeError, OverflowError):
+        raise _MisfitError(f"a value that is no {field.type}", field.name) from None
+
+
+def _paths(columns: Any) -> list[str]:
+    """Return the columns as Parquet names their leaves."""
+    return [f"{field.name}.list.element" if _is_list(field.type) else field.name for field in columns]
+
+
+def _compression(path: str, *, vectors: bool) -> str:
+    return "none" if vectors and path.startswith("output") else "snappy"
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _id_type(order: Order) -> Any:
+    import pyarrow as pa
+
+    kinds: set[type] = set()
+    exact = whole = True
+    for _, _, row_id in order.rows():
+        value = from_json(row_id)
+        kinds.add(type(value))
+        if type(value) is int:
+            whole &= -(1 << 63) <= value < 1 << 63
+            exact &= abs(value) <= 1 << 53
+    kinds -= {type(None)}
+    if kinds == {int} and whole:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {int, float} and float in kinds and exact else pa.string()
+
+
+def arrow_type(schema: Any, root: Any, depth: int = 0) -> Any:
+    """Return the Arrow type of what fits a JSON schema; a text with its JSON where none says it.
+
+    Args:
+        schema: of the value.
+        root: the whole schema, which ``$ref`` leads into.
+        depth: how deep the value stands; a schema that refers to itself has no end.
+    """
+    import pyarrow as pa
+
+    if not isinstance(schema, dict) or depth > _DEEPEST:
+        return pa.string()
+    schema = _resolved(schema, root)
+    simple = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+    match schema:
+        case {"type": "object", "properties": dict(properties)} if properties:
+            return pa.struct({name: arrow_type(inner, root, depth + 1) for name, inner in properties.items()})
+        case {"type": "array", "items": items}:
+            return pa.list_(arrow_type(items, root, depth + 1))
+        case {"type": str(name)} if name in simple:
+            return simple[name]
+    return pa.string()
+
+
+def _resolved(schema: dict[str, Any], root: Any) -> dict[str, Any]:
+    """Follow ``$ref``, and take null out of an ``anyOf``: every column may be null anyway."""
+    for _ in range(10):  # a schema may refer to itself
+        if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/$defs/"):
+            schema = root.get("$defs", {}).get(reference.removeprefix("#/$defs/"), {})
+        elif options := [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]:
+            if len(options) != 1:
+                return {}
+            schema = options[0]
+        else:
+            return schema
+    return {}
+
+
+class _Fitted:
+    """Makes values of a JSON answer what their Arrow type takes, and refuses what it cannot hold.
+
+    Args:
+        kind: Arrow type of the answers.
+
+    Attributes:
+        may_leave_out: there are objects in it, which may have fields that the type does not name.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        import pyarrow as pa
+
+        self.may_leave_out = False
+        self._left_out = False
+        self._fit = self._of(kind, pa.types)
+
+    def __call__(self, value: Any) -> tuple[Any, bool]:
+        """Return the value as its type takes it, and whether that leaves something out.
+
+        Raises:
+            _MisfitError: it cannot hold it.
+        """
+        self._left_out = False
+        return self._fit(value), self._left_out
+
+    def _of(self, kind: Any, types: Any) -> Callable[[Any], Any]:
+        if types.is_struct(kind):
+            self.may_leave_out = True
+            return partial(self._object, {field.name: self._of(field.type, types) for field in kind})
+        if types.is_list(kind):
+            return partial(_list, self._of(kind.value_type, types))
+        if types.is_integer(kind):
+            return _integer
+        if types.is_floating(kind):
+            return _number
+        return _flag if types.is_boolean(kind) else _text
+
+    def _object(self, fields: Mapping[str, Callable[[Any], Any]], value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise _MisfitError("no object")
+        if not value.keys() <= fields.keys():
+            self._left_out = True
+        found = {}
+        for name, fit in fields.items():
+            try:
+                found[name] = fit(value.get(name))
+            except _MisfitError as error:
+                raise error.inside(name) from None
+        return found
+
+
+def _list(fit: Callable[[Any], Any], value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise _MisfitError("no list")
+    return [fit(each) for each in value]
+
+
+def _integer(value: Any) -> Any:
+    if value is None:
+        return None
+    # 7.0 is an integer in JSON.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise _MisfitError("no integer")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise _MisfitError("an integer that 64 bits cannot hold")
+    return int(value)
+
+
+def _number(value: Any) -> Any:
+    if value is None or type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _MisfitError("no number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise _MisfitError("a number that 64 bits cannot hold") from None
+
+
+def _flag(value: Any) -> Any:
+    if value is not None and not isinstance(value, bool):
+        raise _MisfitError("neither true nor false")
+    return value
+
+
+def _text(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,1 @@
+"""The directory that remembers what was done: files or objects, locks, journal, checkpoints, manifest, shards."""

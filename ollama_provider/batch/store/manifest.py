@@ -1,0 +1,165 @@
+"""``batch.json``: what this directory is for, and which round it is in (see `ollama_provider.batch.store.journal`)."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ollama_provider.batch.errors import InputError, StorageError
+from ollama_provider.batch.records import Mode, Provenance
+from ollama_provider.batch.spec import Names
+from ollama_provider.batch.store import shards
+from ollama_provider.batch.store.journal import parts_of
+from ollama_provider.batch.store.storage import Storage, write
+
+#: 2: parts have a token in their names, and their lines a checksum. Earlier ones are read as well.
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Round:
+    """Where a directory stands.
+
+    Attributes:
+        number: counts from 1; see `ollama_provider.batch.store.journal`.
+        mode: what the round asks.
+        num_ctx: the context chosen for it and those before, in tokens; None where the user gave it.
+        settings: of its last run, for people.
+        common: what the shards of a batch must agree on; of a shard's run only.
+        provenance: of its last run, so that a merge needs no server.
+    """
+
+    number: int = 1
+    mode: Mode = "all"
+    num_ctx: int | None = None
+    settings: dict[str, Any] | None = None
+    common: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+
+    def next(self) -> "Round":
+        """Return the round after this one."""
+        return replace(self, number=self.number + 1)
+
+
+class _Format(BaseModel):
+    format: int
+
+
+class _Saved(_Format):
+    round: Annotated[int, Field(ge=1)]
+    mode: Mode
+    num_ctx: int | None
+    settings: dict[str, Any] | None
+    common: dict[str, Any] | None = None
+    provenance: Provenance | None = None
+
+
+def current_round(storage: Storage, mode: Mode, names: Names) -> Round:
+    """Return the round that a run with *mode* belongs to: the open one, or a new one.
+
+    Raises:
+        StorageError: ``batch.json`` was made by a later version of this package.
+    """
+    last = read(storage, names.batch)
+    latest = max((part.round for part in parts_of(storage)), default=0)
+    if last is None:
+        # Shards forget where they stood when they are merged; what failed in their parts is asked again all the same.
+        return Round(1 + latest, mode)
+    ended = storage.read(names.summary) is not None
+    # A repair is a round of its own: what failed in the open round is what it is to ask.
+    if mode == "merge":  # of whatever was asked
+        return replace(last, number=max(last.number, latest))
+    if ended or (mode == "failed_only" and last.mode != mode):
+        last = last.next()
+    return replace(last, mode=mode)
+
+
+def read(storage: Storage, name: str) -> Round | None:
+    """Return what was written down there; None if nothing was.
+
+    Raises:
+        StorageError: it is damaged, or was made by a later version of this package.
+    """
+    content = storage.read(name)
+    if content is None:
+        return None
+    try:
+        if _Format.model_validate_json(content).format > _FORMAT:
+            raise StorageError(
+                f"{storage.location}/{name} was made by a later version of airflow-provider-ollama. Update it here."
+            )
+        saved = _Saved.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"])) or "at the top"
+        raise StorageError(
+            f"{storage.location}/{name} is damaged ({place}: {fault['msg']}). The parts beside it are good: remove it."
+        ) from None
+    provenance = None if saved.provenance is None else vars(saved.provenance)
+    return Round(saved.round, saved.mode, saved.num_ctx, saved.settings, saved.common, provenance)
+
+
+def merged_provenance(storage: Storage, whole: Round, common: dict[str, Any]) -> Provenance:
+    """Return what the shards' results have in common; of those of the whole batch where no shard has run since.
+
+    Args:
+        storage: the directory.
+        whole: where the whole batch stands.
+        common: what the shards must agree on, as the merge was told.
+
+    Raises:
+        InputError: there is nothing to merge, or it was made with other settings.
+    """
+    found = None
+    for name in shards.batch_files(storage):
+        shard = read(storage, name)
+        if shard is not None and shard.common is not None:
+            shards.check_same(common | {"shards": shard.common.get("shards")}, shard.common, name, storage.location)
+            found = shard.provenance or found
+    found = found or whole.provenance
+    if found is None:
+        raise InputError(f"There is nothing to merge in {storage.location}: no shard has run there.")
+    return Provenance(**found)
+
+
+def _compare_shards(storage: Storage, current: Round) -> None:
+    for name in shards.batch_files(storage):
+        other = read(storage, name)
+        if other is not None and other.common is not None:
+            shards.check_same(current.common or {}, other.common, name, storage.location)
+
+
+def begin(storage: Storage, current: Round, names: Names) -> None:
+    """Write *current* down, and take back that the directory is complete.
+
+    Raises:
+        InputError: it is a shard's, and beside it are shards of a batch with other settings.
+    """
+    is_shard = names != Names()
+    if is_shard:
+        _compare_shards(storage, current)
+    # In this order: a crash in between begins the round again, instead of going on with one that had ended.
+    save(storage, current, names)
+    storage.delete(names.summary)
+    if is_shard:
+        try:
+            # Once more: of two that begin at the same moment, one sees what the other wrote.
+            _compare_shards(storage, current)
+        except InputError:
+            storage.delete(names.batch)
+            raise
+
+
+def save(storage: Storage, current: Round, names: Names) -> None:
+    """Write *current* down."""
+    content = {
+        "format": _FORMAT,
+        "round": current.number,
+        "mode": current.mode,
+        "num_ctx": current.num_ctx,
+        "settings": current.settings,
+        "common": current.common,
+        "provenance": current.provenance,
+    }
+    write(storage, names.batch, (json.dumps(content, indent=2) + "\n").encode())
