@@ -22,7 +22,7 @@ from ollama_provider.batch.errors import (
 )
 from ollama_provider.batch.records import Query, Rows, Summary
 from ollama_provider.batch.requests import preflight
-from ollama_provider.batch.requests.preflight import Control, Findings
+from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.parquet import results_of
 from ollama_provider.batch.results.progress import Progress
@@ -37,7 +37,7 @@ from ollama_provider.batch.store.storage import Storage, open_storage, write
 from ollama_provider.batch.window import closing_time
 
 
-async def prepare(run: Run, sample: Sequence[str], host: str, control: Control) -> Findings:
+async def prepare(run: Run, sample: Sequence[str], host: str, control: ModelControl) -> RunSetup:
     """Return what is fixed for the run, and put its outcomes down to that.
 
     Args:
@@ -54,25 +54,25 @@ async def prepare(run: Run, sample: Sequence[str], host: str, control: Control) 
     if run.spec.mode == "merge":
         return _merged(run)
     name, _ = preflight.split_model(run.spec.model)
-    found = preflight.conclude(run.spec, sample, run.round.num_ctx, host, await control.learn(name))
-    run.round = replace(run.round, num_ctx=found.num_ctx)
-    run.sealing.put_down_to(found.provenance)
+    setup = preflight.set_up(run.spec, sample, run.round.num_ctx, host, await control.describe(name))
+    run.round = replace(run.round, num_ctx=setup.num_ctx)
+    run.sealing.put_down_to(setup.provenance)
     if run.spec.fallback_model is None:
-        return found
+        return setup
     name, _ = preflight.split_model(run.spec.fallback_model)
-    replies = await control.learn(name)
-    fallback = preflight.fallback_of(run.spec.fallback_model, found.task, found.provenance, replies, host)
-    return replace(found, fallback=fallback)
+    replies = await control.describe(name)
+    fallback = preflight.fallback_provenance(run.spec.fallback_model, setup.task, setup.provenance, replies, host)
+    return replace(setup, fallback=fallback)
 
 
-def _merged(run: Run) -> Findings:
+def _merged(run: Run) -> RunSetup:
     provenance = manifest.merged_provenance(run.storage, run.round, run.spec.common())
     task = preflight.task_of(run.spec)
     run.sealing.put_down_to(provenance)
-    return Findings(
+    return RunSetup(
         task,
         preflight.keys_of(task, provenance.digest),
-        preflight.judge_of(run.spec, task, provenance.server, provenance.server_version),
+        preflight.validator_of(run.spec, task, provenance.server, provenance.server_version),
         provenance,
         run.round.num_ctx,
     )
@@ -129,7 +129,7 @@ async def finish(
             delivered = await _deliver(run, results, check)
         except StoppedError as stopped:
             reason = str(stopped)
-    if reason == COMPLETE and run.tally.skipped:
+    if reason == COMPLETE and run.counters.skipped:
         reason = "rows that were never asked were left alone"
     summary = _summary(run, reason, delivered)
     if summary.complete:
@@ -149,7 +149,8 @@ async def finish(
     await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
     if summary.complete and run.spec.limits.too_many(summary.failed, summary.rows):
         raise TooManyFailedError(
-            f"{summary.failed} of {summary.rows} rows failed ({run.tally.reasons()}); all others have their results. "
+            f"{summary.failed} of {summary.rows} rows failed ({run.counters.reasons()}); "
+            "all others have their results. "
             + (f"See {run.storage.location}/{files.FAILED}." if run.shard is None else "The merge lists them."),
             summary,
         )
@@ -158,8 +159,8 @@ async def finish(
 
 async def _deliver(run: Run, results: files.Results, check: Callable[[], None]) -> files.Written:
     """Write what belongs into the table and the results; return what failed, at the table too."""
-    refused = await run.delivery.finish()
-    run.tally.errors.update(error["class"] for error in refused.values())
+    refused = await run.table_writer.finish()
+    run.counters.errors.update(error["class"] for error in refused.values())
     if run.shard is not None:  # its results come with the merge
         _, failed = run.order.count(run.journal)
         return files.Written(failed)
@@ -167,16 +168,16 @@ async def _deliver(run: Run, results: files.Results, check: Callable[[], None]) 
         files.write_results, run.storage, run.journal, run.order, results, check, refused=refused
     )
     if written.refused:
-        run.tally.errors[files.REFUSED] += written.refused
+        run.counters.errors[files.REFUSED] += written.refused
         logger.warning(
             "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
             written.refused, results.name, files.FAILED,
         )  # fmt: skip
-    return replace(written, refused_fresh=written.refused_fresh + run.delivery.refused_fresh)
+    return replace(written, refused_fresh=written.refused_fresh + run.table_writer.refused_fresh)
 
 
 def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
-    seconds, tally = run.clock() - run.meter.began, run.tally
+    seconds, counters = run.clock() - run.meter.began, run.counters
     progress = run.progress(reason)
     fresh = run.plan.ok
     if delivered is None:
@@ -184,7 +185,7 @@ def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
         rows = max(progress.total or 0, ok + failed)
         left = None if progress.total is None else rows - ok - failed
     else:
-        rows, failed, left = len(run.order), delivered.failed, tally.skipped
+        rows, failed, left = len(run.order), delivered.failed, counters.skipped
         ok, fresh = rows - failed - left, fresh - delivered.refused_fresh
     return Summary(
         complete=reason == COMPLETE,
@@ -194,19 +195,19 @@ def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
         ok=ok,
         failed=failed,
         reused=ok - fresh,
-        written=run.delivery.written,
-        skipped=tally.skipped,
-        revalidated=tally.revalidated,
-        ladder=tally.ladder,
+        written=run.table_writer.written,
+        skipped=counters.skipped,
+        revalidated=counters.revalidated,
+        ladder=counters.ladder,
         left=left,
         seconds_left=0.0 if left == 0 else progress.eta,
         requests=run.plan.sends,
-        prompt_tokens=tally.prompt_tokens,
-        tokens=tally.tokens,
+        prompt_tokens=counters.prompt_tokens,
+        tokens=counters.tokens,
         seconds=round(seconds, 3),
-        tokens_per_second=round(tally.tokens / seconds, 1),
+        tokens_per_second=round(counters.tokens / seconds, 1),
         concurrency=run.climb.target,
-        errors=dict(tally.errors),
+        errors=dict(counters.errors),
         provenance=run.sealing.provenance,
     )
 
@@ -359,7 +360,7 @@ class _Engine:
             AsyncClient(patient, listener=self._listener) as control,
             AsyncClient(once, listener=self._listener, concurrency=self._run.climb.most) as self._client,
         ):
-            self._control = Control(control)
+            self._control = ModelControl(control)
             self._stop.subscribe(partial(asyncio.get_running_loop().call_soon_threadsafe, self._on_stop))
             try:
                 reason = await self._work_until_over()
@@ -393,17 +394,17 @@ class _Engine:
             await begin(run)
             self._group.end()
             return
-        await run.delivery.open(self._intake.examples, self._spec.id_column)
-        found = await prepare(run, sample, self._settings.base_url, self._control)
+        await run.table_writer.open(self._intake.examples, self._spec.id_column)
+        setup = await prepare(run, sample, self._settings.base_url, self._control)
         await begin(run)
-        self._workers = Workers(run, found, self._client, self._control, self._group)
+        self._workers = Workers(run, setup, self._client, self._control, self._group)
         self._group.spawn(run.sealing.at_times(self._spec.checkpoint_every, self._sealed))
-        self._group.spawn(run.delivery.at_times(self._workers.hungry.set))
+        self._group.spawn(run.table_writer.at_times(self._workers.hungry.set))
         self._group.spawn(self._report())
-        await self._feed.give(self._workers, found)
+        await self._feed.give(self._workers, setup)
 
     def _sealed(self) -> None:
-        self._run.delivery.sealed()
+        self._run.table_writer.sealed()
         self._workers.wake()
 
     async def _report(self) -> None:

@@ -20,7 +20,7 @@ from common import serve, tell
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.requests.embedding import PackRequest, encode_vector
-from ollama_provider.batch.results.files import Order
+from ollama_provider.batch.results.files import RowOrder
 from ollama_provider.batch.results.parquet import ParquetTable
 from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
@@ -83,7 +83,7 @@ class _Writing:
 def as_table(bodies: list[bytes], folder: Path) -> float:
     """Decode as the batch does, through the form of its parts, into Parquet; return seconds."""
     began = time.process_time()
-    order = Order(with_ids=False)
+    order = RowOrder(with_ids=False)
     table = ParquetTable(None, vectors=True)
     lines = [
         f'{{"key":"{0:032d}","status":"ok","output":"{encode_vector(vector)}","error":null}}\n'.encode()

@@ -23,8 +23,8 @@ from ollama_provider.api.errors import ContextLengthError, OllamaError, Rejected
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, KeepAlive, Options, Request
 from ollama_provider.api.schemas.base import Reply
 from ollama_provider.batch.records import OnLongText, Outcome
-from ollama_provider.batch.requests.repair import Form
-from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.requests.repair import Variant
+from ollama_provider.batch.requests.work_item import WorkItem
 
 #: Bytes of text that a token stands for, at a guess; a wrong one costs a request, no text.
 _BYTES_PER_TOKEN = 3
@@ -121,30 +121,30 @@ class Embed:
         """Return the request that only loads the model, with the options of the run."""
         return EmbedRequest(model=self.model, input=[], options=self.sent_options, keep_alive=self.keep_alive)
 
-    def request(self, ticket: Ticket) -> Request[EmbedReply]:
+    def request(self, item: WorkItem) -> Request[EmbedReply]:
         """Return the request for a pack, or for the pieces of one text."""
-        spans = ticket.form.spans
-        texts = [ticket.prompt[begin:end] for begin, end in spans] or [
-            ticket.prompt,
-            *(rider.prompt for rider in ticket.riders),
+        spans = item.variant.spans
+        texts = [item.prompt[begin:end] for begin, end in spans] or [
+            item.prompt,
+            *(other.prompt for other in item.rest),
         ]
         return PackRequest(
             model=self.model,
             input=texts,
             # Older servers cut anyway; the field is known since 0.1.33.
-            truncate=ticket.form.cut_allowed,
+            truncate=item.variant.truncate,
             dimensions=self.dimensions,
             options=self.sent_options,
             keep_alive=self.keep_alive,
         )
 
-    def goes_alone(self, prompt: str) -> bool:
+    def needs_own_request(self, prompt: str) -> bool:
         """Tell whether a text is so long that it may well not fit: then it shall not spoil a pack."""
         return len(prompt) > _BYTES_PER_TOKEN * (self.sent_options.num_ctx or sys.maxsize)
 
 
 @dataclass(frozen=True)
-class PackJudge:
+class VectorValidator:
     """Decides what the reply to a pack is worth.
 
     Attributes:
@@ -157,8 +157,8 @@ class PackJudge:
     host: str
     on_long_text: OnLongText = "dead_letter"
 
-    def accept(self, ticket: Ticket, request: PackRequest, reply: PackReply, seconds: float) -> list[Outcome]:
-        """Return the outcomes of a good reply, one for each ticket of the pack.
+    def accept(self, item: WorkItem, request: PackRequest, reply: PackReply, seconds: float) -> list[Outcome]:
+        """Return the outcomes of a good reply, one for each item of the pack.
 
         Raises:
             RejectedReplyError: there is not a vector for each text.
@@ -166,8 +166,8 @@ class PackJudge:
         if len(reply.embeddings) != len(request.input) or not all(map(len, reply.embeddings)):
             raise RejectedReplyError("the text got no vector", host=self.host, model=self.task.model)
         vectors = [encode_vector(vector) for vector in reply.embeddings]
-        spans = ticket.form.spans
-        pack = (ticket, *ticket.riders)
+        spans = item.variant.spans
+        pack = (item, *item.rest)
         # What a pack took as a whole is not known for each of its texts.
         alone: dict[str, Any] = {}
         if len(pack) == 1:
@@ -178,48 +178,48 @@ class PackJudge:
                 status="ok",
                 output=output,
                 attempts=each.attempts + 1,
-                prompt_cut=ticket.form.cut_allowed,
+                prompt_cut=item.variant.truncate,
                 spans=spans,
                 **alone,
             )
             for each, output in zip(pack, [vectors] if spans else vectors, strict=True)
         ]
 
-    def reject(self, ticket: Ticket, error: OllamaError, reply: Any, seconds: float) -> Outcome:  # noqa: ARG002  # see `Judge`
+    def reject(self, item: WorkItem, error: OllamaError, reply: Any, seconds: float) -> Outcome:  # noqa: ARG002  # see `ReplyValidator`
         """Return the outcome of a text that failed for good."""
         return Outcome(
-            key=ticket.key,
+            key=item.key,
             status="failed",
             error={"class": type(error).__name__, "text": str(error)},
-            attempts=ticket.attempts or 1,
+            attempts=item.attempts or 1,
         )
 
-    def another_form(self, ticket: Ticket, error: OllamaError, reply: Any) -> Form | None:  # noqa: ARG002  # see `Judge`
-        """Return the form in which a text alone is to be asked at once again: cut, or in pieces; None if not."""
-        if ticket.riders or not isinstance(error, ContextLengthError):
+    def next_variant(self, item: WorkItem, error: OllamaError, reply: Any) -> Variant | None:  # noqa: ARG002  # see `ReplyValidator`
+        """Return the variant in which a text alone is to be asked at once again: cut, or in pieces; None if not."""
+        if item.rest or not isinstance(error, ContextLengthError):
             return None
-        if self.on_long_text == "truncate" and not ticket.form.cut_allowed:
-            return replace(ticket.form, cut_allowed=True)
+        if self.on_long_text == "truncate" and not item.variant.truncate:
+            return replace(item.variant, truncate=True)
         if self.on_long_text == "split":
-            spans = split(ticket.prompt, self._pieces(ticket))
-            return replace(ticket.form, spans=spans) if spans else None
+            spans = split(item.prompt, self._pieces(item))
+            return replace(item.variant, spans=spans) if spans else None
         return None
 
-    def _pieces(self, ticket: Ticket) -> int:
-        if ticket.form.spans:
-            return 2 * len(ticket.form.spans)
+    def _pieces(self, item: WorkItem) -> int:
+        if item.variant.spans:
+            return 2 * len(item.variant.spans)
         num_ctx = self.task.sent_options.num_ctx
-        size = len(ticket.prompt.encode(errors="replace"))
+        size = len(item.prompt.encode(errors="replace"))
         return max(2, math.ceil(size / (_BYTES_PER_TOKEN * num_ctx))) if num_ctx else 2
 
     def revalidate(self, key: str, line: Mapping[str, Any]) -> None:
         """Vectors have no schema."""
 
-    def is_final(self, error: OllamaError) -> bool:  # noqa: ARG002  # see `Judge`
+    def is_final(self, error: OllamaError) -> bool:  # noqa: ARG002  # see `ReplyValidator`
         """Tell whether the text has failed for good, whatever attempts are left."""
         return False
 
-    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:  # noqa: ARG002  # see `Judge`
+    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:  # noqa: ARG002  # see `ReplyValidator`
         """Tell whether the batch ends because of this one text."""
         return False
 

@@ -24,10 +24,10 @@ from ollama_provider.api.schemas import (
 from ollama_provider.api.truncation import oversized_context
 from ollama_provider.batch.errors import InputError, ModelChangedError
 from ollama_provider.batch.records import Provenance
-from ollama_provider.batch.requests.embedding import Embed, PackJudge
-from ollama_provider.batch.requests.repair import Ladder
-from ollama_provider.batch.requests.tasks import Chat, Generate, Judge, Task, unload
-from ollama_provider.batch.requests.validation import AnswerJudge
+from ollama_provider.batch.requests.embedding import Embed, VectorValidator
+from ollama_provider.batch.requests.repair import RepairStrategy
+from ollama_provider.batch.requests.tasks import Chat, Generate, ReplyValidator, Task, unload
+from ollama_provider.batch.requests.validation import AnswerValidator
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import Keys
 
@@ -62,13 +62,13 @@ def split_model(model: str) -> tuple[str, str | None]:
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunSetup:
     """What a run fixes before its first row.
 
     Attributes:
         task: what is asked for each row.
         keys: makes the keys of the rows.
-        judge: decides what replies are worth.
+        validator: decides what replies are worth.
         provenance: what all results have in common.
         num_ctx: the context that was chosen, to be kept for later runs; None where the user gave one.
         fallback: what the results of the second model have in common; None where there is none.
@@ -76,15 +76,15 @@ class Findings:
 
     task: Task
     keys: Keys
-    judge: Judge
+    validator: ReplyValidator
     provenance: Provenance
     num_ctx: int | None
     fallback: Provenance | None = None
 
 
-def conclude(
-    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, replies: "Replies"
-) -> Findings:
+def set_up(
+    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, server: "ServerInfo"
+) -> RunSetup:
     """Check that the batch can be done there, and fix how.
 
     Args:
@@ -92,37 +92,37 @@ def conclude(
         sample: the first prompts.
         earlier_num_ctx: the context that an earlier run in this directory chose: never less than that.
         host: base URL of the server.
-        replies: what the server says.
+        server: what it says of itself and the model.
 
     Raises:
         ModelChangedError: the digest is not the demanded one.
         UnsupportedError: the model cannot do what is asked.
     """
     name, wanted = split_model(spec.model)
-    digest = digest_of(replies.tags, name)
+    digest = digest_of(server.tags, name)
     check_digest(name, digest, wanted, host)
-    num_ctx, trained = None, replies.show.context_length
+    num_ctx, trained = None, server.show.context_length
     if warning := oversized_context(spec.options.num_ctx, trained):
         logger.warning("Model %s: %s", name, warning)
     if spec.options.num_ctx is None:
-        chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=replies.show)
+        chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=server.show)
         num_ctx = max(chosen, earlier_num_ctx or 0)
     task = task_of(spec, num_ctx)
-    check_capabilities(name, replies.show, task.capabilities, host)
+    check_capabilities(name, server.show, task.capabilities, host)
     options = task.sent_options.model_dump_json(exclude_none=True).encode()
     provenance = Provenance(
         model=name,
         digest=digest,
         server=host,
-        server_version=replies.version.version,
+        server_version=server.version.version,
         options_hash=blake2b(options, digest_size=8).hexdigest(),
         seed=spec.options.seed,
         num_ctx=task.sent_options.num_ctx,
     )
-    return Findings(
+    return RunSetup(
         task,
         keys_of(task, digest),
-        judge_of(spec, task, host, replies.version.version, trained),
+        validator_of(spec, task, host, server.version.version, trained),
         provenance,
         num_ctx,
     )
@@ -157,7 +157,7 @@ def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Em
     )
 
 
-def fallback_of(model: str, task: Task, provenance: Provenance, replies: "Replies", host: str) -> Provenance:
+def fallback_provenance(model: str, task: Task, provenance: Provenance, server: "ServerInfo", host: str) -> Provenance:
     """Check that the second model can do what the first is asked; return what its results have in common.
 
     Raises:
@@ -165,10 +165,10 @@ def fallback_of(model: str, task: Task, provenance: Provenance, replies: "Replie
         UnsupportedError: it cannot do what is asked.
     """
     name, wanted = split_model(model)
-    digest = digest_of(replies.tags, name)
+    digest = digest_of(server.tags, name)
     check_digest(name, digest, wanted, host)
     # What thinks in the first model may be off in the second; to see and to answer it must be able.
-    check_capabilities(name, replies.show, [each for each in task.capabilities if each != "thinking"], host)
+    check_capabilities(name, server.show, [each for each in task.capabilities if each != "thinking"], host)
     return replace(provenance, model=name, digest=digest)
 
 
@@ -182,9 +182,9 @@ def keys_of(task: Task, digest: str | None) -> Keys:
     return Keys(digest or task.model, task.identity(), task.schema)
 
 
-def judge_of(
+def validator_of(
     spec: BatchSpec, task: Generate | Chat | Embed, host: str, version: str, context_length: int | None = None
-) -> Judge:
+) -> ReplyValidator:
     """Return what decides on the replies of a server of that version.
 
     Args:
@@ -195,8 +195,8 @@ def judge_of(
         context_length: tokens that the model was trained for; None if unknown.
     """
     if isinstance(task, Embed):
-        return PackJudge(task, host, spec.on_long_text)
-    return AnswerJudge(
+        return VectorValidator(task, host, spec.on_long_text)
+    return AnswerValidator(
         task=task,
         host=host,
         model=task.model,
@@ -204,14 +204,14 @@ def judge_of(
         context_length=context_length,
         on_truncation=spec.on_truncation,
         allow_cut=spec.allow_cut,
-        ladder=None
+        repair=None
         if spec.output_type is None
-        else Ladder(spec.options.num_predict, spec.think, has_fallback=spec.fallback_model is not None),
+        else RepairStrategy(spec.options.num_predict, spec.think, has_fallback=spec.fallback_model is not None),
     )
 
 
 @dataclass(frozen=True)
-class Replies:
+class ServerInfo:
     """What the server says of itself and the model."""
 
     version: VersionReply
@@ -282,7 +282,7 @@ def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: i
 _FAREWELL = 10.0
 
 
-class Control:
+class ModelControl:
     """Asks with a patient client.
 
     Args:
@@ -292,10 +292,10 @@ class Control:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def learn(self, model: str) -> Replies:
+    async def describe(self, model: str) -> ServerInfo:
         """Return what the server says of itself and the model, which is pulled if it is missing and that is allowed."""
         version = await self._client.send(VersionRequest())
-        return Replies(version, await self._show(model), await self._client.send(TagsRequest()))
+        return ServerInfo(version, await self._show(model), await self._client.send(TagsRequest()))
 
     async def digest(self, model: str) -> str | None:
         """Return the model's digest; None if the server does not list it."""

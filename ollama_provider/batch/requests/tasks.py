@@ -22,8 +22,8 @@ from ollama_provider.api.schemas import (
 )
 from ollama_provider.api.structured_output import Output
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.requests.repair import Form, correction, with_complaint, with_form
-from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.requests.repair import Variant, correction, options_for, prompt_for
+from ollama_provider.batch.requests.work_item import WorkItem
 
 
 class Task(Protocol):
@@ -48,34 +48,34 @@ class Task(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Return what bears on the answer, as plain data, but prompt, images, model and schema."""
 
-    def goes_alone(self, prompt: str) -> bool:
+    def needs_own_request(self, prompt: str) -> bool:
         """Tell whether a row shall not share its request."""
 
-    def request(self, ticket: Ticket) -> Request[Any]:
-        """Return the request for a ticket and its riders."""
+    def request(self, item: WorkItem) -> Request[Any]:
+        """Return the request for an item and its rest."""
 
     def load(self) -> Request[Any]:
         """Return the request that only loads the model, with the options of the run."""
 
 
-class Judge(Protocol):
+class ReplyValidator(Protocol):
     """What replies are worth. A reply is of the kind that the task's requests have."""
 
-    def accept(self, ticket: Ticket, request: Any, reply: Any, seconds: float) -> list[Outcome]:
-        """Return the outcomes of a good reply: the ticket's and its riders'.
+    def accept(self, item: WorkItem, request: Any, reply: Any, seconds: float) -> list[Outcome]:
+        """Return the outcomes of a good reply: the item's and its rest'.
 
         Raises:
             RejectedReplyError: it is no good.
         """
 
-    def reject(self, ticket: Ticket, error: OllamaError, reply: Any, seconds: float) -> Outcome:
+    def reject(self, item: WorkItem, error: OllamaError, reply: Any, seconds: float) -> Outcome:
         """Return the outcome of a row that failed for good; *reply* is None if none came."""
 
-    def another_form(self, ticket: Ticket, error: OllamaError, reply: Any) -> Form | None:
-        """Return the form in which the row is to be asked at once again; None if that is no help."""
+    def next_variant(self, item: WorkItem, error: OllamaError, reply: Any) -> Variant | None:
+        """Return the variant in which the row is to be asked at once again; None if that is no help."""
 
     def revalidate(self, key: str, line: Mapping[str, Any]) -> tuple[Outcome, str] | None:
-        """Judge a kept raw reply anew.
+        """ReplyValidator a kept raw reply anew.
 
         Args:
             key: of the work with the new schema.
@@ -149,19 +149,19 @@ class Completion:
         """Return the request that only loads the model, with the options of the run."""
         return GenerateRequest(model=self.model, options=self.sent_options, keep_alive=self.keep_alive)
 
-    def goes_alone(self, prompt: str) -> bool:  # noqa: ARG002  # of a pack's texts; see `Task`
+    def needs_own_request(self, prompt: str) -> bool:  # noqa: ARG002  # of a pack's texts; see `Task`
         """See `Task`: each row has a request of its own in any case."""
         return True
 
-    def _shared(self, form: Form) -> dict[str, Any]:
+    def _shared(self, variant: Variant) -> dict[str, Any]:
         """Return the fields that both endpoints know."""
         return {
-            "model": self.fallback_model if form.fallback else self.model,
+            "model": self.fallback_model if variant.fallback else self.model,
             "format": self.schema,
-            "options": with_form(self.sent_options, form),
+            "options": options_for(self.sent_options, variant),
             "keep_alive": self.keep_alive,
-            "think": self.think if form.thinking else False,
-            "truncate": None if form.cut_allowed else False,
+            "think": self.think if variant.thinking else False,
+            "truncate": None if variant.truncate else False,
         }
 
     def raw(self, reply: GenerateReply | ChatReply) -> str:
@@ -183,13 +183,13 @@ class Generate(Completion):
 
     endpoint: ClassVar[str] = "generate"
 
-    def request(self, ticket: Ticket) -> Request[GenerateReply]:
+    def request(self, item: WorkItem) -> Request[GenerateReply]:
         """Return the request for a row."""
         return GenerateRequest(
-            prompt=with_complaint(ticket.prompt, ticket.form),
-            images=list(ticket.images) or None,
+            prompt=prompt_for(item.prompt, item.variant),
+            images=list(item.images) or None,
             system=self.system,
-            **self._shared(ticket.form),
+            **self._shared(item.variant),
         )
 
 
@@ -199,18 +199,18 @@ class Chat(Completion):
 
     endpoint: ClassVar[str] = "chat"
 
-    def request(self, ticket: Ticket) -> Request[ChatReply]:
+    def request(self, item: WorkItem) -> Request[ChatReply]:
         """Return the request for a row."""
-        messages = json.loads(ticket.prompt)
+        messages = json.loads(item.prompt)
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        if ticket.images:
+        if item.images:
             # The model sees what comes with the turn that asks for it.
-            messages[-1]["images"] = list(ticket.images)
-        if ticket.form.complaint is not None:
-            messages.append({"role": "assistant", "content": ticket.form.answer})
-            messages.append({"role": "user", "content": correction(ticket.form)})
-        return ChatRequest(messages=messages, **self._shared(ticket.form))
+            messages[-1]["images"] = list(item.images)
+        if item.variant.feedback is not None:
+            messages.append({"role": "assistant", "content": item.variant.answer})
+            messages.append({"role": "user", "content": correction(item.variant)})
+        return ChatRequest(messages=messages, **self._shared(item.variant))
 
 
 def unload(model: str) -> GenerateRequest:

@@ -17,9 +17,9 @@ from ollama_provider.api.errors import (
 from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest
 from ollama_provider.api.truncation import prompt_was_cut
 from ollama_provider.batch.records import OnTruncation, Outcome
-from ollama_provider.batch.requests.repair import Form, Ladder
+from ollama_provider.batch.requests.repair import RepairStrategy, Variant
 from ollama_provider.batch.requests.tasks import Chat, Generate
-from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.store.journal import shared_fields
 
 _OUTCOME = frozenset(field.name for field in fields(Outcome))
@@ -27,7 +27,7 @@ _FORMAT = re.compile(r"format|schema|grammar", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class AnswerJudge:
+class AnswerValidator:
     """Decides what a reply is worth.
 
     Attributes:
@@ -37,7 +37,7 @@ class AnswerJudge:
         refuses_long_prompts: the server answers 400 to a prompt over the context when it is told ``truncate: false``.
         context_length: tokens that the model was trained for; None if the server does not say.
         on_truncation, allow_cut: see `BatchSpec`.
-        ladder: what to do for an answer that does not fit the schema; None for text.
+        repair: what to do for an answer that does not fit the schema; None for text.
     """
 
     task: Generate | Chat
@@ -47,10 +47,10 @@ class AnswerJudge:
     context_length: int | None = None
     on_truncation: OnTruncation = "dead_letter"
     allow_cut: bool = False
-    ladder: Ladder | None = None
+    repair: RepairStrategy | None = None
 
     def accept(
-        self, ticket: Ticket, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply, seconds: float
+        self, item: WorkItem, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply, seconds: float
     ) -> list[Outcome]:
         """Return the outcome of a good reply.
 
@@ -59,22 +59,22 @@ class AnswerJudge:
             CutAnswerError: the answer is not complete, and that is no good here.
             RejectedReplyError: the task finds that it is no good.
         """
-        form = ticket.form
-        prompt_cut = form.cut_allowed or self._cut_unasked(request, reply)
+        variant = item.variant
+        prompt_cut = variant.truncate or self._cut_unasked(request, reply)
         if prompt_cut and self.on_truncation != "flag":
             raise self._error(CutPromptError, f"{reply.prompt_eval_count} tokens of the prompt were read")
         if reply.answer_cut and not self.allow_cut:
             raise self._error(CutAnswerError, f"the answer was cut after {reply.eval_count} tokens")
-        judged = self.ladder is not None
+        judged = self.repair is not None
         return [
             Outcome(
-                key=ticket.key,
+                key=item.key,
                 status="ok",
                 output=self.task.output(reply),
-                attempts=ticket.attempts + len(form.rungs) + 1,
+                attempts=item.attempts + len(variant.repairs) + 1,
                 prompt_cut=prompt_cut,
-                rungs=form.rungs,
-                request=ticket.request_key,
+                rungs=variant.repairs,
+                request=item.request_key,
                 reply=self.task.raw(reply) if judged else None,
                 **_measures(reply, seconds),
             )
@@ -90,33 +90,35 @@ class AnswerJudge:
         return kind(what, host=self.host, model=self.model)
 
     def reject(
-        self, ticket: Ticket, error: OllamaError, reply: GenerateReply | ChatReply | None, seconds: float
+        self, item: WorkItem, error: OllamaError, reply: GenerateReply | ChatReply | None, seconds: float
     ) -> Outcome:
         """Return the outcome of a row that failed for good."""
         kept: dict[str, Any] = {} if reply is None else {"reply": self.task.raw(reply), **_measures(reply, seconds)}
         return Outcome(
-            key=ticket.key,
+            key=item.key,
             status="failed",
             error={"class": type(error).__name__, "text": str(error)},
-            attempts=(ticket.attempts or 1) + len(ticket.form.rungs),
+            attempts=(item.attempts or 1) + len(item.variant.repairs),
             prompt_cut=isinstance(error, CutPromptError),
-            rungs=ticket.form.rungs,
-            request=ticket.request_key if reply is not None and self.ladder is not None else None,
+            rungs=item.variant.repairs,
+            request=item.request_key if reply is not None and self.repair is not None else None,
             **kept,
         )
 
-    def another_form(self, ticket: Ticket, error: OllamaError, reply: GenerateReply | ChatReply | None) -> Form | None:
-        """Return the form in which the row is to be asked at once again; None if that is no help."""
-        form = ticket.form
+    def next_variant(
+        self, item: WorkItem, error: OllamaError, reply: GenerateReply | ChatReply | None
+    ) -> Variant | None:
+        """Return the variant in which the row is to be asked at once again; None if that is no help."""
+        variant = item.variant
         if isinstance(error, ContextLengthError):
-            if self.ladder is not None and form.complaint is not None:
-                return self.ladder.without_complaint(form)
-            if self.on_truncation == "flag" and not form.cut_allowed:
-                return replace(form, cut_allowed=True)
+            if self.repair is not None and variant.feedback is not None:
+                return self.repair.without_feedback(variant)
+            if self.on_truncation == "flag" and not variant.truncate:
+                return replace(variant, truncate=True)
             return None
-        if self.ladder is None or reply is None or not isinstance(error, CutAnswerError | InvalidOutputError):
+        if self.repair is None or reply is None or not isinstance(error, CutAnswerError | InvalidOutputError):
             return None
-        return self.ladder.climb(form, reply, error.what)
+        return self.repair.next_variant(variant, reply, error.what)
 
     def revalidate(self, key: str, line: Mapping[str, Any]) -> tuple[Outcome, str] | None:
         """Judge a kept raw reply anew, by a schema that it was not asked for.
@@ -141,8 +143,8 @@ class AnswerJudge:
         return Outcome(**known), shared_fields({name: line[name] for name in line if name not in _OUTCOME})
 
     def is_final(self, error: OllamaError) -> bool:
-        """Tell whether the row has failed for good, whatever attempts are left: its ladder has ended."""
-        return self.ladder is not None and isinstance(error, RejectedReplyError)
+        """Tell whether the row has failed for good, whatever attempts are left: its repair has ended."""
+        return self.repair is not None and isinstance(error, RejectedReplyError)
 
     def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:
         """Tell whether the batch ends because of this one row; *answered* says that another one got a good answer."""
@@ -151,7 +153,7 @@ class AnswerJudge:
         # The server cannot take the schema, and it is the same for all rows.
         return (
             not answered
-            and self.ladder is not None
+            and self.repair is not None
             and type(error) is BadRequestError
             and bool(_FORMAT.search(error.what))
         )

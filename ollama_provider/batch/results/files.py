@@ -67,7 +67,7 @@ def _as_text(value: Any) -> str:
 _ENCODE = json.JSONEncoder(default=_as_text, allow_nan=False).encode
 
 
-class Order:
+class RowOrder:
     """The rows of the input: for each the number of its key, and its id.
 
     Four bytes a row in memory; the ids lie in a temporary file, which a crash may take with it.
@@ -152,7 +152,7 @@ class Results(Protocol):
     #: Of the file.
     name: str
 
-    def open(self, file: Writing, order: "Order", lines: Iterator[bytes]) -> None:
+    def open(self, file: Writing, order: "RowOrder", lines: Iterator[bytes]) -> None:
         """Begin.
 
         Args:
@@ -180,7 +180,7 @@ class JsonLines:
 
     name = RESULTS
 
-    def open(self, file: Writing, order: "Order", lines: Iterator[bytes]) -> None:  # noqa: ARG002  # it need not know
+    def open(self, file: Writing, order: "RowOrder", lines: Iterator[bytes]) -> None:  # noqa: ARG002  # it need not know
         """See `Results`."""
         self._file = file
 
@@ -231,7 +231,7 @@ class Written:
 def write_results(
     storage: Storage,
     journal: Journal,
-    order: Order,
+    order: RowOrder,
     results: Results,
     check: Callable[[], None] = lambda: None,
     *,
@@ -290,7 +290,7 @@ def write_results(
 
 
 def _groups(
-    parts: Parts, journal: Journal, order: Order, refused: Mapping[int, dict[str, str]]
+    parts: Parts, journal: Journal, order: RowOrder, refused: Mapping[int, dict[str, str]]
 ) -> Iterator[tuple[list[int], list[ResultRow]]]:
     """Return all rows that have an outcome, some at a time, with the numbers of their keys."""
     numbers: list[int] = []

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.requests.embedding import decode_vector
-from ollama_provider.batch.results.files import JsonLines, Order, ResultRow, Results
+from ollama_provider.batch.results.files import JsonLines, ResultRow, Results, RowOrder
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import AFTER_KEY
 from ollama_provider.batch.store.storage import Writing
@@ -171,7 +171,7 @@ class ParquetTable:
         self._schema = schema
         self._vectors = vectors
 
-    def open(self, file: Writing, order: Order, lines: Iterator[bytes]) -> None:
+    def open(self, file: Writing, order: RowOrder, lines: Iterator[bytes]) -> None:
         """See `Results`."""
         import pyarrow as pa
         from pyarrow import parquet
@@ -343,7 +343,7 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _id_type(order: Order) -> Any:
+def _id_type(order: RowOrder) -> Any:
     import pyarrow as pa
 
     kinds: set[type] = set()

@@ -66,7 +66,7 @@ def _clock(seconds: float | None) -> str:
 
 
 @dataclass
-class Meter:
+class ProgressMeter:
     """Measures pace over the last minute. No clock: `now` is an argument.
 
     Attributes:
@@ -119,7 +119,7 @@ class Meter:
 
 
 @dataclass
-class Tally:
+class Counters:
     """What came of the rows so far.
 
     Attributes:

@@ -32,7 +32,7 @@ _NEW = 1
 _NAME = re.compile(rf"{_FOLDER}/(\d+)-[0-9a-f]{{8}}")
 
 
-class Ledger:
+class WrittenKeys:
     """The notes in a directory, 35 bytes of memory a row.
 
     Args:
@@ -97,7 +97,9 @@ _SLICE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class _Due:
+class PendingRow:
+    """A row of the input that goes into the table as soon as its result is stored."""
+
     number: int
     key: bytes
     index: int
@@ -106,7 +108,7 @@ class _Due:
     fresh: bool
 
 
-class Delivery:
+class TableWriter:
     """Brings the results of a run to a table.
 
     Args:
@@ -127,8 +129,8 @@ class Delivery:
         self._pause = pause
         self._parts = Parts(storage, journal)
         self._columns = table.row_columns
-        self._waiting: list[_Due] = []
-        self._ready: deque[_Due] = deque()
+        self._waiting: list[PendingRow] = []
+        self._ready: deque[PendingRow] = deque()
         self._news = asyncio.Event()
         # One thread: a connection is not shared, and the order of writing is the order of sealing.
         self._writer = ThreadPoolExecutor(1, "batch-table")
@@ -142,7 +144,7 @@ class Delivery:
     async def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
         """See `Table.open`; and read what was written before."""
         await self._run(self._table.open, examples, id_column)
-        self._ledger: Ledger = await self._run(Ledger, self._storage, self._table.target)
+        self._ledger: WrittenKeys = await self._run(WrittenKeys, self._storage, self._table.target)
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
@@ -152,7 +154,7 @@ class Delivery:
     ) -> None:
         """Note a row whose result, there or to come, belongs into the table."""
         row = {name: columns.get(name) for name in self._columns}
-        self._waiting.append(_Due(number, key, index, row_id, row, fresh))
+        self._waiting.append(PendingRow(number, key, index, row_id, row, fresh))
 
     @property
     def lags(self) -> bool:
@@ -224,9 +226,9 @@ class Delivery:
             if noted:
                 self._ledger.save()
 
-    def _write_chunk(self, chunk: Sequence[_Due]) -> int:
+    def _write_chunk(self, chunk: Sequence[PendingRow]) -> int:
         """Write those results that the table does not have yet; return how many were written."""
-        due: list[tuple[_Due, bytes, int]] = []
+        due: list[tuple[PendingRow, bytes, int]] = []
         results: list[dict[str, Any]] = []
         for row in chunk:
             key = row.key.hex()
@@ -262,7 +264,7 @@ class Delivery:
             waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE)
 
 
-class NoDelivery:
+class NoTableWriter:
     """What a run has that has no table."""
 
     lags: ClassVar[bool] = False
@@ -275,17 +277,17 @@ class NoDelivery:
     def expect(
         self, number: int, key: bytes, index: int, row_id: Any, columns: Mapping[str, Any], *, fresh: bool
     ) -> None:
-        """See `Delivery`."""
+        """See `TableWriter`."""
 
     def sealed(self) -> None:
-        """See `Delivery`."""
+        """See `TableWriter`."""
 
     async def at_times(self, afterwards: Callable[[], None]) -> None:
-        """See `Delivery`."""
+        """See `TableWriter`."""
 
     async def finish(self) -> dict[int, dict[str, str]]:
-        """See `Delivery`."""
+        """See `TableWriter`."""
         return {}
 
     async def close(self) -> None:
-        """See `Delivery`."""
+        """See `TableWriter`."""

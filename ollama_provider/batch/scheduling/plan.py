@@ -30,7 +30,7 @@ from ollama_provider.api.errors import (
     UnreachableError,
 )
 from ollama_provider.batch.records import Mode
-from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import State
 
@@ -62,14 +62,14 @@ class Step:
     """The plan's word to a worker."""
 
     do: Do
-    ticket: Ticket | None = None
+    item: WorkItem | None = None
     until: float = 0.0
 
 
 class Verdict(Enum):
     """What became of a failed attempt."""
 
-    #: The ticket is in the queue again.
+    #: The item is in the queue again.
     AGAIN = auto()
     #: The row failed for good.
     FAILED = auto()
@@ -79,16 +79,16 @@ class Verdict(Enum):
 
 @dataclass
 class Plan:
-    """The queue of tickets and the rules that order it.
+    """The queue of items and the rules that order it.
 
     Attributes:
         limits: when to give up.
         interval: seconds between two sends at least (60 / requests_per_minute).
         closed: nothing more is sent; what is in flight may come back.
-        ok, failed: tickets that came to an end.
+        ok, failed: items that came to an end.
         unasked: of the failed ones, those that never became a request.
         generation: counts the pauses; a failure that was sent before the last pause began causes none of its own.
-        in_flight: tickets sent and not yet back.
+        in_flight: items sent and not yet back.
         sends: requests sent in all.
         pause: seconds of the last pause, as long as it really is; 0 when the server has answered since.
     """
@@ -103,9 +103,9 @@ class Plan:
     in_flight: int = 0
     sends: int = 0
     pause: float = 0.0
-    _fresh: deque[Ticket] = field(default_factory=deque)
-    _later: deque[Ticket] = field(default_factory=deque)
-    _last: deque[Ticket] = field(default_factory=deque)
+    _fresh: deque[WorkItem] = field(default_factory=deque)
+    _later: deque[WorkItem] = field(default_factory=deque)
+    _last: deque[WorkItem] = field(default_factory=deque)
     _clearing: bool = False
     _paused_until: float = 0.0
     _pauses: int = 0
@@ -116,7 +116,7 @@ class Plan:
     _cap: int | None = None
     _next_send: float = 0.0
     _alone: bool = False
-    _broken: deque[tuple[float, Ticket]] = field(default_factory=lambda: deque(maxlen=256))
+    _broken: deque[tuple[float, WorkItem]] = field(default_factory=lambda: deque(maxlen=256))
 
     @property
     def waiting(self) -> int:
@@ -137,9 +137,9 @@ class Plan:
         """Return how many requests may be in flight: *concurrency*, or fewer just after a pause."""
         return concurrency if self._cap is None else min(self._cap, concurrency)
 
-    def admit(self, ticket: Ticket) -> None:
-        """Put a new ticket at the end of the queue."""
-        self._fresh.append(ticket)
+    def admit(self, item: WorkItem) -> None:
+        """Put a new item at the end of the queue."""
+        self._fresh.append(item)
 
     def next(self, now: float, concurrency: int, *, more: bool) -> Step:
         """Say what a worker does now.
@@ -158,20 +158,20 @@ class Plan:
         queue = self._queue(now, more=more)
         if queue is None:
             return Step(Do.WAIT, until=self._later[0].not_before) if self._later and not more else Step(Do.IDLE)
-        if self.in_flight and (queue[0].alone or self._alone):
+        if self.in_flight and (queue[0].exclusive or self._alone):
             return Step(Do.IDLE)
-        ticket = queue.popleft()
+        item = queue.popleft()
         self.sends += 1
-        self._rows_asked += not ticket.serial
-        self._alone = ticket.alone
-        ticket.began_alone, ticket.serial = not self.in_flight, self.sends
-        ticket.generation = self.generation
+        self._rows_asked += not item.send_number
+        self._alone = item.exclusive
+        item.sent_alone, item.send_number = not self.in_flight, self.sends
+        item.generation = self.generation
         self.in_flight += 1
         if self.interval:
             self._next_send = max(now, self._next_send) + self.interval
-        return Step(Do.SEND, ticket)
+        return Step(Do.SEND, item)
 
-    def _queue(self, now: float, *, more: bool) -> "deque[Ticket] | None":
+    def _queue(self, now: float, *, more: bool) -> "deque[WorkItem] | None":
         if self._postponed_are_due(more=more):
             return self._last
         enough = _WAITING if self.ok else _HOPELESS
@@ -189,160 +189,160 @@ class Plan:
             self._clearing = True
         return self._clearing
 
-    def fill(self, ticket: Ticket, size: int, weight: int) -> None:
-        """Let fresh tickets join the one that is about to be sent.
+    def fill(self, item: WorkItem, size: int, weight: int) -> None:
+        """Let fresh items join the one that is about to be sent.
 
         Args:
-            ticket: from `next`.
-            size: tickets of the pack at most.
-            weight: characters of their prompts at most, unless a ticket has more alone.
+            item: from `next`.
+            size: items of the pack at most.
+            weight: characters of their prompts at most, unless an item has more alone.
         """
-        if ticket.riders or ticket.packed or ticket.alone:
+        if item.rest or item.pack_closed or item.exclusive:
             return
-        riders: list[Ticket] = []
-        weight -= len(ticket.prompt)
-        while self._fresh and len(riders) < size - 1:
-            rider = self._fresh[0]
-            weight -= len(rider.prompt)
-            if rider.packed or rider.riders or rider.alone or weight < 0:
+        rest: list[WorkItem] = []
+        weight -= len(item.prompt)
+        while self._fresh and len(rest) < size - 1:
+            other = self._fresh[0]
+            weight -= len(other.prompt)
+            if other.pack_closed or other.rest or other.exclusive or weight < 0:
                 break
-            riders.append(self._fresh.popleft())
-        ticket.riders = tuple(riders)
+            rest.append(self._fresh.popleft())
+        item.rest = tuple(rest)
 
-    def _halve(self, ticket: Ticket) -> None:
+    def _halve(self, item: WorkItem) -> None:
         """Send a pack again as two: what is bad in it is found in a few steps, and costs nobody else an attempt."""
-        pack = (ticket, *ticket.riders)
+        pack = (item, *item.rest)
         middle = (len(pack) + 1) // 2
-        for first, *riders in (pack[middle:], pack[:middle]):
-            first.riders, first.packed = tuple(riders), True
+        for first, *rest in (pack[middle:], pack[:middle]):
+            first.rest, first.pack_closed = tuple(rest), True
             self._fresh.appendleft(first)
 
-    def succeeded(self, ticket: Ticket, *, failed: int = 0) -> None:
-        """Note an answer that was good, but for *failed* rows of the ticket's whose result cannot be written."""
+    def succeeded(self, item: WorkItem, *, failed: int = 0) -> None:
+        """Note an answer that was good, but for *failed* rows of the item's whose result cannot be written."""
         self.in_flight -= 1
-        self.ok += 1 + len(ticket.riders) - failed
-        self._rows_asked += len(ticket.riders)
+        self.ok += 1 + len(item.rest) - failed
+        self._rows_asked += len(item.rest)
         self.failed += failed
-        self._answered(ticket)
+        self._answered(item)
 
-    def _answered(self, ticket: Ticket) -> None:
+    def _answered(self, item: WorkItem) -> None:
         """The server is at work: an outage is over, and after a pause twice as many may go."""
         self._answers += 1
-        if ticket.generation == self.generation:
+        if item.generation == self.generation:
             self._outage_since = None
             self._pauses = 0
             self.pause = 0.0
             if self._cap is not None:
                 self._cap = 2 * self._cap if self._cap < 1 << 16 else None
 
-    def again(self, ticket: Ticket) -> None:
-        """Send at once again, in another form: no attempt is used up."""
+    def again(self, item: WorkItem) -> None:
+        """Send at once again, in another variant: no attempt is used up."""
         self.in_flight -= 1
-        self._answered(ticket)
-        self._fresh.appendleft(ticket)
+        self._answered(item)
+        self._fresh.appendleft(item)
 
-    def postpone(self, ticket: Ticket) -> None:
-        """Send again, in another form, when nothing else is to do: another model would push this one out of memory."""
+    def postpone(self, item: WorkItem) -> None:
+        """Send another variant when nothing else is left: a second model may push the first one out of memory."""
         self.in_flight -= 1
-        self._answered(ticket)
-        self._last.append(ticket)
+        self._answered(item)
+        self._last.append(item)
 
     def unaskable(self) -> None:
         """Note a row that failed before it became a request."""
         self.failed += 1
         self.unasked += 1
 
-    def in_doubt(self, ticket: Ticket) -> bool:
-        """Tell whether the server failed with this ticket and has answered nothing since.
+    def in_doubt(self, item: WorkItem) -> bool:
+        """Tell whether the server failed with this item and has answered nothing since.
 
         Then a request that is no row's must go before it: else nobody knows which of the two is at fault.
         """
-        return ticket.answers_seen == self._answers
+        return item.answers_seen == self._answers
 
     def is_well(self) -> None:
         """Note that the server answers a request that is no row's: an outage is over only when a row is answered."""
         self._answers += 1
 
-    def is_not_well(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
+    def is_not_well(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
         """Note that the server does not answer a request that is no row's; see `failure`."""
         self.in_flight -= 1
-        return Verdict.STOP if _lasts(error) else self._outage(ticket, error, now)
+        return Verdict.STOP if _lasts(error) else self._outage(item, error, now)
 
-    def failure(self, ticket: Ticket, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
+    def failure(self, item: WorkItem, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
         """Judge a failed attempt.
 
         Args:
-            ticket: that was sent.
+            item: that was sent.
             error: what came of it.
             now: seconds of a clock that never goes back.
             final: another attempt is no help.
         """
         self.in_flight -= 1
-        if ticket.form.fallback and isinstance(error, BrokenModelError):
+        if item.variant.fallback and isinstance(error, BrokenModelError):
             # Only the rows that the first model could not do need the second one.
-            return self._own_failure(ticket, error, now, final=True)
+            return self._own_failure(item, error, now, final=True)
         if error.blame is Blame.SETUP and (not self.ok or _lasts(error)):
             return Verdict.STOP
-        if error.blame is not Blame.REQUEST and not self._is_the_rows(ticket, error):
-            known = ticket.server_failures and not isinstance(error, OverloadedError | UnreachableError)
+        if error.blame is not Blame.REQUEST and not self._is_the_rows(item, error):
+            known = item.server_failures and not isinstance(error, OverloadedError | UnreachableError)
             if known and self._outage_since is None:
                 # It failed before, and other rows were answered since: nobody needs to wait for this one.
-                self._put_back(ticket)
+                self._put_back(item)
                 return Verdict.AGAIN
-            return self._outage(ticket, error, now)
-        if isinstance(error, TransportError) and ticket.generation != self.generation:
+            return self._outage(item, error, now)
+        if isinstance(error, TransportError) and item.generation != self.generation:
             # Sent before the outage that everybody is waiting for: it broke because of that.
-            self._fresh.appendleft(ticket)
+            self._fresh.appendleft(item)
             return Verdict.AGAIN
         if error.blame is Blame.REQUEST and not isinstance(error, TransportError):
-            self._answered(ticket)
-        return self._own_failure(ticket, error, now, final=final)
+            self._answered(item)
+        return self._own_failure(item, error, now, final=final)
 
-    def _own_failure(self, ticket: Ticket, error: OllamaError, now: float, *, final: bool) -> Verdict:
-        if ticket.riders:
-            self._halve(ticket)
+    def _own_failure(self, item: WorkItem, error: OllamaError, now: float, *, final: bool) -> Verdict:
+        if item.rest:
+            self._halve(item)
             return Verdict.AGAIN
-        had_company = not ticket.began_alone or ticket.serial != self.sends
+        had_company = not item.sent_alone or item.send_number != self.sends
         if had_company and isinstance(error, RunnerError | OutOfMemoryError):
-            ticket.alone = True
-            self._later.append(ticket)
+            item.exclusive = True
+            self._later.append(item)
             return Verdict.AGAIN
-        ticket.attempts += 1
+        item.attempts += 1
         allowed = min(self.limits.max_attempts, error.max_attempts or self.limits.max_attempts)
-        if error.retryable and ticket.attempts < allowed and not final:
-            ticket.not_before = now + self.limits.retry_delay
-            self._later.append(ticket)
+        if error.retryable and item.attempts < allowed and not final:
+            item.not_before = now + self.limits.retry_delay
+            self._later.append(item)
             if isinstance(error, TransportError):
-                self._broken.append((now, ticket))
+                self._broken.append((now, item))
             return Verdict.AGAIN
         self.failed += 1
         return Verdict.FAILED
 
-    def _is_the_rows(self, ticket: Ticket, error: OllamaError) -> bool:
+    def _is_the_rows(self, item: WorkItem, error: OllamaError) -> bool:
         """Tell whether the server fails because of this row: again and again with it, and far more than otherwise."""
         if isinstance(error, OverloadedError):  # to be busy is nobody's fault
             return False
-        self._rows_hit += ticket.answers_seen < 0 and not ticket.riders
-        if self._answers > ticket.answers_seen >= 0:
-            ticket.server_failures += 1
-        ticket.answers_seen = self._answers
-        if ticket.riders:  # to halve a pack costs nobody anything
-            return ticket.server_failures > 0
+        self._rows_hit += item.answers_seen < 0 and not item.rest
+        if self._answers > item.answers_seen >= 0:
+            item.server_failures += 1
+        item.answers_seen = self._answers
+        if item.rest:  # to halve a pack costs nobody anything
+            return item.server_failures > 0
         share = (self._rows_hit - 1) / max(self._rows_asked - 1, 1)
-        return ticket.server_failures >= _SERVER_FAILURES and share**ticket.server_failures < _CHANCE
+        return item.server_failures >= _SERVER_FAILURES and share**item.server_failures < _CHANCE
 
-    def _put_back(self, ticket: Ticket) -> None:
-        """Put a ticket behind some others, and behind more of them with each pause in vain.
+    def _put_back(self, item: WorkItem) -> None:
+        """Put an item behind some others, and behind more of them with each pause in vain.
 
         Among several rows that the server fails with, a good one must have its turn.
         """
-        ticket.packed = True
-        self._fresh.insert(min(2 * max(self._pauses, 1), len(self._fresh)), ticket)
+        item.pack_closed = True
+        self._fresh.insert(min(2 * max(self._pauses, 1), len(self._fresh)), item)
 
-    def _outage(self, ticket: Ticket, error: OllamaError, now: float) -> Verdict:
-        noticed = ticket.generation == self.generation
+    def _outage(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
+        noticed = item.generation == self.generation
         self._pauses += noticed
-        self._put_back(ticket)
+        self._put_back(item)
         if not noticed:
             return Verdict.AGAIN
         self.generation += 1

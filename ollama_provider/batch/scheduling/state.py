@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from ollama_provider.batch.results.files import Order
-from ollama_provider.batch.results.progress import Meter, Progress, Tally
-from ollama_provider.batch.results.table import Delivery, NoDelivery
+from ollama_provider.batch.results.files import RowOrder
+from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
+from ollama_provider.batch.results.table import NoTableWriter, TableWriter
 from ollama_provider.batch.scheduling.concurrency import Climb, Fixed, FixedPack, PackSize
 from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.spec import BatchSpec, Names, Shard
@@ -29,12 +29,12 @@ class Run:
         round: where the directory stands.
         journal: what is known of each key.
         sealing: makes parts of outcomes.
-        delivery: brings good results to a table.
+        table_writer: brings good results to a table.
         order: the rows that were read.
         plan: what is asked next.
         climb: how many requests may be in flight.
         pack: how many texts share a request.
-        tally: what came of the rows.
+        counters: what came of the rows.
         meter: how fast it goes.
         clock: seconds that never go back.
     """
@@ -46,32 +46,32 @@ class Run:
     round: Round
     journal: Journal
     sealing: Sealing
-    delivery: Delivery | NoDelivery
-    order: Order
+    table_writer: TableWriter | NoTableWriter
+    order: RowOrder
     plan: Plan
     climb: Climb | Fixed
     pack: PackSize | FixedPack
-    meter: Meter
+    meter: ProgressMeter
     clock: Callable[[], float]
-    tally: Tally = field(default_factory=Tally)
+    counters: Counters = field(default_factory=Counters)
 
     def progress(self, state: str) -> Progress:
         """Return how it goes now; *state* is one word for it."""
-        self.tally.resolve(self.journal.state)
+        self.counters.resolve(self.journal.state)
         return self.meter.read(
             self.clock(),
-            ok=self.plan.ok + self.tally.reused,
-            failed=self.plan.failed + self.tally.failed_before,
-            reused=self.tally.reused,
+            ok=self.plan.ok + self.counters.reused,
+            failed=self.plan.failed + self.counters.failed_before,
+            reused=self.counters.reused,
             asked=self.plan.ok + self.plan.failed,
-            tokens=self.tally.tokens,
+            tokens=self.counters.tokens,
             concurrency=self.plan.bound(self.climb.target),
             state=state,
         )
 
     async def close(self) -> None:
         """End, without writing what is not written."""
-        await self.delivery.close()
+        await self.table_writer.close()
         self.order.close()
 
 
@@ -94,7 +94,7 @@ async def open_run(
         StorageError: what is there is damaged, or was made by a later version of this package.
     """
     clock = asyncio.get_running_loop().time
-    meter = Meter(clock())
+    meter = ProgressMeter(clock())
     shard = spec.the_shard()
     names = Names() if shard is None else shard.names
     current = manifest.current_round(storage, spec.mode, names)
@@ -105,10 +105,10 @@ async def open_run(
         shard=None if shard is None else shard.name,
         keep_replies=spec.output_type is not None,
     )
-    delivery: Delivery | NoDelivery = NoDelivery()
+    table_writer: TableWriter | NoTableWriter = NoTableWriter()
     # What shards have asked goes into the table with the merge, which knows the place of each row.
     if spec.into is not None and shard is None:
-        delivery = Delivery(spec.into, storage, journal, max_outage=spec.limits.max_outage, pause=pause)
+        table_writer = TableWriter(spec.into, storage, journal, max_outage=spec.limits.max_outage, pause=pause)
     return Run(
         spec=spec,
         shard=shard,
@@ -117,8 +117,8 @@ async def open_run(
         round=current,
         journal=journal,
         sealing=Sealing(journal, look_up_digest=look_up_digest, on_digest_change=spec.on_digest_change),
-        delivery=delivery,
-        order=Order(with_ids=spec.id_column is not None),
+        table_writer=table_writer,
+        order=RowOrder(with_ids=spec.id_column is not None),
         plan=Plan(spec.limits, interval=60 / spec.requests_per_minute if spec.requests_per_minute else 0.0),
         climb=_climb(spec),
         pack=_pack(spec),

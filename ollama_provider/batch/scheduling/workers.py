@@ -15,8 +15,8 @@ from ollama_provider.api.schemas import Metrics, Request
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.records import Outcome, Rows
 from ollama_provider.batch.requests.embedding import PACK_CHARACTERS
-from ollama_provider.batch.requests.preflight import Control, Findings
-from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
+from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.rows.reader import Intake, Prepared
 from ollama_provider.batch.rows.sources import count_rows
 from ollama_provider.batch.scheduling.plan import Choice, Do, Verdict, choose
@@ -71,19 +71,19 @@ class Workers:
 
     Args:
         run: whose rows are asked.
-        found: what is fixed for it.
+        setup: what is fixed for it.
         client: makes one attempt for a request; it is the plan that tries again.
         control: loads the model.
         group: what the workers belong to.
     """
 
-    def __init__(self, run: Run, found: Findings, client: AsyncClient, control: Control, group: Group) -> None:
+    def __init__(self, run: Run, setup: RunSetup, client: AsyncClient, control: ModelControl, group: Group) -> None:
         self._plan, self._climb, self._pack = run.plan, run.climb, run.pack
-        self._sealing, self._tally = run.sealing, run.tally
+        self._sealing, self._counters = run.sealing, run.counters
         self._now = run.clock
         self._location = run.storage.location
-        self._task, self._judge = found.task, found.judge
-        self._of_fallback = "" if found.fallback is None else shared_fields(vars(found.fallback))
+        self._task, self._validator = setup.task, setup.validator
+        self._of_fallback = "" if setup.fallback is None else shared_fields(vars(setup.fallback))
         self._client = client
         self._control = control
         self._group = group
@@ -136,9 +136,9 @@ class Workers:
         finally:
             self._idle -= 1
 
-    def settle(self, ticket: Ticket, outcome: Outcome) -> None:
+    def settle(self, item: WorkItem, outcome: Outcome) -> None:
         """Record the outcome of a row that failed. Stops the batch early when the first rows asked all did."""
-        self._record(ticket, outcome)
+        self._record(item, outcome)
         self._end_if_hopeless()
 
     def _end_if_hopeless(self) -> None:
@@ -146,25 +146,25 @@ class Workers:
             self._group.end(
                 TooManyFailedError(
                     f"All of the first {self._plan.failed - self._plan.unasked} rows that were asked failed "
-                    f"({self._tally.reasons()}), so the rest was not asked. What was sealed is in "
+                    f"({self._counters.reasons()}), so the rest was not asked. What was sealed is in "
                     f"{self._location}/parts."
                 )
             )
 
-    def _record(self, ticket: Ticket, outcome: Outcome) -> bool:
+    def _record(self, item: WorkItem, outcome: Outcome) -> bool:
         """Record the outcome of a row; tell whether it is a good one. What cannot be written down is a failed row."""
-        shared = self._of_fallback if ticket.form.fallback else None
+        shared = self._of_fallback if item.variant.fallback else None
         try:
-            self._sealing.add(ticket.number, outcome, shared)
+            self._sealing.add(item.number, outcome, shared)
         except Exception as error:  # a model's answer may hold anything
             told = error if isinstance(error, OllamaError) else self._explain(error, "writing down its result")
-            outcome = self._without_reply(ticket, told)
-            self._sealing.add(ticket.number, outcome, shared)
-        self._tally.add(outcome)
+            outcome = self._without_reply(item, told)
+            self._sealing.add(item.number, outcome, shared)
+        self._counters.add(outcome)
         return outcome.status == "ok"
 
-    def _without_reply(self, ticket: Ticket, error: OllamaError) -> Outcome:
-        return self._judge.reject(ticket, error, None, 0.0)
+    def _without_reply(self, item: WorkItem, error: OllamaError) -> Outcome:
+        return self._validator.reject(item, error, None, 0.0)
 
     def _explain(self, error: Exception, doing: str) -> UnforeseenError:
         """Make an error of the row of an exception that nobody foresaw; the first of a kind is logged in full."""
@@ -194,8 +194,8 @@ class Workers:
         try:
             while slot < self._climb.target and not self._group.over.done():
                 step = self._plan.next(self._now(), self._climb.target, more=self._more)
-                if step.do is Do.SEND and step.ticket is not None:
-                    await self._send(step.ticket)
+                if step.do is Do.SEND and step.item is not None:
+                    await self._send(step.item)
                 elif not self._more and not self._plan.unfinished:
                     break
                 else:
@@ -205,37 +205,37 @@ class Workers:
         if not self._slots and not self._more:
             self._group.end()
 
-    async def _send(self, ticket: Ticket) -> None:
+    async def _send(self, item: WorkItem) -> None:
         """Ask for one row, or a pack of them, and do what follows from the answer."""
         if self._pack.size > 1:
-            self._plan.fill(ticket, self._pack.size, PACK_CHARACTERS)
+            self._plan.fill(item, self._pack.size, PACK_CHARACTERS)
         if self._plan.fresh <= self.wanted:
             self.hungry.set()
         target, began = self._climb.target, self._now()
         reply: Metrics | None = None
         doing = "asking for it"
         try:
-            if self._plan.in_doubt(ticket) and not await self._is_server_well(ticket):
+            if self._plan.in_doubt(item) and not await self._is_server_well(item):
                 return
-            request: Request[Any] = self._task.request(ticket)
+            request: Request[Any] = self._task.request(item)
             reply = await self._client.send(request)
             seconds, doing = self._now() - began, "judging its answer"
-            outcomes = self._judge.accept(ticket, request, reply, seconds)
+            outcomes = self._validator.accept(item, request, reply, seconds)
             waited = reply.queue_seconds
         except OllamaError as error:
-            self._failed(ticket, error, reply, self._now() - began)
+            self._failed(item, error, reply, self._now() - began)
         except Exception as error:  # whatever an odd answer may cause, it is this row's
-            self._failed(ticket, self._explain(error, doing), None, self._now() - began)
+            self._failed(item, self._explain(error, doing), None, self._now() - began)
         else:
-            pack = (ticket, *ticket.riders)
+            pack = (item, *item.rest)
             good = [self._record(each, outcome) for each, outcome in zip(pack, outcomes, strict=True)]
-            self._plan.succeeded(ticket, failed=good.count(False))
+            self._plan.succeeded(item, failed=good.count(False))
             self._end_if_hopeless()
             self._pack.observe(len(outcomes), seconds)
-            if not ticket.form.fallback:
+            if not item.variant.fallback:
                 self._climb.observe(target, seconds, waited, outcomes[0].tokens)
-            if ticket.riders:  # what a pack took is known of it as a whole
-                self._tally.prompt_tokens += reply.prompt_eval_count
+            if item.rest:  # what a pack took is known of it as a whole
+                self._counters.prompt_tokens += reply.prompt_eval_count
             if self._climb.target > len(self._slots):
                 self._hire()
         finally:
@@ -244,13 +244,13 @@ class Workers:
         while self._sealing.lags:
             await self.wait()
 
-    async def _is_server_well(self, ticket: Ticket) -> bool:
+    async def _is_server_well(self, item: WorkItem) -> bool:
         """Ask the server for something that is no row's before a row goes again with which it failed."""
         try:
             await self._client.send(self._task.load())
         except OllamaError as error:
             pauses = self._plan.generation
-            if self._plan.is_not_well(ticket, error, self._now()) is Verdict.STOP:
+            if self._plan.is_not_well(item, error, self._now()) is Verdict.STOP:
                 self._group.end(error)
             else:
                 self._tell_of_pause(error, pauses)
@@ -258,31 +258,31 @@ class Workers:
         self._plan.is_well()
         return True
 
-    def _failed(self, ticket: Ticket, error: OllamaError, reply: Metrics | None, seconds: float) -> None:
+    def _failed(self, item: WorkItem, error: OllamaError, reply: Metrics | None, seconds: float) -> None:
         try:
-            form = self._judge.another_form(ticket, error, reply)
+            variant = self._validator.next_variant(item, error, reply)
         except Exception as unforeseen:
-            form, error, reply = None, self._explain(unforeseen, "looking for another way to ask"), None
-        if form is not None:
-            again = self._plan.postpone if form.fallback and not ticket.form.fallback else self._plan.again
-            ticket.form = form
-            again(ticket)
+            variant, error, reply = None, self._explain(unforeseen, "looking for another way to ask"), None
+        if variant is not None:
+            again = self._plan.postpone if variant.fallback and not item.variant.fallback else self._plan.again
+            item.variant = variant
+            again(item)
             return
-        if self._judge.ends_batch(error, answered=bool(self._plan.ok)):
+        if self._validator.ends_batch(error, answered=bool(self._plan.ok)):
             self._group.end(error)
             return
         pauses = self._plan.generation
-        match self._plan.failure(ticket, error, self._now(), final=self._judge.is_final(error)):
+        match self._plan.failure(item, error, self._now(), final=self._validator.is_final(error)):
             case Verdict.STOP:
                 self._group.end(error)
             case Verdict.AGAIN:
                 self._tell_of_pause(error, pauses)
             case Verdict.FAILED:
                 try:
-                    outcome = self._judge.reject(ticket, error, reply, seconds)
+                    outcome = self._validator.reject(item, error, reply, seconds)
                 except Exception as unforeseen:
-                    outcome = self._without_reply(ticket, self._explain(unforeseen, "keeping its answer"))
-                self.settle(ticket, outcome)
+                    outcome = self._without_reply(item, self._explain(unforeseen, "keeping its answer"))
+                self.settle(item, outcome)
 
     def _tell_of_pause(self, error: OllamaError, pauses: int) -> None:
         if self._plan.generation != pauses:
@@ -316,28 +316,28 @@ class Feed:
         prompts: list[str] | None = await self._read(self._intake.sample)
         return prompts
 
-    async def give(self, workers: Workers, found: Findings) -> None:
+    async def give(self, workers: Workers, setup: RunSetup) -> None:
         """Give all rows to the workers, always one portion ahead.
 
         Args:
             workers: ask for them; told to start with the first row that must be asked.
-            found: what is fixed for the run.
+            setup: what is fixed for the run.
 
         Raises:
             InputError: the input cannot be read; or a row cannot, and the policy is to fail then.
             OllamaError: the model cannot be loaded.
         """
-        plan, delivery = self._run.plan, self._run.delivery
+        plan, table_writer = self._run.plan, self._run.table_writer
         self._group.spawn(self._count())
-        portion = asyncio.create_task(self._read(self._intake.portion, found.keys))
+        portion = asyncio.create_task(self._read(self._intake.portion, setup.keys))
         while rows := await portion:
-            portion = asyncio.create_task(self._read(self._intake.portion, found.keys))
+            portion = asyncio.create_task(self._read(self._intake.portion, setup.keys))
             for row in rows:
-                self._take(row, workers, found)
+                self._take(row, workers, setup)
             if plan.waiting and not workers.at_work:
                 await workers.start()
             workers.wake()
-            while plan.fresh > workers.wanted or delivery.lags:
+            while plan.fresh > workers.wanted or table_writer.lags:
                 workers.hungry.clear()
                 await workers.hungry.wait()
         self._run.meter.total = len(self._run.order)
@@ -361,37 +361,39 @@ class Feed:
         if self._group.over.done():
             raise StoppedError
 
-    def _take(self, row: Prepared, workers: Workers, found: Findings) -> None:
+    def _take(self, row: Prepared, workers: Workers, setup: RunSetup) -> None:
         run = self._run
         number, state = run.journal.find(row.key)
         match choose(state, run.spec.mode):
             case Choice.SKIP:
-                run.tally.skipped += 1
+                run.counters.skipped += 1
                 run.order.add(None, row.row_id)
                 return
             case Choice.REUSE if state is State.OK:
-                run.tally.reused += 1
+                run.counters.reused += 1
             case Choice.REUSE if state is State.ASKED:
-                run.tally.shared.append(number)
+                run.counters.shared.append(number)
             case Choice.REUSE:
-                run.tally.failed_before += 1
+                run.counters.failed_before += 1
             case Choice.RUN if row.fault is not None:
                 run.plan.unaskable()
-                workers.settle(Ticket(number, row.prompt), Outcome(key=row.key.hex(), status="failed", error=row.fault))
-            case Choice.RUN if row.request_key is not None and self._answered_before(number, row, found):
-                run.tally.reused += 1
-                run.tally.revalidated += 1
+                workers.settle(
+                    WorkItem(number, row.prompt), Outcome(key=row.key.hex(), status="failed", error=row.fault)
+                )
+            case Choice.RUN if row.request_key is not None and self._answered_before(number, row, setup):
+                run.counters.reused += 1
+                run.counters.revalidated += 1
             case Choice.RUN:
                 run.journal.asked(number)
-                run.plan.admit(_ticket(number, row, alone=found.task.goes_alone(row.prompt)))
+                run.plan.admit(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
         fresh = state in {State.NEW, State.FAILED_BEFORE}
-        run.delivery.expect(number, row.key, len(run.order), row.row_id, row.columns, fresh=fresh)
+        run.table_writer.expect(number, row.key, len(run.order), row.row_id, row.columns, fresh=fresh)
         run.order.add(number, row.row_id)
 
-    def _answered_before(self, number: int, row: Prepared, found: Findings) -> bool:
+    def _answered_before(self, number: int, row: Prepared, setup: RunSetup) -> bool:
         """Use the raw reply of an earlier run, with another schema, if it fits the new one."""
         line = self._run.journal.kept(row.request_key or b"")
-        answer = line and found.judge.revalidate(row.key.hex(), line)
+        answer = line and setup.validator.revalidate(row.key.hex(), line)
         if not answer:
             return False
         try:
@@ -401,6 +403,6 @@ class Feed:
         return True
 
 
-def _ticket(number: int, row: Prepared, *, alone: bool) -> Ticket:
+def _work_item(number: int, row: Prepared, *, alone: bool) -> WorkItem:
     request_key = None if row.request_key is None else row.request_key.hex()
-    return Ticket(number, row.prompt, row.images, row.key.hex(), request_key, packed=alone)
+    return WorkItem(number, row.prompt, row.images, row.key.hex(), request_key, pack_closed=alone)

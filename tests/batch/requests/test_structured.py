@@ -1,4 +1,4 @@
-"""Answers that must fit a schema: the ladder, and schemas that change, over real HTTP against a stand-in."""
+"""Answers that must fit a schema: repairs, and schemas that change, over real HTTP against a stand-in."""
 
 import enum
 import json
@@ -9,7 +9,7 @@ import pytest
 from ollama_provider.api.errors import BadRequestError, InvalidRequestError, UnsupportedError
 from ollama_provider.api.schemas import GenerateReply, Options
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.requests.repair import ORDINARY, Form, Ladder
+from ollama_provider.batch.requests.repair import UNCHANGED, RepairStrategy, Variant
 from ollama_provider.testing import Answer, Fail, Model
 
 
@@ -113,8 +113,8 @@ def test_the_second_model_is_asked_last_and_all_at_once(batch, ollama):
     }
 
 
-def test_at_the_end_of_the_ladder_the_row_has_failed_with_its_raw_reply(batch, ollama):
-    """Never a default value; and no attempt beyond the ladder."""
+def test_at_the_last_repair_the_row_has_failed_with_its_raw_reply(batch, ollama):
+    """Never a default value; and no attempt beyond the repairs."""
     ollama.stand_in.script("prose", where=asks("bad"), always=True)
     ollama.stand_in.script(GOOD, where=asks("good"), always=True)
 
@@ -198,28 +198,31 @@ def test_a_second_model_that_cannot_answer_is_refused_before_the_first_row(batch
     assert requests(ollama) == []
 
 
-class TestLadder:
+class TestRepairs:
     def replies(self, text="", *, cut=False):
         return GenerateReply(response=text, done=True, done_reason="length" if cut else "stop")
 
-    def test_each_rung_is_used_once(self):
-        """Whatever the answers are, the ladder ends."""
-        ladder = Ladder(num_predict=10, think=True, has_fallback=True)
-        form = ORDINARY
+    def test_each_repair_is_used_once(self):
+        """Whatever the answers are, the repairs end."""
+        strategy = RepairStrategy(num_predict=10, think=True, has_fallback=True)
+        variant = UNCHANGED
         for cut in (True, False) * 10:
-            form = ladder.climb(form, self.replies("x", cut=cut), "wrong") or form
+            variant = strategy.next_variant(variant, self.replies("x", cut=cut), "wrong") or variant
 
-        assert sorted(form.rungs) == ["asked_again", "fallback_model", "more_tokens", "no_thinking"]
-        assert ladder.climb(form, self.replies("x"), "wrong") is None
+        assert sorted(variant.repairs) == ["asked_again", "fallback_model", "more_tokens", "no_thinking"]
+        assert strategy.next_variant(variant, self.replies("x"), "wrong") is None
 
     def test_an_empty_answer_is_not_shown_again(self):
         """There is nothing in it to correct."""
-        assert Ladder(None, think=False, has_fallback=False).climb(ORDINARY, self.replies(), "empty") is None
+        assert (
+            RepairStrategy(None, think=False, has_fallback=False).next_variant(UNCHANGED, self.replies(), "empty")
+            is None
+        )
 
     def test_without_a_bound_more_tokens_are_no_help(self):
         """It was the context that ended the answer."""
-        ladder = Ladder(None, think="high", has_fallback=False)
+        strategy = RepairStrategy(None, think="high", has_fallback=False)
 
-        assert ladder.climb(ORDINARY, self.replies("x", cut=True), "cut") == Form(
-            rungs=("no_thinking",), thinking=False
+        assert strategy.next_variant(UNCHANGED, self.replies("x", cut=True), "cut") == Variant(
+            repairs=("no_thinking",), thinking=False
         )

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.results.progress import Bar, Meter, Progress, Tally
+from ollama_provider.batch.results.progress import Bar, Counters, Progress, ProgressMeter
 
 
 def read(meter, now, ok, **others):
@@ -33,7 +33,7 @@ def test_the_time_to_go(seconds, text):
 
 def test_an_unknown_total():
     """Is a question mark, and leaves the time open."""
-    progress = read(Meter(0.0), 10.0, 5)
+    progress = read(ProgressMeter(0.0), 10.0, 5)
 
     assert (progress.total, progress.eta) == (None, None)
     assert "done=5/? " in progress.line()
@@ -41,7 +41,7 @@ def test_an_unknown_total():
 
 def test_the_pace_is_that_of_the_last_minute():
     """A slow beginning (the load of a model) is forgotten; reused rows do not count as pace."""
-    meter = Meter(0.0, total=1000)
+    meter = ProgressMeter(0.0, total=1000)
     for second in range(300):
         progress = read(meter, float(second), ok=max(0, second - 200), reused=100, tokens=10 * max(0, second - 200))
 
@@ -52,19 +52,19 @@ def test_the_pace_is_that_of_the_last_minute():
 
 def test_nothing_left_is_no_time_to_go():
     """Also before anything was asked."""
-    assert read(Meter(0.0, total=7), 0.0, 0, reused=7).eta == 0
+    assert read(ProgressMeter(0.0, total=7), 0.0, 0, reused=7).eta == 0
 
 
 def test_the_commonest_errors_come_first():
     """For a sentence in an error."""
-    tally = Tally()
-    assert tally.reasons() == "in an earlier try"
+    counters = Counters()
+    assert counters.reasons() == "in an earlier try"
     for kind in ["B", "A", "A"]:
-        tally.add(Outcome("", "failed", error={"class": kind, "text": ""}))
-    tally.add(Outcome("", "ok", tokens=3, prompt_tokens=5))
+        counters.add(Outcome("", "failed", error={"class": kind, "text": ""}))
+    counters.add(Outcome("", "ok", tokens=3, prompt_tokens=5))
 
-    assert tally.reasons() == "A 2 times, B 1 times"
-    assert (tally.tokens, tally.prompt_tokens) == (3, 5)
+    assert counters.reasons() == "A 2 times, B 1 times"
+    assert (counters.tokens, counters.prompt_tokens) == (3, 5)
 
 
 def test_the_bar():

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.embedding import encode_vector
-from ollama_provider.batch.results.files import Order, write_results
+from ollama_provider.batch.results.files import RowOrder, write_results
 from ollama_provider.batch.results.parquet import ParquetTable, VectorLines
 from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import Journal, Keys, State, shared_fields
@@ -37,7 +37,7 @@ class Directory:
 
     def write(self, results, outcomes, ids=None):
         journal = Journal(self.storage, 1)
-        order = Order(with_ids=ids is not None)
+        order = RowOrder(with_ids=ids is not None)
         for number, given in enumerate(outcomes):
             key = self.keys.key(str(number))
             found, state = journal.find(key)
@@ -214,7 +214,7 @@ def test_a_whole_number_is_a_number_however_it_is_written(directory):
 def test_a_table_that_is_given_up_says_nothing_more(directory, capfd):
     """What ended it is what is told, and the older table is still there."""
     directory.write(ParquetTable(None, vectors=False), [{"output": "a"}])
-    journal, order = Journal(directory.storage, 1), Order(with_ids=False)
+    journal, order = Journal(directory.storage, 1), RowOrder(with_ids=False)
     order.add(journal.find(directory.keys.key("0"))[0], None)
 
     def stop():

@@ -21,8 +21,8 @@ from ollama_provider.api.errors import (
     TLSError,
     UnreachableError,
 )
-from ollama_provider.batch.requests.repair import Form
-from ollama_provider.batch.requests.work_item import Ticket
+from ollama_provider.batch.requests.repair import Variant
+from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.scheduling.plan import Choice, Do, Plan, Verdict, choose
 from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import State
@@ -31,15 +31,15 @@ from ollama_provider.batch.store.journal import State
 def plan(*numbers: int, **limits: float) -> Plan:
     made = Plan(Limits(**limits))
     for number in numbers:
-        made.admit(Ticket(number, f"prompt {number}"))
+        made.admit(WorkItem(number, f"prompt {number}"))
     return made
 
 
-def send(made: Plan, now: float, *, concurrency: int = 8, more: bool = False) -> Ticket:
+def send(made: Plan, now: float, *, concurrency: int = 8, more: bool = False) -> WorkItem:
     step = made.next(now, concurrency, more=more)
     assert step.do is Do.SEND, step
-    assert step.ticket is not None
-    return step.ticket
+    assert step.item is not None
+    return step.item
 
 
 class Simulation:
@@ -56,31 +56,31 @@ class Simulation:
         while self.made.unfinished and self.stopped is None:
             flight = []
             while (step := self.made.next(self.now, self.concurrency, more=False)).do is Do.SEND:
-                self.made.fill(step.ticket, self.pack, 1 << 20)
-                flight.append(step.ticket)
+                self.made.fill(step.item, self.pack, 1 << 20)
+                flight.append(step.item)
             if not flight:
                 self.now = max(step.until, self.now)
             self.now += 0.1
-            for ticket in flight:
-                self.answer(ticket)
+            for item in flight:
+                self.answer(item)
         return self
 
-    def answer(self, ticket):
-        if self.made.in_doubt(ticket):
+    def answer(self, item):
+        if self.made.in_doubt(item):
             if error := self.load(self.now):
-                self.judge(ticket, error, self.made.is_not_well(ticket, error, self.now))
+                self.judge(item, error, self.made.is_not_well(item, error, self.now))
                 return
             self.made.is_well()
         self.sent += 1
-        pack = (ticket, *ticket.riders)
+        pack = (item, *item.rest)
         if error := next(filter(None, (self.fails(each.number) for each in pack)), None):
-            self.judge(ticket, error, self.made.failure(ticket, error, self.now))
+            self.judge(item, error, self.made.failure(item, error, self.now))
         else:
-            self.made.succeeded(ticket)
+            self.made.succeeded(item)
 
-    def judge(self, ticket, error, verdict):
+    def judge(self, item, error, verdict):
         if verdict is Verdict.FAILED:
-            self.failed.append(ticket.number)
+            self.failed.append(item.number)
         elif verdict is Verdict.STOP:
             self.stopped = error
 
@@ -112,16 +112,16 @@ def test_rows_go_in_their_order_and_no_more_at_a_time_than_allowed():
 def test_an_outage_pauses_everybody_once():
     """Ten requests that hit one overload cause one pause, and none of their rows loses an attempt."""
     made = plan(*range(10))
-    tickets = [send(made, 0, concurrency=10) for _ in range(10)]
+    items = [send(made, 0, concurrency=10) for _ in range(10)]
 
-    verdicts = {made.failure(ticket, OverloadedError("busy"), 0.0) for ticket in tickets}
+    verdicts = {made.failure(item, OverloadedError("busy"), 0.0) for item in items}
 
     assert verdicts == {Verdict.AGAIN}
     assert made.generation == 1
     assert made.pause == 1
     assert made.next(0.5, 10, more=False).do is Do.WAIT
     assert made.next(0.5, 10, more=False).until == 1
-    assert all(ticket.attempts == 0 for ticket in tickets)
+    assert all(item.attempts == 0 for item in items)
     assert made.waiting == 10
 
 
@@ -176,7 +176,7 @@ def test_the_pace_of_the_user_does_not_outlast_our_patience():
     """With a request in ten minutes, an outage of a minute is told after a minute."""
     made = Plan(Limits(max_outage=60), interval=600)
     for number in range(3):
-        made.admit(Ticket(number, ""))
+        made.admit(WorkItem(number, ""))
     gone = Simulation(
         made, lambda number: UnreachableError("refused") if made.ok else None, load=lambda now: None
     ).run()
@@ -195,10 +195,10 @@ def test_ten_minutes_of_outage_cost_ten_minutes_and_no_row():
 
     done = []
     while made.unfinished:
-        ticket = send(made, now)
-        assert ticket.attempts == 0
-        made.succeeded(ticket)
-        done.append(ticket.number)
+        item = send(made, now)
+        assert item.attempts == 0
+        made.succeeded(item)
+        done.append(item.number)
     assert sorted(done) == [1, 2, 3, 4]
 
 
@@ -247,9 +247,9 @@ def test_a_row_fails_for_good_after_its_attempts():
 def test_a_crash_of_the_model_convicts_nobody_in_company():
     """Four rows are hit by one crash: each goes alone the next time, and only the one that crashes it again loses."""
     made = plan(*range(6), max_attempts=2, retry_delay=0)
-    for ticket in [send(made, 0, concurrency=4) for _ in range(4)]:
-        assert made.failure(ticket, RunnerError("crashed"), 0.0) is Verdict.AGAIN
-        assert ticket.attempts == 0
+    for item in [send(made, 0, concurrency=4) for _ in range(4)]:
+        assert made.failure(item, RunnerError("crashed"), 0.0) is Verdict.AGAIN
+        assert item.attempts == 0
     four, five = send(made, 0, concurrency=4), send(made, 0, concurrency=4)
     assert made.next(0, 4, more=False).do is Do.IDLE
     made.succeeded(five)
@@ -258,12 +258,12 @@ def test_a_crash_of_the_model_convicts_nobody_in_company():
 
     failed = []
     while made.unfinished:
-        ticket = send(made, 0, concurrency=4)
+        item = send(made, 0, concurrency=4)
         assert made.next(0, 4, more=False).do is Do.IDLE
-        if ticket.number != 2:
-            made.succeeded(ticket)
-        elif made.failure(ticket, RunnerError("crashed"), 0.0) is Verdict.FAILED:
-            failed.append(ticket.number)
+        if item.number != 2:
+            made.succeeded(item)
+        elif made.failure(item, RunnerError("crashed"), 0.0) is Verdict.FAILED:
+            failed.append(item.number)
 
     assert failed == [2]
     assert made.ok == 5
@@ -402,10 +402,10 @@ def test_a_fallback_model_that_cannot_be_loaded_fails_the_rows_that_need_it():
     """The others have their answers."""
     made = plan(1, 2)
     made.succeeded(send(made, 0))
-    ticket = send(made, 0)
-    ticket.form = Form(fallback=True)
+    item = send(made, 0)
+    item.variant = Variant(fallback=True)
 
-    assert made.failure(ticket, BrokenModelError("unknown model architecture"), 0.0) is Verdict.FAILED
+    assert made.failure(item, BrokenModelError("unknown model architecture"), 0.0) is Verdict.FAILED
 
 
 def test_a_failed_row_waits_before_its_next_attempt_when_nothing_else_is_to_do():
@@ -482,7 +482,7 @@ def test_requests_per_minute_spaces_the_requests():
     """With an interval, the next request waits for its time."""
     made = Plan(Limits(), interval=2.0)
     for number in range(3):
-        made.admit(Ticket(number, ""))
+        made.admit(WorkItem(number, ""))
 
     send(made, 10)
     assert made.next(10.5, 8, more=False).until == 12
@@ -494,22 +494,22 @@ class TestPacks:
     def pack(self, count, size, weight=1000):
         made = plan()
         for number in range(count):
-            made.admit(Ticket(number, "x" * 10))
-        lead = made.next(0.0, 1, more=False).ticket
+            made.admit(WorkItem(number, "x" * 10))
+        lead = made.next(0.0, 1, more=False).item
         made.fill(lead, size, weight)
         return made, lead
 
-    def numbers(self, ticket):
-        return [ticket.number, *(rider.number for rider in ticket.riders)]
+    def numbers(self, item):
+        return [item.number, *(other.number for other in item.rest)]
 
     def test_a_pack_is_filled_in_order_up_to_its_size_and_weight(self):
-        """Whichever is first; a ticket that goes alone ends it."""
+        """Whichever is first; an item that goes alone ends it."""
         assert self.numbers(self.pack(9, 4)[1]) == [0, 1, 2, 3]
         assert self.numbers(self.pack(9, 4, weight=35)[1]) == [0, 1, 2]
         made = plan()
         for number in range(4):
-            made.admit(Ticket(number, "", packed=number == 2))
-        lead = made.next(0.0, 1, more=False).ticket
+            made.admit(WorkItem(number, "", pack_closed=number == 2))
+        lead = made.next(0.0, 1, more=False).item
         made.fill(lead, 9, 1000)
         assert self.numbers(lead) == [0, 1]
 
@@ -519,11 +519,11 @@ class TestPacks:
 
         assert made.failure(lead, BadRequestError("no"), 1.0) is Verdict.AGAIN
 
-        first, second = (made.next(1.0, 9, more=False).ticket for _ in range(2))
+        first, second = (made.next(1.0, 9, more=False).item for _ in range(2))
         for half in (first, second):
             made.fill(half, 5, 1000)
         assert [self.numbers(first), self.numbers(second)] == [[0, 1, 2], [3, 4]]
-        assert {ticket.attempts for ticket in (first, *first.riders, second, *second.riders)} == {0}
+        assert {item.attempts for item in (first, *first.rest, second, *second.rest)} == {0}
 
     def test_a_pack_counts_for_each_of_its_rows(self):
         """When it comes back."""
@@ -537,7 +537,7 @@ class TestPacks:
         made, lead = self.pack(5, 5)
         made.failure(lead, OverloadedError("busy"), 1.0)
 
-        again = made.next(100.0, 1, more=False).ticket
+        again = made.next(100.0, 1, more=False).item
         made.fill(again, 2, 1000)
         assert self.numbers(again) == [0, 1, 2, 3, 4]
 
@@ -546,20 +546,20 @@ def test_postponed_tickets_come_last_and_together():
     """One whose turn has come lets the others go with it: their model is in memory now."""
     made = plan()
     for number in range(3):
-        made.admit(Ticket(number, ""))
+        made.admit(WorkItem(number, ""))
     for _ in range(2):
-        made.postpone(made.next(0.0, 1, more=True).ticket)
+        made.postpone(made.next(0.0, 1, more=True).item)
 
-    assert made.next(0.0, 9, more=True).ticket.number == 2
+    assert made.next(0.0, 9, more=True).item.number == 2
     assert made.next(0.0, 9, more=False).do is Do.IDLE
-    made.succeeded(Ticket(2, ""))
-    assert [made.next(0.0, 9, more=False).ticket.number for _ in range(2)] == [0, 1]
+    made.succeeded(WorkItem(2, ""))
+    assert [made.next(0.0, 9, more=False).item.number for _ in range(2)] == [0, 1]
 
 
 def test_a_closed_plan_sends_nothing():
     """Not even what was paused."""
     made = plan()
-    made.admit(Ticket(0, ""))
+    made.admit(WorkItem(0, ""))
     made.closed = True
 
     assert made.next(0.0, 9, more=False).do is Do.IDLE
