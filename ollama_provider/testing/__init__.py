@@ -46,8 +46,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ollama_provider.testing.catalogue import Model, default_models, default_registry
-    from ollama_provider.testing.faults import (
+    from ollama_provider.testing.exchange import Gate, Reply
+    from ollama_provider.testing.scripting.faults import (
         Crash,
         Cut,
         CutUpload,
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
         StuckDownload,
         Unfinished,
     )
-    from ollama_provider.testing.script import Answer, Ordinary, Pace
+    from ollama_provider.testing.scripting.script import Answer, Ordinary, Pace
     from ollama_provider.testing.server import Server, serve
     from ollama_provider.testing.stand_in import Seen, StandIn
-    from ollama_provider.testing.steps import Gate, Reply
+    from ollama_provider.testing.state.catalogue import Model, default_models, default_registry
 
 __all__ = [
     "Answer",
@@ -89,12 +89,22 @@ __all__ = [
 
 # Loaded when they are asked for: pytest imports this package in every run on a machine where it is installed.
 _HOMES = {
-    "catalogue": ("Model", "default_models", "default_registry"),
-    "faults": ("Crash", "Cut", "CutUpload", "Fail", "Insert", "Respond", "Stall", "StuckDownload", "Unfinished"),
-    "script": ("Answer", "Ordinary", "Pace"),
+    "exchange": ("Gate", "Reply"),
+    "scripting.faults": (
+        "Crash",
+        "Cut",
+        "CutUpload",
+        "Fail",
+        "Insert",
+        "Respond",
+        "Stall",
+        "StuckDownload",
+        "Unfinished",
+    ),
+    "scripting.script": ("Answer", "Ordinary", "Pace"),
     "server": ("Server", "serve"),
     "stand_in": ("Seen", "StandIn"),
-    "steps": ("Gate", "Reply"),
+    "state.catalogue": ("Model", "default_models", "default_registry"),
 }
 
 

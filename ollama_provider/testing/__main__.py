@@ -7,10 +7,10 @@ import threading
 from collections.abc import Sequence
 from typing import TextIO
 
-from ollama_provider.testing.catalogue import Model, default_registry
-from ollama_provider.testing.names import parse
 from ollama_provider.testing.server import serve
 from ollama_provider.testing.stand_in import StandIn
+from ollama_provider.testing.state.catalogue import Model, default_registry
+from ollama_provider.testing.state.model_names import parse
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 

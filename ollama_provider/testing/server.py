@@ -12,9 +12,9 @@ from urllib.parse import unquote
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from ollama_provider.testing.routes import error
+from ollama_provider.testing.endpoints.routes import error
+from ollama_provider.testing.exchange import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole
 from ollama_provider.testing.stand_in import StandIn
-from ollama_provider.testing.steps import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole
 
 _AT_ONCE = 32_768
 """Bytes of lines that are sent together when nothing is waited for between them."""

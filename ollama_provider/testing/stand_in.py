@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from ollama_provider.testing import library, v1
-from ollama_provider.testing.catalogue import Model, default_models, default_registry
-from ollama_provider.testing.go import BadRequestError, Json, decode, dumps
-from ollama_provider.testing.routes import earliest, error, handle
-from ollama_provider.testing.scheduler import FOR_EVER, Scheduler
-from ollama_provider.testing.script import Script, Turn, rule
-from ollama_provider.testing.state import State, wall_clock
-from ollama_provider.testing.steps import Reply, Request, Steps, collect
+from ollama_provider.testing.endpoints import openai
+from ollama_provider.testing.endpoints.routes import earliest, error, handle
+from ollama_provider.testing.exchange import Reply, Request, Steps, collect
+from ollama_provider.testing.go.encoding import BadRequestError, Json, decode, dumps
+from ollama_provider.testing.scripting.script import Script, Turn, rule
+from ollama_provider.testing.state.catalogue import Model, default_models, default_registry
+from ollama_provider.testing.state.scheduler import FOR_EVER, Scheduler
+from ollama_provider.testing.state.server_state import State, wall_clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class StandIn:
         Raises:
             KeyError: There is none.
         """
-        return library.retag(self._state, self.model(name))
+        return self._state.retag(self.model(name))
 
     def offer(self, *models: Model | str) -> None:
         """Make *models* pullable."""
@@ -257,7 +257,7 @@ class StandIn:
     def exchange(self, request: Request) -> Steps:
         """The steps of an answer. Closing the iterator before its end is the client's hanging up."""
         with self._noted(request) as seen:
-            translated = v1.translate(self._state, request)
+            translated = openai.translate(self._state, request)
             asked = translated.request
             plan = self._script.take(
                 _scripted_path(asked.method, asked.path),

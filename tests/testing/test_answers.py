@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_provider.testing import StandIn
-from ollama_provider.testing.embeddings import embed
-from ollama_provider.testing.schema import InvalidSchemaError, instance
-from ollama_provider.testing.summary import summarise
+from ollama_provider.testing.answers.json_schema import InvalidSchemaError, instance
+from ollama_provider.testing.answers.summaries import summarise
+from ollama_provider.testing.answers.vectors import embed
 
 ARTICLE = """Summarise this text in two sentences.
 

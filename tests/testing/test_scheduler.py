@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from ollama_provider.testing import Fail, Model, Pace, Reply, Stall, StandIn
-from ollama_provider.testing.go import dumps
-from ollama_provider.testing.steps import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole, collect
+from ollama_provider.testing.exchange import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole, collect
+from ollama_provider.testing.go.encoding import dumps
 
 
 class Clock:

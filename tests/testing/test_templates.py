@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_provider.testing.templates import TemplateError, check
+from ollama_provider.testing.go.templates import TemplateError, check
 
 CHAT = """{{- range $i, $message := .Messages }}{{- $last := eq (len (slice $.Messages $i)) 1 -}}
 {{- if eq .Role "user" }}<|im_start|>user

@@ -7,7 +7,7 @@ from itertools import takewhile
 import pytest
 
 from ollama_provider.testing import Cut, Model, Reply, StandIn
-from ollama_provider.testing.steps import Line, Pause, Request, Steps
+from ollama_provider.testing.exchange import Line, Pause, Request, Steps
 
 
 def post(stand_in: StandIn, path: str, **body: object) -> Reply:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_provider.testing import StandIn
-from ollama_provider.testing.go import BadRequestError, check_base64, decode, dumps, parse_duration, timestamp
-from ollama_provider.testing.names import parse
-from ollama_provider.testing.options import WrongTypeError, read_options
-from ollama_provider.testing.tokens import tokenise
+from ollama_provider.testing.answers.tokens import tokenise
+from ollama_provider.testing.endpoints.requests import WrongTypeError, read_options
+from ollama_provider.testing.go.encoding import BadRequestError, check_base64, decode, dumps, parse_duration, timestamp
+from ollama_provider.testing.state.model_names import parse
 
 
 @pytest.mark.parametrize(

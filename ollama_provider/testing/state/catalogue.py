@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from ollama_provider.testing.go import Json, dumps
-from ollama_provider.testing.names import Name, parse
+from ollama_provider.testing.go.encoding import Json, dumps
+from ollama_provider.testing.state.model_names import Name, parse
 
 _PARAMETERS = {"K": 10**3, "M": 10**6, "B": 10**9}
 

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ollama_provider.testing.faults import CutUpload, Fault
-from ollama_provider.testing.go import Json
-from ollama_provider.testing.names import parse
+from ollama_provider.testing.go.encoding import Json
+from ollama_provider.testing.scripting.faults import CutUpload, Fault
+from ollama_provider.testing.state.model_names import parse
 
 INFERENCE = frozenset({"/api/generate", "/api/chat", "/api/embed", "/api/embeddings"})
 """The endpoints a script speaks of when it names none."""

@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from dataclasses import replace
 
-from ollama_provider.testing import names
-from ollama_provider.testing.catalogue import Model
-from ollama_provider.testing.go import Json, dumps, quoted, timestamp
-from ollama_provider.testing.state import Call, RefusalError, State
-from ollama_provider.testing.steps import Steps, Whole
+from ollama_provider.testing.endpoints.calls import Call, RefusalError
+from ollama_provider.testing.exchange import Steps, Whole
+from ollama_provider.testing.go.encoding import Json, dumps, quoted, timestamp
+from ollama_provider.testing.state import model_names
+from ollama_provider.testing.state.catalogue import Model
+from ollama_provider.testing.state.server_state import State
 
 _DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
@@ -90,7 +90,7 @@ def show(state: State, call: Call) -> Steps:
     text = named(state, call.body, "0.1.18")
     if not text:
         raise RefusalError(400, "model is required")
-    name = names.parse(text)
+    name = model_names.parse(text)
     if name is None:
         raise RefusalError(400, "invalid model name")
     model = state.find(text)
@@ -161,7 +161,7 @@ def copy(state: State, call: Call) -> Steps:
     """
     source, destination = call.body.get("source", ""), call.body.get("destination", "")
     for what, text in (("source", source), ("destination", destination)):
-        if names.parse(text) is None:
+        if model_names.parse(text) is None:
             raise RefusalError(400, f"{what} {quoted(text)} is invalid")
     model = state.find(source)
     if model is None:
@@ -179,7 +179,7 @@ def delete(state: State, call: Call) -> Steps:
     text = named(state, call.body, "0.1.21")
     if not text:
         raise RefusalError(400, "model is required")
-    if names.parse(text) is None:
+    if model_names.parse(text) is None:
         raise RefusalError(400, f"name {quoted(text)} is invalid")
     model = state.find(text)
     if model is None:
@@ -227,13 +227,6 @@ def named(state: State, body: dict[str, Json], model_key_since: str) -> str:
     """
     name = body.get("name", "")
     return str(body.get("model") or name if state.since(model_key_since) else name)
-
-
-def retag(state: State, model: Model) -> Model:
-    """Put other weights under the same name, as a pull of a moved tag does."""
-    moved = replace(model, revision=model.revision + 1, weights="")
-    state.install(moved)
-    return moved
 
 
 def _ok(value: Json) -> Whole:

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
-from ollama_provider.testing.catalogue import Model
-from ollama_provider.testing.go import Json
-from ollama_provider.testing.steps import Gate, Pause, Step, Wait
+from ollama_provider.testing.exchange import Gate, Pause, Step, Wait
+from ollama_provider.testing.go.encoding import Json
+from ollama_provider.testing.state.catalogue import Model
 
 FOR_EVER = 2**63 / 1e9
 """Seconds of an infinite keep-alive: the longest Go duration, 292 years."""

@@ -1,14 +1,17 @@
 """`/api/generate` and `/api/chat`: what is refused, and what the model is asked."""
 
-from ollama_provider.testing import names, schema, templates
-from ollama_provider.testing.answers import Question
-from ollama_provider.testing.catalogue import Model
-from ollama_provider.testing.fields import Message, read_keep_alive, read_messages, read_think
-from ollama_provider.testing.generation import Work, infer, load, read_model_options, unloaded
-from ollama_provider.testing.go import Json, check_base64, dumps, quoted
-from ollama_provider.testing.state import Call, RefusalError, State, from_llama_server
-from ollama_provider.testing.steps import Steps
-from ollama_provider.testing.tokens import tokenise
+from ollama_provider.testing.answers import json_schema
+from ollama_provider.testing.answers.ordinary import Question
+from ollama_provider.testing.answers.tokens import tokenise
+from ollama_provider.testing.endpoints.calls import Call, RefusalError, from_llama_server
+from ollama_provider.testing.endpoints.generation import Work, infer, load, read_model_options, unloaded
+from ollama_provider.testing.endpoints.requests import Message, read_keep_alive, read_messages, read_think
+from ollama_provider.testing.exchange import Steps
+from ollama_provider.testing.go import templates
+from ollama_provider.testing.go.encoding import Json, check_base64, dumps, quoted
+from ollama_provider.testing.state import model_names
+from ollama_provider.testing.state.catalogue import Model
+from ollama_provider.testing.state.server_state import State
 
 
 def generate(state: State, call: Call) -> Steps:
@@ -64,7 +67,7 @@ def chat(state: State, call: Call) -> Steps:
     messages, keep_alive, wanted = read_messages(body), read_keep_alive(body), _wanted(state, body)
     name = body.get("model", "")
     _check_logprobs(body)
-    if names.parse(name) is None:
+    if model_names.parse(name) is None:
         raise RefusalError(400, "model is required")
     model = _installed(state, name)
     if not messages and keep_alive == 0 and state.since("0.3.11"):
@@ -96,7 +99,7 @@ def chat(state: State, call: Call) -> Steps:
 
 
 def _installed(state: State, text: str) -> Model:
-    if text and names.parse(text) is None:
+    if text and model_names.parse(text) is None:
         raise RefusalError(400, "invalid model name")
     tag = text.lower().rpartition(":")[2]
     if state.since("0.18.0") and (tag == "cloud" or tag.endswith("-cloud")):
@@ -155,8 +158,8 @@ def _format(state: State, call: Call) -> Json:
             raise RefusalError(400, 'format must be "json"')
     elif isinstance(wanted, dict):
         try:
-            schema.instance(wanted, "")
-        except schema.InvalidSchemaError as wrong:
+            json_schema.instance(wanted, "")
+        except json_schema.InvalidSchemaError as wrong:
             if not state.since("0.30.0"):
                 raise RefusalError(500, "invalid JSON schema in format", late=True) from None
             failed = f"JSON schema conversion failed:\nJSON schema error at #: {wrong}"

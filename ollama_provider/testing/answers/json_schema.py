@@ -3,8 +3,8 @@
 import zlib
 from collections.abc import Mapping
 
-from ollama_provider.testing.go import Json
-from ollama_provider.testing.summary import summarise
+from ollama_provider.testing.answers.summaries import summarise
+from ollama_provider.testing.go.encoding import Json
 
 _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 _FORMATS = {

@@ -2,15 +2,16 @@
 
 import math
 
-from ollama_provider.testing import names
-from ollama_provider.testing.catalogue import Model
-from ollama_provider.testing.embeddings import embed as vector
-from ollama_provider.testing.embeddings import normalise
-from ollama_provider.testing.generation import acquire, read_model_options
-from ollama_provider.testing.go import Json, dumps
-from ollama_provider.testing.state import Call, RefusalError, State
-from ollama_provider.testing.steps import Pause, Steps, Whole
-from ollama_provider.testing.tokens import tokenise
+from ollama_provider.testing.answers.tokens import tokenise
+from ollama_provider.testing.answers.vectors import embed as vector
+from ollama_provider.testing.answers.vectors import normalise
+from ollama_provider.testing.endpoints.calls import Call, RefusalError
+from ollama_provider.testing.endpoints.generation import acquire, read_model_options
+from ollama_provider.testing.exchange import Pause, Steps, Whole
+from ollama_provider.testing.go.encoding import Json, dumps
+from ollama_provider.testing.state import model_names
+from ollama_provider.testing.state.catalogue import Model
+from ollama_provider.testing.state.server_state import State
 
 _SPECIAL_TOKENS = 2
 _LEGACY_LENGTH = 4.9
@@ -53,7 +54,7 @@ def embeddings(state: State, call: Call) -> Steps:
         RefusalError: The model is missing, does not embed, or the text is too long.
     """
     body = call.body
-    if names.parse(body.get("model", "")) is None:
+    if model_names.parse(body.get("model", "")) is None:
         raise RefusalError(400, "model is required")
     model = _installed(state, body["model"])
     prompt = body.get("prompt", "")

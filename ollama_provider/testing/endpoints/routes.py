@@ -9,16 +9,17 @@ from html import escape
 from http import HTTPStatus
 from urllib.parse import quote
 
-from ollama_provider.testing import fields, library, v1
-from ollama_provider.testing.creating import create
-from ollama_provider.testing.embedding import embed, embeddings
-from ollama_provider.testing.faults import Earliest
-from ollama_provider.testing.go import BadRequestError, decode, dumps
-from ollama_provider.testing.inference import chat, generate
-from ollama_provider.testing.pulling import pull, push
-from ollama_provider.testing.script import Plan
-from ollama_provider.testing.state import Call, RefusalError, State
-from ollama_provider.testing.steps import JSON, Head, Line, Request, Steps, Whole
+from ollama_provider.testing.endpoints import models, openai, requests
+from ollama_provider.testing.endpoints.calls import Call, RefusalError
+from ollama_provider.testing.endpoints.embed import embed, embeddings
+from ollama_provider.testing.endpoints.generate_chat import chat, generate
+from ollama_provider.testing.endpoints.structs import REQUESTS
+from ollama_provider.testing.endpoints.transfers import create, pull, push
+from ollama_provider.testing.exchange import JSON, Head, Line, Request, Steps, Whole
+from ollama_provider.testing.go.encoding import BadRequestError, decode, dumps
+from ollama_provider.testing.scripting.faults import Earliest
+from ollama_provider.testing.scripting.script import Plan
+from ollama_provider.testing.state.server_state import State
 
 _Handler = Callable[[State, Call], Steps]
 
@@ -27,20 +28,20 @@ _ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
     "/api/chat": ("0.1.14", {"POST": chat}),
     "/api/embed": ("0.2.6", {"POST": embed}),
     "/api/embeddings": ("0.1.0", {"POST": embeddings}),
-    "/api/tags": ("0.1.0", {"GET": library.tags, "HEAD": library.tags}),
-    "/api/show": ("0.1.0", {"POST": library.show}),
-    "/api/ps": ("0.1.38", {"GET": library.ps}),
-    "/api/version": ("0.1.14", {"GET": library.version, "HEAD": library.version}),
-    "/api/status": ("0.16.2", {"GET": library.status}),
-    "/api/me": ("0.12.0", {"POST": library.me}),
+    "/api/tags": ("0.1.0", {"GET": models.tags, "HEAD": models.tags}),
+    "/api/show": ("0.1.0", {"POST": models.show}),
+    "/api/ps": ("0.1.38", {"GET": models.ps}),
+    "/api/version": ("0.1.14", {"GET": models.version, "HEAD": models.version}),
+    "/api/status": ("0.16.2", {"GET": models.status}),
+    "/api/me": ("0.12.0", {"POST": models.me}),
     "/api/pull": ("0.1.0", {"POST": pull}),
     "/api/push": ("0.1.0", {"POST": push}),
     "/api/create": ("0.1.0", {"POST": create}),
-    "/api/copy": ("0.1.0", {"POST": library.copy}),
-    "/api/delete": ("0.1.0", {"DELETE": library.delete}),
-    "/api/blobs/": ("0.1.10", {"HEAD": library.blob, "POST": library.blob}),
+    "/api/copy": ("0.1.0", {"POST": models.copy}),
+    "/api/delete": ("0.1.0", {"DELETE": models.delete}),
+    "/api/blobs/": ("0.1.10", {"HEAD": models.blob, "POST": models.blob}),
     # Those that can be read come here as requests of /api.
-    **{path: (since, {method: v1.refused}) for path, (since, method) in v1.ENDPOINTS.items()},
+    **{path: (since, {method: openai.refused}) for path, (since, method) in openai.ENDPOINTS.items()},
 }
 _TRANSFERS = frozenset({"/api/pull", "/api/push", "/api/create"})
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
@@ -57,7 +58,7 @@ def handle(state: State, request: Request, plan: Plan) -> Steps:
     if (turned_away := _redirect(state, request) or _at_the_door(state, request)) is not None:
         yield turned_away
         return
-    path = "/api/blobs/" if request.path.startswith("/api/blobs/") else v1.route(request.path)
+    path = "/api/blobs/" if request.path.startswith("/api/blobs/") else openai.route(request.path)
     since, handlers = _ROUTES.get(path, ("", {}))
     if not handlers or not state.since(since):
         yield Whole(404, b"404 page not found", "text/plain")
@@ -70,8 +71,8 @@ def handle(state: State, request: Request, plan: Plan) -> Steps:
         return
     call = Call(request, {}, plan, state.clock())
     try:
-        if path in fields.STRUCTS and path.startswith("/api/"):
-            call.body = fields.read(path, decode(request.body))
+        if path in REQUESTS and path.startswith("/api/"):
+            call.body = requests.read(path, decode(request.body))
         yield from handler(state, call)
     except BadRequestError as wrong:
         yield error(400, str(wrong))

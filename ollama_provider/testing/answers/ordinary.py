@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ollama_provider.testing import schema
-from ollama_provider.testing.go import Json, dumps
-from ollama_provider.testing.summary import asks_for_summary, summarise
+from ollama_provider.testing.answers import json_schema
+from ollama_provider.testing.answers.summaries import asks_for_summary, summarise
+from ollama_provider.testing.go.encoding import Json, dumps
 
 _BEGINNING = re.compile(r"\s*(\S+(?:\s+\S+){0,7})")
 
@@ -51,11 +51,11 @@ def say(question: Question) -> Speech:
     """The ordinary answer.
 
     Raises:
-        schema.InvalidSchemaError: The format is a schema that is none.
+        json_schema.InvalidSchemaError: The format is a schema that is none.
     """
     thinking = "The stand-in for Ollama only pretends to think."
     if isinstance(question.format, Mapping):
-        return Speech(dumps(schema.instance(question.format, question.prompt)), thinking)
+        return Speech(dumps(json_schema.instance(question.format, question.prompt)), thinking)
     if question.format == "json":
         return Speech(dumps({"stand_in": True, "model": question.model, "answer": _text(question)}), thinking)
     if question.after_tool is None and (call := _tool_call(question)) is not None:
@@ -90,8 +90,8 @@ def _tool_call(question: Question) -> tuple[str, Mapping[str, Json]] | None:
 
 def _arguments(parameters: Mapping[str, Json], prompt: str) -> Mapping[str, Json]:
     try:
-        arguments = schema.instance({**parameters, "type": "object"}, prompt)
-    except schema.InvalidSchemaError:
+        arguments = json_schema.instance({**parameters, "type": "object"}, prompt)
+    except json_schema.InvalidSchemaError:
         # No grammar is made of it, so the server accepts it.
         return {}
     return arguments if isinstance(arguments, Mapping) else {}

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
-from ollama_provider.testing.go import Json, loads
+from ollama_provider.testing.go.encoding import Json, loads
 
 JSON = "application/json; charset=utf-8"
 NDJSON = "application/x-ndjson"

@@ -3,59 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ollama_provider.testing import names
-from ollama_provider.testing.catalogue import Model
-from ollama_provider.testing.go import Json, dumps
-from ollama_provider.testing.scheduler import Scheduler
-from ollama_provider.testing.script import Plan
-from ollama_provider.testing.steps import Request
-
-
-class RefusalError(Exception):
-    """The request is answered with an error.
-
-    Attributes:
-        status: HTTP status.
-        text: The `error`.
-        late: It comes from the runner, after validation and loading: before 0.12.6 a stream had begun by then.
-    """
-
-    def __init__(self, status: int, text: str, *, late: bool = False) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.late = late
-
-
-def from_llama_server(code: int, message: str, kind: str, **counts: int) -> RefusalError:
-    """What llama-server refused, as Ollama passes it on since 0.30: its JSON is the text of the error."""
-    error = {"code": code, "message": message, "type": kind, **counts}
-    return RefusalError(code, dumps({"error": error}), late=True)
-
-
-@dataclass(slots=True)
-class Call:
-    """A request on its way through a handler.
-
-    Attributes:
-        request: As it came.
-        body: The fields of its JSON body that the endpoint knows.
-        plan: What the script says about it.
-        started: When it came, Unix time.
-    """
-
-    request: Request
-    body: dict[str, Json]
-    plan: Plan
-    started: float
-
-    @property
-    def streams(self) -> bool:
-        """The default of the endpoints that can."""
-        return bool(self.body.get("stream", True))
+from ollama_provider.testing.state import model_names
+from ollama_provider.testing.state.catalogue import Model
+from ollama_provider.testing.state.scheduler import Scheduler
 
 
 @dataclass(slots=True)
@@ -119,9 +72,15 @@ class State:
             if digest not in kept:
                 self.blobs.pop(digest, None)
 
+    def retag(self, model: Model) -> Model:
+        """Replace the weights of an installed model, as a pull of a moved tag does."""
+        moved = replace(model, revision=model.revision + 1, weights="")
+        self.install(moved)
+        return moved
+
     def find(self, text: str) -> Model | None:
         """The installed model of this name."""
-        name = names.parse(text)
+        name = model_names.parse(text)
         return self.models.get(name.key) if name else None
 
     def offer(self, models: Iterable[Model]) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ollama_provider.testing import names
-from ollama_provider.testing.fields import read
-from ollama_provider.testing.go import BadRequestError, Json, check_base64, decode, dumps, unix_time
-from ollama_provider.testing.state import Call, State
-from ollama_provider.testing.steps import Head, Line, Request, Step, Steps, Whole
+from ollama_provider.testing.endpoints.calls import Call
+from ollama_provider.testing.endpoints.requests import read
+from ollama_provider.testing.exchange import Head, Line, Request, Step, Steps, Whole
+from ollama_provider.testing.go.encoding import BadRequestError, Json, check_base64, decode, dumps, unix_time
+from ollama_provider.testing.state import model_names
+from ollama_provider.testing.state.server_state import State
 
 ENDPOINTS = {
     "/v1/chat/completions": ("0.1.24", "POST"),
@@ -481,7 +482,7 @@ def _listed(reply: dict[str, Json]) -> list[Json]:
 
 
 def _model(name: str, modified_at: str) -> dict[str, Json]:
-    parsed = names.parse(name)
+    parsed = model_names.parse(name)
     return {
         "id": name,
         "object": "model",

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ollama_provider.testing.go import Json, dumps
-from ollama_provider.testing.steps import JSON, Break, Gate, Head, Line, Pause, Steps, Wait, Whole
+from ollama_provider.testing.exchange import JSON, Break, Gate, Head, Line, Pause, Steps, Wait, Whole
+from ollama_provider.testing.go.encoding import Json, dumps
 
 _LAST = (b'"done":true', b'"status":"success"')
 _NEVER = 1 << 62

@@ -1,0 +1,1 @@
+"""What the stand-in answers without a model: texts, JSON that satisfies a schema, summaries, tokens, vectors."""

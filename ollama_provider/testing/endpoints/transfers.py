@@ -1,0 +1,305 @@
+"""`/api/pull` and `/api/push`: transfers with progress, and pulls that share their downloads."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ollama_provider.testing.endpoints.calls import Call, RefusalError
+from ollama_provider.testing.endpoints.models import blob_digest, blob_path, named
+from ollama_provider.testing.endpoints.requests import read_messages
+from ollama_provider.testing.exchange import Head, Line, Pause, Step, Steps, Whole
+from ollama_provider.testing.go import templates
+from ollama_provider.testing.go.encoding import Json, dumps, kind
+from ollama_provider.testing.state import model_names
+from ollama_provider.testing.state.catalogue import Model, digest_of
+from ollama_provider.testing.state.server_state import Download, State
+
+_PUBLIC = frozenset({"registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co"})
+_EVERY = 0.06
+_FASTEST = 4
+"""Progress lines a layer when a pull takes no time."""
+
+
+class TransferError(Exception):
+    """The transfer ends with this text: a line in a stream that has begun, else a status.
+
+    Attributes:
+        status: HTTP status.
+    """
+
+    def __init__(self, text: str, status: int = 500) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def pull(state: State, call: Call) -> Steps:
+    """POST /api/pull.
+
+    Raises:
+        RefusalError: The name is invalid.
+    """
+    text = named(state, call.body, "0.1.21")
+    if model_names.parse(text) is None:
+        raise RefusalError(400, "invalid model name")
+    yield from stream(call, pull_lines(state, text, insecure=call.body.get("insecure", False)))
+
+
+def push(state: State, call: Call) -> Steps:
+    """POST /api/push: nothing leaves, but it looks as if.
+
+    Raises:
+        RefusalError: There is no name.
+    """
+    text = named(state, call.body, "0.1.21")
+    if not text:
+        raise RefusalError(400, "model is required")
+    yield from stream(call, _push_lines(state, text))
+
+
+def stream(call: Call, progress: Iterator[dict[str, Json] | Pause]) -> Steps:
+    """Send progress as lines, or, not streamed, its last object alone."""
+    begun = False
+    last: dict[str, Json] = {}
+    status = 200
+    try:
+        for item in progress:
+            if isinstance(item, Pause):
+                yield item
+            elif call.streams:
+                if not begun:
+                    begun = True
+                    yield Head()
+                yield _line(item)
+            else:
+                last = item
+    except TransferError as failure:
+        status, last = failure.status, {"error": str(failure)}
+        if begun:
+            yield _line(last)
+    if not begun:
+        yield Whole(status, dumps(last).encode(), "application/json")
+
+
+def _line(item: dict[str, Json]) -> Step:
+    return Line(dumps(item).encode() + b"\n")
+
+
+def pull_lines(state: State, text: str, *, insecure: bool = False) -> Iterator[dict[str, Json] | Pause]:
+    """The progress of a pull, which installs the model at its end.
+
+    Args:
+        state: The stand-in's.
+        text: The model.
+        insecure: The registry may be asked by plain HTTP.
+
+    Raises:
+        TransferError: The registry does not have it, or there is no such registry.
+    """
+    plain = text.strip().startswith("http://")
+    if plain and not insecure:
+        raise TransferError("insecure protocol http")
+    yield {"status": "pulling manifest"}
+    name = model_names.parse(text)
+    found = state.registry.get(name.key) if name else None
+    if found is None:
+        if name is not None and not _answers(state, name.host):
+            url = f"{'http' if plain or insecure else 'https'}://{name.host}/v2/{name.namespace}/{name.model}"
+            raise TransferError(f'pull model manifest: Get "{url}/manifests/{name.tag}": {_unreachable(name.host)}')
+        raise TransferError("pull model manifest: file does not exist")
+    for digest, size in found.layers:
+        yield from _layer(state, found, digest, size)
+    yield {"status": "verifying sha256 digest"}
+    yield {"status": "writing manifest"}
+    replaced = state.models.get(found.parsed.key)
+    state.install(found)
+    if replaced is not None and replaced.digest != found.digest:
+        yield {"status": "removing unused layers"}
+    yield {"status": "success"}
+
+
+def _answers(state: State, host: str) -> bool:
+    """Whether there is a registry: the public ones, and any that a model to pull is on."""
+    return host.lower() in _PUBLIC or any(key[0] == host.lower() for key in state.registry)
+
+
+def _unreachable(host: str) -> str:
+    """Go's text for a host that is not there, or for a port of this machine that nobody listens at."""
+    name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
+    address = "127.0.0.1" if name.lower() == "localhost" else name
+    if re.fullmatch(r"\d+(\.\d+){3}", address):
+        return f"dial tcp {address}:{port}: connect: connection refused"
+    return f"dial tcp: lookup {name} on 127.0.0.11:53: no such host"
+
+
+def _layer(state: State, model: Model, digest: str, size: int) -> Iterator[dict[str, Json] | Pause]:
+    status = f"pulling {digest.removeprefix('sha256:')[:12]}"
+    base: dict[str, Json] = {"status": status, "digest": digest, "total": size}
+    if digest in state.blobs:
+        yield base | {"completed": size}
+        return
+    download = state.partial.setdefault(digest, Download(size))
+    if not download.pullers and digest == model.layers[0][0]:
+        state.downloads[model.parsed.short] += 1
+    me = object()
+    download.pullers.append(me)
+    seconds = state.pull_seconds * size / max(1, sum(bytes_ for _, bytes_ in model.layers))
+    rounds = max(1, math.ceil(seconds / _EVERY)) if seconds else _FASTEST
+    try:
+        while download.completed < size:
+            yield base | ({"completed": download.completed} if download.completed else {})
+            if seconds:
+                yield Pause(seconds / rounds)
+            # The first of those who wait moves the download on; if it leaves, the next one does.
+            if download.pullers[0] is me:
+                download.completed = min(size, download.completed + math.ceil(size / rounds))
+        yield base | {"completed": size}
+        state.blobs[digest] = size
+        state.partial.pop(digest, None)
+    finally:
+        download.pullers.remove(me)
+
+
+def _push_lines(state: State, text: str) -> Iterator[dict[str, Json] | Pause]:
+    yield {"status": "retrieving manifest"}
+    model = state.find(text)
+    if model is None:
+        yield {"status": "couldn't retrieve manifest"}
+        name = model_names.parse(text)
+        if name is None:
+            raise TransferError(f"unqualified name: {text}")
+        manifest = f"/root/.ollama/models/manifests/{name.host}/{name.namespace}/{name.model}/{name.tag}"
+        raise TransferError(f"open {manifest}: no such file or directory")
+    for digest, size in model.layers:
+        base: dict[str, Json] = {
+            "status": f"pushing {digest.removeprefix('sha256:')[:12]}",
+            "digest": digest,
+            "total": size,
+        }
+        yield base
+        yield base | {"completed": size}
+    yield {"status": "pushing manifest"}
+    yield {"status": "success"}
+
+
+# FROM testing.creating: `/api/create`: a model from another one, or from files that were uploaded.
+
+
+def create(state: State, call: Call) -> Steps:
+    """POST /api/create.
+
+    Raises:
+        RefusalError: A name, a path or a digest is invalid, or neither `from` nor `files` is there.
+    """
+    body = call.body
+    text = named(state, body, "0.1.21")
+    read_messages(body)
+    files, adapters = body.get("files"), body.get("adapters")
+    if not all(_is_relative(path) for path in files or ()):
+        raise RefusalError(400, "file path must be relative")
+    if "" in {*(files or {}).values(), *(adapters or {}).values()}:
+        raise RefusalError(400, "invalid digest format")
+    if model_names.parse(text) is None:
+        raise RefusalError(400, "invalid model name")
+    if body.get("from"):
+        if model_names.parse(body["from"]) is None:
+            raise RefusalError(400, "invalid model name", late=True)
+    elif files is None:
+        raise RefusalError(400, "neither 'from' or 'files' was specified", late=True)
+    yield from stream(call, _lines(state, body, text))
+
+
+def _is_relative(path: str) -> bool:
+    """Go's `fs.ValidPath`."""
+    return path == "." or all(part not in {"", ".", ".."} for part in path.split("/"))
+
+
+def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str, Json] | Pause]:
+    if body.get("from"):
+        if state.find(body["from"]) is None:
+            yield from (item for item in pull_lines(state, body["from"]) if item != {"status": "success"})
+        parent = state.find(body["from"])
+        if parent is None:
+            raise TransferError(f"model '{body['from']}' not found")
+        made = replace(parent.renamed(name), parent=parent.parsed.short)
+    else:
+        yield from _read_files(state, body["files"])
+        digest = next(iter(body["files"].values()))
+        made = Model(name, weights=digest, size=state.blobs[digest])
+    if (adapters := body.get("adapters")) is not None:
+        if len(adapters) > 1 and _kind_of(state, adapters) == "gguf":
+            raise TransferError("only one adapter is currently supported", 400)
+        yield from _read_files(state, adapters, 400)
+    if quantize := body.get("quantize", "").upper():
+        if quantize not in _QUANTIZATIONS:
+            known = "F32, F16, Q4_K_S, Q4_K_M, Q8_0"
+            raise TransferError(f"unsupported quantization type {quantize} - supported types are {known}")
+        if made.quantization_level not in {"F16", "BF16", "F32"}:
+            raise TransferError("quantization is only supported for F16, BF16 and F32 models")
+        if quantize != made.quantization_level:
+            status = f"quantizing {made.quantization_level} model to {quantize}"
+            base = {"status": status, "digest": "0000000000000000000"}
+            yield base | {"total": made.size, "completed": made.size // 2}
+            yield base | {"total": made.size, "completed": made.size}
+            weights = digest_of("quantized", made.layers[0][0], quantize)
+            made = replace(made, quantization_level=quantize, weights=weights, size=made.size // 2, parent="")
+    made = _changed(made, body)
+    for digest, size in made.layers:
+        known_layer = digest in state.blobs
+        yield {"status": f"{'using existing' if known_layer else 'creating new'} layer {digest}"}
+        state.blobs.setdefault(digest, size)
+    yield {"status": "writing manifest"}
+    state.install(made)
+    yield {"status": "success"}
+
+
+_QUANTIZATIONS = frozenset({"F32", "F16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K", "BF16"})
+
+
+def _kind_of(state: State, files: dict[str, str]) -> str:
+    """By the end of the first name, else by its first bytes."""
+    for path, digest in files.items():
+        if path.endswith(".safetensors"):
+            return "safetensors"
+        if path.endswith(".gguf") or (digest in state.blobs and digest not in state.not_gguf):
+            return "gguf"
+    return ""
+
+
+def _read_files(state: State, files: dict[str, str], status: int = 500) -> Iterator[dict[str, Json] | Pause]:
+    kind = _kind_of(state, files)
+    if not kind:
+        raise TransferError("unknown type", 400)
+    for digest in files.values():
+        yield {"status": "parsing GGUF" if kind == "gguf" else "converting model"}
+        if blob_digest(digest) is None:
+            raise TransferError("invalid digest format", status)
+        if digest not in state.blobs:
+            raise TransferError(f"open {blob_path(digest)}: no such file or directory", status)
+        if kind == "gguf" and digest in state.not_gguf:
+            raise TransferError("supplied file was not in GGUF format", 400)
+
+
+def _changed(model: Model, body: dict[str, Json]) -> Model:
+    try:
+        templates.check(body.get("template", ""))
+    except templates.TemplateError as wrong:
+        raise TransferError(f"template error: {wrong}", 400) from None
+    # What is empty changes nothing, and a license is one more.
+    added = body.get("license") or []
+    if not isinstance(added, str | list):
+        raise TransferError(f"json: cannot unmarshal {kind(added)} into Go value of type []string")
+    if isinstance(added, list):
+        for item in added:
+            if item is not None and not isinstance(item, str):
+                raise TransferError(f"json: cannot unmarshal {kind(item)} into Go value of type string")
+    licenses = [model.license, *(added if isinstance(added, list) else [added])]
+    return replace(
+        model,
+        template=body.get("template") or model.template,
+        system=body.get("system") or model.system,
+        license="\n".join(str(text) for text in licenses if text),
+        parameters={**model.parameters, **(body.get("parameters") or {})},
+        messages=tuple(body.get("messages") or model.messages),
+        adapters=tuple((body.get("adapters") or {}).values()) or model.adapters,
+    )
