@@ -197,7 +197,7 @@ def paths_of(rows: Any) -> list[Any] | None:
     """Return the paths and globs that *rows* are; None if they are rows themselves, or an iterator."""
     if isinstance(rows, str) or is_path(rows):
         return [rows]
-    if isinstance(rows, list | tuple) and rows and all(map(_names_file, rows)):
+    if isinstance(rows, list | tuple) and rows and all(map(names_file, rows)):
         return list(rows)
     return None
 
@@ -207,7 +207,8 @@ def is_path(value: Any) -> bool:
     return isinstance(value, PathLike) or hasattr(value, "iterdir")
 
 
-def _names_file(value: Any) -> bool:
+def names_file(value: Any) -> bool:
+    """Return whether a value is a path object, or a text that ends in a known suffix."""
     return value.lower().endswith(SUFFIXES) if isinstance(value, str) else is_path(value)
 
 

@@ -26,8 +26,8 @@ from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.parquet import results_of
 from ollama_provider.batch.results.progress import Progress
-from ollama_provider.batch.rows.reader import Intake
-from ollama_provider.batch.rows.snapshot import write_down
+from ollama_provider.batch.rows.reader import RowReader
+from ollama_provider.batch.rows.snapshot import fetch_once
 from ollama_provider.batch.scheduling.state import Run, open_run
 from ollama_provider.batch.scheduling.workers import Feed, Group, Workers
 from ollama_provider.batch.spec import BatchSpec
@@ -54,9 +54,9 @@ async def prepare(run: Run, sample: Sequence[str], host: str, control: ModelCont
     if run.spec.mode == "merge":
         return _merged(run)
     name, _ = preflight.split_model(run.spec.model)
-    setup = preflight.set_up(run.spec, sample, run.round.num_ctx, host, await control.describe(name))
-    run.round = replace(run.round, num_ctx=setup.num_ctx)
-    run.sealing.put_down_to(setup.provenance)
+    setup = preflight.set_up(run.spec, sample, run.manifest.num_ctx, host, await control.describe(name))
+    run.manifest = replace(run.manifest, num_ctx=setup.num_ctx)
+    run.checkpoints.set_provenance(setup.provenance)
     if run.spec.fallback_model is None:
         return setup
     name, _ = preflight.split_model(run.spec.fallback_model)
@@ -66,15 +66,15 @@ async def prepare(run: Run, sample: Sequence[str], host: str, control: ModelCont
 
 
 def _merged(run: Run) -> RunSetup:
-    provenance = manifest.merged_provenance(run.storage, run.round, run.spec.common())
+    provenance = manifest.merged_provenance(run.storage, run.manifest, run.spec.common())
     task = preflight.task_of(run.spec)
-    run.sealing.put_down_to(provenance)
+    run.checkpoints.set_provenance(provenance)
     return RunSetup(
         task,
         preflight.keys_of(task, provenance.digest),
         preflight.validator_of(run.spec, task, provenance.server, provenance.server_version),
         provenance,
-        run.round.num_ctx,
+        run.manifest.num_ctx,
     )
 
 
@@ -84,14 +84,14 @@ async def begin(run: Run) -> None:
     Raises:
         InputError: it is a shard's, and beside it are shards of a batch with other settings.
     """
-    provenance = run.sealing.provenance
-    run.round = replace(
-        run.round,
+    provenance = run.checkpoints.provenance
+    run.manifest = replace(
+        run.manifest,
         settings=run.spec.settings(),
         common=run.spec.common(),
         provenance=None if provenance is None else vars(provenance),
     )
-    await asyncio.to_thread(manifest.begin, run.storage, run.round, run.names)
+    await asyncio.to_thread(manifest.begin, run.storage, run.manifest, run.names)
 
 
 # FROM batch.finishing: When nothing is left to ask: the results, the summary, and whether too many rows failed.
@@ -208,7 +208,7 @@ def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
         tokens_per_second=round(counters.tokens / seconds, 1),
         concurrency=run.climb.target,
         errors=dict(counters.errors),
-        provenance=run.sealing.provenance,
+        provenance=run.checkpoints.provenance,
     )
 
 
@@ -259,7 +259,7 @@ def run_batch(
                 directory=storage.location,
             )
         lock.take(stop.pause)
-        rows = write_down(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
+        rows = fetch_once(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
         return asyncio.run(
             _Engine(
                 spec,
@@ -329,7 +329,7 @@ class _Engine:
         self._listener = listener
         self._model, _ = preflight.split_model(spec.model)
         self._rows = rows
-        self._intake = Intake(spec, rows)
+        self._reader = RowReader(spec, rows)
         self._results = results_of(spec)
         self._lost: Exception | None = None
 
@@ -343,7 +343,7 @@ class _Engine:
                 pause=self._stop.pause,
                 look_up_digest=lambda: self._control.digest(self._model),
             )
-            self._feed = Feed(self._run, self._rows, self._intake, self._group)
+            self._feed = Feed(self._run, self._rows, self._reader, self._group)
             try:
                 return await self._connected()
             finally:
@@ -378,11 +378,11 @@ class _Engine:
             return str(stopped)
         except TooManyFailedError:
             # The batch ended by itself: what failed is asked again by the next run.
-            await asyncio.to_thread(manifest.save, self._storage, self._run.round.next(), self._run.names)
+            await asyncio.to_thread(manifest.save, self._storage, self._run.manifest.next_pass(), self._run.names)
             raise
         finally:
             await self._group.close()
-            await self._run.sealing.close()
+            await self._run.checkpoints.close()
         return COMPLETE
 
     async def _work_through(self) -> None:
@@ -394,11 +394,11 @@ class _Engine:
             await begin(run)
             self._group.end()
             return
-        await run.table_writer.open(self._intake.examples, self._spec.id_column)
+        await run.table_writer.open(self._reader.examples, self._spec.id_column)
         setup = await prepare(run, sample, self._settings.base_url, self._control)
         await begin(run)
         self._workers = Workers(run, setup, self._client, self._control, self._group)
-        self._group.spawn(run.sealing.at_times(self._spec.checkpoint_every, self._sealed))
+        self._group.spawn(run.checkpoints.write_periodically(self._spec.checkpoint_every, self._sealed))
         self._group.spawn(run.table_writer.at_times(self._workers.hungry.set))
         self._group.spawn(self._report())
         await self._feed.give(self._workers, setup)

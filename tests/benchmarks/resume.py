@@ -19,7 +19,7 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.tasks import Generate
-from ollama_provider.batch.rows.prompts import Prompts
+from ollama_provider.batch.rows.prompts import PromptTemplate
 from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
@@ -34,7 +34,7 @@ PER_PART = 5_000
 def finish(folder: Path, rows: int, digest: str) -> None:
     """Write the parts of all rows but the last."""
     journal = Journal(open_storage(folder / "out"), 1)
-    prompts, keys = Prompts(TEMPLATE), Keys(digest, Generate(model="bench", options=OPTIONS).identity())
+    prompts, keys = PromptTemplate(TEMPLATE), Keys(digest, Generate(model="bench", options=OPTIONS).identity())
     shared = shared_fields({"model": "bench", "digest": digest, "server": "http://127.0.0.1:11434", "seed": None})
     for number, row in enumerate(read_rows(folder / "rows.jsonl")):
         if number == rows - 1:
@@ -43,10 +43,10 @@ def finish(folder: Path, rows: int, digest: str) -> None:
         outcome = Outcome(key.hex(), "ok", output="an answer of some length " * 12, tokens=80, prompt_tokens=250)
         journal.add(journal.find(key)[0], outcome, shared)
         if number % PER_PART == PER_PART - 1:
-            journal.cut_off()
-            journal.seal()
-    journal.cut_off()
-    journal.seal()
+            journal.end_part()
+            journal.write_parts()
+    journal.end_part()
+    journal.write_parts()
 
 
 def main(rows: int) -> None:

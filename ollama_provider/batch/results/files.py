@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, Protocol
 from pydantic_core import from_json
 
 from ollama_provider.batch.store.journal import AFTER_KEY, Journal, State, well_formed
-from ollama_provider.batch.store.storage import Storage, Writing
+from ollama_provider.batch.store.storage import FileWriter, Storage
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"
 _ALL_RESULTS = frozenset({RESULTS, "results.parquet"})
@@ -152,7 +152,7 @@ class Results(Protocol):
     #: Of the file.
     name: str
 
-    def open(self, file: Writing, order: "RowOrder", lines: Iterator[bytes]) -> None:
+    def open(self, file: FileWriter, order: "RowOrder", lines: Iterator[bytes]) -> None:
         """Begin.
 
         Args:
@@ -180,7 +180,7 @@ class JsonLines:
 
     name = RESULTS
 
-    def open(self, file: Writing, order: "RowOrder", lines: Iterator[bytes]) -> None:  # noqa: ARG002  # it need not know
+    def open(self, file: FileWriter, order: "RowOrder", lines: Iterator[bytes]) -> None:  # noqa: ARG002  # it need not know
         """See `Results`."""
         self._file = file
 
@@ -284,8 +284,8 @@ def write_results(
     fresh = sum(map(journal.is_fresh, good))
     for number, line in good.items():
         journal.refuse(number, line)
-    if journal.cut_off():
-        journal.seal()
+    if journal.end_part():
+        journal.write_parts()
     return Written(failures, len(good), fresh)
 
 

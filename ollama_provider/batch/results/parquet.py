@@ -21,7 +21,7 @@ from ollama_provider.batch.requests.embedding import decode_vector
 from ollama_provider.batch.results.files import JsonLines, ResultRow, Results, RowOrder
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import AFTER_KEY
-from ollama_provider.batch.store.storage import Writing
+from ollama_provider.batch.store.storage import FileWriter
 
 #: Rows that are looked at to learn how long the vectors are: one of them may be an exception.
 _LOOKED_AT = 1000
@@ -130,8 +130,8 @@ class _File:
 
     closed = False
 
-    def __init__(self, file: Writing) -> None:
-        self._file: Writing | None = file
+    def __init__(self, file: FileWriter) -> None:
+        self._file: FileWriter | None = file
         self._size = 0
 
     def write(self, data: Any) -> int:
@@ -171,7 +171,7 @@ class ParquetTable:
         self._schema = schema
         self._vectors = vectors
 
-    def open(self, file: Writing, order: RowOrder, lines: Iterator[bytes]) -> None:
+    def open(self, file: FileWriter, order: RowOrder, lines: Iterator[bytes]) -> None:
         """See `Results`."""
         import pyarrow as pa
         from pyarrow import parquet

@@ -166,7 +166,7 @@ class TableWriter:
         journal, waiting = self._journal, []
         for due in self._waiting:
             match journal.state(due.number):
-                case State.OK if journal.is_sealed(due.number):
+                case State.OK if journal.is_written(due.number):
                     self._ready.append(due)
                 case State.FAILED:
                     pass

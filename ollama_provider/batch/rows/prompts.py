@@ -111,7 +111,7 @@ class _Undefined(StrictUndefined):
         return f"the column {self._undefined_name!r} is missing"
 
 
-class Prompts:
+class PromptTemplate:
     """Renders one template for many rows.
 
     Args:
@@ -206,11 +206,11 @@ def _column(node: nodes.Node) -> str | None:
 _ROLES = ("system", "user", "assistant")
 
 
-class Turns:
-    """Renders the messages of a chat for many rows, with the methods of `Prompts`.
+class ChatTemplate:
+    """Renders the messages of a chat for many rows, with the methods of `PromptTemplate`.
 
     Args:
-        messages: turns with ``role`` and ``content``; ``content`` is a template as in `Prompts`.
+        messages: turns with ``role`` and ``content``; ``content`` is a template as in `PromptTemplate`.
 
     Raises:
         InputError: a turn has another role or other fields, the last is no user's, or a template is wrong.
@@ -224,10 +224,10 @@ class Turns:
                 )
         if not messages or messages[-1]["role"] != "user":
             raise InputError("messages: the last turn must be the user's, for the model to answer it.")
-        self._turns = [(message["role"], Prompts(message["content"])) for message in messages]
+        self._turns = [(message["role"], PromptTemplate(message["content"])) for message in messages]
 
     def check(self, columns: Iterable[str]) -> None:
-        """See `Prompts.check`."""
+        """See `PromptTemplate.check`."""
         known = set(columns)
         for _, prompts in self._turns:
             prompts.check(known)
@@ -236,7 +236,7 @@ class Turns:
         """Return the turns of a row, as JSON.
 
         Raises:
-            RenderError: see `Prompts.render`.
+            RenderError: see `PromptTemplate.render`.
             EmptyTextError: the last turn is empty.
         """
         turns = [{"role": role, "content": prompts.render(columns)} for role, prompts in self._turns]

@@ -10,7 +10,7 @@ from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.records import Row, Rows
 from ollama_provider.batch.rows.image_folder import ImageFolder
-from ollama_provider.batch.rows.prompts import EmptyTextError, Prompts, RenderError, Turns
+from ollama_provider.batch.rows.prompts import ChatTemplate, EmptyTextError, PromptTemplate, RenderError
 from ollama_provider.batch.rows.sources import RAW, canonical, folder_of, read_rows
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import Keys
@@ -22,7 +22,7 @@ _ROWS, _CHARACTERS = 1024, 1 << 20
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedRow:
     """A row, ready to be asked: or not, and then *fault* says why.
 
     Attributes:
@@ -44,7 +44,7 @@ class Prepared:
     images: tuple[str, ...] = ()
 
 
-class Intake:
+class RowReader:
     """Reads and renders the rows of a batch, once, in their order.
 
     Args:
@@ -54,8 +54,8 @@ class Intake:
 
     def __init__(self, spec: BatchSpec, rows: Rows) -> None:
         self._spec = spec
-        self._prompts = Prompts(spec.template()) if spec.messages is None else Turns(spec.messages)
-        self._images = None if spec.images is None else Prompts(spec.images)
+        self._prompts = PromptTemplate(spec.template()) if spec.messages is None else ChatTemplate(spec.messages)
+        self._images = None if spec.images is None else PromptTemplate(spec.images)
         self._folder = None if spec.images is None else _image_folder(spec)
         self._shard = spec.the_shard()
         self._rows: Iterator[Row] = iter(read_rows(rows))
@@ -101,13 +101,13 @@ class Intake:
             except RenderError:
                 continue
 
-    def portion(self, keys: Keys) -> list[Prepared]:
+    def next_chunk(self, keys: Keys) -> list[PreparedRow]:
         """Return the next rows; none at the end of the input.
 
         Raises:
             InputError: the input cannot be read; or a row cannot, and the policy is to fail then.
         """
-        portion: list[Prepared] = []
+        portion: list[PreparedRow] = []
         size = 0
         for row in self._rows:
             prepared = self._prepare(row, keys)
@@ -119,33 +119,33 @@ class Intake:
                 break
         return portion
 
-    def _prepare(self, row: Row, keys: Keys) -> Prepared:
+    def _prepare(self, row: Row, keys: Keys) -> PreparedRow:
         columns = row.columns
         if row.fault is not None:
             self._refuse_broken(row)
             fault = {"class": "BrokenRow", "text": f"{row.place}: {row.fault}"}
             # Its place is part of the key, so that each broken line is told apart and named.
-            return Prepared(keys.unasked(f"{row.place}: {columns[RAW]}"), "", None, columns, fault)
+            return PreparedRow(keys.without_request(f"{row.place}: {columns[RAW]}"), "", None, columns, fault)
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
             prompt = self._render(columns)
             images = self._read_images(columns)
             key, request_key = keys.keys(prompt, images)
-            return Prepared(key, prompt, row_id, columns, None, request_key, images)
+            return PreparedRow(key, prompt, row_id, columns, None, request_key, images)
         except EmptyTextError as error:
             fault = {"class": "EmptyText", "text": str(error)}
         except RenderError as error:
             fault = {"class": "RenderError", "text": str(error)}
         except (InvalidRequestError, OSError) as error:
             fault = {"class": "ImageError", "text": str(error)}
-        return Prepared(keys.unasked(_content(row)), "", row_id, columns, fault)
+        return PreparedRow(keys.without_request(_content(row)), "", row_id, columns, fault)
 
     def _render(self, columns: dict[str, Any]) -> str:
         """Return the prompt of a row.
 
         Raises:
             EmptyTextError: it is empty.
-            RenderError: see `Prompts.render`; or no UTF-8 can say it.
+            RenderError: see `PromptTemplate.render`; or no UTF-8 can say it.
         """
         prompt = self._prompts.render(columns)
         if not prompt or prompt.isspace():

@@ -22,7 +22,7 @@ _FOLDER, _LOCK = "rows", "rows/.lock"
 _BUFFER = 1 << 20
 
 
-def write_down(query: Query, storage: Storage, pause: Callable[[float], None], renew: Callable[[], None]) -> Path:
+def fetch_once(query: Query, storage: Storage, pause: Callable[[float], None], renew: Callable[[], None]) -> Path:
     """Return a local JSONL file with the rows of *query*, asking for them if it is not there yet.
 
     Shards that begin at the same time ask once: the others wait for the first.
@@ -72,7 +72,7 @@ def _fetch(query: Query, storage: Storage, name: str, alive: Callable[[], None])
         size = 0
         for rows in query.fetch():
             for row in rows:
-                lines.append(as_line(row))
+                lines.append(json_line(row))
                 size += len(lines[-1])
                 if size >= _BUFFER:
                     file.write(b"".join(lines))
@@ -83,7 +83,7 @@ def _fetch(query: Query, storage: Storage, name: str, alive: Callable[[], None])
     logger.info("%d rows were fetched into %s/%s.", count, storage.location, name)
 
 
-def as_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
     """Return a row as a line of JSON, ASCII alone; see `plain` for what JSON has no word for."""
     try:
         return _ENCODE(row).encode() + b"\n"

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from pydantic_core import from_json
 
 from ollama_provider.batch.errors import BatchError, InputError, StorageError
-from ollama_provider.batch.records import Query, Row, Rows, _names_file, paths_of
+from ollama_provider.batch.records import Query, Row, Rows, names_file, paths_of
 from ollama_provider.batch.store.storage import as_path, local_path
 
 _WILDCARDS = frozenset("*?[")
@@ -179,7 +179,7 @@ def _read_iterator(rows: Iterator[Any]) -> Iterator[Row]:
     names = []
     for row in rows:
         names.append(row)
-        if not _names_file(row):
+        if not names_file(row):
             break
     else:
         return (yield from _read_files(names))

@@ -11,9 +11,9 @@ from ollama_provider.batch.scheduling.concurrency import Climb, Fixed, FixedPack
 from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.spec import BatchSpec, Names, Shard
 from ollama_provider.batch.store import manifest
-from ollama_provider.batch.store.checkpoints import Sealing
+from ollama_provider.batch.store.checkpoints import Checkpoints
 from ollama_provider.batch.store.journal import Journal
-from ollama_provider.batch.store.manifest import Round
+from ollama_provider.batch.store.manifest import Manifest
 from ollama_provider.batch.store.storage import Storage
 
 
@@ -26,9 +26,9 @@ class Run:
         shard: which of the batch; None for a whole one.
         names: where it keeps what is not an outcome.
         storage: the directory.
-        round: where the directory stands.
+        manifest: what the directory is for, and which pass over the input it is in.
         journal: what is known of each key.
-        sealing: makes parts of outcomes.
+        checkpoints: writes outcomes into parts.
         table_writer: brings good results to a table.
         order: the rows that were read.
         plan: what is asked next.
@@ -43,9 +43,9 @@ class Run:
     shard: Shard | None
     names: Names
     storage: Storage
-    round: Round
+    manifest: Manifest
     journal: Journal
-    sealing: Sealing
+    checkpoints: Checkpoints
     table_writer: TableWriter | NoTableWriter
     order: RowOrder
     plan: Plan
@@ -97,11 +97,11 @@ async def open_run(
     meter = ProgressMeter(clock())
     shard = spec.the_shard()
     names = Names() if shard is None else shard.names
-    current = manifest.current_round(storage, spec.mode, names)
+    current = manifest.for_run(storage, spec.mode, names)
     journal = await asyncio.to_thread(
         Journal,
         storage,
-        current.number,
+        current.pass_number,
         shard=None if shard is None else shard.name,
         keep_replies=spec.output_type is not None,
     )
@@ -114,9 +114,9 @@ async def open_run(
         shard=shard,
         names=names,
         storage=storage,
-        round=current,
+        manifest=current,
         journal=journal,
-        sealing=Sealing(journal, look_up_digest=look_up_digest, on_digest_change=spec.on_digest_change),
+        checkpoints=Checkpoints(journal, look_up_digest=look_up_digest, on_digest_change=spec.on_digest_change),
         table_writer=table_writer,
         order=RowOrder(with_ids=spec.id_column is not None),
         plan=Plan(spec.limits, interval=60 / spec.requests_per_minute if spec.requests_per_minute else 0.0),

@@ -17,7 +17,7 @@ from ollama_provider.batch.records import Outcome, Rows
 from ollama_provider.batch.requests.embedding import PACK_CHARACTERS
 from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
-from ollama_provider.batch.rows.reader import Intake, Prepared
+from ollama_provider.batch.rows.reader import PreparedRow, RowReader
 from ollama_provider.batch.rows.sources import count_rows
 from ollama_provider.batch.scheduling.plan import Choice, Do, Verdict, choose
 from ollama_provider.batch.scheduling.state import Run
@@ -79,7 +79,7 @@ class Workers:
 
     def __init__(self, run: Run, setup: RunSetup, client: AsyncClient, control: ModelControl, group: Group) -> None:
         self._plan, self._climb, self._pack = run.plan, run.climb, run.pack
-        self._sealing, self._counters = run.sealing, run.counters
+        self._checkpoints, self._counters = run.checkpoints, run.counters
         self._now = run.clock
         self._location = run.storage.location
         self._task, self._validator = setup.task, setup.validator
@@ -155,11 +155,11 @@ class Workers:
         """Record the outcome of a row; tell whether it is a good one. What cannot be written down is a failed row."""
         shared = self._of_fallback if item.variant.fallback else None
         try:
-            self._sealing.add(item.number, outcome, shared)
+            self._checkpoints.add(item.number, outcome, shared)
         except Exception as error:  # a model's answer may hold anything
             told = error if isinstance(error, OllamaError) else self._explain(error, "writing down its result")
             outcome = self._without_reply(item, told)
-            self._sealing.add(item.number, outcome, shared)
+            self._checkpoints.add(item.number, outcome, shared)
         self._counters.add(outcome)
         return outcome.status == "ok"
 
@@ -241,7 +241,7 @@ class Workers:
         finally:
             if self._idle:
                 self.wake()
-        while self._sealing.lags:
+        while self._checkpoints.lags:
             await self.wait()
 
     async def _is_server_well(self, item: WorkItem) -> bool:
@@ -300,20 +300,20 @@ class Feed:
     Args:
         run: whose rows they are.
         rows: the input.
-        intake: reads and renders it.
+        reader: reads and renders it.
         group: what the reading belongs to.
     """
 
-    def __init__(self, run: Run, rows: Rows, intake: Intake, group: Group) -> None:
+    def __init__(self, run: Run, rows: Rows, reader: RowReader, group: Group) -> None:
         self._run = run
         self._rows = rows
-        self._intake = intake
+        self._reader = reader
         self._group = group
-        self._reader = ThreadPoolExecutor(1, "batch-rows")
+        self._thread = ThreadPoolExecutor(1, "batch-rows")
 
     async def sample(self) -> list[str] | None:
-        """See `Intake.sample`."""
-        prompts: list[str] | None = await self._read(self._intake.sample)
+        """See `RowReader.sample`."""
+        prompts: list[str] | None = await self._read(self._reader.sample)
         return prompts
 
     async def give(self, workers: Workers, setup: RunSetup) -> None:
@@ -329,9 +329,9 @@ class Feed:
         """
         plan, table_writer = self._run.plan, self._run.table_writer
         self._group.spawn(self._count())
-        portion = asyncio.create_task(self._read(self._intake.portion, setup.keys))
+        portion = asyncio.create_task(self._read(self._reader.next_chunk, setup.keys))
         while rows := await portion:
-            portion = asyncio.create_task(self._read(self._intake.portion, setup.keys))
+            portion = asyncio.create_task(self._read(self._reader.next_chunk, setup.keys))
             for row in rows:
                 self._take(row, workers, setup)
             if plan.waiting and not workers.at_work:
@@ -345,10 +345,10 @@ class Feed:
 
     def close(self) -> None:
         """Read no more."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _read(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _count(self) -> None:
         # The end of a run waits for this thread.
@@ -361,7 +361,7 @@ class Feed:
         if self._group.over.done():
             raise StoppedError
 
-    def _take(self, row: Prepared, workers: Workers, setup: RunSetup) -> None:
+    def _take(self, row: PreparedRow, workers: Workers, setup: RunSetup) -> None:
         run = self._run
         number, state = run.journal.find(row.key)
         match choose(state, run.spec.mode):
@@ -371,7 +371,7 @@ class Feed:
                 return
             case Choice.REUSE if state is State.OK:
                 run.counters.reused += 1
-            case Choice.REUSE if state is State.ASKED:
+            case Choice.REUSE if state is State.REQUESTED:
                 run.counters.shared.append(number)
             case Choice.REUSE:
                 run.counters.failed_before += 1
@@ -384,25 +384,25 @@ class Feed:
                 run.counters.reused += 1
                 run.counters.revalidated += 1
             case Choice.RUN:
-                run.journal.asked(number)
+                run.journal.mark_requested(number)
                 run.plan.admit(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
         fresh = state in {State.NEW, State.FAILED_BEFORE}
         run.table_writer.expect(number, row.key, len(run.order), row.row_id, row.columns, fresh=fresh)
         run.order.add(number, row.row_id)
 
-    def _answered_before(self, number: int, row: Prepared, setup: RunSetup) -> bool:
+    def _answered_before(self, number: int, row: PreparedRow, setup: RunSetup) -> bool:
         """Use the raw reply of an earlier run, with another schema, if it fits the new one."""
-        line = self._run.journal.kept(row.request_key or b"")
+        line = self._run.journal.find_reply(row.request_key or b"")
         answer = line and setup.validator.revalidate(row.key.hex(), line)
         if not answer:
             return False
         try:
-            self._run.sealing.add(number, *answer)
+            self._run.checkpoints.add(number, *answer)
         except RejectedReplyError:
             return False
         return True
 
 
-def _work_item(number: int, row: Prepared, *, alone: bool) -> WorkItem:
+def _work_item(number: int, row: PreparedRow, *, alone: bool) -> WorkItem:
     request_key = None if row.request_key is None else row.request_key.hex()
     return WorkItem(number, row.prompt, row.images, row.key.hex(), request_key, pack_closed=alone)

@@ -24,12 +24,12 @@ from ollama_provider.batch.store.journal import Journal, shared_fields
 logger = logging.getLogger(__name__)
 
 #: Bytes of outcomes that make a part before its time, and that hold new requests back until it is written.
-_PART, _UNSEALED = 8 << 20, 64 << 20
+_PART, _UNWRITTEN = 8 << 20, 64 << 20
 #: Seconds for a look at the digest before a part is sealed; and at the end of a run.
 _LOOK, _LAST_LOOK = 10.0, 1.0
 
 
-class Sealing:
+class Checkpoints:
     """Takes outcomes and makes parts of them.
 
     Args:
@@ -55,7 +55,7 @@ class Sealing:
         self.provenance: Provenance | None = None
         self._shared = ""
 
-    def put_down_to(self, provenance: Provenance) -> None:
+    def set_provenance(self, provenance: Provenance) -> None:
         """Say what the outcomes from here on have in common."""
         self.provenance = provenance
         self._shared = shared_fields(vars(provenance))
@@ -63,15 +63,15 @@ class Sealing:
     def add(self, number: int, outcome: Outcome, shared: str | None = None) -> None:
         """Take an outcome; see `Journal.add`. *shared* is None for what the run has in common."""
         self._journal.add(number, outcome, self._shared if shared is None else shared)
-        if self._journal.unsealed >= _PART:
+        if self._journal.unwritten >= _PART:
             self._full.set()
 
     @property
     def lags(self) -> bool:
         """So much waits to be written that nothing more should be asked."""
-        return self._journal.unsealed > _UNSEALED
+        return self._journal.unwritten > _UNWRITTEN
 
-    async def at_times(self, seconds: float, afterwards: Callable[[], None]) -> None:
+    async def write_periodically(self, seconds: float, afterwards: Callable[[], None]) -> None:
         """Seal every so many seconds, and when there is enough for a part; for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
@@ -94,9 +94,9 @@ class Sealing:
             self._writer.shutdown(wait=True)
 
     async def _seal(self, patience: float) -> None:
-        if self._journal.cut_off():
+        if self._journal.end_part():
             await self._look(patience)
-            await self._write(self._journal.seal)
+            await self._write(self._journal.write_parts)
 
     async def _write(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
@@ -135,12 +135,12 @@ class Sealing:
             )
             raise self._changed
         logger.warning("%s The results from here on are the new one's.", what)
-        self._journal.cut_off()  # with what came while we looked
+        self._journal.end_part()  # with what came while we looked
         before = self._shared
-        self.put_down_to(replace(known, digest=digest))
+        self.set_provenance(replace(known, digest=digest))
         await self._put_down_to_nobody(known, before)
 
     async def _put_down_to_nobody(self, known: Provenance, shared: str) -> None:
         nobody = shared_fields(vars(replace(known, digest=None)))
         # In the thread that writes, since it may be at work on what waits.
-        await self._write(partial(self._journal.restamp, shared, nobody))
+        await self._write(partial(self._journal.replace_shared, shared, nobody))

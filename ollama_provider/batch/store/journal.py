@@ -116,12 +116,12 @@ class State(IntEnum):
     #: Nothing.
     NEW = 0
     #: Asked in this run, no outcome yet.
-    ASKED = 1
+    REQUESTED = 1
     #: A good result.
     OK = 2
-    #: Failed in this round: settled until the next.
+    #: Failed in this pass over the input: not asked again until the next pass.
     FAILED = 3
-    #: Failed in an earlier round: ask again.
+    #: Failed in an earlier pass: ask again.
     FAILED_BEFORE = 4
 
 
@@ -132,8 +132,8 @@ _STATES = tuple(State)
 class Part(NamedTuple):
     """What the name of a part says. Parts sort in the order in which they were made."""
 
-    round: int
-    of_try: int
+    pass_number: int
+    run_number: int
     number: int
     #: Of the run that made it; empty for parts of earlier versions, whose lines have no checksum.
     token: str
@@ -144,7 +144,7 @@ class Part(NamedTuple):
     def name(self) -> str:
         """The file's name in the directory."""
         token, shard = self.token and f"-{self.token}", self.shard and f".{self.shard}"
-        return f"parts/{self.round:04d}-{self.of_try:04d}-{self.number:06d}{token}{shard}.jsonl"
+        return f"parts/{self.pass_number:04d}-{self.run_number:04d}-{self.number:06d}{token}{shard}.jsonl"
 
 
 def parts_of(storage: Storage) -> list[Part]:
@@ -159,8 +159,8 @@ def parts_of(storage: Storage) -> list[Part]:
 
 
 def _part(match: re.Match[str]) -> Part:
-    round_number, of_try, number, token, shard = match.groups("")
-    return Part(int(round_number), int(of_try), int(number), token, shard)
+    pass_number, run_number, number, token, shard = match.groups("")
+    return Part(int(pass_number), int(run_number), int(number), token, shard)
 
 
 class Keys:
@@ -189,7 +189,7 @@ class Keys:
             return request, None
         return hashlib.blake2b(request + self._schema, digest_size=KEY_BYTES).digest(), request
 
-    def unasked(self, content: str) -> bytes:
+    def without_request(self, content: str) -> bytes:
         """Return the key of a row that never becomes a request, because it cannot be read or rendered."""
         return self._hash(b"u", content)
 
@@ -206,20 +206,20 @@ class Journal:
 
     Args:
         storage: the directory.
-        round_number: which pass over the input this is.
+        pass_number: which pass over the input this is.
         shard: whose journal this is, such as ``2of4``; its parts bear the name, and what others have is known as well.
         keep_replies: know the raw replies by their request keys, too.
     """
 
     def __init__(
-        self, storage: Storage, round_number: int, *, shard: str | None = None, keep_replies: bool = False
+        self, storage: Storage, pass_number: int, *, shard: str | None = None, keep_replies: bool = False
     ) -> None:
         self._storage = storage
         self._index = Index()
         self._replies = Index() if keep_replies else None
         self._parts = parts_of(storage)
-        of_try = 1 + max((part.of_try for part in self._parts if part.round == round_number), default=0)
-        self._current = Part(round_number, of_try, 0, token_hex(4), shard or "")
+        run_number = 1 + max((part.run_number for part in self._parts if part.pass_number == pass_number), default=0)
+        self._current = Part(pass_number, run_number, 0, token_hex(4), shard or "")
         self._lines: list[bytes] = []
         self._waiting: deque[tuple[str, list[bytes]]] = deque()
         # One is written by the thread that adds, the other by the one that seals.
@@ -237,8 +237,8 @@ class Journal:
 
     def _scan(self, part_number: int) -> None:
         part = self._parts[part_number]
-        # Another shard's round is not this one's.
-        mine = (part.round, part.shard) == (self._current.round, self._current.shard)
+        # The pass number of another shard is not this one's.
+        mine = (part.pass_number, part.shard) == (self._current.pass_number, self._current.shard)
         failed = State.FAILED if mine else State.FAILED_BEFORE
         index, replies, unhexlify, has_checksum = self._index, self._replies, binascii.unhexlify, bool(part.token)
         place, damaged = part_number << 40, 0
@@ -270,11 +270,11 @@ class Journal:
         """Return what is known of the key with this number."""
         return _STATES[self._index[number] & 7]
 
-    def asked(self, number: int) -> None:
+    def mark_requested(self, number: int) -> None:
         """Note that a request for it is on its way, so that a second row like it waits for the same outcome."""
-        self._index[number] = State.ASKED
+        self._index[number] = State.REQUESTED
 
-    def kept(self, request_key: bytes) -> dict[str, Any] | None:
+    def find_reply(self, request_key: bytes) -> dict[str, Any] | None:
         """Return the newest line of an earlier run that holds a raw reply to this request; None if there is none."""
         if self._replies is None:
             return None
@@ -338,14 +338,14 @@ class Journal:
         self._offset += len(line)
         self._added += len(line)
 
-    def cut_off(self) -> bool:
+    def end_part(self) -> bool:
         """Make what came since the last call a part that waits to be sealed; tell whether any part waits."""
         if self._lines:
             self._waiting.append((self._current.name, self._lines))
             self._begin_part()
         return bool(self._waiting)
 
-    def seal(self) -> None:
+    def write_parts(self) -> None:
         """Write the parts that wait. May run in another thread than everything else.
 
         Raises:
@@ -359,7 +359,7 @@ class Journal:
             self._waiting.popleft()
             self._sealed += len(data)
 
-    def restamp(self, shared: str, instead: str) -> None:
+    def replace_shared(self, shared: str, instead: str) -> None:
         """Put the outcomes of the parts that wait down to something else; those with other shared fields stay.
 
         Args:
@@ -374,11 +374,11 @@ class Journal:
                     lines[number] = _with_checksum(text.removesuffix(old) + new)
 
     @property
-    def unsealed(self) -> int:
+    def unwritten(self) -> int:
         """Bytes that a crash would lose."""
         return self._added - self._sealed
 
-    def is_sealed(self, number: int) -> bool:
+    def is_written(self, number: int) -> bool:
         """Tell whether the outcome with this number would survive a crash."""
         part, _ = self.place(number)
         return part < len(self._parts) - 1 - len(self._waiting)

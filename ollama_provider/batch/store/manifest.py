@@ -1,4 +1,4 @@
-"""``batch.json``: what this directory is for, and which round it is in (see `ollama_provider.batch.store.journal`)."""
+"""The manifest ``batch.json``: what a directory is for, and which pass over the input it is in."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,28 +18,28 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Round:
-    """Where a directory stands.
+class Manifest:
+    """What a directory is for, and which pass over the input it is in.
 
     Attributes:
-        number: counts from 1; see `ollama_provider.batch.store.journal`.
-        mode: what the round asks.
+        pass_number: counts from 1. A new pass begins when the last one is complete; it asks again what failed.
+        mode: what the pass asks.
         num_ctx: the context chosen for it and those before, in tokens; None where the user gave it.
         settings: of its last run, for people.
         common: what the shards of a batch must agree on; of a shard's run only.
         provenance: of its last run, so that a merge needs no server.
     """
 
-    number: int = 1
+    pass_number: int = 1
     mode: Mode = "all"
     num_ctx: int | None = None
     settings: dict[str, Any] | None = None
     common: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
 
-    def next(self) -> "Round":
-        """Return the round after this one."""
-        return replace(self, number=self.number + 1)
+    def next_pass(self) -> "Manifest":
+        """Return the manifest of the pass after this one."""
+        return replace(self, pass_number=self.pass_number + 1)
 
 
 class _Format(BaseModel):
@@ -55,27 +55,27 @@ class _Saved(_Format):
     provenance: Provenance | None = None
 
 
-def current_round(storage: Storage, mode: Mode, names: Names) -> Round:
-    """Return the round that a run with *mode* belongs to: the open one, or a new one.
+def for_run(storage: Storage, mode: Mode, names: Names) -> Manifest:
+    """Return the manifest of a run with *mode*: of the open pass, or of a new one.
 
     Raises:
         StorageError: ``batch.json`` was made by a later version of this package.
     """
     last = read(storage, names.batch)
-    latest = max((part.round for part in parts_of(storage)), default=0)
+    latest = max((part.pass_number for part in parts_of(storage)), default=0)
     if last is None:
         # Shards forget where they stood when they are merged; what failed in their parts is asked again all the same.
-        return Round(1 + latest, mode)
+        return Manifest(1 + latest, mode)
     ended = storage.read(names.summary) is not None
-    # A repair is a round of its own: what failed in the open round is what it is to ask.
+    # A repair is a pass of its own: it asks what failed in the open pass.
     if mode == "merge":  # of whatever was asked
-        return replace(last, number=max(last.number, latest))
+        return replace(last, pass_number=max(last.pass_number, latest))
     if ended or (mode == "failed_only" and last.mode != mode):
-        last = last.next()
+        last = last.next_pass()
     return replace(last, mode=mode)
 
 
-def read(storage: Storage, name: str) -> Round | None:
+def read(storage: Storage, name: str) -> Manifest | None:
     """Return what was written down there; None if nothing was.
 
     Raises:
@@ -97,10 +97,10 @@ def read(storage: Storage, name: str) -> Round | None:
             f"{storage.location}/{name} is damaged ({place}: {fault['msg']}). The parts beside it are good: remove it."
         ) from None
     provenance = None if saved.provenance is None else vars(saved.provenance)
-    return Round(saved.round, saved.mode, saved.num_ctx, saved.settings, saved.common, provenance)
+    return Manifest(saved.round, saved.mode, saved.num_ctx, saved.settings, saved.common, provenance)
 
 
-def merged_provenance(storage: Storage, whole: Round, common: dict[str, Any]) -> Provenance:
+def merged_provenance(storage: Storage, whole: Manifest, common: dict[str, Any]) -> Provenance:
     """Return what the shards' results have in common; of those of the whole batch where no shard has run since.
 
     Args:
@@ -123,14 +123,14 @@ def merged_provenance(storage: Storage, whole: Round, common: dict[str, Any]) ->
     return Provenance(**found)
 
 
-def _compare_shards(storage: Storage, current: Round) -> None:
+def _compare_shards(storage: Storage, current: Manifest) -> None:
     for name in shards.batch_files(storage):
         other = read(storage, name)
         if other is not None and other.common is not None:
             shards.check_same(current.common or {}, other.common, name, storage.location)
 
 
-def begin(storage: Storage, current: Round, names: Names) -> None:
+def begin(storage: Storage, current: Manifest, names: Names) -> None:
     """Write *current* down, and take back that the directory is complete.
 
     Raises:
@@ -139,7 +139,7 @@ def begin(storage: Storage, current: Round, names: Names) -> None:
     is_shard = names != Names()
     if is_shard:
         _compare_shards(storage, current)
-    # In this order: a crash in between begins the round again, instead of going on with one that had ended.
+    # In this order: a crash in between begins the pass again, instead of going on with one that had ended.
     save(storage, current, names)
     storage.delete(names.summary)
     if is_shard:
@@ -151,11 +151,11 @@ def begin(storage: Storage, current: Round, names: Names) -> None:
             raise
 
 
-def save(storage: Storage, current: Round, names: Names) -> None:
+def save(storage: Storage, current: Manifest, names: Names) -> None:
     """Write *current* down."""
     content = {
         "format": _FORMAT,
-        "round": current.number,
+        "round": current.pass_number,
         "mode": current.mode,
         "num_ctx": current.num_ctx,
         "settings": current.settings,

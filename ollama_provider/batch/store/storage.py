@@ -79,7 +79,7 @@ class Disk:
             target.unlink()
 
 
-class Writing:
+class FileWriter:
     """A file that is being made. It appears under its name when the ``with`` block of `Storage.create` ends well."""
 
     def __init__(self, disk: Disk, file: BinaryIO) -> None:
@@ -103,7 +103,7 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes | None:
         """Return the content of a small file; None if it is not there."""
 
-    def create(self, name: str) -> contextlib.AbstractContextManager[Writing]:
+    def create(self, name: str) -> contextlib.AbstractContextManager[FileWriter]:
         """Make a file that replaces an older one when the block ends well; after an exception nothing has changed."""
 
     def create_new(self, name: str, data: bytes) -> bool:
@@ -216,14 +216,14 @@ class LocalStorage:
             return None
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[Writing]:
+    def create(self, name: str) -> Iterator[FileWriter]:
         """See `Storage`."""
         target = self._root / name
         beside = target.with_name(f".{target.name}.tmp")
         target.parent.mkdir(exist_ok=True)
         try:
             with beside.open("wb") as file:
-                yield Writing(self._disk, file)
+                yield FileWriter(self._disk, file)
                 self._disk.sync(file)
             self._disk.rename(beside, target)
         except BaseException:
@@ -294,11 +294,11 @@ class ObjectStorage:
             return None
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[Writing]:
+    def create(self, name: str) -> Iterator[FileWriter]:
         """See `Storage`."""
         beside = Path(self._kept.name, name.replace("/", "%"))
         with beside.open("wb") as file:
-            yield Writing(self._disk, file)
+            yield FileWriter(self._disk, file)
         self._disk.upload(beside, self._root / name)
         if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
             beside.unlink()

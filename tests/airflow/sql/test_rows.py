@@ -7,7 +7,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError
-from ollama_provider.batch.rows.snapshot import as_line
+from ollama_provider.batch.rows.snapshot import json_line
 from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.sql import SqlRows
 
@@ -76,7 +76,7 @@ def test_types_that_json_does_not_know(postgres):
 
     ((row,),) = SqlRows("warehouse", sql).fetch()
 
-    assert json.loads(as_line(row)) == {
+    assert json.loads(json_line(row)) == {
         "day": "2026-11-22",
         "local": "2026-11-22T06:00:00",
         "moment": "2026-11-22T05:00:00+00:00",
@@ -107,7 +107,7 @@ def test_a_moment_is_the_same_in_every_time_zone_of_a_session(postgres):
     lines = set()
     for zone in ("Asia/Tokyo", "America/Lima"):
         postgres.run(f"ALTER DATABASE {name} SET timezone TO '{zone}'")
-        lines |= {as_line(row) for chunk in rows.fetch() for row in chunk}
+        lines |= {json_line(row) for chunk in rows.fetch() for row in chunk}
 
     assert lines == {b'{"moment":"2026-11-22T05:00:00+00:00"}\n'}
 
@@ -116,7 +116,7 @@ def test_types_of_sqlite(sqlite):
     """It has five."""
     ((row,),) = SqlRows("warehouse", "SELECT 1 AS i, 0.5 AS r, 'x' AS t, x'6162ff' AS b, NULL AS n, 9e999 AS e").fetch()
 
-    assert json.loads(as_line(row)) == {"i": 1, "r": 0.5, "t": "x", "b": "6162ff", "n": None, "e": None}
+    assert json.loads(json_line(row)) == {"i": 1, "r": 0.5, "t": "x", "b": "6162ff", "n": None, "e": None}
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ class Directory:
             if state is State.NEW:
                 journal.add(found, Outcome(**({"key": key.hex(), "status": "ok"} | given)), shared_fields({"seed": 1}))
             order.add(found, None if ids is None else ids[number])
-        if journal.cut_off():
-            journal.seal()
+        if journal.end_part():
+            journal.write_parts()
         written = write_results(self.storage, journal, order, results)
         order.close()
         return written

@@ -6,11 +6,11 @@ import decimal
 import pytest
 
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.rows.prompts import Prompts, RenderError
+from ollama_provider.batch.rows.prompts import PromptTemplate, RenderError
 
 
 def render(template, **columns):
-    return Prompts(template).render(columns)
+    return PromptTemplate(template).render(columns)
 
 
 def test_a_column_wins_over_a_method_of_its_name():
@@ -46,7 +46,7 @@ def test_bytes_that_are_no_text_fail_their_row():
 
 def test_a_missing_column_is_named_with_those_there_are():
     """Before any request, since the template tells which columns it needs."""
-    prompts = Prompts("{{ row.titel }} {{ row['text'] }} {{ row.lang | default('en') }}")
+    prompts = PromptTemplate("{{ row.titel }} {{ row['text'] }} {{ row.lang | default('en') }}")
 
     with pytest.raises(InputError, match=r"uses 'titel', but the rows have only the columns 'text', 'title'"):
         prompts.check(["title", "text"])
@@ -63,14 +63,16 @@ def test_a_column_that_one_row_lacks_fails_that_row():
 def test_a_template_with_an_error_is_refused(template):
     """With Jinja's words and the line."""
     with pytest.raises(InputError, match="line 1"):
-        Prompts(template)
+        PromptTemplate(template)
 
 
 def test_a_name_other_than_row_is_refused():
     """The likely slip {{ text }} is told at once."""
     with pytest.raises(InputError, match=r"row\.text"):
-        Prompts("{{ text }}")
-    assert Prompts("{% set x = row.a %}{{ x }}{% for i in range(2) %}{{ i }}{% endfor %}").render({"a": 1}) == "101"
+        PromptTemplate("{{ text }}")
+    assert (
+        PromptTemplate("{% set x = row.a %}{{ x }}{% for i in range(2) %}{{ i }}{% endfor %}").render({"a": 1}) == "101"
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_the_sandbox_holds(template):
     row = {"text": "a"}
 
     with pytest.raises(RenderError):
-        Prompts(template).render(row)
+        PromptTemplate(template).render(row)
     assert row == {"text": "a"}
 
 
@@ -105,7 +107,7 @@ def test_an_error_never_quotes_the_row(template):
 
 def test_one_row_leaves_nothing_to_the_next():
     """What a template sets for one row is gone for the next."""
-    prompts = Prompts("{% set x = row.n + 1 %}{% macro m() %}{{ x }}{% endmacro %}{{ x }}{{ m() }}")
+    prompts = PromptTemplate("{% set x = row.n + 1 %}{% macro m() %}{{ x }}{% endmacro %}{{ x }}{{ m() }}")
 
     assert [prompts.render({"n": n}) for n in (1, 0, 2)] == ["22", "11", "33"]
 
@@ -127,7 +129,7 @@ def test_one_row_leaves_nothing_to_the_next():
 )
 def test_a_template_ends_and_its_prompt_is_bounded(template):
     """Whatever numbers a row holds: such a row fails, and the memory stays."""
-    prompts = Prompts(template)
+    prompts = PromptTemplate(template)
 
     with pytest.raises(RenderError):
         prompts.render({"n": 90_000, "huge": 10**12, "long": "x" * 10_000, "list": [1]})
@@ -135,7 +137,7 @@ def test_a_template_ends_and_its_prompt_is_bounded(template):
 
 def test_ordinary_loops_are_not_disturbed():
     """Their own counters, filters and else branches work, for one row after the other."""
-    prompts = Prompts(
+    prompts = PromptTemplate(
         "{% for x in row.xs if x %}{{ loop.index }}/{{ loop.length }}{{ x * 2 }}{{ ',' if not loop.last }}"
         "{% else %}none{% endfor %}{% for k, v in row.m | dictsort recursive %}{{ k }}{{ v ** 2 }}{% endfor %}"
     )

@@ -4,7 +4,7 @@ import pytest
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.batch.requests.tasks import Generate
-from ollama_provider.batch.rows.reader import Intake
+from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import Keys
 
@@ -13,10 +13,10 @@ TURNS = [{"role": "system", "content": "{{ row.text }}"}, {"role": "user", "cont
 
 
 def prepare(rows, **spec):
-    intake = Intake(BatchSpec(model="m", rows=rows, **spec), rows)
-    sample = intake.sample()
-    portion = intake.portion(KEYS)
-    assert intake.portion(KEYS) == []
+    reader = RowReader(BatchSpec(model="m", rows=rows, **spec), rows)
+    sample = reader.sample()
+    portion = reader.next_chunk(KEYS)
+    assert reader.next_chunk(KEYS) == []
     return sample, portion
 
 

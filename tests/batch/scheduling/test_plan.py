@@ -89,7 +89,7 @@ class Simulation:
     ("state", "all_rows", "failed_only"),
     [
         (State.NEW, Choice.RUN, Choice.SKIP),
-        (State.ASKED, Choice.REUSE, Choice.REUSE),
+        (State.REQUESTED, Choice.REUSE, Choice.REUSE),
         (State.OK, Choice.REUSE, Choice.REUSE),
         (State.FAILED, Choice.REUSE, Choice.REUSE),
         (State.FAILED_BEFORE, Choice.RUN, Choice.RUN),

@@ -22,8 +22,8 @@ def add(journal: Journal, keys: Keys, prompt: str, status: str = "ok") -> int:
 
 
 def seal(journal: Journal) -> None:
-    assert journal.cut_off()
-    journal.seal()
+    assert journal.end_part()
+    journal.write_parts()
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ class TestTheKeyIsTheWork:
             keys.key("ab"),
             keys.key("a", ["b", "c"]),
             keys.key("a", ["bc"]),
-            keys.unasked("a"),
+            keys.without_request("a"),
         }
 
         assert len(found) == 9
 
     def test_half_a_surrogate_pair_has_a_key(self, keys):
         """Also a text that cannot be sent is told apart from others."""
-        assert keys.unasked("\ud800") != keys.unasked("\ud801")
+        assert keys.without_request("\ud800") != keys.without_request("\ud801")
 
 
 class TestWhatIsSealedStays:
@@ -85,8 +85,8 @@ class TestWhatIsSealedStays:
         add(journal, keys, "a")
         seal(journal)
 
-        for round_number in (1, 2):
-            assert Journal(storage, round_number).find(keys.key("a"))[1] is State.OK
+        for pass_number in (1, 2):
+            assert Journal(storage, pass_number).find(keys.key("a"))[1] is State.OK
 
     def test_a_failure_counts_until_its_round_has_ended(self, storage, keys):
         """A resume does not ask again what failed; the next run does."""
@@ -110,8 +110,8 @@ class TestWhatIsSealedStays:
 
     def test_no_part_is_written_twice(self, storage, keys, tmp_path):
         """Each try within a round, and each round, has names of its own."""
-        for round_number in (1, 1, 2):
-            journal = Journal(storage, round_number)
+        for pass_number in (1, 1, 2):
+            journal = Journal(storage, pass_number)
             for prompt in "ab":
                 add(journal, keys, prompt)
                 seal(journal)
@@ -178,9 +178,9 @@ class TestWhatIsSealedStays:
         for prompt, shared in (("a", SHARED), ("b", other), ("c", SHARED)):
             key = keys.key(prompt)
             journal.add(journal.find(key)[0], Outcome(key.hex(), "ok", output=prompt), shared)
-        journal.cut_off()
-        journal.restamp(SHARED, shared_fields({"model": ""}))
-        journal.seal()
+        journal.end_part()
+        journal.replace_shared(SHARED, shared_fields({"model": ""}))
+        journal.write_parts()
 
         again = Journal(storage, 1)
         lines = storage.local(again.part(0)).read_bytes()
@@ -199,13 +199,13 @@ class TestACrashLosesLittle:
         """An outcome counts from the moment its part appears, and not before."""
         journal = Journal(storage, 1)
         add(journal, keys, "a")
-        journal.cut_off()
+        journal.end_part()
 
         assert Journal(storage, 1).find(keys.key("a"))[1] is State.NEW
-        assert journal.unsealed > 0
-        journal.seal()
+        assert journal.unwritten > 0
+        journal.write_parts()
         assert Journal(storage, 1).find(keys.key("a"))[1] is State.OK
-        assert journal.unsealed == 0
+        assert journal.unwritten == 0
 
     @pytest.mark.parametrize("cut", [1, 2, 20, 45])
     def test_a_torn_last_line_is_asked_again_and_harms_nothing_else(self, storage, keys, tmp_path, cut, caplog):
@@ -340,13 +340,13 @@ def test_an_answer_that_no_strict_json_can_say_is_refused(storage, keys, output)
     """The journal is as it was, so the row can fail alone."""
     journal = Journal(storage, 1)
     number, _ = journal.find(keys.key("a"))
-    journal.asked(number)
+    journal.mark_requested(number)
 
     with pytest.raises(RejectedReplyError, match="cannot be written as JSON"):
         journal.add(number, Outcome(keys.key("a").hex(), "ok", output=output), SHARED)
 
-    assert journal.state(number) is State.ASKED
-    assert not journal.cut_off()
+    assert journal.state(number) is State.REQUESTED
+    assert not journal.end_part()
 
 
 @pytest.mark.parametrize("field", ["thinking", "done_reason", "reply"])
