@@ -6,8 +6,8 @@ workers and the triggerer reach. A file is removed by the worker that has read i
 there may be deleted after a day or when the DAG run is over.
 
 Answers are handed over as the server gave them, one JSON document a line, and errors in between. The worker takes them
-as if they came from the server at that moment (`Inbox.send`), so nothing of what follows can differ from a task that
-has waited itself.
+as if they came from the server at that moment (`AnswerReader.send`), so nothing of what follows can differ from a task
+that has waited itself.
 """
 
 import json
@@ -45,7 +45,7 @@ def handover_path() -> str | None:
     return conf.get("ollama", "handover_path", fallback="").strip() or None
 
 
-def pack(request: Request[Any], folder: str | None) -> dict[str, str]:
+def write_request(request: Request[Any], folder: str | None) -> dict[str, str]:
     """Return a request as small JSON data.
 
     Raises:
@@ -64,7 +64,7 @@ def pack(request: Request[Any], folder: str | None) -> dict[str, str]:
     return {"endpoint": request.path, "file": str(file)}
 
 
-def unpack(parcel: dict[str, str]) -> Request[Any]:
+def read_request(parcel: dict[str, str]) -> Request[Any]:
     """Return the request that was packed.
 
     Raises:
@@ -74,13 +74,13 @@ def unpack(parcel: dict[str, str]) -> Request[Any]:
         return _KINDS[parcel["endpoint"]].model_validate_json(file.read())
 
 
-def discard(parcel: dict[str, str]) -> None:
+def delete_payload(parcel: dict[str, str]) -> None:
     """Remove the file of a parcel, if it has one."""
     if "file" in parcel:
         ObjectStoragePath(parcel["file"]).unlink(missing_ok=True)
 
 
-class Outbox:
+class AnswerWriter:
     """Answers on their way to a worker: put them in one after another, then `close`, or `abandon` them.
 
     Args:
@@ -126,7 +126,7 @@ class Outbox:
     def abandon(self) -> None:
         """Close and remove the file, if there is one: nobody will take the answers out."""
         if self._file is not None:
-            discard(self.close())
+            delete_payload(self.close())
 
     def _spill(self) -> None:
         if self._folder is None:
@@ -137,11 +137,11 @@ class Outbox:
         self._lines = []
 
 
-class Inbox:
+class AnswerReader:
     """Answers as a worker takes them out.
 
     Args:
-        parcel: what `Outbox.close` returned.
+        parcel: what `AnswerWriter.close` returned.
     """
 
     def __init__(self, parcel: dict[str, str]) -> None:
@@ -153,7 +153,7 @@ class Inbox:
 
     def __exit__(self, *_: object) -> None:
         self._lines.close()
-        discard(self._parcel)
+        delete_payload(self._parcel)
 
     def send(self, request: Request[ReplyT]) -> ReplyT:
         """Return the answer to a request; they come in the order in which they were put in.

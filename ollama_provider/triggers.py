@@ -26,7 +26,7 @@ from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.request_flow import Conversation, conversations
 from ollama_provider.api.schemas import Request
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.payloads import Outbox, unpack
+from ollama_provider.payloads import AnswerWriter, read_request
 from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
 
 #: Requests in flight for a connection: each task that waits for an answer has one, and a triggerer's capacity is 1000.
@@ -195,12 +195,12 @@ async def _look(client: AsyncClient, condition: Condition) -> Verdict:
 class OllamaRequestTrigger(OllamaTrigger):
     """Send a request (a generation, a chat, an embedding, a pull) and wait for its answer.
 
-    The payload is ``status`` ("answered" or "timeout"), ``answers`` for an `Inbox`, and what was given as ``parcel``
-    and ``remembered``. Retries, auto-pull, timeouts and the lines of a pull in the log are the client's, as in a
+    The payload is ``status`` ("answered" or "timeout"), ``answers`` for an `AnswerReader`, and what was given as
+    ``parcel`` and ``remembered``. Retries, auto-pull, timeouts and the lines of a pull in the log are the client's, as in a
     worker.
 
     Args:
-        parcel: the request, see `handover.pack`.
+        parcel: the request, see `handover.write_request`.
         remembered: small JSON data for whoever takes the event. (Arguments of ``defer`` do not arrive under
             ``airflow dags test`` of Airflow 3.)
         may_cut: whether a part of a prompt that is too long will do.
@@ -243,27 +243,27 @@ class OllamaRequestTrigger(OllamaTrigger):
 
     async def wait(self) -> dict[str, Any]:
         """Hold the conversations that the request needs."""
-        outbox = Outbox(self.folder)
+        writer = AnswerWriter(self.folder)
         try:
-            return {"status": "answered", "answers": await self._answers(outbox)}
+            return {"status": "answered", "answers": await self._answers(writer)}
         except (Exception, asyncio.CancelledError):
             # Here, and not by the garbage collector: it would write to a storage in the midst of the event loop.
-            await _in_thread(outbox.abandon)
+            await _in_thread(writer.abandon)
             raise
 
-    async def _answers(self, outbox: Outbox) -> dict[str, str]:
+    async def _answers(self, writer: AnswerWriter) -> dict[str, str]:
         try:
-            request = await _in_thread(unpack, self.parcel)
+            request = await _in_thread(read_request, self.parcel)
             async with self.hook().async_client(concurrency=_AT_ONCE) as client:
                 talks = list(conversations(request, may_cut=self.may_cut))
                 for number, talk in enumerate(talks, 1):
-                    await _hold(talk, _keeping(client, outbox))
-                    self._check(outbox.size * len(talks) / number)
+                    await _hold(talk, _keeping(client, writer))
+                    self._check(writer.size * len(talks) / number)
         except OllamaError as error:
-            await _in_thread(outbox.put, error)
+            await _in_thread(writer.put, error)
         except AirflowNotFoundException as error:
-            await _in_thread(outbox.put, InvalidRequestError(str(error)))
-        closed: dict[str, str] = await _in_thread(outbox.close)
+            await _in_thread(writer.put, InvalidRequestError(str(error)))
+        closed: dict[str, str] = await _in_thread(writer.close)
         return closed
 
     def _check(self, expected: float) -> None:
@@ -281,16 +281,16 @@ class _Quiet(dict[str, Any]):
         return f"{{'status': {self['status']!r}}}"
 
 
-def _keeping(client: AsyncClient, outbox: Outbox) -> _Send:
+def _keeping(client: AsyncClient, writer: AnswerWriter) -> _Send:
     """Return a function that sends a request and keeps the answer."""
 
     async def send(request: Request[Any]) -> Any:
         try:
             reply = await client.send(request)
         except OllamaError as error:
-            await _in_thread(outbox.put, error)
+            await _in_thread(writer.put, error)
             raise
-        await _in_thread(outbox.put, reply)
+        await _in_thread(writer.put, reply)
         return reply
 
     return send

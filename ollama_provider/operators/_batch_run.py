@@ -20,7 +20,7 @@ from ollama_provider.batch.spec import BatchSpec, Limits
 from ollama_provider.batch.stop import StopSignal
 from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
-from ollama_provider.operators._paths import earlier_folder_of, folder_of, storage_path
+from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name, storage_path
 from ollama_provider.sql import SqlRows
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class BatchRun:
     def _folder_of_run(self, path: ObjectStoragePath) -> ObjectStoragePath:
         # A run id has a time in it, and colons and plus signs are trouble in many a store.
         run_id = self._instance.run_id
-        folder, earlier = path / folder_of(run_id), path / earlier_folder_of(run_id)
+        folder, earlier = path / run_folder_name(run_id), path / earlier_run_folder_name(run_id)
         if folder.name != earlier.name and earlier.name.strip(".") and earlier.exists() and not folder.exists():
             logger.warning(
                 "%s may have results of this run by an earlier version, which gave one folder to several run ids. It "

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.images import LIMIT, capabilities_for, check_image, kind_of, read_image_file
 from ollama_provider.api.lists import read_list
-from ollama_provider.operators._paths import storage_path
+from ollama_provider.operators._storage_paths import storage_path
 
 if TYPE_CHECKING:
     from ollama_provider.batch.rows.image_folder import ImageFolder

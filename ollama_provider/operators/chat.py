@@ -10,23 +10,23 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from ollama_provider.api.arguments import one_of, read_text
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
 from ollama_provider.operators._images import read_images
-from ollama_provider.operators._inference import InferenceOperator
+from ollama_provider.operators._text_generation import TextGenerationOperator
 
 if TYPE_CHECKING:
     from ollama_provider.api.request_flow import Send
     from ollama_provider.api.schemas import ChatRequest, ToolCall
     from ollama_provider.api.structured_output import Output
-    from ollama_provider.operators._inference import Answer
+    from ollama_provider.operators._text_generation import Answer
     from ollama_provider.tools import Toolbox
 
 #: A list of messages that a template has turned into text: the model would read brackets and quotes.
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 
-class OllamaChatOperator(InferenceOperator):
+class OllamaChatOperator(TextGenerationOperator):
     """Ask a model for the next message of a chat; its text goes to XCom.
 
-    All arguments of `InferenceOperator` besides these.
+    All arguments of `TextGenerationOperator` besides these.
 
     With *tools* that are Python functions, the model may have them called before it answers: the worker calls them and
     tells the model what they return, until it answers or *max_rounds* is reached. A call that does not work (no such
@@ -49,9 +49,9 @@ class OllamaChatOperator(InferenceOperator):
             ``AirflowFailException`` and ``AirflowSkipException`` always end the task, as in any task.
     """
 
-    template_fields: Sequence[str] = (*InferenceOperator.template_fields, "messages")
+    template_fields: Sequence[str] = (*TextGenerationOperator.template_fields, "messages")
     template_fields_renderers: ClassVar[dict[str, str]] = {
-        **InferenceOperator.template_fields_renderers,
+        **TextGenerationOperator.template_fields_renderers,
         "messages": "json",
     }
 

@@ -9,9 +9,9 @@ from ollama_provider.api.pulls import PullProgress
 from ollama_provider.api.schemas import CreateRequest
 from ollama_provider.observability import describe_pull
 from ollama_provider.operators._base import OllamaOperator
-from ollama_provider.operators._blobs import Blob, read_blobs, upload
-from ollama_provider.operators._catalogue import show_if_there, show_or_pull
-from ollama_provider.operators._recipe import differences
+from ollama_provider.operators._model_diff import differences
+from ollama_provider.operators._model_files import Blob, read_blobs, upload
+from ollama_provider.operators._server_models import show_if_there, show_or_pull
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_provider.api.errors import ModelNotFoundError
 from ollama_provider.api.model_names import ModelName
 from ollama_provider.operators._base import OllamaOperator
-from ollama_provider.operators._catalogue import model_name
+from ollama_provider.operators._server_models import model_name
 from ollama_provider.operators.memory import unload_and_wait
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ollama_provider.api.arguments import one_of
 from ollama_provider.api.errors import IncompleteReplyError, InvalidRequestError
-from ollama_provider.operators._deferral import DeferrableOperator
-from ollama_provider.operators._paths import storage_path
-from ollama_provider.operators._vectors import Vector, write_vectors, writer_for
+from ollama_provider.operators._deferrable import DeferrableOperator
+from ollama_provider.operators._storage_paths import storage_path
+from ollama_provider.operators._vector_files import Vector, write_vectors, writer_for
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

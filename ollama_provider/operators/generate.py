@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ollama_provider.api.arguments import read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.operators._images import read_images
-from ollama_provider.operators._inference import InferenceOperator
+from ollama_provider.operators._text_generation import TextGenerationOperator
 
 if TYPE_CHECKING:
     from ollama_provider.api.schemas import GenerateRequest
 
 
-class OllamaGenerateOperator(InferenceOperator):
+class OllamaGenerateOperator(TextGenerationOperator):
     """Ask a model to complete a prompt; the answer goes to XCom.
 
-    All arguments of `InferenceOperator` besides these.
+    All arguments of `TextGenerationOperator` besides these.
 
     Args:
         prompt: the prompt, or the name of a file with it that ends in ``.prompt`` or ``.jinja2`` (looked up where
@@ -26,9 +26,9 @@ class OllamaGenerateOperator(InferenceOperator):
             most.
     """
 
-    template_fields: Sequence[str] = (*InferenceOperator.template_fields, "prompt", "system", "images")
+    template_fields: Sequence[str] = (*TextGenerationOperator.template_fields, "prompt", "system", "images")
     template_fields_renderers: ClassVar[dict[str, str]] = {
-        **InferenceOperator.template_fields_renderers,
+        **TextGenerationOperator.template_fields_renderers,
         "prompt": "md",
         "system": "md",
     }

@@ -9,7 +9,7 @@ from ollama_provider.api.schemas import RunningModel
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.observability import describe_size
 from ollama_provider.operators._base import OllamaOperator
-from ollama_provider.operators._catalogue import in_memory, model_name
+from ollama_provider.operators._server_models import in_memory, model_name
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

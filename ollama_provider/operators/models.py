@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ollama_provider.operators._deferral import DeferrableOperator
+from ollama_provider.operators._deferrable import DeferrableOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -9,9 +9,9 @@ from airflow.providers.common.compat.sdk import timezone
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError
 from ollama_provider.observability import describe_size
 from ollama_provider.operators._base import OllamaOperator
-from ollama_provider.operators._catalogue import in_memory, show_if_there
-from ollama_provider.operators._pruning import Installed, Rules, disk_size, judge, read_names, read_size, table
-from ollama_provider.operators._recipe import blobs
+from ollama_provider.operators._model_diff import blob_digests
+from ollama_provider.operators._prune_rules import Installed, Rules, disk_size, judge, read_names, read_size, table
+from ollama_provider.operators._server_models import in_memory, show_if_there
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -92,7 +92,7 @@ class OllamaPruneModelsOperator(OllamaOperator):
                 name=entry.tag,
                 size=entry.size,
                 modified=entry.modified_at,
-                weights=" ".join(blobs(shown, "FROM") if shown else ()) or entry.digest,
+                weights=" ".join(blob_digests(shown, "FROM") if shown else ()) or entry.digest,
                 loaded=entry.tag in loaded or entry.digest in loaded,
             )
 

@@ -30,7 +30,7 @@ os.environ |= {
 import psutil
 
 from ollama_provider.api.schemas import GenerateRequest
-from ollama_provider.payloads import pack
+from ollama_provider.payloads import write_request
 from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger, OllamaTrigger
 
 SERVER = """
@@ -100,7 +100,7 @@ def main() -> None:
             for _ in range(count + 1)
         ]
         asyncio.run(measure("looking for a model", looking, seconds))
-        parcel = pack(GenerateRequest(model="llama3.2", prompt="Why is the sky blue?"), None)
+        parcel = write_request(GenerateRequest(model="llama3.2", prompt="Why is the sky blue?"), None)
         asking = [OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel) for _ in range(count + 1)]
         asyncio.run(measure("waiting for an answer", asking, seconds))
         server.stdin.close()

@@ -5,7 +5,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.operators._pruning import Installed, Rules, disk_size, fits, judge, read_names, read_size, table
+from ollama_provider.operators._prune_rules import (
+    Installed,
+    Rules,
+    disk_size,
+    fits,
+    judge,
+    read_names,
+    read_size,
+    table,
+)
 from ollama_provider.testing import Model, StandIn, serve
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

@@ -15,7 +15,7 @@ from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.connection import get_async_connection
 
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest
-from ollama_provider.payloads import pack
+from ollama_provider.payloads import write_request
 from ollama_provider.testing import Answer, Model, Ordinary, Respond, Stall
 from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger
 from tests.airflow.deferring import fired
@@ -116,7 +116,7 @@ async def test_large_requests_and_answers_block_nothing(ollama, ollama_conn, wat
     """They are read from files and written to files, in threads."""
     if isinstance(request_, GenerateRequest):
         ollama.stand_in.script(Answer("word " * 60_000))
-    parcel = pack(request_, str(tmp_path))
+    parcel = write_request(request_, str(tmp_path))
     trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel, folder=str(tmp_path))
 
     with watchdog.watching():
@@ -129,7 +129,7 @@ async def test_large_requests_and_answers_block_nothing(ollama, ollama_conn, wat
 @pytest.mark.parametrize("model", ["mistral", "nonesuch"])
 async def test_a_download_blocks_nothing(ollama, ollama_conn, watchdog, model):
     """With its lines in the log; nor does one that fails."""
-    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=pack(PullRequest(model=model), None))
+    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=write_request(PullRequest(model=model), None))
 
     with watchdog.watching():
         payload = await fired(trigger)
@@ -143,7 +143,7 @@ async def test_a_cancelled_request_blocks_nothing(ollama, ollama_conn, watchdog,
     monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     ollama.stand_in.install(Model("nomic-embed-text", ("embedding",)))
     ollama.stand_in.script(Ordinary(), Stall())
-    parcel = pack(EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False), None)
+    parcel = write_request(EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False), None)
     trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel, folder=str(tmp_path))
 
     with watchdog.watching():

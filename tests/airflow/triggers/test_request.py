@@ -13,7 +13,7 @@ from ollama_provider.api import shared_clients
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, OllamaError
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, Request
 from ollama_provider.operators import OllamaGenerateOperator, OllamaPullModelOperator
-from ollama_provider.payloads import Inbox, pack
+from ollama_provider.payloads import AnswerReader, write_request
 from ollama_provider.testing import Answer, Fail, Gate, Model, Ordinary, Stall, StuckDownload
 from ollama_provider.triggers import OllamaRequestTrigger
 from tests.airflow.deferring import complete, fired, stored
@@ -24,14 +24,14 @@ PULL = PullRequest(model="mistral")
 
 def trigger(request: Request = ASK, **arguments) -> OllamaRequestTrigger:
     """A trigger for a request, as it comes out of the database."""
-    return stored(OllamaRequestTrigger(conn_id="ollama_default", parcel=pack(request, None), **arguments))
+    return stored(OllamaRequestTrigger(conn_id="ollama_default", parcel=write_request(request, None), **arguments))
 
 
 def taken(payload: dict, request: Request = ASK):
     """What the worker takes out of an event."""
     assert payload["status"] == "answered"
-    with Inbox(payload["answers"]) as inbox:
-        return inbox.send(request)
+    with AnswerReader(payload["answers"]) as reader:
+        return reader.send(request)
 
 
 def asked(ollama, path: str = "/api/generate") -> int:
@@ -407,8 +407,8 @@ async def test_texts_go_in_pieces_and_come_back_in_order(ollama, ollama_conn, tm
 
     assert len(json.dumps(payload)) < 10_000
     assert len(list(tmp_path.iterdir())) == 1
-    with Inbox(payload["answers"]) as inbox:
-        replies = [inbox.send(request) for _ in range(3)]
+    with AnswerReader(payload["answers"]) as reader:
+        replies = [reader.send(request) for _ in range(3)]
     assert [len(reply.embeddings) for reply in replies] == [32, 32, 6]
     assert list(tmp_path.iterdir()) == []
 

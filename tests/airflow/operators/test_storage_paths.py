@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ollama_provider.operators import OllamaBatchOperator
 from ollama_provider.operators._batch_run import BatchRun
-from ollama_provider.operators._paths import earlier_folder_of, folder_of
+from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name
 
 USUAL = [
     "scheduled__2026-01-01T00:00:00+00:00",
@@ -23,7 +23,7 @@ RUN_IDS = st.one_of(
     st.text(),
     st.text("ab.:+_-~/\\", max_size=6),
     st.sampled_from(USUAL),
-    st.sampled_from(USUAL).map(folder_of),
+    st.sampled_from(USUAL).map(run_folder_name),
     st.sampled_from(USUAL).map(lambda run_id: run_id.replace("+", ":")),
     st.text("a:", min_size=150, max_size=250),
 )
@@ -32,7 +32,7 @@ RUN_IDS = st.one_of(
 @pytest.mark.parametrize("run_id", USUAL)
 def test_what_airflow_names_by_itself_stays_readable_and_where_it_was(run_id):
     """Also for directories of earlier versions: a retry finds them."""
-    assert folder_of(run_id) == earlier_folder_of(run_id) == run_id.replace(":", "_").replace("+", "_")
+    assert run_folder_name(run_id) == earlier_run_folder_name(run_id) == run_id.replace(":", "_").replace("+", "_")
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_what_airflow_names_by_itself_stays_readable_and_where_it_was(run_id):
 )
 def test_all_others_can_be_read_too(run_id, folder):
     """Each byte that could mean something is told by its number."""
-    assert folder_of(run_id) == folder
+    assert run_folder_name(run_id) == folder
 
 
 @given(st.lists(RUN_IDS, unique=True, max_size=8))
 def test_no_two_runs_share_a_folder_and_none_leads_elsewhere(run_ids):
     """Whatever the run ids are."""
-    folders = [folder_of(run_id) for run_id in run_ids]
+    folders = [run_folder_name(run_id) for run_id in run_ids]
 
     assert len(set(folders)) == len(run_ids)
     assert all(re.fullmatch(r"[A-Za-z0-9_~-][A-Za-z0-9_.~-]*", folder) and len(folder) <= 240 for folder in folders)

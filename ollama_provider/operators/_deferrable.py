@@ -80,7 +80,7 @@ class DeferrableOperator(OllamaOperator):
         raise NotImplementedError
 
     def _hand_over(self, request: "Request[Any]", remembered: dict[str, Any]) -> None:
-        from ollama_provider.payloads import pack
+        from ollama_provider.payloads import write_request
         from ollama_provider.triggers import OllamaRequestTrigger
 
         self._handed_over = True
@@ -91,7 +91,7 @@ class DeferrableOperator(OllamaOperator):
                 conn_id=self.conn_id,
                 overrides={name: value for name, value in overrides.items() if value is not None},
                 deadline=time.time() + limit.total_seconds() if limit else None,
-                parcel=pack(request, folder),
+                parcel=write_request(request, folder),
                 remembered=remembered,
                 may_cut=self.may_cut,
                 folder=folder,
@@ -103,7 +103,7 @@ class DeferrableOperator(OllamaOperator):
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Go on with the answers that the trigger has got."""
-        from ollama_provider.payloads import Inbox, discard, unpack
+        from ollama_provider.payloads import AnswerReader, delete_payload, read_request
 
         try:
             if event["status"] == "timeout":
@@ -113,7 +113,7 @@ class DeferrableOperator(OllamaOperator):
                 )
             if event["status"] == "failed":
                 raise AirflowException(event["text"])
-            with self.at_work(), Inbox(event["answers"]) as answers:
-                return self.finish(context, unpack(event["parcel"]), answers.send, **event["remembered"])
+            with self.at_work(), AnswerReader(event["answers"]) as answers:
+                return self.finish(context, read_request(event["parcel"]), answers.send, **event["remembered"])
         finally:
-            discard(event["parcel"])
+            delete_payload(event["parcel"])

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.model_names import ModelName
 from ollama_provider.observability import describe_size
-from ollama_provider.operators._catalogue import is_called
+from ollama_provider.operators._server_models import is_called
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|T)B", re.IGNORECASE)
 _NAME = re.compile(r"[\w.:/*?-]+")

@@ -17,7 +17,7 @@ _BLOB = re.compile(r"^(FROM|ADAPTER) .*sha256[-:]([0-9a-f]{64})$")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
-def blobs(shown: ShowReply, instruction: str) -> list[str]:
+def blob_digests(shown: ShowReply, instruction: str) -> list[str]:
     """Return the digests (64 hex digits) of a model's weights (``"FROM"``) or adapters (``"ADAPTER"``).
 
     Empty where the server does not say, as for a model that runs elsewhere.
@@ -52,9 +52,9 @@ def _differences(request: CreateRequest, shown: ShowReply, base: ShowReply) -> I
     if request.quantize is not None:
         if shown.details.quantization_level.lower() != request.quantize.lower():
             yield "quantize"
-    elif blobs(shown, "FROM") != (_digests(request.files) or blobs(base, "FROM")):
+    elif blob_digests(shown, "FROM") != (_digests(request.files) or blob_digests(base, "FROM")):
         yield "files" if request.files else "from"
-    if blobs(shown, "ADAPTER") != (_digests(request.adapters) or blobs(base, "ADAPTER")):
+    if blob_digests(shown, "ADAPTER") != (_digests(request.adapters) or blob_digests(base, "ADAPTER")):
         yield "adapters"
     # A template that nobody gave is the base's, or what the server makes of the file's own.
     if shown.template != (request.template or (base.template if request.from_ else shown.template)):

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from ollama_provider.api.schemas import ChatReply, GenerateReply, Message
-from ollama_provider.operators._streaming import Throttle, showing
+from ollama_provider.operators._stream_to import Throttle, showing
 from ollama_provider.testing import Answer, Cut
 
 #: The wait is in the worker in any case.

@@ -29,7 +29,7 @@ def storage_path(text: str) -> ObjectStoragePath:
         raise InvalidRequestError(f"{text}: {error}") from None
 
 
-def folder_of(run_id: str) -> str:
+def run_folder_name(run_id: str) -> str:
     """Return the name of the folder of a DAG run: another one for each run id, and never one that leads elsewhere.
 
     A run id that Airflow made keeps its form, with ``_`` for ``:`` and ``+``: ``scheduled__2026-01-01T00_00_00_00_00``.
@@ -50,6 +50,6 @@ def _escaped(match: re.Match[str]) -> str:
     return "".join(f"~{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
 
 
-def earlier_folder_of(run_id: str) -> str:
+def earlier_run_folder_name(run_id: str) -> str:
     """Return the name that earlier versions gave to that folder, which other runs may have had as well."""
     return re.sub(r"[^\w.-]", "_", run_id)

@@ -12,7 +12,7 @@ from ollama_provider.api.errors import (
     InvalidRequestError,
     RejectedReplyError,
 )
-from ollama_provider.operators._deferral import DeferrableOperator
+from ollama_provider.operators._deferrable import DeferrableOperator
 from ollama_provider.operators._images import capabilities_for
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Answer = GenerateReply | ChatReply
 
 
-class InferenceOperator(DeferrableOperator):
+class TextGenerationOperator(DeferrableOperator):
     """A task that asks a model once.
 
     A subclass names its kind of request and, in `request_fields`, the fields that only this kind has.
@@ -131,7 +131,7 @@ class InferenceOperator(DeferrableOperator):
 
     def perform(self, context: "Context") -> Any:
         """Ask, and return the answer."""
-        from ollama_provider.operators._catalogue import require
+        from ollama_provider.operators._server_models import require
 
         output, fields = self.read_format(), self.request_fields()
         request = self.hook.request(
@@ -154,7 +154,7 @@ class InferenceOperator(DeferrableOperator):
         A larger one than that is not to be had; servers before 0.12.6 cut the prompt at it without a word.
         """
         from ollama_provider.api.truncation import oversized_context
-        from ollama_provider.operators._catalogue import show_if_there
+        from ollama_provider.operators._server_models import show_if_there
 
         num_ctx = request.options.num_ctx if request.options else None
         shown = None if num_ctx is None else show_if_there(self.hook, request.model)
@@ -177,7 +177,7 @@ class InferenceOperator(DeferrableOperator):
 
     def finish(self, context: "Context", request: Any, send: "Send", trained: int | None = None, **_: Any) -> Any:
         """Take the answer and deliver it."""
-        from ollama_provider.operators._streaming import showing, shown
+        from ollama_provider.operators._stream_to import showing, shown
 
         with ExitStack() as stack:
             if self.stream_to:

@@ -3,7 +3,7 @@
 import pytest
 
 from ollama_provider.api.schemas import CreateRequest, ShowReply
-from ollama_provider.operators._recipe import blobs, differences, read_parameters
+from ollama_provider.operators._model_diff import blob_digests, differences, read_parameters
 
 WEIGHTS, OTHER, LORA = ("498d53999727b4a38daa0534140340f642c896ee1e0bd086b8e060601401ed5" + end for end in "3ab")
 # As a 0.24.0 writes it, with a template that reads like instructions.
@@ -47,9 +47,9 @@ def test_files_are_read_from_the_first_instructions_only():
     """Weights, projector and adapters are told apart, and what stands in a text is none of them."""
     shown = ShowReply(modelfile=MODELFILE)
 
-    assert blobs(shown, "FROM") == [WEIGHTS, OTHER]
-    assert blobs(shown, "ADAPTER") == [LORA]
-    assert blobs(ShowReply(modelfile="FROM gpt-oss:120b\n"), "FROM") == []
+    assert blob_digests(shown, "FROM") == [WEIGHTS, OTHER]
+    assert blob_digests(shown, "ADAPTER") == [LORA]
+    assert blob_digests(ShowReply(modelfile="FROM gpt-oss:120b\n"), "FROM") == []
 
 
 def test_parameters_are_read_as_values():

@@ -22,7 +22,15 @@ from ollama_provider.api.schemas import (
     PullRequest,
 )
 from ollama_provider.operators import OllamaGenerateOperator
-from ollama_provider.payloads import ANSWERS_LIMIT, REQUEST_LIMIT, Inbox, Outbox, discard, pack, unpack
+from ollama_provider.payloads import (
+    ANSWERS_LIMIT,
+    REQUEST_LIMIT,
+    AnswerReader,
+    AnswerWriter,
+    delete_payload,
+    read_request,
+    write_request,
+)
 from ollama_provider.testing import Answer
 from tests.airflow.deferring import complete
 
@@ -45,47 +53,47 @@ def test_a_request_arrives_as_it_was_sent(request_, large, tmp_path, monkeypatch
     if large:
         monkeypatch.setattr("ollama_provider.payloads.REQUEST_LIMIT", 1)
 
-    parcel = json.loads(json.dumps(pack(request_, str(tmp_path))))
+    parcel = json.loads(json.dumps(write_request(request_, str(tmp_path))))
 
     assert ("file" in parcel) is large
-    assert unpack(parcel) == request_
-    discard(parcel)
+    assert read_request(parcel) == request_
+    delete_payload(parcel)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_request_of_the_wrong_kind_is_a_bug():
     """Only what a trigger knows how to ask can be handed over."""
     with pytest.raises(KeyError):
-        unpack(pack(CopyRequest(source="a", destination="b"), None))
+        read_request(write_request(CopyRequest(source="a", destination="b"), None))
 
 
 def test_the_limit_counts_bytes_as_airflow_stores_them():
     """Six for a letter outside ASCII, and a quote within a string within a string is four."""
     most = "ä" * (REQUEST_LIMIT // 6 - 50)
-    pack(GenerateRequest(model="m", prompt=most), None)
+    write_request(GenerateRequest(model="m", prompt=most), None)
 
     with pytest.raises(
         InvalidRequestError, match=r"request is \d+ kB of JSON.*48 kB at most.*\[ollama\] handover_path"
     ):
-        pack(GenerateRequest(model="m", prompt=most + "ä" * 50), None)
+        write_request(GenerateRequest(model="m", prompt=most + "ä" * 50), None)
 
 
 def test_answers_come_out_as_they_went_in():
     """Replies and errors, in their order; what an error says and decides is not lost."""
     too_long = ContextLengthError("too long", host="http://gpu1:11434", model="m", status=400)
     busy = OverloadedError("busy", retry_after=3.0, advice="Wait.")
-    outbox = Outbox(None)
-    outbox.put(too_long)
-    outbox.put(GenerateReply(response="Größe \u2028 \x85\n", done=True, eval_count=3, context=[1, 2], new_field="kept"))
-    outbox.put(busy)
+    writer = AnswerWriter(None)
+    writer.put(too_long)
+    writer.put(GenerateReply(response="Größe \u2028 \x85\n", done=True, eval_count=3, context=[1, 2], new_field="kept"))
+    writer.put(busy)
     request = REQUESTS[0]
 
-    with Inbox(json.loads(json.dumps(outbox.close()))) as inbox:
+    with AnswerReader(json.loads(json.dumps(writer.close()))) as reader:
         with pytest.raises(ContextLengthError) as caught:
-            inbox.send(request)
-        reply = inbox.send(request)
+            reader.send(request)
+        reply = reader.send(request)
         with pytest.raises(OverloadedError) as caught_again:
-            inbox.send(request)
+            reader.send(request)
 
     assert caught.value.__dict__ == too_long.__dict__
     assert str(caught_again.value) == str(busy)
@@ -102,35 +110,35 @@ def test_every_error_survives_the_way():
 
     kinds = [kind for kind in tree(OllamaError) if kind.__module__ == "ollama_provider.api.errors"]
     for kind in kinds:
-        outbox = Outbox(None)
-        outbox.put(kind("what", host="h"))
-        with Inbox(outbox.close()) as inbox, pytest.raises(kind, match="what"):
-            inbox.send(REQUESTS[0])
+        writer = AnswerWriter(None)
+        writer.put(kind("what", host="h"))
+        with AnswerReader(writer.close()) as reader, pytest.raises(kind, match="what"):
+            reader.send(REQUESTS[0])
     assert len(kinds) > 20
 
 
 def test_large_answers_go_by_file(tmp_path):
     """From the first that is too much on, with all that came before; the worker removes the file."""
-    outbox = Outbox(str(tmp_path / "new"))
+    writer = AnswerWriter(str(tmp_path / "new"))
     for number in range(3):
-        outbox.put(GenerateReply(response=f"{number}" * (ANSWERS_LIMIT // 2)))
-    parcel = outbox.close()
+        writer.put(GenerateReply(response=f"{number}" * (ANSWERS_LIMIT // 2)))
+    parcel = writer.close()
 
     assert len(json.dumps(parcel)) < 1000
-    with Inbox(parcel) as inbox:
-        replies = [inbox.send(REQUESTS[0]) for _ in range(3)]
+    with AnswerReader(parcel) as reader:
+        replies = [reader.send(REQUESTS[0]) for _ in range(3)]
     assert [reply.text[0] for reply in replies] == ["0", "1", "2"]
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_large_answers_without_a_place_are_refused():
     """With the size, the bound, and what to set."""
-    outbox = Outbox(None)
+    writer = AnswerWriter(None)
 
     with pytest.raises(
         InvalidRequestError, match=r"answer is \d+ kB of JSON.*256 kB at most.*\[ollama\] handover_path"
     ):
-        outbox.put(GenerateReply(response="0" * ANSWERS_LIMIT))
+        writer.put(GenerateReply(response="0" * ANSWERS_LIMIT))
 
 
 def test_a_file_that_is_not_there_says_what_must_be_shared(tmp_path):
@@ -138,7 +146,7 @@ def test_a_file_that_is_not_there_says_what_must_be_shared(tmp_path):
     parcel = {"endpoint": "/api/generate", "file": str(tmp_path / "gone.json")}
 
     with pytest.raises(InvalidRequestError, match="the workers and the triggerer share"):
-        unpack(parcel)
+        read_request(parcel)
 
 
 class TestTask:
@@ -181,15 +189,15 @@ def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypat
     """An empty file is no answer of None, and half a line is no answer either; the next try asks again."""
     monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     monkeypatch.setenv("AIRFLOW__OLLAMA__HANDOVER_PATH", str(tmp_path))
-    close = Outbox.close
+    close = AnswerWriter.close
 
-    def cut(outbox):
-        parcel = close(outbox)
+    def cut(writer):
+        parcel = close(writer)
         written = (file := ObjectStoragePath(parcel["file"])).read_bytes()
         file.write_bytes(written[:kept])
         return parcel
 
-    monkeypatch.setattr(Outbox, "close", cut)
+    monkeypatch.setattr(AnswerWriter, "close", cut)
 
     with pytest.raises(AirflowException, match=r"is damaged or cut short.*next try asks again") as caught:
         complete(OllamaGenerateOperator(task_id="t", model="llama3.2", prompt="Why?", deferrable=True))
@@ -203,8 +211,11 @@ def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypat
 )
 def test_an_answer_that_is_none_is_an_error(line):
     """Whatever somebody wrote into its place."""
-    with Inbox({"body": line + "\n"}) as inbox, pytest.raises(IncompleteReplyError, match="damaged or cut short"):
-        inbox.send(REQUESTS[0])
+    with (
+        AnswerReader({"body": line + "\n"}) as reader,
+        pytest.raises(IncompleteReplyError, match="damaged or cut short"),
+    ):
+        reader.send(REQUESTS[0])
 
 
 def test_the_end_of_an_iterator_is_no_end_of_a_conversation():
