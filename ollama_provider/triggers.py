@@ -1,11 +1,12 @@
-"""Waits in the triggerer.
+"""The triggers: code that waits for a deferred task, in Airflow's triggerer process.
 
-The triggerer is one process for the waiting tasks of everybody, so nothing here blocks its event loop, and nothing
-here decides: when a wait is over is said in `waiting`, what a model is asked next in `api.asking`. All tasks of a
+One triggerer serves the deferred tasks of all DAGs, so nothing here blocks its event loop. Nothing here decides either:
+`waiting` decides when a wait is over, and `api.request_flow` decides which request follows a reply. All tasks of a
 connection share one client.
 
 Airflow runs a trigger again from its beginning when the triggerer was restarted. A wait or a pull loses nothing by
-that (the server keeps what was downloaded); a generation is asked again, since Ollama has no jobs to come back to.
+that, because the server keeps what was downloaded. A generation is requested again, because Ollama has no jobs that
+could be resumed.
 """
 
 import asyncio
@@ -26,24 +27,24 @@ from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.request_flow import Conversation, conversations
 from ollama_provider.api.schemas import Request
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.payloads import AnswerWriter, read_request
+from ollama_provider.payloads import AnswerWriter, PayloadStorageError, read_request
 from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
 
-#: Requests in flight for a connection: each task that waits for an answer has one, and a triggerer's capacity is 1000.
-_AT_ONCE = 1000
-#: Seconds that a trigger takes at the least. Airflow (2.11 to 3.3; its issues 66374, 67287 and 72716) fails a task that
-#: is back in the queue before the scheduler has heard that its worker is done with it. Airflow 3's supervisor may
-#: notice the end of a task's process only when its next heartbeat is due, five seconds later.
-_SETTLING = 10.0
+#: Concurrent requests of a connection: one for each task that waits for an answer. A triggerer's capacity is 1000.
+_CONCURRENCY = 1000
+#: Shortest run of a trigger, in seconds. Airflow (2.11 to 3.3; its issues 66374, 67287 and 72716) fails a task that is
+#: back in the queue before the scheduler has noticed that its worker process has ended. Airflow 3's supervisor may
+#: notice that end only at its next heartbeat, five seconds later.
+_MINIMUM_SECONDS = 10.0
 _Send = Callable[[Request[Any]], Awaitable[Any]]
 
 
 class OllamaTrigger(BaseTrigger):
-    """What all waits share: a connection, a deadline, and a request that ends with the task.
+    """Base of the triggers: a connection, a deadline, and a request that is cancelled with the task.
 
     Args:
-        conn_id: connection of type *Ollama*; it is read here, so that no secret is stored with the trigger.
-        overrides: laid over the connection's settings, see `OllamaHook`.
+        conn_id: connection of type *Ollama*. The trigger reads it itself, so that no secret is stored with it.
+        overrides: settings that replace the connection's, as in `OllamaHook`.
         deadline: Unix time at which to give up; None for never. (Airflow's ``execution_timeout`` does not count while a
             task is deferred.)
     """
@@ -56,59 +57,62 @@ class OllamaTrigger(BaseTrigger):
         self._work: asyncio.Task[dict[str, Any]] | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return what makes another one like this."""
+        """Return the arguments that all triggers have, to serialize them."""
         return {"conn_id": self.conn_id, "overrides": self.overrides, "deadline": self.deadline}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and tell one event, whose payload has a ``status``, after some seconds at the earliest.
+        """Wait, then yield one event with a ``status``, after `_MINIMUM_SECONDS` at the earliest.
 
-        No exception leaves a trigger. One that nobody foresaw is the status "failed" with a ``text``; its trace is in
-        the log.
+        No exception leaves a trigger. An unexpected one becomes the status "failed" with a ``text``, and its traceback
+        is logged.
         """
-        settled = asyncio.get_running_loop().time() + _SETTLING
+        earliest = asyncio.get_running_loop().time() + _MINIMUM_SECONDS
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
-        # A task of its own, so that it can be ended from outside, whoever runs this generator.
+        # A separate asyncio task, so that `cleanup` can cancel the wait without this generator.
         self._work = asyncio.create_task(self.wait())
-        clock = asyncio.timeout(left)
+        timeout = asyncio.timeout(left)
         try:
-            async with clock:
-                payload = await self._work
+            async with timeout:
+                event = await self._work
+        except PayloadStorageError as error:
+            event = {"status": "failed", "text": str(error)}
         except Exception as error:
-            # An exception that left a trigger would come before Airflow has heard of the deferral, and be lost.
-            timed_out = isinstance(error, TimeoutError) and clock.expired()
-            payload = {"status": "timeout"} if timed_out else await self._unforeseen(error)
-        await asyncio.sleep(settled - asyncio.get_running_loop().time())
-        yield TriggerEvent(_Quiet(self.echo() | payload))
+            # An exception that leaves a trigger before Airflow has stored the deferral would be lost.
+            timed_out = isinstance(error, TimeoutError) and timeout.expired()
+            event = {"status": "timeout"} if timed_out else await self._unexpected(error)
+        await asyncio.sleep(earliest - asyncio.get_running_loop().time())
+        yield TriggerEvent(_Event(self.echo() | event))
 
-    async def _unforeseen(self, error: Exception) -> dict[str, Any]:
-        # Formatting reads source files. The error's own text may quote an answer, so it is for DEBUG.
+    async def _unexpected(self, error: Exception) -> dict[str, Any]:
+        # In a thread, because formatting a traceback reads source files. The text of the error may quote an answer, so
+        # it is logged at DEBUG only.
         trace = await _in_thread(traceback.format_tb, error.__traceback__)
         kind = type(error).__name__
         self.log.error("%s in the trigger:\n%s", kind, "".join(trace))
         self.log.debug("%s: %s", kind, error)
         return {
             "status": "failed",
-            "text": f"{kind} in the trigger {type(self).__name__}: a fault of airflow-provider-ollama, or of a storage "
-            "that it writes to. The log has the trace above, and at DEBUG the text; deferrable=False waits in the "
-            "worker instead.",
+            "text": f"{kind} in the trigger {type(self).__name__}: a bug of airflow-provider-ollama, or a failure of "
+            "the storage that it writes to. The traceback is in the log above, and at DEBUG the text of the error. "
+            "With deferrable=False the task waits in the worker instead.",
         }
 
     def echo(self) -> dict[str, Any]:
-        """Return what the event tells in any case."""
+        """Return what every event of this trigger contains."""
         return {}
 
     @abstractmethod
     async def wait(self) -> dict[str, Any]:
-        """Return the event's payload when the wait is over."""
+        """Wait, and return the contents of the event."""
 
     async def cleanup(self) -> None:
-        """End the request in flight: the connection is closed, and with it ends the work on the server."""
+        """Cancel the request in flight. Its connection is closed, and that stops the work on the server."""
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait([self._work])
 
     async def on_kill(self) -> None:
-        """Do the same when somebody clears or marks the task (Airflow 3.3)."""
+        """Do the same when the task is cleared or its state is set by hand (Airflow 3.3)."""
         await self.cleanup()
 
     def hook(self) -> OllamaHook:
@@ -117,18 +121,18 @@ class OllamaTrigger(BaseTrigger):
 
 
 class OllamaHealthTrigger(OllamaTrigger):
-    """Wait until a server answers, and has what is wanted: see `Condition`.
+    """Wait until a server answers and meets the conditions of `waiting.Condition`.
 
-    What may pass is waited for, what cannot ends the wait with its reason. The payload is ``status`` ("ready", "never"
-    or "timeout") and ``text``, what is there or missing.
+    A temporary failure is waited for; a permanent one ends the wait. The event has a ``status`` ("ready", "never" or
+    "timeout") and a ``text``, which says what is there, what is missing, or why waiting is useless.
 
     Args:
-        models: names that have to be on the server.
-        min_version: the oldest version that will do.
-        loaded: names that have to be in memory.
-        poll_interval: seconds between two looks, the first of which comes after one interval; a random tenth is added,
-            so that many tasks do not ask at once.
-        kwargs: those of `OllamaTrigger`.
+        models: models that must be on the server.
+        min_version: the oldest acceptable version.
+        loaded: models that must be in memory.
+        poll_interval: seconds between two checks. The first one comes after one interval. Up to a tenth is added at
+            random, so that many tasks do not poll at the same moment.
+        kwargs: arguments of `OllamaTrigger`.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class OllamaHealthTrigger(OllamaTrigger):
         self.min_version = min_version
         self.loaded = list(loaded)
         self.poll_interval = poll_interval
-        self._last = NotYet("it was not time to look again")
+        self._last = NotYet("the server was not checked again yet")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and its arguments, for Airflow's database."""
@@ -158,19 +162,19 @@ class OllamaHealthTrigger(OllamaTrigger):
         }
 
     def echo(self) -> dict[str, Any]:
-        """Return what was missing at the last look."""
+        """Return what was missing at the last check."""
         return {"text": self._last.reason}
 
     async def wait(self) -> dict[str, Any]:
-        """Look at the server now and then, until it is ready or never will be."""
+        """Check the server once per interval, until it is ready or cannot become ready."""
         try:
             condition = Condition(tuple(self.models), self.min_version, tuple(self.loaded))
             async with self.hook().async_client() as client:
                 while True:
                     await asyncio.sleep(self.poll_interval * random.uniform(1, 1.1))  # noqa: S311  # no secret
-                    match await _look(client, condition):
+                    match await _check(client, condition):
                         case NotYet() as verdict:
-                            self._tell(verdict)
+                            self._log_changed(verdict)
                         case Ready(summary):
                             return {"status": "ready", "text": summary}
                         case Never(reason):
@@ -178,14 +182,14 @@ class OllamaHealthTrigger(OllamaTrigger):
         except (OllamaError, AirflowNotFoundException) as error:
             return {"status": "never", "text": str(error)}
 
-    def _tell(self, verdict: NotYet) -> None:
-        """Log what is missing when that changes: a night of looks is not a night of the same line."""
+    def _log_changed(self, verdict: NotYet) -> None:
+        """Log what is missing, but only when that has changed since the last check."""
         if verdict != self._last:
             self.log.info("Not yet: %s", verdict.reason)
             self._last = verdict
 
 
-async def _look(client: AsyncClient, condition: Condition) -> Verdict:
+async def _check(client: AsyncClient, condition: Condition) -> Verdict:
     try:
         return condition.judge([await client.send(request) for request in condition.requests])
     except OllamaError as error:
@@ -193,20 +197,22 @@ async def _look(client: AsyncClient, condition: Condition) -> Verdict:
 
 
 class OllamaRequestTrigger(OllamaTrigger):
-    """Send a request (a generation, a chat, an embedding, a pull) and wait for its answer.
+    """Send a request (generate, chat, embed or pull) and wait for its answer.
 
-    The payload is ``status`` ("answered" or "timeout"), ``answers`` for an `AnswerReader`, and what was given as
-    ``parcel`` and ``remembered``. Retries, auto-pull, timeouts and the lines of a pull in the log are the client's, as in a
-    worker.
+    The event has a ``status`` ("answered", "timeout" or "failed"), the payload ``answers`` for an `AnswerReader`, and
+    the arguments ``parcel`` and ``remembered``. Retries, auto-pull, timeouts and the progress lines of a pull are the
+    client's, as in a worker.
+
+    The names of the arguments are stored in Airflow's database, so they must not change between versions.
 
     Args:
-        parcel: the request, see `handover.write_request`.
-        remembered: small JSON data for whoever takes the event. (Arguments of ``defer`` do not arrive under
+        parcel: the payload of the request, from `payloads.write_request`.
+        remembered: small JSON data that the worker needs when it resumes. (Arguments of ``defer`` are lost under
             ``airflow dags test`` of Airflow 3.)
-        may_cut: whether a part of a prompt that is too long will do.
-        folder: where an answer may go that is too large for Airflow's database; None if nowhere.
-        most: bytes of an answer that are taken in the end; None is no bound.
-        kwargs: those of `OllamaTrigger`.
+        may_cut: whether the server may cut a prompt that is longer than the context.
+        folder: directory for an answer that is too large for Airflow's database; None if there is none.
+        most: largest answer that the worker accepts, in bytes of JSON; None for no limit.
+        kwargs: arguments of `OllamaTrigger`.
     """
 
     def __init__(
@@ -238,27 +244,27 @@ class OllamaRequestTrigger(OllamaTrigger):
         }
 
     def echo(self) -> dict[str, Any]:
-        """Return what the worker needs to go on."""
+        """Return what the worker needs to resume the task."""
         return {"parcel": self.parcel, "remembered": self.remembered}
 
     async def wait(self) -> dict[str, Any]:
-        """Hold the conversations that the request needs."""
+        """Send the request, and the requests that follow from its replies."""
         writer = AnswerWriter(self.folder)
         try:
             return {"status": "answered", "answers": await self._answers(writer)}
         except (Exception, asyncio.CancelledError):
-            # Here, and not by the garbage collector: it would write to a storage in the midst of the event loop.
+            # Not left to the garbage collector, which would write to the storage and so block the event loop.
             await _in_thread(writer.abandon)
             raise
 
     async def _answers(self, writer: AnswerWriter) -> dict[str, str]:
         try:
             request = await _in_thread(read_request, self.parcel)
-            async with self.hook().async_client(concurrency=_AT_ONCE) as client:
+            async with self.hook().async_client(concurrency=_CONCURRENCY) as client:
                 talks = list(conversations(request, may_cut=self.may_cut))
                 for number, talk in enumerate(talks, 1):
-                    await _hold(talk, _keeping(client, writer))
-                    self._check(writer.size * len(talks) / number)
+                    await _hold(talk, _storing(client, writer))
+                    self._check_size(writer.size * len(talks) / number)
         except OllamaError as error:
             await _in_thread(writer.put, error)
         except AirflowNotFoundException as error:
@@ -266,23 +272,23 @@ class OllamaRequestTrigger(OllamaTrigger):
         closed: dict[str, str] = await _in_thread(writer.close)
         return closed
 
-    def _check(self, expected: float) -> None:
-        """Give up as soon as it shows that nobody could take the answer."""
+    def _check_size(self, expected: float) -> None:
+        """Give up as soon as it is clear that the answer will be too large."""
         if self.most is not None and expected > self.most:
             raise InvalidRequestError(
-                f"the answer would be about {expected / 1e6:.1f} MB of JSON, and {self.most / 1e6:.1f} MB are taken"
+                f"the answer would be about {expected / 1e6:.1f} MB of JSON, and the limit is {self.most / 1e6:.1f} MB"
             )
 
 
-class _Quiet(dict[str, Any]):
-    """A payload that Airflow can log, as it does with every event, without the answer in it."""
+class _Event(dict[str, Any]):
+    """The contents of an event. Airflow logs each event; this one shows its status only, and no answer."""
 
     def __repr__(self) -> str:
         return f"{{'status': {self['status']!r}}}"
 
 
-def _keeping(client: AsyncClient, writer: AnswerWriter) -> _Send:
-    """Return a function that sends a request and keeps the answer."""
+def _storing(client: AsyncClient, writer: AnswerWriter) -> _Send:
+    """Return a function that sends a request and stores its answer."""
 
     async def send(request: Request[Any]) -> Any:
         try:
@@ -313,12 +319,12 @@ async def _hold(conversation: Conversation[Any], send: _Send) -> None:
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    # Not asyncio.to_thread: the connection of an ObjectStoragePath must find its way back to this loop, and before
-    # Airflow 3.3 only asgiref knows it.
+    # Not asyncio.to_thread: reading the Airflow connection of an ObjectStoragePath has to call back into this event
+    # loop, and before Airflow 3.3 that works from asgiref's threads only.
     work = asyncio.ensure_future(sync_to_async(function, thread_sensitive=False)(*arguments))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        # A thread cannot be broken off, and nobody is to touch a file that it still writes.
+        # A thread cannot be cancelled. Wait for it, so that the caller does not delete a file that is being written.
         await asyncio.wait([work])
         raise

@@ -1,4 +1,4 @@
-"""A task that waits for its answer in a worker, or hands the wait over to the triggerer."""
+"""Base class of the operators that can wait for their answer in the worker or in the triggerer."""
 
 import time
 from datetime import timedelta
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from ollama_provider.api.request_flow import Send
     from ollama_provider.api.schemas import Request
 
-#: Airflow ends the wait by itself so long after the deadline, in case no triggerer runs that would keep it.
+#: Airflow's own timeout of the deferral comes this much after the trigger's deadline. It counts if no triggerer runs.
 _GRACE = timedelta(minutes=5)
 
 
 class DeferrableOperator(OllamaOperator):
-    """A task with one request, whose answer may take long.
+    """A task that sends one request, whose answer may take long.
 
-    A subclass makes the request in `perform` and hands it to `carry_out`. What follows the answer stands in `finish`,
-    which is the same for both ways to wait.
+    A subclass builds the request in `perform` and passes it to `send_and_finish`. It handles the answer in `finish`,
+    which runs in the worker, whether the task has waited there or in the triggerer.
 
     Args:
-        deferrable: wait in the triggerer, without a slot of a worker. By default ``[operators] default_deferrable``.
-            The answer is asked for once more if the triggerer is restarted meanwhile. A deferral takes ten
-            seconds at the least, so it is for answers that take longer.
+        deferrable: wait in the triggerer, without occupying a worker slot. By default
+            ``[operators] default_deferrable``. The request is sent again if the triggerer is restarted meanwhile. A
+            deferral takes at least ten seconds, so it is useful for answers that take longer.
     """
 
     def __init__(
@@ -38,53 +38,61 @@ class DeferrableOperator(OllamaOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
-        self._handed_over = False
+        self._has_deferred = False
 
     def render_template_fields(self, context: "Context", jinja_env: Any = None) -> None:
-        """Render the templates, once: Airflow 2's ``dags test`` goes on with the object that has deferred.
+        """Render the templates, but only once.
 
-        What is rendered is data, and braces in it are no template.
+        ``dags test`` of Airflow 2 resumes a deferred task with the same operator object. Its fields are rendered
+        already, and braces in them are data.
         """
-        if not self._handed_over:
+        if not self._has_deferred:
             super().render_template_fields(context, jinja_env)
 
     @property
     def may_cut(self) -> bool:
-        """Whether a part of a prompt that is too long will do."""
+        """Whether the server may cut a prompt that is longer than the context."""
         return False
 
-    def handover_folder(self) -> str | None:
-        """Return where a request or an answer may go that is too large for Airflow's database."""
+    def payload_folder(self) -> str | None:
+        """Return the directory for a request or an answer that is too large for Airflow's database."""
         from ollama_provider.payloads import handover_path
 
         return handover_path()
 
-    def most(self) -> int | None:
-        """Return how many bytes of an answer are taken in the end; None is no bound."""
+    def answer_limit(self) -> int | None:
+        """Return the largest answer that `finish` accepts, in bytes of JSON; None for no limit."""
         return None
 
-    def carry_out(self, context: "Context", request: "Request[Any]", **remembered: Any) -> Any:
-        """Wait for the answer, here or elsewhere, and `finish`.
+    def send_and_finish(self, context: "Context", request: "Request[Any]", **remembered: Any) -> Any:
+        """Send the request, wait for its answer in the worker or in the triggerer, and call `finish`.
 
         Args:
             context: of the task.
-            request: what to ask.
-            remembered: more arguments of `finish`, small JSON data.
+            request: the request to send.
+            remembered: more arguments of `finish`. They must be small JSON data.
         """
         if self.deferrable:
-            self._hand_over(request, remembered)
+            self._defer(request, remembered)
         return self.finish(context, request, self.hook.send, **remembered)
 
     def finish(self, context: "Context", request: "Request[Any]", send: "Send", **remembered: Any) -> Any:
-        """Take the answer from *send* and return what goes to XCom."""
+        """Return the value for XCom.
+
+        Args:
+            context: of the task.
+            request: the request that was given to `send_and_finish`.
+            send: returns the reply to a request, either from the server or from the trigger's payload.
+            remembered: the further arguments that were given to `send_and_finish`.
+        """
         raise NotImplementedError
 
-    def _hand_over(self, request: "Request[Any]", remembered: dict[str, Any]) -> None:
+    def _defer(self, request: "Request[Any]", remembered: dict[str, Any]) -> None:
         from ollama_provider.payloads import write_request
         from ollama_provider.triggers import OllamaRequestTrigger
 
-        self._handed_over = True
-        folder, limit = self.handover_folder(), self.execution_timeout
+        self._has_deferred = True
+        folder, limit = self.payload_folder(), self.execution_timeout
         overrides = {name: getattr(self, name) for name in self.hook_overrides}
         self.defer(
             trigger=OllamaRequestTrigger(
@@ -95,21 +103,21 @@ class DeferrableOperator(OllamaOperator):
                 remembered=remembered,
                 may_cut=self.may_cut,
                 folder=folder,
-                most=self.most(),
+                most=self.answer_limit(),
             ),
             method_name="execute_complete",
             timeout=limit + _GRACE if limit else None,
         )
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
-        """Go on with the answers that the trigger has got."""
+        """Resume the task with the answers in the trigger's event."""
         from ollama_provider.payloads import AnswerReader, delete_payload, read_request
 
         try:
             if event["status"] == "timeout":
                 raise AirflowTaskTimeout(
                     f"execution_timeout ({self.execution_timeout}) passed while the task was deferred; "
-                    "its request was broken off"
+                    "its request was cancelled"
                 )
             if event["status"] == "failed":
                 raise AirflowException(event["text"])

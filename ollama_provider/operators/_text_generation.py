@@ -146,7 +146,7 @@ class TextGenerationOperator(DeferrableOperator):
         )
         require(self.hook, request.model, self.capabilities(fields))
         trained = self.trained_length(request)
-        return self.carry_out(context, request, **({} if trained is None else {"trained": trained}))
+        return self.send_and_finish(context, request, **({} if trained is None else {"trained": trained}))
 
     def trained_length(self, request: "GenerateRequest | ChatRequest") -> int | None:
         """Return how many tokens the model was trained for, where a size of the context is asked for.
@@ -168,12 +168,12 @@ class TextGenerationOperator(DeferrableOperator):
         """What the wait is needed for in the worker, so that it cannot be handed over."""
         return "the answer is shown while it comes" if self.stream_to else None
 
-    def carry_out(self, context: "Context", request: Any, **remembered: Any) -> Any:
+    def send_and_finish(self, context: "Context", request: Any, **remembered: Any) -> Any:
         """Wait for the answer, where it can be waited for, and `finish`."""
         if self.deferrable and self.tied_to_worker:
             self.log.info("The wait is not deferred: %s", self.tied_to_worker)
             return self.finish(context, request, self.hook.send, **remembered)
-        return super().carry_out(context, request, **remembered)
+        return super().send_and_finish(context, request, **remembered)
 
     def finish(self, context: "Context", request: Any, send: "Send", trained: int | None = None, **_: Any) -> Any:
         """Take the answer and deliver it."""

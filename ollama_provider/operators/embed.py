@@ -81,11 +81,11 @@ class OllamaEmbedOperator(DeferrableOperator):
         """Whether the beginning of a text will do."""
         return self.on_truncation == "warn"
 
-    def handover_folder(self) -> str | None:
+    def payload_folder(self) -> str | None:
         """Return where vectors may go on their way: where they go in the end, if nothing else is set."""
-        return super().handover_folder() or (str(storage_path(self.output_path).parent) if self.output_path else None)
+        return super().payload_folder() or (str(storage_path(self.output_path).parent) if self.output_path else None)
 
-    def most(self) -> int | None:
+    def answer_limit(self) -> int | None:
         """Return what XCom takes, where the vectors go there."""
         return None if self.output_path else XCOM_LIMIT
 
@@ -106,7 +106,7 @@ class OllamaEmbedOperator(DeferrableOperator):
             keep_alive=self.keep_alive,
             truncate=False,
         )
-        return self.carry_out(context, request)
+        return self.send_and_finish(context, request)
 
     def finish(self, context: "Context", request: Any, send: "Send", **_: Any) -> Any:
         """Take the vectors; return them, or where they are."""

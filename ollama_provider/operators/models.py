@@ -39,7 +39,7 @@ class OllamaPullModelOperator(DeferrableOperator):
         digest = before.digest if before else None
         if before is not None and not self.update:
             return self.describe(request.model, digest)
-        result: dict[str, Any] = self.carry_out(context, request, before=digest)
+        result: dict[str, Any] = self.send_and_finish(context, request, before=digest)
         return result
 
     def finish(self, context: "Context", request: Any, send: "Send", **remembered: Any) -> dict[str, Any]:  # noqa: ARG002

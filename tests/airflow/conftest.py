@@ -93,7 +93,7 @@ def run_dag(airflow_db: Path, dags_folder: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(autouse=True)
 def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let triggers end at once: no scheduler of a test has to hear first that their task has left its worker."""
-    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 0.0)
+    monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 0.0)
 
 
 @pytest.fixture

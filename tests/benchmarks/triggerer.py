@@ -100,8 +100,8 @@ def main() -> None:
             for _ in range(count + 1)
         ]
         asyncio.run(measure("looking for a model", looking, seconds))
-        parcel = write_request(GenerateRequest(model="llama3.2", prompt="Why is the sky blue?"), None)
-        asking = [OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel) for _ in range(count + 1)]
+        payload = write_request(GenerateRequest(model="llama3.2", prompt="Why is the sky blue?"), None)
+        asking = [OllamaRequestTrigger(conn_id="ollama_default", parcel=payload) for _ in range(count + 1)]
         asyncio.run(measure("waiting for an answer", asking, seconds))
         server.stdin.close()
 

@@ -116,8 +116,8 @@ async def test_large_requests_and_answers_block_nothing(ollama, ollama_conn, wat
     """They are read from files and written to files, in threads."""
     if isinstance(request_, GenerateRequest):
         ollama.stand_in.script(Answer("word " * 60_000))
-    parcel = write_request(request_, str(tmp_path))
-    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel, folder=str(tmp_path))
+    payload = write_request(request_, str(tmp_path))
+    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=payload, folder=str(tmp_path))
 
     with watchdog.watching():
         payload = await fired(trigger)
@@ -143,8 +143,8 @@ async def test_a_cancelled_request_blocks_nothing(ollama, ollama_conn, watchdog,
     monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     ollama.stand_in.install(Model("nomic-embed-text", ("embedding",)))
     ollama.stand_in.script(Ordinary(), Stall())
-    parcel = write_request(EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False), None)
-    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=parcel, folder=str(tmp_path))
+    payload = write_request(EmbedRequest(model="nomic-embed-text", input=["text"] * 70, truncate=False), None)
+    trigger = OllamaRequestTrigger(conn_id="ollama_default", parcel=payload, folder=str(tmp_path))
 
     with watchdog.watching():
         waiting = asyncio.create_task(fired(trigger))

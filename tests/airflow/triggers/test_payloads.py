@@ -1,4 +1,4 @@
-"""What is too large for Airflow's database: by file where there is a place for it, else refused before it does harm."""
+"""The payloads of deferred tasks: by file if a directory is configured, else refused before anything is sent."""
 
 import json
 
@@ -27,6 +27,7 @@ from ollama_provider.payloads import (
     REQUEST_LIMIT,
     AnswerReader,
     AnswerWriter,
+    PayloadStorageError,
     delete_payload,
     read_request,
     write_request,
@@ -53,16 +54,16 @@ def test_a_request_arrives_as_it_was_sent(request_, large, tmp_path, monkeypatch
     if large:
         monkeypatch.setattr("ollama_provider.payloads.REQUEST_LIMIT", 1)
 
-    parcel = json.loads(json.dumps(write_request(request_, str(tmp_path))))
+    payload = json.loads(json.dumps(write_request(request_, str(tmp_path))))
 
-    assert ("file" in parcel) is large
-    assert read_request(parcel) == request_
-    delete_payload(parcel)
+    assert ("file" in payload) is large
+    assert read_request(payload) == request_
+    delete_payload(payload)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_request_of_the_wrong_kind_is_a_bug():
-    """Only what a trigger knows how to ask can be handed over."""
+    """A trigger can send only some kinds of requests."""
     with pytest.raises(KeyError):
         read_request(write_request(CopyRequest(source="a", destination="b"), None))
 
@@ -122,10 +123,10 @@ def test_large_answers_go_by_file(tmp_path):
     writer = AnswerWriter(str(tmp_path / "new"))
     for number in range(3):
         writer.put(GenerateReply(response=f"{number}" * (ANSWERS_LIMIT // 2)))
-    parcel = writer.close()
+    payload = writer.close()
 
-    assert len(json.dumps(parcel)) < 1000
-    with AnswerReader(parcel) as reader:
+    assert len(json.dumps(payload)) < 1000
+    with AnswerReader(payload) as reader:
         replies = [reader.send(REQUESTS[0]) for _ in range(3)]
     assert [reply.text[0] for reply in replies] == ["0", "1", "2"]
     assert list((tmp_path / "new").iterdir()) == []
@@ -143,10 +144,28 @@ def test_large_answers_without_a_place_are_refused():
 
 def test_a_file_that_is_not_there_says_what_must_be_shared(tmp_path):
     """A directory of the worker's own disk is the usual mistake."""
-    parcel = {"endpoint": "/api/generate", "file": str(tmp_path / "gone.json")}
+    payload = {"endpoint": "/api/generate", "file": str(tmp_path / "gone.json")}
 
     with pytest.raises(InvalidRequestError, match="the workers and the triggerer share"):
-        read_request(parcel)
+        read_request(payload)
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """A directory that cannot be made, since a file has its name."""
+    (tmp_path / "payloads").write_text("")
+    return str(tmp_path / "payloads")
+
+
+def test_a_directory_that_cannot_be_written_is_named(unwritable):
+    """With the system's words and what to do; for a request as for an answer."""
+    large = GenerateRequest(model="m", prompt="x" * REQUEST_LIMIT)
+    cause = rf"^{unwritable} cannot be written \(\w+: .*handover_path.*deferrable=False"
+
+    with pytest.raises(PayloadStorageError, match=cause):
+        write_request(large, unwritable)
+    with pytest.raises(PayloadStorageError, match=cause):
+        AnswerWriter(unwritable).put(GenerateReply(response="0" * ANSWERS_LIMIT))
 
 
 class TestTask:
@@ -183,6 +202,21 @@ class TestTask:
         assert ollama.stand_in.requests[-2].json["prompt"] == LONG
         assert list((tmp_path / "handover").iterdir()) == []
 
+    @pytest.mark.parametrize("large", ["request", "answer"])
+    def test_a_directory_that_cannot_be_written_fails_the_try(
+        self, ollama, ollama_conn, unwritable, monkeypatch, large
+    ):
+        """In the worker or in the trigger; a retry may help, on another worker or when there is space."""
+        monkeypatch.setenv("AIRFLOW__OLLAMA__HANDOVER_PATH", unwritable)
+        if large == "answer":
+            ollama.stand_in.script(Answer("word " * 60_000))
+
+        with pytest.raises(AirflowException, match="payloads cannot be written") as caught:
+            self.ask(prompt=LONG if large == "request" else "Tell me all.")
+
+        assert not isinstance(caught.value, AirflowFailException)
+        assert caught.value.__cause__ is None
+
 
 @pytest.mark.parametrize("kept", [0, 1, 40, -3])
 def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypatch, tmp_path, kept):
@@ -192,14 +226,14 @@ def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypat
     close = AnswerWriter.close
 
     def cut(writer):
-        parcel = close(writer)
-        written = (file := ObjectStoragePath(parcel["file"])).read_bytes()
+        payload = close(writer)
+        written = (file := ObjectStoragePath(payload["file"])).read_bytes()
         file.write_bytes(written[:kept])
-        return parcel
+        return payload
 
     monkeypatch.setattr(AnswerWriter, "close", cut)
 
-    with pytest.raises(AirflowException, match=r"is damaged or cut short.*next try asks again") as caught:
+    with pytest.raises(AirflowException, match=r"is damaged or cut short.*next try sends the request again") as caught:
         complete(OllamaGenerateOperator(task_id="t", model="llama3.2", prompt="Why?", deferrable=True))
 
     assert not isinstance(caught.value, AirflowFailException)

@@ -73,7 +73,7 @@ async def test_the_answer_is_the_servers_own(ollama, ollama_conn):
 
 async def test_an_answer_that_comes_at_once_is_held_back(ollama, ollama_conn, monkeypatch):
     """Airflow fails a task that comes back before its scheduler knows that it is gone."""
-    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 3600)
+    monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 3600)
     waiting = asyncio.create_task(fired(trigger()))
     await until(ollama, lambda s: asked(ollama) == 1 and not s.open_requests)
 
@@ -86,7 +86,7 @@ async def test_an_answer_that_comes_at_once_is_held_back(ollama, ollama_conn, mo
 
 async def test_a_task_that_is_cleared_while_its_answer_is_held_back_ends_at_once(ollama, ollama_conn, monkeypatch):
     """In the order in which Airflow 3.3 goes about it: cancel, `on_kill`, `cleanup`."""
-    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 3600)
+    monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 3600)
     running = trigger()
     waiting = asyncio.create_task(anext(running.run()))
     await until(ollama, lambda s: asked(ollama) == 1 and not s.open_requests)
@@ -159,7 +159,7 @@ async def test_a_fault_that_nobody_foresaw_is_an_event_and_its_trace_is_in_the_l
 
 async def test_a_fault_is_held_back_as_an_answer_is(ollama_conn, monkeypatch):
     """Airflow fails a task that comes back too soon, and says nothing of why."""
-    monkeypatch.setattr("ollama_provider.triggers._SETTLING", 3600)
+    monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 3600)
     broken = trigger()
     broken.parcel = {}
     waiting = asyncio.create_task(fired(broken))
