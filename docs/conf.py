@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from importlib import import_module
+from inspect import isroutine
 from pathlib import Path
 
 # Airflow writes its configuration into its home when it is first imported.
@@ -28,8 +29,7 @@ MODULES = {
     "Triggers": "ollama_provider.triggers",
     "Decorators": "ollama_provider.decorators",
     "SQL": "ollama_provider.sql",
-    "Batch: what is asked for": "ollama_provider.batch.spec",
-    "Batch: the run": "ollama_provider.batch.run",
+    "Batch": "ollama_provider.batch",
     "Errors": "ollama_provider.api.errors",
     "Tools": "ollama_provider.tools",
     "Testing": "ollama_provider.testing",
@@ -99,7 +99,8 @@ def write_api_pages(app: Sphinx, config: object) -> None:
             lines.append("   :no-members:")
         # Loaded at first use, so autodoc does not find them by itself.
         for name in exported:
-            kind = "class" if isinstance(getattr(loaded, name), type) else "function"
+            value = getattr(loaded, name)
+            kind = "class" if isinstance(value, type) else "function" if isroutine(value) else "data"
             lines += ["", f".. auto{kind}:: {name}"]
             if module == "ollama_provider.operators":
                 lines.append("   :no-members:")  # Airflow calls their methods, no DAG does

@@ -1,1 +1,85 @@
-"""Many prompts in, many results out: nothing lost, nothing made up. Knows Ollama, and nothing of Airflow."""
+"""Many rows in, one result for each out, over restarts and outages. Needs Ollama, and no Airflow.
+
+Import from here: the modules below are free to change.
+
+::
+
+    run_batch(BatchSpec(model="llama3.2", rows="rows.jsonl"), Settings(base_url="http://127.0.0.1:11434"), "results")
+
+The modules, along the way of a row: `rows` reads the input and renders prompts, `requests` knows what is sent and what
+a reply is worth, `scheduling` decides what is sent when, `store` keeps what a crash must not lose, `results` writes
+what comes out, and `run` puts them together.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ollama_provider.batch.arguments import read_argument as read_argument
+    from ollama_provider.batch.errors import (
+        BatchError,
+        DatabaseError,
+        DatabaseGoneError,
+        DirectoryBusyError,
+        InputError,
+        ModelChangedError,
+        StorageError,
+        SystemRefusedError,
+        TooManyFailedError,
+    )
+    from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table
+    from ollama_provider.batch.records import paths_of as paths_of
+    from ollama_provider.batch.records import plain as plain
+    from ollama_provider.batch.results.progress import Progress
+    from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
+    from ollama_provider.batch.run import run_batch
+    from ollama_provider.batch.spec import BatchSpec, Limits
+    from ollama_provider.batch.stop import StopSignal
+    from ollama_provider.batch.store.storage import local_path as local_path
+
+__all__ = [
+    "BatchError",
+    "BatchSpec",
+    "DatabaseError",
+    "DatabaseGoneError",
+    "DirectoryBusyError",
+    "InputError",
+    "Limits",
+    "ModelChangedError",
+    "Outcome",
+    "Progress",
+    "Provenance",
+    "Query",
+    "Rows",
+    "StopSignal",
+    "StorageError",
+    "Summary",
+    "SystemRefusedError",
+    "Table",
+    "TooManyFailedError",
+    "run_batch",
+]
+
+# Loaded on first use: a DAG file is parsed every few seconds, and names an error or two of these at most.
+_HOMES = {
+    "errors": (
+        "BatchError", "DatabaseError", "DatabaseGoneError", "DirectoryBusyError", "InputError", "ModelChangedError",
+        "StorageError", "SystemRefusedError", "TooManyFailedError",
+    ),
+    "spec": ("BatchSpec", "Limits"),
+    "records": ("Outcome", "Provenance", "Query", "Rows", "Summary", "Table", "paths_of", "plain"),
+    "run": ("run_batch",),
+    "stop": ("StopSignal",),
+    "results.progress": ("Progress",),
+    # For the operators; not in __all__, so not part of the documented API.
+    "arguments": ("read_argument",),
+    "rows.image_folder": ("ImageFolder",),
+    "store.storage": ("local_path",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,17 @@ from jinja2 import TemplateNotFound
 from ollama_provider.api.arguments import is_null, read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas import GenerateRequest, Options
-from ollama_provider.batch.arguments import read_argument
-from ollama_provider.batch.errors import TooManyFailedError
-from ollama_provider.batch.records import Rows, paths_of
-from ollama_provider.batch.results.progress import Progress
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec, Limits
-from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch import (
+    BatchSpec,
+    Limits,
+    Progress,
+    Rows,
+    StopSignal,
+    TooManyFailedError,
+    paths_of,
+    read_argument,
+    run_batch,
+)
 from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name, storage_path

@@ -18,7 +18,7 @@ from ollama_provider.api.lists import read_list
 from ollama_provider.operators._storage_paths import storage_path
 
 if TYPE_CHECKING:
-    from ollama_provider.batch.rows.image_folder import ImageFolder
+    from ollama_provider.batch import ImageFolder
 
 __all__ = ["LIMIT", "capabilities_for", "read_images"]
 
@@ -51,7 +51,7 @@ def read_images(images: Any, *, images_from: Any = None, place: str = "images") 
 def _folder(images_from: Any) -> "ImageFolder | None":
     if not images_from:
         return None
-    from ollama_provider.batch.rows.image_folder import ImageFolder  # the batch is for those who have one
+    from ollama_provider.batch import ImageFolder  # the batch is for those who have one
 
     return ImageFolder(storage_path(images_from) if isinstance(images_from, str) else images_from)
 
@@ -68,7 +68,7 @@ def _read(value: Any, place: str, folder: "ImageFolder | None") -> bytes:
             )
         return folder.read(value, place)
     if isinstance(value, Path | ObjectStoragePath):
-        from ollama_provider.batch.store.storage import local_path
+        from ollama_provider.batch import local_path
 
         return read_image_file(local_path(value) or value, place)
     if isinstance(value, bytes | bytearray):

@@ -10,7 +10,7 @@ from jinja2 import Environment, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
 from ollama_provider.api.arguments import read_whole
-from ollama_provider.batch.arguments import read_argument
+from ollama_provider.batch import read_argument
 from ollama_provider.links import BatchResultsLink
 from ollama_provider.operators._base import OllamaOperator
 
@@ -245,7 +245,7 @@ class OllamaBatchOperator(OllamaOperator):
         A ``{{`` in a document is no template, and a text of *messages* or *images* that names ``row`` is the batch's.
         """
         if content is self.rows and isinstance(content, list | tuple):
-            from ollama_provider.batch.records import paths_of  # a DAG file is parsed all the time
+            from ollama_provider.batch import paths_of  # a DAG file is parsed all the time
 
             if paths_of(content) is None:
                 return content

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
 
-from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError
+from ollama_provider.batch import DatabaseError, DatabaseGoneError
 from ollama_provider.sql.failures import Failure, judge, words
 
 

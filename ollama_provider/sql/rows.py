@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ollama_provider.batch.errors import DatabaseError
+from ollama_provider.batch import DatabaseError
 from ollama_provider.sql.database import database_errors, database_hook, dialect_of
 
 

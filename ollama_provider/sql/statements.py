@@ -6,7 +6,7 @@ PostgreSQL (9.5) and SQLite (3.24) say an upsert in the same words.
 import re
 from collections.abc import Mapping, Sequence
 
-from ollama_provider.batch.errors import DatabaseError
+from ollama_provider.batch import DatabaseError
 
 DIALECTS = ("postgresql", "sqlite")
 

@@ -6,8 +6,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from ollama_provider.batch.errors import DatabaseError
-from ollama_provider.batch.records import Outcome, Provenance, plain
+from ollama_provider.batch import DatabaseError, Outcome, Provenance, plain
 from ollama_provider.sql.database import database_errors, database_hook, dialect_of
 from ollama_provider.sql.failures import Failure, is_missing_table, is_missing_unique, judge, words
 from ollama_provider.sql.statements import DIALECTS, create_table, create_unique_index, upsert

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.records import Summary
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec, Limits
+from ollama_provider.batch import BatchSpec, Limits, Summary, run_batch
 from ollama_provider.testing import Server
 
 #: As forgiving as a batch can be, and quick to try again.

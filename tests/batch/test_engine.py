@@ -10,9 +10,7 @@ import pytest
 
 from ollama_provider.api.errors import AuthenticationError, ContextLengthError, InvalidRequestError, UnsupportedError
 from ollama_provider.api.schemas import Options
-from ollama_provider.batch.errors import InputError, ModelChangedError, TooManyFailedError
-from ollama_provider.batch.spec import Limits
-from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch import InputError, Limits, ModelChangedError, StopSignal, TooManyFailedError
 from ollama_provider.testing import Answer, Cut, Fail, Model, Pace, Respond, Stall
 
 

@@ -7,8 +7,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from ollama_provider.api.schemas import Options
-from ollama_provider.batch.errors import StorageError, SystemRefusedError, TooManyFailedError
-from ollama_provider.batch.spec import Limits
+from ollama_provider.batch import Limits, StorageError, SystemRefusedError, TooManyFailedError
 from ollama_provider.testing import Answer, Fail, Model, Respond
 
 

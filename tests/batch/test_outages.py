@@ -14,8 +14,7 @@ from ollama_provider.api.errors import (
     OllamaError,
     OverloadedError,
 )
-from ollama_provider.batch.spec import Limits
-from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch import Limits, StopSignal
 from ollama_provider.testing import Respond
 
 PAGE = "<html><head><title>Maintenance</title></head><body>Back soon</body></html>"

@@ -16,8 +16,7 @@ from rows import prompt
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch import BatchSpec, run_batch
 
 HERE = Path(__file__).parent
 PEERS = HERE.parents[1] / ".venv-peers/bin/python"

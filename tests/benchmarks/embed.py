@@ -19,11 +19,10 @@ from common import serve, tell
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
+from ollama_provider.batch import BatchSpec, run_batch
 from ollama_provider.batch.requests.embedding import PackRequest, encode_vector
 from ollama_provider.batch.results.files import RowOrder
 from ollama_provider.batch.results.parquet import ParquetTable
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
 
 WIDTH, PACK = 768, 64
 

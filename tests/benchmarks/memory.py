@@ -18,8 +18,7 @@ from common import serve, tell
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch import BatchSpec, run_batch
 
 MEGABYTE = 1 << 20
 

@@ -17,12 +17,10 @@ from memory import write_rows
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.records import Outcome
+from ollama_provider.batch import BatchSpec, Outcome, run_batch
 from ollama_provider.batch.requests.tasks import Generate
 from ollama_provider.batch.rows.prompts import PromptTemplate
 from ollama_provider.batch.rows.sources import read_rows
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import Journal, Keys, shared_fields
 from ollama_provider.batch.store.storage import open_storage
 

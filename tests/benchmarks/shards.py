@@ -18,9 +18,7 @@ from rows import prompt
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.records import Summary
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch import BatchSpec, Summary, run_batch
 
 SHARDS, WORKERS, SLOTS, SECONDS = 4, 2, 8, 0.1
 

@@ -29,8 +29,7 @@ from rows import prompt  # noqa: E402
 
 from ollama_provider.api.schemas import Options  # noqa: E402
 from ollama_provider.api.settings import Settings  # noqa: E402
-from ollama_provider.batch.run import run_batch  # noqa: E402
-from ollama_provider.batch.spec import BatchSpec  # noqa: E402
+from ollama_provider.batch import BatchSpec, run_batch  # noqa: E402
 from ollama_provider.sql import SqlRows, SqlTable  # noqa: E402
 from tests.services import Postgresql, postgresql, program  # noqa: E402
 

@@ -18,8 +18,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch import BatchSpec, run_batch
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaPruneModelsOperator
 from ollama_provider.provider_info import get_provider_info

@@ -2,8 +2,7 @@
 
 # [start imports]
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch import BatchSpec, run_batch
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.testing import Answer, Cut, Fail, Pace
 

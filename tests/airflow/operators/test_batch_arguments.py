@@ -8,8 +8,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.batch.arguments import read_argument
-from ollama_provider.batch.spec import BatchSpec, Limits
+from ollama_provider.batch import BatchSpec, Limits, read_argument
 from ollama_provider.operators import OllamaBatchOperator
 
 #: The connection has defaults of its own for these.

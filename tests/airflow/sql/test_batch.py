@@ -152,8 +152,8 @@ SCRIPT = """
 import sys
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch import run_batch
+from ollama_provider.batch import BatchSpec
 from ollama_provider.sql import SqlRows, SqlTable
 url, out = sys.argv[1:]
 summary = run_batch(

@@ -6,7 +6,7 @@ import time
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError
+from ollama_provider.batch import DatabaseError, DatabaseGoneError
 from ollama_provider.batch.rows.snapshot import json_line
 from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.sql import SqlRows

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ollama_provider.batch.errors import DatabaseError
+from ollama_provider.batch import DatabaseError
 from ollama_provider.sql import SqlTable
 
 COLUMNS = {"doc": "id", "summary": "output"}
