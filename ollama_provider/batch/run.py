@@ -159,7 +159,7 @@ async def finish(
 
 async def _deliver(run: Run, results: files.Results, check: Callable[[], None]) -> files.Written:
     """Write what belongs into the table and the results; return what failed, at the table too."""
-    refused = await run.table_writer.finish()
+    refused = {} if run.table_writer is None else await run.table_writer.finish()
     run.counters.errors.update(error["class"] for error in refused.values())
     if run.shard is not None:  # its results come with the merge
         _, failed = run.order.count(run.journal)
@@ -173,6 +173,8 @@ async def _deliver(run: Run, results: files.Results, check: Callable[[], None]) 
             "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
             written.refused, results.name, files.FAILED,
         )  # fmt: skip
+    if run.table_writer is None:
+        return written
     return replace(written, refused_fresh=written.refused_fresh + run.table_writer.refused_fresh)
 
 
@@ -195,7 +197,7 @@ def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
         ok=ok,
         failed=failed,
         reused=ok - fresh,
-        written=run.table_writer.written,
+        written=0 if run.table_writer is None else run.table_writer.written,
         skipped=counters.skipped,
         revalidated=counters.revalidated,
         ladder=counters.ladder,
@@ -394,17 +396,20 @@ class _Engine:
             await begin(run)
             self._group.end()
             return
-        await run.table_writer.open(self._reader.examples, self._spec.id_column)
+        if run.table_writer is not None:
+            await run.table_writer.open(self._reader.examples, self._spec.id_column)
         setup = await prepare(run, sample, self._settings.base_url, self._control)
         await begin(run)
         self._workers = Workers(run, setup, self._client, self._control, self._group)
         self._group.spawn(run.checkpoints.write_periodically(self._spec.checkpoint_every, self._sealed))
-        self._group.spawn(run.table_writer.at_times(self._workers.hungry.set))
+        if run.table_writer is not None:
+            self._group.spawn(run.table_writer.run(self._workers.hungry.set))
         self._group.spawn(self._report())
         await self._feed.give(self._workers, setup)
 
     def _sealed(self) -> None:
-        self._run.table_writer.sealed()
+        if self._run.table_writer is not None:
+            self._run.table_writer.on_checkpoint()
         self._workers.wake()
 
     async def _report(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ollama_provider.batch.results.files import RowOrder
 from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
-from ollama_provider.batch.results.table import NoTableWriter, TableWriter
+from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.scheduling.concurrency import Climb, Fixed, FixedPack, PackSize
 from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.spec import BatchSpec, Names, Shard
@@ -29,7 +29,7 @@ class Run:
         manifest: what the directory is for, and which pass over the input it is in.
         journal: what is known of each key.
         checkpoints: writes outcomes into parts.
-        table_writer: brings good results to a table.
+        table_writer: writes good results into a table; None where there is none.
         order: the rows that were read.
         plan: what is asked next.
         climb: how many requests may be in flight.
@@ -46,7 +46,7 @@ class Run:
     manifest: Manifest
     journal: Journal
     checkpoints: Checkpoints
-    table_writer: TableWriter | NoTableWriter
+    table_writer: TableWriter | None
     order: RowOrder
     plan: Plan
     climb: Climb | Fixed
@@ -71,7 +71,8 @@ class Run:
 
     async def close(self) -> None:
         """End, without writing what is not written."""
-        await self.table_writer.close()
+        if self.table_writer is not None:
+            await self.table_writer.close()
         self.order.close()
 
 
@@ -105,10 +106,11 @@ async def open_run(
         shard=None if shard is None else shard.name,
         keep_replies=spec.output_type is not None,
     )
-    table_writer: TableWriter | NoTableWriter = NoTableWriter()
+    table_writer = None
     # What shards have asked goes into the table with the merge, which knows the place of each row.
     if spec.into is not None and shard is None:
-        table_writer = TableWriter(spec.into, storage, journal, max_outage=spec.limits.max_outage, pause=pause)
+        written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target)
+        table_writer = TableWriter(spec.into, written, storage, journal, max_outage=spec.limits.max_outage, pause=pause)
     return Run(
         spec=spec,
         shard=shard,

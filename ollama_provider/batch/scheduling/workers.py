@@ -337,7 +337,7 @@ class Feed:
             if plan.waiting and not workers.at_work:
                 await workers.start()
             workers.wake()
-            while plan.fresh > workers.wanted or table_writer.lags:
+            while plan.fresh > workers.wanted or (table_writer is not None and table_writer.is_behind):
                 workers.hungry.clear()
                 await workers.hungry.wait()
         self._run.meter.total = len(self._run.order)
@@ -386,8 +386,9 @@ class Feed:
             case Choice.RUN:
                 run.journal.mark_requested(number)
                 run.plan.admit(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
-        fresh = state in {State.NEW, State.FAILED_BEFORE}
-        run.table_writer.expect(number, row.key, len(run.order), row.row_id, row.columns, fresh=fresh)
+        if run.table_writer is not None:
+            fresh = state in {State.NEW, State.FAILED_BEFORE}
+            run.table_writer.add(number, row.key, len(run.order), row.row_id, row.columns, fresh=fresh)
         run.order.add(number, row.row_id)
 
     def _answered_before(self, number: int, row: PreparedRow, setup: RunSetup) -> bool:

@@ -228,7 +228,7 @@ def test_a_database_that_is_killed_and_comes_back(start, ollama, postgres, a_pos
     a_postgresql.kill()
     try:
         asked = len(prompts(ollama))
-        wait_for(lambda: b"none is lost" in (tmp_path / "log").read_bytes())
+        wait_for(lambda: b"no result is lost" in (tmp_path / "log").read_bytes())
         wait_for(lambda: len(prompts(ollama)) > asked)
     finally:
         a_postgresql.start()

@@ -1,4 +1,4 @@
-"""Sealed results go on to a table: neither gap nor double, wherever it breaks off."""
+"""Results in a checkpoint are written into the table once each, wherever the run is killed."""
 
 import contextlib
 import itertools
@@ -13,17 +13,17 @@ from ollama_provider.batch.store.storage import Disk, open_storage
 ROWS = [{"id": f"r{number}", "text": f"text {number % 7}", "title": f"title {number}"} for number in range(12)]
 
 
-class Shelf:
-    """A table in memory. It may refuse rows, or be gone for some calls."""
+class MemoryTable:
+    """A table in memory. It may refuse rows, or be down for some calls."""
 
     row_columns = ("title",)
 
-    def __init__(self, *, refuse=(), gone=0):
-        self.target = {"shelf": 1}
+    def __init__(self, *, refuse=(), down=0):
+        self.target = {"table": 1}
         self.rows = {}
         self.writes = 0
         self.refuse = refuse
-        self.gone = gone
+        self.down = down
 
     def open(self, examples, id_column):
         assert id_column == "id"
@@ -32,10 +32,10 @@ class Shelf:
         return own["id"], [own["id"], own["row"]]
 
     def write(self, results):
-        if self.gone:
-            self.gone -= 1
-            raise DatabaseGoneError("the shelf is being painted")
-        refused = {place: "no room" for place, result in enumerate(results) if result["id"] in self.refuse}
+        if self.down:
+            self.down -= 1
+            raise DatabaseGoneError("the database restarts")
+        refused = {place: "constraint violated" for place, result in enumerate(results) if result["id"] in self.refuse}
         for place, result in enumerate(results):
             if place not in refused:
                 self.writes += 1
@@ -52,52 +52,52 @@ def expected(batch):
 
 def test_every_good_result_is_written_once(batch):
     """Rows that share an answer, too, each with its own columns."""
-    shelf = Shelf()
+    table = MemoryTable()
 
-    summary = batch.run(ROWS, id_column="id", into=shelf, checkpoint_every=0.01)
+    summary = batch.run(ROWS, id_column="id", into=table, checkpoint_every=0.01)
 
-    assert (summary.ok, summary.written, shelf.writes) == (12, 12, 12)
+    assert (summary.ok, summary.written, table.writes) == (12, 12, 12)
     assert len(batch.asked) == 7
-    assert shelf.rows == expected(batch)
+    assert table.rows == expected(batch)
 
 
 def test_the_next_run_writes_only_what_is_new(batch):
-    """The ledger knows what the table has."""
-    shelf = Shelf()
-    batch.run(ROWS[:8], id_column="id", into=shelf)
+    """The directory notes what the table has."""
+    table = MemoryTable()
+    batch.run(ROWS[:8], id_column="id", into=table)
 
-    summary = batch.run(ROWS, id_column="id", into=shelf)
+    summary = batch.run(ROWS, id_column="id", into=table)
 
-    assert (summary.written, shelf.writes) == (4, 12)
-    assert shelf.rows == expected(batch)
+    assert (summary.written, table.writes) == (4, 12)
+    assert table.rows == expected(batch)
 
 
 def test_a_row_that_changes_and_changes_back(batch):
     """The table has what the input says now, though the answer is an old one."""
-    shelf = Shelf()
+    table = MemoryTable()
     for text in ("first", "second", "first"):
-        batch.run([{"id": "r0", "text": text, "title": "title 0"}], id_column="id", into=shelf)
+        batch.run([{"id": "r0", "text": text, "title": "title 0"}], id_column="id", into=table)
 
     assert len(batch.asked) == 2
-    assert shelf.writes == 3
-    assert shelf.rows == expected(batch)
+    assert table.writes == 3
+    assert table.rows == expected(batch)
 
 
 def test_a_column_of_the_input_that_changes(batch):
     """It is no part of the request, but of what the table has."""
-    shelf = Shelf()
+    table = MemoryTable()
     for title in ("old", "new"):
-        batch.run([{"id": "r0", "text": "x", "title": title}], id_column="id", into=shelf)
+        batch.run([{"id": "r0", "text": "x", "title": title}], id_column="id", into=table)
 
     assert len(batch.asked) == 1
-    assert [title for _, title in shelf.rows.values()] == ["new"]
+    assert [title for _, title in table.rows.values()] == ["new"]
 
 
 def test_another_table_gets_everything(batch):
     """What was written elsewhere does not count."""
-    batch.run(ROWS, id_column="id", into=Shelf())
-    other = Shelf()
-    other.target = {"shelf": 2}
+    batch.run(ROWS, id_column="id", into=MemoryTable())
+    other = MemoryTable()
+    other.target = {"table": 2}
 
     summary = batch.run(ROWS, id_column="id", into=other)
 
@@ -105,102 +105,105 @@ def test_another_table_gets_everything(batch):
 
 
 def test_refused_rows_are_dead_letters(batch):
-    """With the table's words, and the answer as raw reply; they count as failed, and the next run offers them again."""
-    shelf = Shelf(refuse={"r2", "r9"})
+    """They count as failed, with the error text of the database and the raw reply. The next run writes them again."""
+    table = MemoryTable(refuse={"r2", "r9"})
 
     with pytest.raises(TooManyFailedError, match=r"2 of 12 rows failed .RefusedByTable 2 times") as caught:
-        batch.run(ROWS, id_column="id", into=shelf, limits=Limits())
+        batch.run(ROWS, id_column="id", into=table, limits=Limits())
 
     summary = caught.value.summary
     assert (summary.failed, summary.written, summary.errors) == (2, 10, {"RefusedByTable": 2})
     assert (summary.ok, summary.left) == (10, 0)
     assert [row["id"] for row in batch.failed] == ["r2", "r9"]
-    assert {row["error"]["text"] for row in batch.failed} == {"no room"}
+    assert {row["error"]["text"] for row in batch.failed} == {"constraint violated"}
     assert all(row["reply"] and row["output"] is None for row in batch.failed)
     assert len(batch.results) == 12
 
     asked = len(batch.asked)
-    shelf.refuse = ()
-    assert batch.run(ROWS, id_column="id", into=shelf, limits=Limits()).written == 2
+    table.refuse = ()
+    assert batch.run(ROWS, id_column="id", into=table, limits=Limits()).written == 2
     assert len(batch.asked) == asked
     assert batch.failed == []
-    assert shelf.rows == expected(batch)
+    assert table.rows == expected(batch)
 
 
 def test_failed_rows_are_not_written(batch):
     """A row without an answer has no place in the table."""
-    shelf = Shelf()
+    table = MemoryTable()
     rows = [*ROWS[:2], {"id": "r2", "text": None, "title": "title 2"}]
 
-    summary = batch.run(rows, id_column="id", into=shelf)
+    summary = batch.run(rows, id_column="id", into=table)
 
     assert (summary.written, summary.failed) == (2, 1)
-    assert "r2" not in shelf.rows
+    assert "r2" not in table.rows
 
 
-def test_a_table_that_is_gone_for_a_while(batch, caplog):
-    """Results wait; requests go on."""
-    shelf = Shelf(gone=1)
+def test_results_wait_for_a_database_that_is_down(batch, caplog):
+    """Requests go on meanwhile."""
+    table = MemoryTable(down=1)
 
-    summary = batch.run(ROWS, id_column="id", into=shelf)
+    summary = batch.run(ROWS, id_column="id", into=table)
 
     assert summary.complete
-    assert shelf.rows == expected(batch)
-    assert "Results wait 1 s for their table, none is lost: the shelf is being painted" in caplog.text
+    assert table.rows == expected(batch)
+    assert (
+        "Database unavailable, writing again in 1 s (requests go on, no result is lost): the database restarts"
+        in caplog.text
+    )
 
 
-def test_a_table_that_stays_away(batch):
+def test_a_database_that_stays_down(batch):
     """The task fails, to be tried again; the next run writes without asking the model."""
-    shelf = Shelf(gone=10)
+    table = MemoryTable(down=10)
 
     with pytest.raises(DatabaseGoneError):
-        batch.run(ROWS, id_column="id", into=shelf, limits=Limits(max_outage=0))
+        batch.run(ROWS, id_column="id", into=table, limits=Limits(max_outage=0))
 
     asked = len(batch.asked)
-    shelf.gone = 0
-    assert batch.run(ROWS, id_column="id", into=shelf).written == 12
+    table.down = 0
+    assert batch.run(ROWS, id_column="id", into=table).written == 12
     assert len(batch.asked) == asked == 7
 
 
 def test_a_table_that_cannot_be_written_is_known_before_the_first_request(batch):
-    """No hour of a GPU for nothing."""
-    shelf = Shelf()
-    shelf.open = lambda *_: (_ for _ in ()).throw(DatabaseError("no such shelf"))
+    """Nothing is asked for a table that cannot take the answers."""
+    table = MemoryTable()
+    table.open = lambda *_: (_ for _ in ()).throw(DatabaseError("no such table"))
 
-    with pytest.raises(DatabaseError, match="no such shelf"):
-        batch.run(ROWS, id_column="id", into=shelf)
+    with pytest.raises(DatabaseError, match="no such table"):
+        batch.run(ROWS, id_column="id", into=table)
 
     assert batch.asked == []
 
 
 def test_two_rows_with_one_key_of_the_table(batch, caplog):
-    """One of them is lost in the table, and that is said."""
+    """A warning says that only one of them is in the table."""
     rows = [{"id": "r0", "text": text, "title": "t"} for text in ("one", "two", "three")]
 
-    batch.run(rows, id_column="id", into=Shelf())
+    batch.run(rows, id_column="id", into=MemoryTable())
 
     assert "2 rows have the same key of the table as another row" in caplog.text
 
 
 def test_the_merge_of_shards_writes_their_rows(batch):
-    """It alone knows the place of each row; the shards leave the table alone."""
-    shelf = Shelf()
+    """Only the merge knows the index of each row, so a shard writes nothing into the table."""
+    table = MemoryTable()
     for number in range(3):
-        batch.run(ROWS, id_column="id", into=shelf, shard=(number, 3))
-    assert shelf.writes == 0
+        batch.run(ROWS, id_column="id", into=table, shard=(number, 3))
+    assert table.writes == 0
 
-    summary = batch.run(ROWS, id_column="id", into=shelf, mode="merge")
+    summary = batch.run(ROWS, id_column="id", into=table, mode="merge")
 
-    assert (summary.complete, summary.written, shelf.writes) == (True, 12, 12)
-    assert shelf.rows == expected(batch)
+    assert (summary.complete, summary.written, table.writes) == (True, 12, 12)
+    assert table.rows == expected(batch)
 
 
 class DiedError(OSError):
-    """The process is gone."""
+    """The process was killed."""
 
 
 class DyingDisk(Disk):
-    """Does k things, and nothing afterwards."""
+    """Fails every operation after the first *deadline* ones."""
 
     def __init__(self, deadline):
         self.count = 0
@@ -226,21 +229,21 @@ class DyingDisk(Disk):
 
 
 def test_every_crash_point(batch, tmp_path):
-    """After each, the next run makes the table exactly right and asks nothing that was sealed."""
+    """After each, the next run completes the table and asks no row again that is in a checkpoint."""
     for deadline in itertools.count():
         batch.directory = tmp_path / f"out{deadline}"
-        shelf, disk = Shelf(), DyingDisk(deadline)
+        table, disk = MemoryTable(), DyingDisk(deadline)
         before = len(batch.asked)
         with contextlib.suppress(StorageError, DiedError):
-            batch.run(ROWS, directory=open_storage(batch.directory, disk), id_column="id", into=shelf, concurrency=1)
-        sealed = {json.loads(line)["key"] for part in batch.parts for line in part.read_bytes().splitlines()}
+            batch.run(ROWS, directory=open_storage(batch.directory, disk), id_column="id", into=table, concurrency=1)
+        stored = {json.loads(line)["key"] for part in batch.parts for line in part.read_bytes().splitlines()}
         tried = len(batch.asked)
 
-        batch.run(ROWS, id_column="id", into=shelf, concurrency=1)
+        batch.run(ROWS, id_column="id", into=table, concurrency=1)
 
-        assert shelf.rows == expected(batch)
-        assert len(batch.asked) - tried == 7 - len(sealed)
-        assert batch.run(ROWS, id_column="id", into=shelf).written == 0
+        assert table.rows == expected(batch)
+        assert len(batch.asked) - tried == 7 - len(stored)
+        assert batch.run(ROWS, id_column="id", into=table).written == 0
         if disk.count <= deadline:
             assert tried - before == 7
             break
