@@ -14,6 +14,7 @@ from typing import Any
 
 from ollama_provider.batch.errors import DirectoryBusyError
 from ollama_provider.batch.records import Query, plain
+from ollama_provider.batch.store.locks import open_lock
 from ollama_provider.batch.store.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def fetch_once(query: Query, storage: Storage, pause: Callable[[float], None], r
     """
     question = json.dumps([plain(query.question), query.occasion], sort_keys=True)
     name = f"{_FOLDER}/{blake2b(question.encode(), digest_size=8).hexdigest()}.jsonl"
-    lock = storage.lock(_LOCK)
+    lock = open_lock(storage, _LOCK)
     while True:
         try:
             lock.take(pause)

@@ -1,11 +1,12 @@
-"""One run at a time in a directory.
+"""Locks: one run at a time in a directory.
 
-On a file system the kernel holds the lock (``flock``), so it ends with the process, also one that was killed. An object
-store has no such thing: there the owner renews a small object, and a newcomer watches it. If it does not change for
-half a minute, its owner is gone and the newcomer takes over; no two clocks are compared. Two newcomers at the same
-moment are told apart by the store, where it can create an object only if there is none, and by reading back what was
-written. An upload so slow that nobody sees it in time is found when the lease is renewed; until then the two runs write
-parts under different names.
+On a file system the kernel holds the lock (``flock``). It ends with the process, also with one that was killed.
+
+An object store has no locks. There the owner of a lease renews a small object, and a newcomer watches that object for
+half a minute. If it does not change, the owner is gone and the newcomer takes the lease over. No two clocks are
+compared. Of two newcomers at the same moment one wins: the store creates an object only if there is none, where it can,
+and each newcomer reads back what was written. An upload may be so slow that both believe they have the lease. The
+loser finds out when it renews the lease; until then the two runs write parts under different names.
 """
 
 import fcntl
@@ -16,24 +17,22 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from ollama_provider.batch.errors import DirectoryBusyError
-
-if TYPE_CHECKING:
-    from ollama_provider.batch.store.storage import Storage
+from ollama_provider.batch.store.storage import LocalStorage, Storage
 
 _LEASE_NAME = "lock.json"
-#: Who only looks whether a lock is taken holds it for a moment, and who takes it writes its note a moment later: a lock
-#: that is held is looked at so often, with so many seconds in between, before it counts as taken.
-_LOOKS, _BETWEEN = 10, 0.05
+#: A lock may be held for a moment by a process that only probes it, and its owner's note is written a moment after it
+#: is taken. So a held lock is tried this often, with so many seconds in between, before it counts as taken.
+_TRIES, _SECONDS_BETWEEN = 10, 0.05
 
 
 class Lock(Protocol):
-    """The right to write into a directory."""
+    """The exclusive right to write into a directory."""
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
-        """Take it, or fail.
+        """Take the lock, or fail.
 
         Args:
             pause: waits so many seconds; may raise to give up.
@@ -43,21 +42,38 @@ class Lock(Protocol):
         """
 
     def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
-        """Fail if another run has it; do not take it.
+        """Fail if another run has the lock, without taking it.
+
+        Args:
+            pause: waits so many seconds; may raise to give up.
 
         Raises:
             DirectoryBusyError: another run has it.
         """
 
     def renew(self) -> None:
-        """Show that we are alive.
+        """Show that this run is alive.
 
         Raises:
-            DirectoryBusyError: we seemed dead for so long that another run took over.
+            DirectoryBusyError: another run took over, because this one seemed dead for too long.
         """
 
     def release(self) -> None:
-        """Give it back; harmless when it is not ours."""
+        """Release the lock. Does nothing if it is held by another run, or not at all."""
+
+
+def open_lock(storage: Storage, name: str | None = None) -> Lock:
+    """Return a lock in a directory, not yet taken.
+
+    Args:
+        storage: the directory.
+        name: of the lock's file, such as ``shards/0of2.lock``; None for the lock of the whole directory.
+    """
+    if not isinstance(storage, LocalStorage):
+        return LeaseLock(storage, name or _LEASE_NAME)
+    path = storage.local(name or ".lock")
+    path.parent.mkdir(exist_ok=True)
+    return FileLock(path, storage.location)
 
 
 def _owner() -> dict[str, object]:
@@ -73,14 +89,19 @@ def _busy(location: str, note: bytes | None) -> DirectoryBusyError:
         owner = json.loads(note or b"")
         who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (ValueError, KeyError, TypeError):
-        who = "its note says not which"
+        who = "the lock does not name its process"
     return DirectoryBusyError(
         f"Another run is at work in {location} ({who}). Wait for it, stop it, or give this one a directory of its own."
     )
 
 
 class FileLock:
-    """A lock that the kernel holds on a file and that ends with the process."""
+    """A lock that the kernel holds on a file. It ends with the process.
+
+    Args:
+        path: of the file, which is created if it is not there.
+        location: of the directory, for error texts.
+    """
 
     def __init__(self, path: Path, location: str) -> None:
         self._path = path
@@ -88,11 +109,11 @@ class FileLock:
         self._handle: int | None = None
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
-        """See `Lock`."""
+        """Lock the file, and write into it which process holds it."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._hold(handle, fcntl.LOCK_EX, pause)
-            # The note is for people; the file itself stays, since removing it would let two newcomers lock two files.
+            self._flock(handle, fcntl.LOCK_EX, pause)
+            # The note is for people. The file itself stays: if it were removed, two newcomers could lock two files.
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(_owner()).encode(), 0)
         except BaseException:
@@ -101,74 +122,82 @@ class FileLock:
         self._handle = handle
 
     def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
-        """See `Lock`."""
+        """Lock the file for a moment, shared, so that two processes that probe do not see each other."""
         try:
             handle = os.open(self._path, os.O_RDONLY)
         except FileNotFoundError:
             return
         try:
-            # Shared, so that two who only look do not see each other.
-            self._hold(handle, fcntl.LOCK_SH, pause)
+            self._flock(handle, fcntl.LOCK_SH, pause)
         finally:
             os.close(handle)
 
-    def _hold(self, handle: int, how: int, pause: Callable[[float], None]) -> None:
-        for look in range(_LOOKS):
+    def _flock(self, handle: int, kind: int, pause: Callable[[float], None]) -> None:
+        for attempt in range(_TRIES):
             try:
-                fcntl.flock(handle, how | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                if look < _LOOKS - 1:
-                    pause(_BETWEEN)
+                if attempt < _TRIES - 1:
+                    pause(_SECONDS_BETWEEN)
             else:
                 return
         raise _busy(self._location, os.pread(handle, 1000, 0))
 
     def renew(self) -> None:
-        """See `Lock`."""
+        """Do nothing: the kernel knows that the process is alive."""
 
     def release(self) -> None:
-        """See `Lock`."""
+        """Unlock the file and empty it, so that it does not name a run that has ended."""
         if self._handle is not None:
-            os.ftruncate(self._handle, 0)  # nobody shall be told of a run that has ended
+            os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
 
 
 class LeaseLock:
-    """A lock for object stores: an object that its owner renews."""
+    """A lock for object stores: an object that its owner renews.
 
-    #: Seconds without a sign of life after which the owner counts as dead; it gives one three times as often.
+    Args:
+        storage: the directory.
+        name: of the object.
+    """
+
+    #: Seconds without a renewal after which the owner counts as dead. The owner renews three times as often.
     lease: ClassVar[float] = 30.0
 
-    def __init__(self, storage: "Storage", name: str = _LEASE_NAME) -> None:
+    def __init__(self, storage: Storage, name: str = _LEASE_NAME) -> None:
         self._storage = storage
         self._name = name
         self._token = secrets.token_hex(8)
         self._renewed = 0.0
-        #: Seconds until the next look. Short at first: another newcomer's upload may have taken long.
-        self._next = self.lease / 30
-        self._beat = 0
+        #: Seconds until the next renewal. Short at first: another newcomer's upload may have taken long.
+        self._interval = self.lease / 30
+        self._renewals = 0
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
-        """See `Lock`."""
-        left_behind = self._watch(pause)
+        """Watch the lease of another run, if there is one, and take it over if nobody renews it."""
+        abandoned = self._watch(pause)
         began = time.monotonic()
-        if left_behind:
+        if abandoned:
             self._write()
         elif not self._storage.create_new(self._name, self._note()):
             raise _busy(self._storage.location, self._storage.read(self._name))
         self._renewed = time.monotonic()
-        # As slow as our own upload was another one may be.
+        # Another newcomer's upload may be as slow as this one was.
         pause(max(self.lease / 100, 3 * (self._renewed - began)))
         if not self._ours():
             raise _busy(self._storage.location, self._storage.read(self._name))
 
     def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
-        """See `Lock`."""
+        """Watch the lease, and fail if it is renewed."""
         self._watch(pause)
 
     def _watch(self, pause: Callable[[float], None]) -> bool:
-        """Tell whether there is a lease that nobody renews; fail if somebody does."""
+        """Return whether there is an abandoned lease.
+
+        Raises:
+            DirectoryBusyError: the lease is renewed.
+        """
         seen = self._storage.read(self._name)
         waited, step = 0.0, self.lease / 10
         while seen is not None and waited < self.lease:
@@ -181,22 +210,22 @@ class LeaseLock:
         return seen is not None
 
     def renew(self) -> None:
-        """See `Lock`."""
-        if time.monotonic() - self._renewed < self._next:
+        """Write the object again, once the interval has passed."""
+        if time.monotonic() - self._renewed < self._interval:
             return
         if not self._ours():
             raise _busy(self._storage.location, self._storage.read(self._name))
         self._write()
-        self._next = min(2 * self._next, self.lease / 3)
+        self._interval = min(2 * self._interval, self.lease / 3)
 
     def release(self) -> None:
-        """See `Lock`."""
+        """Delete the object, if it is this run's."""
         if self._ours():
             self._storage.delete(self._name)
 
     def _note(self) -> bytes:
-        self._beat += 1
-        return json.dumps({**_owner(), "token": self._token, "beat": self._beat}).encode()
+        self._renewals += 1
+        return json.dumps({**_owner(), "token": self._token, "beat": self._renewals}).encode()
 
     def _write(self) -> None:
         with self._storage.create(self._name) as file:

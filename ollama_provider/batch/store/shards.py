@@ -12,7 +12,7 @@ from typing import Any
 
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.spec import SHARDS_FOLDER, Shard
-from ollama_provider.batch.store.locks import Lock
+from ollama_provider.batch.store.locks import Lock, open_lock
 from ollama_provider.batch.store.storage import Storage
 
 #: What shards write; other files in the folder are left alone.
@@ -38,7 +38,7 @@ class RunLock:
     def __init__(self, storage: Storage, shard: Shard | None) -> None:
         self._storage = storage
         self._shard = shard
-        self._lock: Lock = storage.lock() if shard is None else storage.lock(shard.lock_name)
+        self._lock: Lock = open_lock(storage, None if shard is None else shard.lock_name)
 
     def take(self, pause: Callable[[float], None]) -> None:
         """Take it, or fail.
@@ -48,11 +48,11 @@ class RunLock:
         """
         self._lock.take(pause)
         if self._shard is not None:
-            self._storage.lock().probe(pause)
+            open_lock(self._storage).probe(pause)
             self._storage.remove_unfinished(self._shard.name)
             return
         for name in _files(self._storage, "lock"):
-            self._storage.lock(name).probe(pause)
+            open_lock(self._storage, name).probe(pause)
         self._storage.remove_unfinished()
 
     def renew(self) -> None:

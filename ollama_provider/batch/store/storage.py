@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ollama_provider.batch.errors import StorageError
-from ollama_provider.batch.store.locks import FileLock, LeaseLock, Lock
 
 
 class Disk:
@@ -121,9 +120,6 @@ class Storage(Protocol):
 
     def local(self, name: str) -> Path:
         """Return a local file with the content of *name*, which never changes once it is there."""
-
-    def lock(self, name: str | None = None) -> Lock:
-        """Return the lock of the directory, or one with a name in it; not yet taken."""
 
     def close(self) -> None:
         """Remove what was kept for a while."""
@@ -253,12 +249,6 @@ class LocalStorage:
         """See `Storage`."""
         return self._root / name
 
-    def lock(self, name: str | None = None) -> Lock:
-        """See `Storage`."""
-        path = self._root / (name or ".lock")
-        path.parent.mkdir(exist_ok=True)
-        return FileLock(path, self.location)
-
     def close(self) -> None:
         """See `Storage`."""
 
@@ -332,10 +322,6 @@ class ObjectStorage:
                 shutil.copyfileobj(remote, file, 1 << 20)
             coming.replace(kept)
         return kept
-
-    def lock(self, name: str | None = None) -> Lock:
-        """See `Storage`."""
-        return LeaseLock(self) if name is None else LeaseLock(self, name)
 
     def close(self) -> None:
         """See `Storage`."""
