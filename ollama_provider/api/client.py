@@ -79,6 +79,7 @@ class Client:
         self._listener = listener
         self._wire = Wire(settings, transport, concurrency)
         self._pulls: dict[str, Pull[threading.Lock]] = {}
+        self._policies = {yes: RetryPolicy.of(settings, repeatable=yes) for yes in (True, False)}
         self._knows_embed = True
 
     def __enter__(self) -> Self:
@@ -158,7 +159,7 @@ class Client:
         return self._try(call, how)
 
     def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
-        policy = RetryPolicy.of(self.settings, repeatable=call.request.repeatable)
+        policy = self._policies[call.request.repeatable]
         if policy.max_attempts == 1:  # tenacity would cost a quarter of the requests a second, for nothing
             return how(call)
         retrying = Retrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
@@ -204,7 +205,7 @@ class Client:
         """Make one attempt: send the request, give the objects of the answer."""
         request = call.request
         body = encode(request)
-        if not isinstance(body, bytes | None):
+        if body is not None and not isinstance(body, bytes):
             body = Upload(body)
         exchange = self._wire.exchange()
         try:
@@ -216,12 +217,14 @@ class Client:
                 )
                 while (data := self._read(exchange, call, patience, decoder)) is not None:
                     for part in decoder.feed(data):
-                        call.tell(patience.take(part, monotonic()))
+                        if (moved := patience.take(part, monotonic())) is not None:
+                            call.tell(moved)
                         yield part
             finally:
                 exchange.close()
             for part in decoder.end():
-                call.tell(patience.take(part, monotonic()))
+                if (moved := patience.take(part, monotonic())) is not None:
+                    call.tell(moved)
                 yield part
         except OllamaError as error:
             self._wire.add_proxy(error, exchange.response)
@@ -291,6 +294,7 @@ class AsyncClient:
         self._listener = listener
         self._wire = AsyncWire(settings, transport, concurrency)
         self._pulls: dict[str, Pull[asyncio.Lock]] = {}
+        self._policies = {yes: RetryPolicy.of(settings, repeatable=yes) for yes in (True, False)}
         self._knows_embed = True
 
     async def __aenter__(self) -> Self:
@@ -369,7 +373,7 @@ class AsyncClient:
         return await self._try(call, how)
 
     async def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
-        policy = RetryPolicy.of(self.settings, repeatable=call.request.repeatable)
+        policy = self._policies[call.request.repeatable]
         if policy.max_attempts == 1:  # tenacity would cost a quarter of the requests a second, for nothing
             return await how(call)
         retrying = AsyncRetrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
@@ -415,7 +419,7 @@ class AsyncClient:
         """Make one attempt: send the request, give the objects of the answer."""
         request = call.request
         body = encode(request)
-        if not isinstance(body, bytes | None):
+        if body is not None and not isinstance(body, bytes):
             body = Upload(body)
         exchange = await self._wire.exchange()
         try:
@@ -427,12 +431,14 @@ class AsyncClient:
                 )
                 while (data := await self._read(exchange, call, patience, decoder)) is not None:
                     for part in decoder.feed(data):
-                        call.tell(patience.take(part, monotonic()))
+                        if (moved := patience.take(part, monotonic())) is not None:
+                            call.tell(moved)
                         yield part
             finally:
                 await exchange.close()
             for part in decoder.end():
-                call.tell(patience.take(part, monotonic()))
+                if (moved := patience.take(part, monotonic())) is not None:
+                    call.tell(moved)
                 yield part
         except OllamaError as error:
             self._wire.add_proxy(error, exchange.response)

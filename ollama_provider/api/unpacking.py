@@ -83,7 +83,9 @@ def unpacker_for(response: httpx.Response) -> Unpacker | None:
         UnknownEncoding: it is compressed in another way than gzip or deflate, and no refusal, which says enough by its
             status.
     """
-    encoding = response.headers.get("content-encoding", "").strip().lower()
+    # httpx would decode all headers to find this one, for each answer.
+    found = [value for name, value in response.headers.raw if name.lower() == b"content-encoding"]
+    encoding = b", ".join(found).decode("latin-1").strip().lower()
     if encoding in {"", "identity"}:
         return None
     if encoding in {"gzip", "x-gzip", "deflate"}:
