@@ -1,8 +1,8 @@
-"""For those who build agents: a pydantic-ai model over an Airflow connection of type *Ollama*.
+"""A pydantic-ai model that uses an Airflow connection of type *Ollama*.
 
-Agents are not this package's business; pydantic-ai and Airflow's common-ai provider have them. They talk to Ollama's
-``/v1`` endpoints, which know no ``num_ctx``, no ``keep_alive`` and no other option of a model: what an agent needs of
-these belongs into the model itself, by `OllamaCreateModelOperator`'s ``parameters``.
+This package has no agents of its own; pydantic-ai and Airflow's common-ai provider have them. They use Ollama's ``/v1``
+endpoints, which ignore ``num_ctx``, ``keep_alive`` and the other model options. Set such options in the model itself,
+with the ``parameters`` of `OllamaCreateModelOperator`.
 """
 
 from importlib import import_module
@@ -15,20 +15,20 @@ from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
 from ollama_provider.hooks import OllamaHook
 
-#: Headers that are the OpenAI client's own business.
-_THEIRS = {"accept", "accept-encoding", "content-type"}
+#: Headers that the OpenAI client sets itself.
+_CLIENT_HEADERS = {"accept", "accept-encoding", "content-type"}
 
 
 def pydantic_ai_model(conn_id: str = OllamaHook.default_conn_name, model: str | None = None) -> Any:
     """Return a model for ``pydantic_ai.Agent``: ``Agent(pydantic_ai_model("ollama_default", "llama3.2"))``.
 
-    It has the connection's address, credentials, headers, certificates and proxy, its timeouts for the connect and the
-    first token, and its number of attempts. Two defaults differ from pydantic-ai's own, because of what Ollama's
-    ``/v1`` ignores without a word (0.24): structured output is asked for as a JSON schema, and not by a tool that
-    the model is told it must call; and ``max_tokens`` is sent under that name, so that it bounds the answer.
+    It uses the connection's address, credentials, headers, certificates and proxy, its timeouts for connecting and for
+    the first token, and its number of attempts. Two defaults differ from pydantic-ai's own, because Ollama's ``/v1``
+    silently ignores what pydantic-ai sends otherwise (0.24). Structured output is requested as a JSON schema, not by
+    forcing a tool call. And ``max_tokens`` is sent under that name, so that it limits the answer.
 
     Args:
-        conn_id: the connection.
+        conn_id: id of the connection.
         model: name of the model, which must be on the server (``/v1`` never pulls); None is the connection's default.
 
     Returns:
@@ -53,10 +53,10 @@ def pydantic_ai_model(conn_id: str = OllamaHook.default_conn_name, model: str | 
         ) from error
     client = openai.AsyncOpenAI(
         base_url=f"{settings.base_url}/v1",
-        # It insists on a key; where there is a header of that name, the header counts.
+        # The client requires a key. If the connection has an Authorization header, that header is sent instead.
         api_key="none",
-        # In the client's own spelling: openai 2 keeps a dict, and would send both keys.
-        default_headers={key.title(): value for key, value in headers_for(settings) if key not in _THEIRS},
+        # Title case, as the client spells its headers: openai 2 merges them in a dict, and would send both spellings.
+        default_headers={key.title(): value for key, value in headers_for(settings) if key not in _CLIENT_HEADERS},
         max_retries=settings.max_attempts - 1,
         http_client=_http_client(settings),
     )

@@ -1,4 +1,4 @@
-"""What an Airflow connection of type *Ollama* says: its fields as Settings, and its form for older Airflows."""
+"""Reads Airflow connections of type *Ollama* into `Settings`, and builds the connection form for older Airflows."""
 
 import difflib
 import json
@@ -14,14 +14,14 @@ from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.provider_info import EXTRA_FIELDS
 
 _TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
-#: The names that a connection's extra and a hook's overrides may use.
+#: The names that are allowed in a connection's extra and in a hook's overrides.
 SETTINGS = (Settings.model_fields.keys() - {"base_url", "login", "password", "timeouts"}) | _TIMEOUTS.keys()
 #: The *Test* button of Airflow 2.11 sends each field of its form twice: by its name, and by the name with this prefix.
 _FORM_PREFIX = "extra__ollama__"
 
 
 class Connection(Protocol):
-    """The part of an Airflow connection that is read here."""
+    """The attributes of an Airflow connection that are read here."""
 
     conn_id: str
     host: str | None
@@ -33,20 +33,24 @@ class Connection(Protocol):
 
 
 def settings_from_connection(conn: Connection, **overrides: Any) -> Settings:
-    """Read a connection; *overrides* win over its extra, and None leaves the connection's own.
+    """Read a connection.
 
-    An extra field that is empty counts as absent. One that is not known is refused, as a misspelt timeout would
-    otherwise be a timeout that nobody set.
+    An empty field of the extra counts as absent. An unknown field is refused, because a misspelt timeout would
+    otherwise be ignored.
+
+    Args:
+        conn: the connection.
+        overrides: values that replace fields of the extra; None keeps the connection's value.
 
     Raises:
-        InvalidRequestError: names the connection, the field, and what is allowed there; never a value that may be
-            secret.
+        InvalidRequestError: a value is not valid. The text names the connection, the field and what is allowed, and
+            never a value that may be secret.
     """
     try:
-        fields = _read_extra(conn.extra) | _set(overrides)
+        fields = _read_extra(conn.extra) | _without_empty(overrides)
         scheme, path = conn.schema or "", None
         if "://" in (conn.host or "") and scheme.strip().lower() not in {"http", "https"}:
-            # In a URI, ollama://https://host/base, Airflow takes the path for the scheme.
+            # Of the URI ollama://https://host/base Airflow puts the path into the schema.
             scheme, path = "", scheme
         address = parse_address(conn.host, conn.port, scheme, path)
         return _settings(
@@ -78,16 +82,16 @@ def _read_extra(extra: str | None) -> dict[str, Any]:
         raise InvalidRequestError("its extra is not valid JSON") from None
     if not isinstance(fields, dict):
         raise InvalidRequestError('its extra must be a JSON object, such as {"model": "llama3.2"}')
-    return {name: value for name, value in _set(fields).items() if not name.startswith(_FORM_PREFIX)}
+    return {name: value for name, value in _without_empty(fields).items() if not name.startswith(_FORM_PREFIX)}
 
 
-def _set(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is empty: forms send it for what nobody filled in."""
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not empty. Forms send empty values for fields that were not filled in."""
     return {name: value for name, value in fields.items() if value is not None and value != ""}
 
 
 def _values(fields: dict[str, Any]) -> dict[str, Any]:
-    """Arrange extra fields as `Settings` has them."""
+    """Convert fields of the extra to arguments of `Settings`."""
     values: dict[str, Any] = {"timeouts": {}}
     for name, value in fields.items():
         if name in _TIMEOUTS:
@@ -98,13 +102,13 @@ def _values(fields: dict[str, Any]) -> dict[str, Any]:
             values[name] = value
         else:
             nearest = difflib.get_close_matches(name, SETTINGS, n=1)
-            advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(SETTINGS))}"
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"known fields are {', '.join(sorted(SETTINGS))}"
             raise InvalidRequestError(f"its extra has no field {name!r}; {advice}")
     return values
 
 
 def _read_json(name: str, value: Any) -> Any:
-    """Read what a form without JSON fields has sent as text."""
+    """Parse a value that may come as JSON text, from a form without JSON fields."""
     if not isinstance(value, str):
         return value
     try:
@@ -114,14 +118,14 @@ def _read_json(name: str, value: Any) -> Any:
 
 
 def form_widgets() -> dict[str, Any]:
-    """Return the extra fields as the form of Airflow 2.11 to 3.1 wants them.
+    """Return the widgets of the extra fields for the connection form of Airflow 2.11 to 3.1.
 
-    3.1 knows text, numbers and switches; options and headers are JSON in a text field. In 2.11 all are text: its
-    switch shows a stored ``false`` as on, and its number refuses a stored 2.5.
+    3.1 has text fields, numbers and switches; options and headers are JSON in a text field. In 2.11 all fields are
+    text, because its switch shows a stored ``false`` as on, and its number field refuses a stored 2.5.
     """
-    # Only Airflow 2 has Flask. The API server of 3.1 puts stand-ins in place of these while it asks, and of no other
-    # widgets and fields.
-    import airflow  # this module is not Airflow's but for these functions
+    # Only Airflow 2 has Flask. While the API server of 3.1 calls this function, it replaces exactly these classes of
+    # Flask-AppBuilder and wtforms by substitutes.
+    import airflow  # the rest of this module works without Airflow
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
     from wtforms import BooleanField, IntegerField, StringField
     from wtforms.validators import Optional
@@ -131,19 +135,19 @@ def form_widgets() -> dict[str, Any]:
         text = {"widget": _json_widget(), "validators": [_check]}
     widgets = {}
     for name, field in EXTRA_FIELDS.items():
-        told = {"label": field["label"], "description": field["description"]}
+        texts = {"label": field["label"], "description": field["description"]}
         kinds = field["schema"]["type"]
         if only_text or "string" in kinds or "object" in kinds:
-            widgets[name] = StringField(**told, **text)
+            widgets[name] = StringField(**texts, **text)
         elif "boolean" in kinds:
-            widgets[name] = BooleanField(**told, default=field["schema"]["default"])
+            widgets[name] = BooleanField(**texts, default=field["schema"]["default"])
         else:
-            widgets[name] = IntegerField(**told, **text, validators=[Optional()])
+            widgets[name] = IntegerField(**texts, **text, validators=[Optional()])
     return widgets
 
 
 def _json_widget() -> Any:
-    """Return what shows a field in Airflow 2. Its own would show a stored dict as Python writes it."""
+    """Return a widget for Airflow 2 that shows stored values as JSON. Its own shows a dict in Python's syntax."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
 
     class JSONWidget(BS3TextFieldWidget):  # type: ignore[misc]  # Flask-AppBuilder has no types
@@ -158,22 +162,22 @@ def _json_widget() -> Any:
 
 
 def _check(form: Any, field: Any) -> None:
-    """Refuse on Save, in Airflow 2, what `Settings` would refuse at run time.
+    """Validate a field on Save in Airflow 2, with the rules that `Settings` applies at run time.
 
-    Airflow does not fill in a value that is false or 0, and deletes from the extra what is empty in the form. Here such
-    a value stays, as a text, which is shown from then on.
+    Airflow shows a stored false or 0 as an empty field, and deletes empty fields from the extra. This function keeps
+    such a value, as a text, which the form shows from then on.
 
     Raises:
-        wtforms.validators.ValidationError: with the name of the field and what is allowed there.
+        wtforms.validators.ValidationError: the value is not valid; the text names the field and what is allowed.
     """
     from wtforms.validators import ValidationError
 
-    if form.conn_type.data != "ollama":  # one form has the fields of all types
+    if form.conn_type.data != "ollama":  # one form holds the fields of all connection types
         return
     name = field.name.removeprefix(_FORM_PREFIX)
     try:
         if not field.data and (stored := _read_extra(form.extra.data).get(name)) in (False, 0):
             field.data = json.dumps(stored)
-        _settings(_set({name: field.data}))
+        _settings(_without_empty({name: field.data}))
     except InvalidRequestError as error:
         raise ValidationError(error.what) from None

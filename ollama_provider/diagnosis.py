@@ -1,4 +1,4 @@
-"""Can this server be used? In words, soon, and without a download."""
+"""Tests whether a server can be used, for the *Test* button: a verdict in words, within 10 s, without a download."""
 
 import difflib
 from concurrent.futures import Future
@@ -15,46 +15,46 @@ from ollama_provider.api.schemas import LocalModel, TagsReply, TagsRequest, Vers
 from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.waiting import Condition, Ready
 
-#: The first with /api/chat and with /api/version.
+#: The first version with /api/chat and /api/version.
 MINIMUM_VERSION = "0.1.14"
-#: Seconds in all. Airflow's API server waits for the answer, with one of its few threads.
+#: Seconds for the whole test. One of the few threads of Airflow's API server waits for it.
 BUDGET = 9.0
 
 _SHOWN = 5
 _LATEST = f":{TAG}"
-_OF_ANOTHER_PROGRAM = (errors.NotOllamaError, errors.ConnectionBrokenError, errors.IncompleteReplyError)
+_NOT_OLLAMA_ERRORS = (errors.NotOllamaError, errors.ConnectionBrokenError, errors.IncompleteReplyError)
 _CHECK_ADDRESS = "Check host, port and base path of the connection, and http or https."
 
 
 def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
-    """Ask the server for its version and models.
+    """Request the version and the list of models of a server.
 
     Args:
-        settings: of the connection; its own patience and attempts do not count here.
-        budget: seconds in all, whatever is asked; half of them for a connection.
+        settings: settings of the connection. Its timeouts and max_attempts are not used here.
+        budget: seconds for the whole test; half of them for the TCP connection.
 
     Returns:
-        Whether the server can be used, and why not; on success its version and models.
+        Whether the server can be used, and a text: on success its version and models, else what is wrong.
 
     Raises:
-        OllamaError: it could not be reached, or its answer says no; the text says why.
+        OllamaError: the server could not be reached, or refused the request; the text says why.
     """
-    quick = Timeouts(connect=budget / 2)
-    client = Client(settings.model_copy(update={"timeouts": quick, "max_attempts": 1}))
-    verdict: Future[tuple[bool, str]] = Future()
-    # In a thread, since nothing else bounds all of it: the resolver, the connect, two answers.
-    Thread(target=_probe, args=(client, settings, verdict), name="ollama-diagnosis", daemon=True).start()
+    timeouts = Timeouts(connect=budget / 2)
+    client = Client(settings.model_copy(update={"timeouts": timeouts, "max_attempts": 1}))
+    result: Future[tuple[bool, str]] = Future()
+    # In a thread, because no timeout of httpx bounds the total of name resolution, connecting and two responses.
+    Thread(target=_run_check, args=(client, settings, result), name="ollama-diagnosis", daemon=True).start()
     try:
-        return verdict.result(budget)
+        return result.result(budget)
     except FutureTimeoutError:
         return False, (
             f"no answer within {budget:g} s ({_where(settings)}). Is it Ollama that listens there, "
             "does the name of its host resolve, and does a firewall drop packets?"
         )
     except errors.ConnectTimeoutError:
-        # Its own text speaks of connect_timeout, which has no effect here.
+        # The text of the error names connect_timeout, which has no effect here.
         return False, (
-            f"no connection within {quick.connect:g} s ({_where(settings)}). "
+            f"no connection within {timeouts.connect:g} s ({_where(settings)}). "
             "Is the server running, are host and port right, and does a firewall drop packets?"
         )
     except OllamaError as error:
@@ -64,11 +64,11 @@ def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
         client.close()
 
 
-def _probe(client: Client, settings: Settings, verdict: "Future[tuple[bool, str]]") -> None:
+def _run_check(client: Client, settings: Settings, result: "Future[tuple[bool, str]]") -> None:
     try:
-        verdict.set_result(_judge(client, settings))
-    except BaseException as error:  # the thread that waits for it raises it again
-        verdict.set_exception(error)
+        result.set_result(_check(client, settings))
+    except BaseException as error:  # `diagnose` raises it in its own thread
+        result.set_exception(error)
 
 
 def _where(settings: Settings) -> str:
@@ -77,64 +77,67 @@ def _where(settings: Settings) -> str:
 
 
 def _advice(error: OllamaError) -> str:
-    """Return what to do, where the error has a task's request in mind and the address is more likely to be wrong."""
+    """Return what to do about an error. Unlike in a task, the address of the connection is the likely cause."""
     if error.advice != type(error).advice:
-        return error.advice  # it knows better than its class
+        return error.advice  # more specific than the advice of its class
     if isinstance(error, errors.EndpointNotFoundError):
         return "Check the base path of the connection. Or does another program listen there?"
-    if isinstance(error, _OF_ANOTHER_PROGRAM) or error.status == 400:
-        # A port of TLS answers plain HTTP in one of these ways, or with a redirect.
+    if isinstance(error, _NOT_OLLAMA_ERRORS) or error.status == 400:
+        # A TLS port answers plain HTTP in one of these ways, or with a redirect.
         return _CHECK_ADDRESS
     if error.status in {502, 503, 504}:
         return "A proxy answers there: is the server behind it running?"
     return error.advice
 
 
-def _judge(client: Client, settings: Settings) -> tuple[bool, str]:
+def _check(client: Client, settings: Settings) -> tuple[bool, str]:
     where = _where(settings)
     try:
         version = client.send(VersionRequest()).version
     except errors.EndpointNotFoundError as missing:
-        # Before the minimum version there was no such endpoint, but the list of models there was.
-        if _has_list(client):
+        # Older servers have no /api/version, but they have the list of models.
+        if _has_model_list(client):
             return False, f"This Ollama is too old ({where}). Update it to {MINIMUM_VERSION} or later."
         raise missing from None
     reply = client.send(TagsRequest())
-    if not version or not _is_list(reply):
+    if not version or not _is_model_list(reply):
         return False, f"What answers there is not Ollama ({where}). {_CHECK_ADDRESS}"
     server = f"Ollama {version} {where}"
-    if settings.model and (fault := _fault(settings.model, settings, reply)):
-        return False, f"{server} answers, but {fault}"
-    return True, f"{server} has {_list(reply.models)}."
+    if settings.model and (problem := _model_problem(settings.model, settings, reply)):
+        return False, f"{server} answers, but {problem}"
+    return True, f"{server} has {_describe_models(reply.models)}."
 
 
-def _has_list(client: Client) -> bool:
+def _has_model_list(client: Client) -> bool:
     try:
-        return _is_list(client.send(TagsRequest()))
+        return _is_model_list(client.send(TagsRequest()))
     except (errors.EndpointNotFoundError, errors.NotOllamaError):
         return False
 
 
-def _is_list(reply: TagsReply) -> bool:
+def _is_model_list(reply: TagsReply) -> bool:
     return "models" in reply.model_fields_set
 
 
-def _fault(model: str, settings: Settings, reply: TagsReply) -> str:
-    """Return what is wrong with the default model, and what to do; nothing if it is there."""
+def _model_problem(model: str, settings: Settings, reply: TagsReply) -> str:
+    """Return what is wrong with the default model and what to do; an empty text if the server has it."""
     try:
         ModelName.parse(model)
     except errors.InvalidRequestError as error:
         return f"the default model {error}."
-    if isinstance(Condition(models=(model,)).judge([reply]), Ready):
+    if isinstance(Condition(models=(model,)).evaluate([reply]), Ready):
         return ""
-    # Without the tag that everybody leaves out: it would make short names unlike, and others alike.
-    names = [there.tag.removesuffix(_LATEST) for there in reply.models]
+    # Compare without ":latest": as part of short names it would make unlike names look alike.
+    names = [entry.tag.removesuffix(_LATEST) for entry in reply.models]
     nearest = difflib.get_close_matches(model.removesuffix(_LATEST), names, n=3)
-    others = f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"It has {_list(reply.models)}."
-    return f"does not have the default model {model!r}. {others} {_way(model, settings)}"
+    others = f"It has {_describe_models(reply.models)}."
+    if nearest:
+        others = f"Did you mean {' or '.join(map(repr, nearest))}?"
+    return f"does not have the default model {model!r}. {others} {_how_to_get(model, settings)}"
 
 
-def _way(model: str, settings: Settings) -> str:
+def _how_to_get(model: str, settings: Settings) -> str:
+    """Return whether a task would pull the model, or why it may not."""
     try:
         check_pull_allowed(model, settings, errors.ModelNotFoundError("missing"))
     except errors.PullNotAllowedError as refused:
@@ -142,7 +145,7 @@ def _way(model: str, settings: Settings) -> str:
     return "It will be pulled when it is first used."
 
 
-def _list(models: list[LocalModel]) -> str:
+def _describe_models(models: list[LocalModel]) -> str:
     if not models:
         return "no models yet"
     names = ", ".join(model.tag for model in models[:_SHOWN])

@@ -1,4 +1,4 @@
-"""A Connection becomes Settings, Settings become a Client."""
+"""The hook: a client for the server of an Airflow connection."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -47,21 +47,21 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 
 class OllamaHook(BaseHook):
-    """Talk to the Ollama server of an Airflow connection of type *Ollama*.
+    """Client for the Ollama server of an Airflow connection of type *Ollama*.
 
     Each method sends one request and returns its whole reply. The connection's default model, options and keep_alive
-    fill in what a request does not name; the request's own win, options key by key. An option that is given as None
-    takes the connection's away.
+    are used where a request sets none. Options are merged key by key, and those of the request win; an option that is
+    None removes the connection's.
 
     Args:
-        conn_id: the connection.
-        overrides: values laid over the connection's extra fields for this hook alone, under the same names
-            (``first_token_timeout=1800``, ``auto_pull=False``); None leaves the connection's own.
+        conn_id: id of the connection.
+        overrides: values that replace the connection's extra fields for this hook only, under the same names
+            (``first_token_timeout=1800``, ``auto_pull=False``); None keeps the connection's value.
 
     Raises:
         InvalidRequestError: a value of the connection, an override or a field of a request is wrong; the text names it.
         AirflowNotFoundException: there is no such connection.
-        OllamaError: the server could not be reached, or its answer says no; see `ollama_provider.api.errors`.
+        OllamaError: the server could not be reached, or its answer is an error; see `ollama_provider.api.errors`.
     """
 
     conn_name_attr = "conn_id"
@@ -75,22 +75,22 @@ class OllamaHook(BaseHook):
         self.overrides = overrides
         self._client: Client | None = None
         self._closed = False
-        # Reentrant: on_kill closes from a signal handler, which may interrupt the making of the client.
+        # Reentrant: on_kill calls `close` in a signal handler, which may interrupt the creation of the client.
         self._lock = RLock()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the extra fields of the connection form, for Airflow 2.11 to 3.1."""
+        """Return the widgets of the extra fields in the connection form, for Airflow 2.11 to 3.1."""
         return form_widgets()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return what the connection form does with the standard fields, for Airflow 2.11 to 3.1."""
+        """Return labels and placeholders of the standard fields of the connection form, for Airflow 2.11 to 3.1."""
         return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
 
     @cached_property
     def settings(self) -> Settings:
-        """Where the server is and how to treat it, from the connection and the overrides."""
+        """Settings of the connection, with the overrides applied."""
         try:
             settings = self._read(self.get_connection(self.conn_id))
         except AirflowNotFoundException:
@@ -110,7 +110,7 @@ class OllamaHook(BaseHook):
 
     @property
     def client(self) -> Client:
-        """The client, made at first use and kept until `close`, which is final."""
+        """The client, created on first use. After `close`, which is final, it refuses requests."""
         with self._lock:
             if self._client is None:
                 self._client = Client(self.settings, listener=TaskObserver(self.log))
@@ -119,11 +119,11 @@ class OllamaHook(BaseHook):
             return self._client
 
     def get_conn(self) -> Client:
-        """Return `client`, by the name that Airflow gives to it."""
+        """Return `client`. This is the name that Airflow's hooks use."""
         return self.client
 
     def close(self) -> None:
-        """End the requests in flight and close the client, from any thread or signal handler; twice does no harm."""
+        """Cancel the requests in flight and close the client. Safe in any thread and signal handler, and twice."""
         self._closed = True
         if self._client is not None:
             self._client.close()
@@ -136,13 +136,13 @@ class OllamaHook(BaseHook):
 
     @asynccontextmanager
     async def async_client(self, *, concurrency: int = 16) -> AsyncGenerator[AsyncClient, None]:
-        """Yield a client for async code; the connection is fetched without blocking the event loop.
+        """Yield a client for async code. The connection is read without blocking the event loop.
 
-        Inside, `settings` and `request` may be used as well. All who ask in the same event loop for the same server,
-        with the same settings, get the same client, so it is not to be closed: the last one who leaves does that.
+        Inside the ``async with`` block, `settings` and `request` can be used as well. In an event loop, hooks with the
+        same settings share one client. Do not close it: that happens when the last of them leaves its block.
 
         Args:
-            concurrency: requests in flight at a time, of all who share the client.
+            concurrency: most requests in flight at a time, counted over all users of the shared client.
         """
         if "settings" not in self.__dict__:
             try:
@@ -150,7 +150,7 @@ class OllamaHook(BaseHook):
             except AirflowNotFoundException:
                 raise self._no_such_connection() from None
             if secrets := _secrets(settings):
-                # In a thread, where talking to the supervisor cannot get in the way of a coroutine that does so too.
+                # In a thread, because it talks to the supervisor, and another coroutine may be doing that too.
                 await sync_to_async(mask_secret, thread_sensitive=False)(secrets)
             self.settings = settings
         listener = TaskObserver(self.log)
@@ -158,7 +158,7 @@ class OllamaHook(BaseHook):
             yield client
 
     def request(self, kind: type[RequestT], **fields: Any) -> RequestT:
-        """Make a request, with the connection's defaults for the fields that *fields* does not name."""
+        """Return a request, with the connection's defaults for fields that are not in *fields*."""
         settings, known = self.settings, kind.model_fields
         if "model" in known and not fields.get("model"):
             if settings.model is None:
@@ -181,19 +181,19 @@ class OllamaHook(BaseHook):
         return self.client.stream(request)
 
     def generate(self, prompt: str = "", **fields: Any) -> GenerateReply:
-        """Complete a prompt; *fields* are those of `GenerateRequest` (model, system, format, options, …)."""
+        """Generate a completion. *fields* are those of `GenerateRequest` (model, system, format, options, …)."""
         return self.send(self.request(GenerateRequest, prompt=prompt, **fields))
 
     def chat(self, messages: str | list[Message] | list[dict[str, Any]], **fields: Any) -> ChatReply:
-        """Answer a chat, or one message of the user; *fields* are those of `ChatRequest` (model, tools, …)."""
+        """Generate the next message of a chat. *fields* are those of `ChatRequest` (model, tools, …)."""
         return self.send(self.request(ChatRequest, messages=messages, **fields))
 
     def embed(self, input: str | list[str], **fields: Any) -> EmbedReply:  # noqa: A002  # Ollama's own name
-        """Turn texts into vectors, one a text; *fields* are those of `EmbedRequest` (model, dimensions, …)."""
+        """Compute one embedding vector for each text. *fields* are those of `EmbedRequest` (model, dimensions, …)."""
         return self.send(self.request(EmbedRequest, input=input, **fields))
 
     def pull(self, model: str | None = None, **fields: Any) -> ProgressReply:
-        """Download a model to the server; *fields* are those of `PullRequest`."""
+        """Pull a model to the server. *fields* are those of `PullRequest`."""
         return self.send(self.request(PullRequest, model=model, **fields))
 
     def list_models(self) -> list[LocalModel]:
@@ -201,7 +201,7 @@ class OllamaHook(BaseHook):
         return self.send(TagsRequest()).models
 
     def show(self, model: str | None = None, **fields: Any) -> ShowReply:
-        """Return what the server knows about a model: capabilities, context length, parameters, template, …."""
+        """Return details of a model: capabilities, context length, parameters, template and others."""
         return self.send(self.request(ShowRequest, model=model, **fields))
 
     def ps(self) -> list[RunningModel]:
@@ -209,7 +209,7 @@ class OllamaHook(BaseHook):
         return self.send(PsRequest()).models
 
     def version(self) -> str:
-        """Return the server's version; "0.0.0" for one built from source."""
+        """Return the server's version. A server built from source reports "0.0.0"."""
         return self.send(VersionRequest()).version
 
     def copy(self, source: str, destination: str) -> None:
@@ -217,27 +217,27 @@ class OllamaHook(BaseHook):
         self.send(CopyRequest(source=source, destination=destination))
 
     def create(self, model: str, **fields: Any) -> ProgressReply:
-        """Make a model of another one (``from_=…``) or of files; *fields* are those of `CreateRequest`."""
+        """Create a model from another one (``from_=…``) or from files. *fields* are those of `CreateRequest`."""
         return self.send(CreateRequest(model=model, **fields))
 
     def delete(self, model: str) -> None:
-        """Remove a model from the server's disk; it has to be named, there is no default."""
+        """Delete a model from the server's disk. The connection's default model is not used here."""
         self.send(DeleteRequest(model=model))
 
     def load(self, model: str | None = None, **fields: Any) -> GenerateReply | EmbedReply:
-        """Bring a model into memory and wait until it is there; *fields* are ``options`` and ``keep_alive``."""
+        """Load a model into memory and wait until it is loaded. *fields* are ``options`` and ``keep_alive``."""
         try:
             return self.send(self.request(GenerateRequest, model=model, **fields))
         except UnsupportedError:
-            # A model for embeddings alone refuses to generate even nothing.
+            # An embedding model refuses even an empty generate request.
             return self.send(self.request(EmbedRequest, model=model, input=[], **fields))
 
     def unload(self, model: str | None = None) -> GenerateReply:
-        """Take a model out of memory, of whatever kind; the server answers before the memory is free."""
+        """Unload a model of any kind from memory. The server answers before the memory is free."""
         return self.send(self.request(GenerateRequest, model=model, keep_alive=0))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say whether the server can be used, in words, within 10 s and without a download."""
+        """Return whether the server can be used, and why not. It takes less than 10 s and downloads nothing."""
         try:
             return diagnosis.diagnose(self.settings)
         except (OllamaError, AirflowNotFoundException) as error:
@@ -245,7 +245,7 @@ class OllamaHook(BaseHook):
 
 
 def _merge(defaults: Options, own: Any) -> Any:
-    """Lay a request's own options over the defaults; what is not options at all is left to be refused."""
+    """Merge options over *defaults*. A value of the wrong type is returned as it is; the request refuses it."""
     if own is None:
         return defaults
     if isinstance(own, Options):
@@ -254,6 +254,6 @@ def _merge(defaults: Options, own: Any) -> Any:
 
 
 def _secrets(settings: Settings) -> list[str]:
-    """Return what must not be seen in a log; Airflow itself masks only what stands in the fields it knows."""
+    """Return the values to mask in logs. By itself Airflow masks those of its standard fields only."""
     password = [settings.password] if settings.password else []
     return [value.get_secret_value() for value in (*password, *settings.headers.values())]

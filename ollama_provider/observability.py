@@ -1,11 +1,11 @@
-"""What a call to Ollama leaves behind in Airflow: lines in the task's log, and metrics. Never a prompt or an answer.
+"""Log lines and Airflow metrics of the calls to Ollama. They never contain a prompt or an answer.
 
 Metrics, all with the tags ``endpoint`` (as in "generate") and ``model``:
 
-* ``ollama.requests``: calls, all their attempts included; tag ``outcome`` is "success" or the class of the error.
-* ``ollama.request_duration``: how long the caller waited.
-* ``ollama.retries``: attempts that failed and were followed by another; tag ``error`` is the class of the error.
-* ``ollama.prompt_tokens``, ``ollama.answer_tokens``: tokens read and generated.
+* ``ollama.requests``: calls, each with all its attempts. Tag ``outcome`` is "success" or the class of the error.
+* ``ollama.request_duration``: duration of a call, all attempts included.
+* ``ollama.retries``: failed attempts that were followed by another. Tag ``error`` is the class of the error.
+* ``ollama.prompt_tokens``, ``ollama.answer_tokens``: tokens of the prompt and of the answer.
 """
 
 from datetime import timedelta
@@ -17,7 +17,7 @@ from ollama_provider.api.events import AttemptFailed, CallEnded, Event, PullMove
 
 
 class Logger(Protocol):
-    """What is used of a task's logger, be it the standard library's or structlog's."""
+    """The methods of a logger that are used here. Airflow's may be the standard library's or structlog's."""
 
     def debug(self, msg: str, *args: Any) -> None: ...  # noqa: D102
     def info(self, msg: str, *args: Any) -> None: ...  # noqa: D102
@@ -25,7 +25,7 @@ class Logger(Protocol):
 
 
 class TaskObserver:
-    """A listener for a client that works for a task.
+    """Listener that logs a client's events to the task's log and counts them in metrics.
 
     Args:
         log: the task's logger.
@@ -35,7 +35,7 @@ class TaskObserver:
         self._log = log
 
     def __call__(self, event: Event) -> None:
-        """Tell of one event."""
+        """Log and count one event."""
         match event:
             case AttemptFailed():
                 self._attempt_failed(event)
@@ -46,7 +46,7 @@ class TaskObserver:
 
     def _attempt_failed(self, event: AttemptFailed) -> None:
         self._log.warning(
-            "%s: attempt %d failed, the next one follows in %.1f s: %s",
+            "%s: attempt %d failed, retrying in %.1f s: %s",
             event.path,
             event.attempt,
             event.wait,
@@ -57,7 +57,7 @@ class TaskObserver:
     def _call_ended(self, event: CallEnded) -> None:
         outcome = event.error.__name__ if event.error else "success"
         self._log.debug("%s: %s after %.2f s (model %s)", event.path, outcome, event.seconds, event.model)
-        # An attribute of `sdk` is loaded when it is asked for: the first use of Stats reads Airflow's configuration.
+        # `sdk` loads its attributes on first access, and that of Stats reads Airflow's configuration.
         tags = _tags(event)
         sdk.Stats.incr("ollama.requests", tags={**tags, "outcome": outcome})
         sdk.Stats.timing("ollama.request_duration", timedelta(seconds=event.seconds), tags=tags)
@@ -67,14 +67,14 @@ class TaskObserver:
 
 
 def describe_pull(event: PullMoved) -> str:
-    """Return one line on how far a pull is: percent, size, speed, time to go."""
+    """Return the progress of a pull as one line: percent, size, speed, remaining time."""
     facts = [event.status]
     if event.percent is not None:
         facts.append(f"{event.percent:.0f} % of {describe_size(event.total)}")
     if event.rate is not None:
         facts.append(f"{describe_size(event.rate)}/s")
     if event.eta is not None:
-        facts.append(f"{timedelta(seconds=round(event.eta))} to go")
+        facts.append(f"{timedelta(seconds=round(event.eta))} left")
     return f"{event.model}: {', '.join(facts)}"
 
 

@@ -1,8 +1,8 @@
-"""What Airflow may find in this package. Strings only: Airflow reads this at every start.
+"""The provider's metadata for Airflow. Plain data, because Airflow reads it at every start.
 
-The connection form stands here and nowhere else. Airflow 3.2 and later build it from this; for older ones
-`ollama_provider.connection` makes their widgets of the same fields. No number field has a form default: a default that
-was saved into every connection could never be changed again, so the description tells it and `Settings` applies it.
+The connection form is defined here only. Airflow 3.2 and later build it from `EXTRA_FIELDS`; for older ones
+`ollama_provider.connection` makes widgets of the same fields. No number field has a default in the form: it would be
+saved into every connection and could never be changed later. The description names the default, `Settings` applies it.
 """
 
 from typing import Any
@@ -10,69 +10,69 @@ from typing import Any
 _SECONDS = {"type": ["number", "null"], "exclusiveMinimum": 0}
 _TEXT = {"type": ["string", "null"]}
 _JSON = {"type": ["object", "null"]}
-_ON = {"type": ["boolean", "null"], "default": True}  # without null it would carry the star of a required field
+_ON = {"type": ["boolean", "null"], "default": True}  # without null the form would mark it as required
 
-#: What people fill in of the connection's extra, the most frequent first: each takes a hand's breadth of the form.
-#: `Settings` knows a few more, for which there is the extra JSON. Examples are part of the descriptions, as only
-#: Airflow 2.11 shows placeholders here.
+#: The fields of the connection form, the most used first. Each takes much space there, so rarely used settings are left
+#: to the extra JSON. Descriptions contain examples, because only Airflow 2.11 shows placeholders for extra fields.
 EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     "model": {
         "label": "Default model",
-        "description": "For tasks that name none.",
+        "description": "Model of tasks that set none.",
         "schema": _TEXT,
     },
     "options": {
         "label": "Default options",
         "description": 'JSON object of model options, such as {"num_ctx": 8192}. '
-        "A task's own options are laid over them, key by key.",
+        "Options that a task sets itself win, key by key.",
         "schema": _JSON,
     },
     "keep_alive": {
         "label": "Keep alive",
-        "description": "How long a model stays in memory after a request: 5m, 1h30m, seconds, -1 for ever. "
+        "description": "How long a model stays in memory after a request: 5m, 1h30m, seconds, or -1 for no limit. "
         "If empty, the server decides.",
         "schema": _TEXT,
     },
     "auto_pull": {
         "label": "Pull missing models",
-        "description": "A model that is missing is downloaded once, then the request is sent again.",
+        "description": "If the server lacks the model of a request, it is pulled, and the request is sent again.",
         "schema": _ON,
     },
     "pull_allow": {
         "label": "Other registries to pull from",
-        "description": "Patterns with a comma between them (hf.co/ours/*). Names on Ollama's own registry need none.",
+        "description": "Patterns of models that may be pulled, separated by commas (hf.co/ours/*). "
+        "Models of Ollama's own registry need none.",
         "schema": _TEXT,
     },
     "first_token_timeout": {
         "label": "First token timeout (s)",
-        "description": "From the request to the first token: queue, load of the model, reading of the prompt. "
-        "If empty, 900.",
+        "description": "Time from sending a request to its first token: queue, loading the model, reading the "
+        "prompt. If empty, 900.",
         "schema": _SECONDS,
     },
     "idle_timeout": {
         "label": "Idle timeout (s)",
-        "description": "Between two tokens. If empty, 120.",
+        "description": "Longest time between two tokens. If empty, 120.",
         "schema": _SECONDS,
     },
     "total_timeout": {
         "label": "Total timeout (s)",
-        "description": "For one attempt in all. If empty, no bound.",
+        "description": "Longest time for a whole attempt. If empty, no limit.",
         "schema": _SECONDS,
     },
     "max_attempts": {
         "label": "Attempts",
-        "description": "For one request in all, the first included; 1 never tries again. If empty, 4.",
+        "description": "Number of times a request is sent, the first one included; 1 means no retries. If empty, 4.",
         "schema": {"type": ["integer", "null"], "minimum": 1},
     },
     "verify": {
         "label": "Check the certificate",
-        "description": "true, false, or the path of a CA file for a private certificate. If empty, true.",
+        "description": "true, false, or the path of the CA file of a private certificate. If empty, true.",
         "schema": _TEXT,
     },
     "headers": {
         "label": "Headers",
-        "description": 'JSON object, sent with every request, such as {"X-Tenant": "team-blue"}. Values are masked in '
-        "logs, not in this form: an API key belongs in its own field above.",
+        "description": 'JSON object of headers for every request, such as {"X-Tenant": "team-blue"}. Values are masked '
+        "in logs, but not in this form, so put an API key into its own field above.",
         "schema": _JSON,
     },
 }
@@ -86,8 +86,8 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     },
     "placeholders": {
         "host": "gpu1, or https://ollama.example.com/base",
-        # An empty field is told here what it means, as nothing else can say it: Airflow 3.3.1 and 3.3.2 answer the Test
-        # button of a connection without a port by themselves, with "Bad Request".
+        # Airflow 3.3.1 and 3.3.2 answer the Test button of a connection without a port with "Bad Request", before our
+        # code is called. The placeholder is the only place to mention it.
         "port": "11434, or 443 with https; Airflow 3.3 needs it for Test",
         "schema": "http or https",
     },
@@ -129,8 +129,9 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     "handover_path": {
                         "description": "Directory on any ObjectStoragePath that the workers and the triggerer share. "
-                        "A deferred task hands over its prompt and its answer through Airflow's database; what is too "
-                        "large for that goes here, and is removed when the task is done. If empty, it is refused.",
+                        "A deferred task passes its prompt and its answer through Airflow's database. Those that are "
+                        "too large for it are stored here, and deleted when the task is done. If empty, such prompts "
+                        "and answers fail the task.",
                         "version_added": "0.1.0",
                         "type": "string",
                         "example": "s3://aws_default@bucket/ollama-handover",

@@ -1,4 +1,4 @@
-"""Whether and when Airflow tries a task again that has met an Ollama error (Airflow 3.3).
+"""Retry policy for tasks that call the hook themselves (Airflow 3.3): it decides by the class of an `OllamaError`.
 
     from ollama_provider.retry_policy import OLLAMA_RETRY_POLICY
 
@@ -7,8 +7,8 @@
         with OllamaHook() as hook:
             return hook.generate("Why is the sky blue?").text
 
-It is for tasks that call the hook themselves. This package's operators decide the same on every Airflow: they raise
-`AirflowFailException` for what trying again cannot mend.
+The operators of this package need no policy: on every Airflow they raise `AirflowFailException` for errors that a retry
+cannot fix.
 """
 
 from datetime import timedelta
@@ -20,8 +20,8 @@ try:
     from airflow.sdk import RetryDecision, RetryPolicy
 except ImportError as error:
     raise ImportError(
-        "OLLAMA_RETRY_POLICY needs Airflow 3.3. Before, raise AirflowFailException for an OllamaError that is not "
-        "retryable, as the operators of this package do"
+        "OLLAMA_RETRY_POLICY needs Airflow 3.3. On older versions, raise AirflowFailException for an OllamaError that "
+        "is not retryable, as the operators of this package do"
     ) from error
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class OllamaRetryPolicy(RetryPolicy):
-    """Decide by the error: what trying again cannot mend fails at once, and what a proxy asked for is waited for.
+    """Fail at once if a retry cannot fix the error; else retry, after the delay that ``Retry-After`` asked for.
 
-    An exception that has nothing to do with Ollama is left to the task's own ``retries`` and ``retry_delay``, and so
-    is the delay unless the server named one.
+    Without ``Retry-After`` the task's own ``retry_delay`` counts. Exceptions that have nothing to do with Ollama are
+    left to the task's own ``retries`` and ``retry_delay``.
     """
 
     def evaluate(
@@ -52,12 +52,12 @@ class OllamaRetryPolicy(RetryPolicy):
         return RetryDecision.retry(delay=delay, reason=str(error))
 
     def serialize(self) -> dict[str, Any]:
-        """Return what tells it from other policies; it has no settings."""
+        """Return the serialized policy. It has no settings."""
         return {"__type": "OllamaRetryPolicy"}
 
 
 def _ollama_error(exception: BaseException | None) -> OllamaError | None:
-    """Return the error behind an exception: itself, or what it was raised for."""
+    """Return the first `OllamaError` among an exception, its cause and its context; None if there is none."""
     while exception is not None and not isinstance(exception, OllamaError):
         exception = exception.__cause__ or exception.__context__
     return exception

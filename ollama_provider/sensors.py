@@ -1,4 +1,4 @@
-"""Waits in the worker, or hands the wait over to the triggerer."""
+"""The health sensor. It waits in the worker, or defers to the triggerer."""
 
 import time
 from collections.abc import Sequence
@@ -15,35 +15,37 @@ from airflow.providers.common.compat.sdk import (
 
 from ollama_provider.api.arguments import is_null, read_text
 from ollama_provider.api.errors import ClientClosedError, OllamaError
+from ollama_provider.api.lists import read_list
 
-# What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
+# The modules that talk to a server are imported when the task runs, because DAG files are parsed much more often.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from ollama_provider.hooks import OllamaHook
     from ollama_provider.waiting import Verdict
 
-#: The next poke is the retry.
-_PROBE = {"max_attempts": 1}
-#: Airflow ends the wait by itself so long after the timeout, in case no triggerer runs that would keep it.
+#: Settings of a poke. It has no retries of its own, since the next poke is the retry.
+_NO_RETRIES = {"max_attempts": 1}
+#: Airflow's own timeout of the deferral comes this much after the sensor's. It counts if no triggerer runs.
 _GRACE = timedelta(minutes=5)
 
 
 class OllamaHealthSensor(BaseSensorOperator):
-    """Wait until an Ollama server answers, and has what is wanted.
+    """Wait until an Ollama server answers, and has the models and the version that are needed.
 
-    Each poke is one to three cheap requests without retries. What may pass (refused, timeout, 5xx, a model that is
-    still being pulled) is waited for; what cannot (401, a certificate, a wrong path, not an Ollama) fails at once.
+    Each poke sends one to three cheap requests without retries. The sensor waits through temporary failures
+    (connection refused, timeout, 5xx, a model that is still being pulled). It fails at once on permanent ones (401, an
+    untrusted certificate, a wrong path, a server that is not Ollama).
 
     Args:
         conn_id: connection of type *Ollama*.
-        models: names that have to be on the server. ``name@sha256:…`` (12 hex digits or more) wants that very version.
-            A cloud model counts as there.
-        min_version: the oldest server version that will do, such as "0.6.4".
-        loaded: names that have to be in the server's memory.
-        deferrable: ask once, and then wait in the triggerer, without a slot of a worker; *mode* does not matter then,
-            and nor does *exponential_backoff*. By default ``[operators] default_deferrable``.
-        kwargs: those of every sensor: poke_interval, timeout, mode ("poke" or "reschedule"), soft_fail, …
+        models: a model or a list of models that must be on the server. ``name@sha256:…`` (12 hex digits or more)
+            requires exactly that version. A cloud model counts as present.
+        min_version: the oldest acceptable server version, such as "0.6.4".
+        loaded: a model or a list of models that must be in the server's memory.
+        deferrable: poke once in the worker, then wait in the triggerer, without occupying a worker slot. *mode* and
+            *exponential_backoff* have no effect then. By default ``[operators] default_deferrable``.
+        kwargs: arguments of every sensor: poke_interval, timeout, mode ("poke" or "reschedule"), soft_fail, …
 
     Raises:
         AirflowFailException: waiting is useless; the text says why and what to do.
@@ -52,7 +54,7 @@ class OllamaHealthSensor(BaseSensorOperator):
 
     template_fields: Sequence[str] = ("conn_id", "models", "min_version", "loaded")
     ui_color = "#f0ede6"
-    #: Open while the task runs.
+    #: Set while the task runs.
     hook: "OllamaHook | None" = None
 
     def __init__(
@@ -71,57 +73,57 @@ class OllamaHealthSensor(BaseSensorOperator):
         self.min_version = min_version
         self.loaded = loaded
         self.deferrable = deferrable
-        self._told: str | None = None
-        self._found: Verdict | None = None
+        self._logged: str | None = None
+        self._trigger_verdict: Verdict | None = None
 
     def execute(self, context: "Context") -> Any:
-        """Wait, with one connection for all pokes."""
+        """Wait, with one hook for all pokes."""
         from ollama_provider.hooks import OllamaHook
 
-        with OllamaHook(self.conn_id, **_PROBE) as self.hook:
+        with OllamaHook(self.conn_id, **_NO_RETRIES) as self.hook:
             return super().execute(context)
 
     def poke(self, context: "Context") -> bool:  # noqa: ARG002  # Airflow's signature
-        """Ask once; hand over what is not yet there, if that is wanted."""
+        """Check the server once, or take the verdict of the trigger; defer if that is asked for and not done yet."""
         from ollama_provider.waiting import Never, NotYet
 
-        match self._found or self._look():
+        match self._trigger_verdict or self._check():
             case Never(reason):
                 raise AirflowFailException(reason)
             case NotYet(reason):
-                if self._found:
+                if self._trigger_verdict:
                     raise AirflowSensorTimeout(f"not ready within {self.timeout:g} s: {reason}")
-                self._tell(reason)
+                self._log_changed(reason)
                 if self.deferrable:
-                    self._hand_over()
+                    self._defer()
                 return False
             case ready:
                 self.log.info("Ready: %s", ready.summary)
                 return True
 
     def execute_complete(self, context: "Context", event: dict[str, str]) -> Any:
-        """Go on with what the trigger has found, as if a poke had found it: soft_fail and its kin hold as ever."""
+        """Resume with the trigger's verdict, as if a poke had returned it, so that soft_fail and the like apply."""
         from ollama_provider.waiting import Never, NotYet, Ready
 
         match event["status"]:
             case "ready":
-                self._found = Ready(event["text"])
+                self._trigger_verdict = Ready(event["text"])
             case "never":
-                self._found = Never(event["text"])
+                self._trigger_verdict = Never(event["text"])
             case "failed":
                 raise AirflowException(event["text"])
             case _:
-                self._found = NotYet(event["text"])
+                self._trigger_verdict = NotYet(event["text"])
         return super().execute(context)
 
-    def _hand_over(self) -> None:
+    def _defer(self) -> None:
         from ollama_provider.triggers import OllamaHealthTrigger
 
-        models, min_version, loaded = self._wanted()
+        models, min_version, loaded = self._read_arguments()
         self.defer(
             trigger=OllamaHealthTrigger(
                 conn_id=self.conn_id,
-                overrides=_PROBE,
+                overrides=_NO_RETRIES,
                 deadline=time.time() + self.timeout,
                 models=models,
                 min_version=min_version,
@@ -132,39 +134,41 @@ class OllamaHealthSensor(BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout) + _GRACE,
         )
 
-    def _wanted(self) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
-        """Return models, oldest version and models in memory, out of their templates."""
-        oldest = None if is_null(self.min_version) else read_text("min_version", self.min_version)
-        return _names("models", self.models), oldest, _names("loaded", self.loaded)
+    def _read_arguments(self) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+        """Return *models*, *min_version* and *loaded*, read from what their templates rendered to."""
+        min_version = None if is_null(self.min_version) else read_text("min_version", self.min_version)
+        return _names("models", self.models), min_version, _names("loaded", self.loaded)
 
     def on_kill(self) -> None:
-        """Close the connection, which ends the wait."""
+        """Close the connection, which ends the poke."""
         if self.hook:
             self.hook.close()
 
-    def _look(self) -> "Verdict":
+    def _check(self) -> "Verdict":
         from ollama_provider.hooks import OllamaHook
-        from ollama_provider.waiting import Condition, judge_error
+        from ollama_provider.waiting import Condition, evaluate_error
 
-        self.hook = self.hook or OllamaHook(self.conn_id, **_PROBE)
+        self.hook = self.hook or OllamaHook(self.conn_id, **_NO_RETRIES)
         try:
-            condition = Condition(*self._wanted())
-            return condition.judge([self.hook.send(request) for request in condition.requests])
+            condition = Condition(*self._read_arguments())
+            return condition.evaluate([self.hook.send(request) for request in condition.requests])
         except ClientClosedError as error:
-            # The task was killed: no poke could find anything any more.
+            # `on_kill` has closed the client, so no further poke could succeed.
             raise AirflowException(str(error)) from None
         except OllamaError as error:
-            return judge_error(error)
+            return evaluate_error(error)
 
-    def _tell(self, reason: str) -> None:
-        """Log what is missing when that changes: a night of pokes is not a night of the same line."""
-        if reason != self._told:
+    def _log_changed(self, reason: str) -> None:
+        """Log what is missing, but only when that has changed since the last poke."""
+        if reason != self._logged:
             self.log.info("Not yet: %s", reason)
-            self._told = reason
+            self._logged = reason
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
     if is_null(value):
         return ()
+    if isinstance(value, str) and (rendered := read_list(value)) is not None:
+        value = rendered  # a template made a text of the list
     names = value if isinstance(value, list | tuple | set) else (value,)
     return tuple(read_text(name, each) for each in names)

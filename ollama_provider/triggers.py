@@ -28,7 +28,7 @@ from ollama_provider.api.request_flow import Conversation, conversations
 from ollama_provider.api.schemas import Request
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.payloads import AnswerWriter, PayloadStorageError, read_request
-from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, judge_error
+from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, evaluate_error
 
 #: Concurrent requests of a connection: one for each task that waits for an answer. A triggerer's capacity is 1000.
 _CONCURRENCY = 1000
@@ -191,9 +191,9 @@ class OllamaHealthTrigger(OllamaTrigger):
 
 async def _check(client: AsyncClient, condition: Condition) -> Verdict:
     try:
-        return condition.judge([await client.send(request) for request in condition.requests])
+        return condition.evaluate([await client.send(request) for request in condition.requests])
     except OllamaError as error:
-        return judge_error(error)
+        return evaluate_error(error)
 
 
 class OllamaRequestTrigger(OllamaTrigger):

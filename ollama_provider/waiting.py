@@ -1,7 +1,7 @@
-"""Is the server, or the model, ready, still coming, or never? No network, no clock.
+"""Decides whether a server or a model is ready, may become ready, or never will. No network, no clock.
 
-Whoever waits (the sensor in a worker, a trigger in the triggerer) sends `Condition.requests` now and then, and hands
-the replies to `Condition.judge`, or the error to `judge_error`. What the verdict is, is decided here alone.
+The sensor (in a worker) and the health trigger (in the triggerer) send `Condition.requests` once per interval. They
+pass the replies to `Condition.evaluate`, or the error to `evaluate_error`, and act on the verdict.
 """
 
 import re
@@ -30,21 +30,21 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})")
 
 @dataclass(frozen=True)
 class Ready:
-    """What was waited for is there."""
+    """The condition is met."""
 
     summary: str
 
 
 @dataclass(frozen=True)
 class NotYet:
-    """Something is missing that may still come."""
+    """Something is missing that may still appear, so waiting makes sense."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Never:
-    """Waiting is useless; a person has to change something."""
+    """Waiting is useless, because a person has to change something first."""
 
     reason: str
 
@@ -54,16 +54,17 @@ Verdict = Ready | NotYet | Never
 
 @dataclass(frozen=True)
 class Condition:
-    """What has to be true of a server that answers.
+    """What must be true of a server before a task goes on.
 
     Attributes:
-        models: names that have to be on its disk. ``name@sha256:…`` (12 hex digits or more) wants that very version, by
-            the digest that ``ollama list`` shows. A cloud model counts as there: it runs elsewhere.
-        min_version: the oldest version that will do, such as "0.6.4".
-        loaded: names that have to be in its memory.
+        models: models that must be on its disk. ``name@sha256:…`` (12 hex digits or more) requires exactly that
+            version; the digest is the one that ``ollama list`` shows. A cloud model counts as present, because it runs
+            elsewhere.
+        min_version: the oldest acceptable version, such as "0.6.4".
+        loaded: models that must be in its memory.
 
     Raises:
-        InvalidRequestError: a name, digest or version is none.
+        InvalidRequestError: a name, digest or version is not valid.
     """
 
     models: tuple[str, ...] = ()
@@ -78,15 +79,15 @@ class Condition:
 
     @property
     def requests(self) -> tuple[Request[Any], ...]:
-        """What to ask the server, each cheap and never queued behind a generation."""
+        """The requests to send. Each is cheap, and the server never queues it behind a generation."""
         return (
             TagsRequest(),
             *((VersionRequest(),) if self.min_version else ()),
             *((PsRequest(),) if self.loaded else ()),
         )
 
-    def judge(self, replies: Iterable[Reply]) -> Ready | NotYet:
-        """Judge the replies to `requests`."""
+    def evaluate(self, replies: Iterable[Reply]) -> Ready | NotYet:
+        """Return the verdict on the replies to `requests`."""
         missing: list[str] = []
         for reply in replies:
             match reply:
@@ -112,28 +113,29 @@ class Condition:
         return "; ".join(["the server answers", *(part for part in there if part)])
 
 
-def judge_error(error: OllamaError) -> NotYet | Never:
-    """Judge an answer that did not come, or that says no."""
-    passing = error.retryable or isinstance(error, ResponseTimeoutError)
-    return NotYet(str(error)) if passing else Never(str(error))
+def evaluate_error(error: OllamaError) -> NotYet | Never:
+    """Return the verdict on a request that failed."""
+    temporary = error.retryable or isinstance(error, ResponseTimeoutError)
+    return NotYet(str(error)) if temporary else Never(str(error))
 
 
 def version_key(version: str) -> tuple[int, ...] | None:
-    """Return a key to compare versions by; None for what is none. A build from source (0.0.0) is newer than any."""
+    """Return a key to compare versions; None if *version* is not one. A build from source (0.0.0) counts as newest."""
     match = _VERSION.match(version)
     if not match:
         return None
     major, minor, patch = (int(number or 0) for number in match.group(1, 2, 3))
-    # A release comes after all its candidates.
+    # A release sorts after all its release candidates.
     candidate = int(match[4]) if match[4] else 1_000_000
     return (major, minor, patch, candidate) if major or minor or patch else (1_000_000,)
 
 
-def _missing(wanted: Iterable[str], there: Sequence[LocalModel | RunningModel], fault: str) -> list[str]:
+def _missing(wanted: Iterable[str], present: Sequence[LocalModel | RunningModel], fault: str) -> list[str]:
+    """Return a text for each wanted model that is not among those *present*, or has another digest."""
     findings = []
     for text in wanted:
         name, digest = _split(text)
-        entry = next((entry for entry in there if _is(entry.tag, name)), None)
+        entry = next((entry for entry in present if _same_name(entry.tag, name)), None)
         if name.is_cloud:
             continue
         if entry is None:
@@ -143,18 +145,18 @@ def _missing(wanted: Iterable[str], there: Sequence[LocalModel | RunningModel], 
     return findings
 
 
-def _is(shown: str, wanted: ModelName) -> bool:
+def _same_name(shown: str, wanted: ModelName) -> bool:
     try:
         return ModelName.parse(shown) == wanted
     except InvalidRequestError:
-        # Another server may have names of another grammar.
+        # Other programs that speak this API may use names that Ollama would refuse.
         return False
 
 
 def _split(wanted: str) -> tuple[ModelName, str | None]:
-    """Take ``name@sha256:digest`` apart."""
+    """Split ``name@sha256:digest`` into name and digest."""
     name, at, digest = wanted.partition("@")
     match = _DIGEST.fullmatch(digest.strip().lower())
     if at and not match:
-        raise InvalidRequestError(f"{wanted!r}: after the @ comes sha256: and 12 to 64 hex digits")
+        raise InvalidRequestError(f"{wanted!r}: after the @ there must be sha256: and 12 to 64 hex digits")
     return ModelName.parse(name), match[1] if match else None

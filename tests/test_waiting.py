@@ -5,7 +5,7 @@ import pytest
 from ollama_provider.api import errors
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas import PsReply, PsRequest, TagsReply, TagsRequest, VersionReply, VersionRequest
-from ollama_provider.waiting import Condition, Never, NotYet, Ready, judge_error, version_key
+from ollama_provider.waiting import Condition, Never, NotYet, Ready, evaluate_error, version_key
 
 DIGEST = "a80c4f17acd55265feec403c7aef86be0c25983ab279d83f3bcd3abbcb5b8b72"
 
@@ -34,7 +34,7 @@ def test_asks_only_what_is_needed(condition, kinds):
 
 def test_a_server_that_answers_is_ready_when_nothing_more_is_wanted():
     """Without models or version, an answer is enough."""
-    assert Condition().judge([tags()]) == Ready("the server answers")
+    assert Condition().evaluate([tags()]) == Ready("the server answers")
 
 
 @pytest.mark.parametrize(
@@ -50,41 +50,41 @@ def test_a_server_that_answers_is_ready_when_nothing_more_is_wanted():
 )
 def test_names_are_compared_as_the_server_does(wanted, shown):
     """Defaults, letters' case and a :local at the end do not matter."""
-    assert isinstance(Condition(models=(wanted,)).judge([tags(shown)]), Ready)
+    assert isinstance(Condition(models=(wanted,)).evaluate([tags(shown)]), Ready)
 
 
 @pytest.mark.parametrize("shown", ["llama3.2:3b", "llama3:latest", "user/llama3.2:latest", "hf.co/u/llama3.2:latest"])
 def test_a_similar_name_is_another_model(shown):
     """A prefix, another tag, another namespace or another registry do not count."""
-    assert Condition(models=("llama3.2",)).judge([tags(shown)]) == NotYet("llama3.2:latest is not on the server")
+    assert Condition(models=("llama3.2",)).evaluate([tags(shown)]) == NotYet("llama3.2:latest is not on the server")
 
 
 def test_all_models_have_to_be_there_and_the_missing_ones_are_named():
     """One of three is not enough, and the reason names the other two."""
-    verdict = Condition(models=("a", "b:7b", "c")).judge([tags("a:latest")])
+    verdict = Condition(models=("a", "b:7b", "c")).evaluate([tags("a:latest")])
 
     assert verdict == NotYet("b:7b is not on the server; c:latest is not on the server")
 
 
 def test_a_cloud_model_counts_as_there():
     """It is never on the server's disk, so waiting for that would never end."""
-    assert isinstance(Condition(models=("gpt-oss:120b-cloud",)).judge([tags()]), Ready)
+    assert isinstance(Condition(models=("gpt-oss:120b-cloud",)).evaluate([tags()]), Ready)
 
 
 def test_a_name_that_only_the_server_understands_is_no_obstacle():
     """A model whose name does not fit the grammar does not hide the one that is wanted."""
-    assert isinstance(Condition(models=("llama3.2",)).judge([tags("weird name@!", "llama3.2:latest")]), Ready)
+    assert isinstance(Condition(models=("llama3.2",)).evaluate([tags("weird name@!", "llama3.2:latest")]), Ready)
 
 
 @pytest.mark.parametrize("wanted", [DIGEST, DIGEST[:12], DIGEST[:12].upper()])
 def test_a_digest_wants_that_very_version(wanted):
     """The digest, or its first 12 digits as `ollama list` shows them, has to fit."""
-    assert isinstance(Condition(models=(f"llama3.2@sha256:{wanted}",)).judge([tags("llama3.2:latest")]), Ready)
+    assert isinstance(Condition(models=(f"llama3.2@sha256:{wanted}",)).evaluate([tags("llama3.2:latest")]), Ready)
 
 
 def test_another_digest_is_not_yet():
     """The same tag with other contents is waited for, and both versions are named."""
-    verdict = Condition(models=("llama3.2@sha256:" + "0" * 64,)).judge([tags("llama3.2:latest")])
+    verdict = Condition(models=("llama3.2@sha256:" + "0" * 64,)).evaluate([tags("llama3.2:latest")])
 
     assert verdict == NotYet(f"llama3.2:latest is {DIGEST[:12]}, wanted is 000000000000")
 
@@ -107,14 +107,14 @@ def test_another_digest_is_not_yet():
 )
 def test_versions_are_compared_by_their_numbers(found, wanted, enough):
     """Numbers count, not letters; a candidate comes before its release; a build from source is newer than any."""
-    verdict = Condition(min_version=wanted).judge([tags(), VersionReply(version=found)])
+    verdict = Condition(min_version=wanted).evaluate([tags(), VersionReply(version=found)])
 
     assert isinstance(verdict, Ready if enough else NotYet)
 
 
 def test_an_old_server_is_named_with_what_is_wanted():
     """The reason holds both versions."""
-    verdict = Condition(min_version="0.6.4").judge([tags(), VersionReply(version="0.5.1")])
+    verdict = Condition(min_version="0.6.4").evaluate([tags(), VersionReply(version="0.5.1")])
 
     assert verdict == NotYet("the server is 0.5.1, wanted is 0.6.4 or later")
 
@@ -123,8 +123,8 @@ def test_a_model_on_the_disk_is_not_a_model_in_memory():
     """`loaded` looks at what the server runs."""
     condition = Condition(loaded=("llama3.2",))
 
-    assert condition.judge([tags("llama3.2:latest"), running()]) == NotYet("llama3.2:latest is not in memory")
-    assert isinstance(condition.judge([tags("llama3.2:latest"), running("llama3.2:latest")]), Ready)
+    assert condition.evaluate([tags("llama3.2:latest"), running()]) == NotYet("llama3.2:latest is not in memory")
+    assert isinstance(condition.evaluate([tags("llama3.2:latest"), running("llama3.2:latest")]), Ready)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_condition_that_can_never_be_true_is_refused(wrong):
 )
 def test_what_may_pass_is_waited_for(kind):
     """A server that is down, starting or busy may come."""
-    assert judge_error(kind("no answer")) == NotYet(str(kind("no answer")))
+    assert evaluate_error(kind("no answer")) == NotYet(str(kind("no answer")))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_may_pass_is_waited_for(kind):
 )
 def test_what_a_person_has_to_change_is_never(kind):
     """Waiting for another password, path or certificate is useless."""
-    assert judge_error(kind("no")) == Never(str(kind("no")))
+    assert evaluate_error(kind("no")) == Never(str(kind("no")))
 
 
 def test_what_is_no_version_has_no_key():

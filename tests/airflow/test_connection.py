@@ -199,7 +199,7 @@ def test_an_override_wins_and_none_leaves_the_connection_alone():
         ("[1]", ["extra", "JSON object"]),
         ({"modle": "x"}, ["'modle'", "did you mean 'model'"]),
         ({"idle_time_out": 3}, ["'idle_time_out'", "did you mean 'idle_timeout'"]),
-        ({"zzz": 3}, ["'zzz'", "known are", "keep_alive"]),
+        ({"zzz": 3}, ["'zzz'", "known fields are", "keep_alive"]),
         ({"idle_timeout": "soon"}, ["idle_timeout", "valid number"]),
         ({"total_timeout": -1}, ["total_timeout", "greater than 0"]),
         ({"max_attempts": 0}, ["max_attempts", "greater than or equal to 1"]),

@@ -82,13 +82,13 @@ def test_a_pull_is_told_as_it_goes_on(ollama, hook, caplog):
         (PullMoved("m", "pulling manifest", 0, 0, None, None), "m: pulling manifest"),
         (
             PullMoved("m", "pulling abc", 500_000_000, 2_000_000_000, 85_100_000, 17.6),
-            "m: pulling abc, 25 % of 2.0 GB, 85.1 MB/s, 0:00:18 to go",
+            "m: pulling abc, 25 % of 2.0 GB, 85.1 MB/s, 0:00:18 left",
         ),
         (PullMoved("m", "verifying", 5_000_000, 5_000_000, None, None), "m: verifying, 100 % of 5.0 MB"),
     ],
 )
 def test_a_pulls_line_holds_what_is_known(event, line):
-    """Percent, size, speed and time to go, as far as they are known."""
+    """Percent, size, speed and remaining time, as far as they are known."""
     assert describe_pull(event) == line
 
 

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
 )
 
+from ollama_provider.hooks import OllamaHook
 from ollama_provider.sensors import OllamaHealthSensor
 from ollama_provider.testing import Model, Respond, Stall
 from ollama_provider.triggers import OllamaHealthTrigger
@@ -216,6 +217,7 @@ def test_it_runs_in_a_dag(ollama, ollama_conn, run_dag, how):
     run = run_dag(f"""
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.hooks import OllamaHook
 from ollama_provider.sensors import OllamaHealthSensor
 
 with DAG("waits", schedule=None, start_date=datetime(2026, 1, 1)):
@@ -235,6 +237,21 @@ def test_a_number_that_native_rendering_made_of_a_text_is_refused(ollama_conn, w
 
     with pytest.raises(AirflowFailException, match=f"{name}: a text is needed.*render_template_as_native_obj"):
         OllamaHealthSensor(task_id="t", **wanted).poke({})
+
+
+@pytest.mark.parametrize("argument", ["models", "loaded"])
+@pytest.mark.parametrize("text", ['["llama3.2", "fresh"]', "['llama3.2', 'fresh']", "('llama3.2', 'fresh')"])
+def test_a_list_that_a_template_made_a_text_of_is_read(wait, ollama, ollama_conn, argument, text):
+    """Each name counts, in the worker and in the trigger."""
+    ollama.stand_in.install(Model("fresh"))
+    with OllamaHook() as hook:
+        hook.load("llama3.2")
+        hook.load("fresh")
+
+    wait(**{argument: text})
+
+    with pytest.raises(AirflowSensorTimeout):
+        wait(**{argument: text.replace("llama3.2", "missing")}, timeout=0.05)
 
 
 @pytest.mark.parametrize("nothing", [None, "None", [], ()])
