@@ -58,7 +58,8 @@ class Outcome:
         done_reason: why the model stopped: ``stop`` or ``length``.
         prompt_cut: the server dropped a part of the prompt.
         answer_cut: the answer ended at ``num_predict`` or at the end of the context.
-        rungs: what was tried until the answer fitted the schema, or for nothing; see `batch.requests.repair`.
+        rungs: what was tried until the answer fitted the schema, or for nothing; see
+            `ollama_provider.batch.requests.validation`.
         request: 32 hex digits for the request without its schema; where there is a schema, `reply` is kept in any case.
         spans: begin and end, in characters, of the pieces of a text that was longer than the context; `output` has a
             vector for each then.
@@ -121,7 +122,7 @@ class Summary:
         written: rows written into a table in this run.
         skipped: of those that are left, the ones that ``mode="failed_only"`` or a merge left alone.
         revalidated: of the reused rows, those whose kept raw reply fits the schema, which is new.
-        ladder: for each rung (see `batch.requests.repair`) of this run, the rows that it was ``tried`` for and
+        ladder: for each repair (see `batch.requests.validation`) of this run, the rows that it was ``tried`` for and
             those that it made ``good``.
         left: rows without an outcome; None where the input was not counted.
         seconds_left: for these, at the pace of this run; None where that is unknown.

@@ -54,7 +54,7 @@ async def prepare(run: Run, sample: Sequence[str], host: str, control: ModelCont
     if run.spec.mode == "merge":
         return _merged(run)
     name, _ = preflight.split_model(run.spec.model)
-    setup = preflight.set_up(run.spec, sample, run.manifest.num_ctx, host, await control.describe(name))
+    setup = preflight.run_setup(run.spec, sample, run.manifest.num_ctx, host, await control.describe(name))
     run.manifest = replace(run.manifest, num_ctx=setup.num_ctx)
     run.checkpoints.set_provenance(setup.provenance)
     if run.spec.fallback_model is None:

@@ -121,7 +121,7 @@ class BatchSpec:
             of the input, where that is files. See `ollama_provider.batch.rows.image_folder`.
         system: system message for all rows.
         output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is
-            asked for, and checked; see `ollama_provider.batch.requests.repair` for what follows when it does not fit.
+            asked for, and checked; what follows when it does not fit is in `ollama_provider.batch.requests.validation`.
         fallback_model: asked, after all others are done, for the rows whose answers did not fit.
         dimensions: numbers of a vector, where the model can do with fewer than it has (0.11.11).
         on_long_text: a text over the context fails its row (``dead_letter``), or is cut by the server and marked in the

@@ -1,10 +1,12 @@
-"""Vectors: many texts a request, as many as pay; and what becomes of a text that is longer than the context.
+"""Vectors: packs of texts in one request, and texts that are longer than the context.
 
-A server works on one text of a model at a time, whatever it is asked (``OLLAMA_NUM_PARALLEL`` does not bear on models
-that embed), so requests in flight are no gain, but the time between two requests is a loss: a pack of texts pays it
-once. A pack is answered as a whole or not at all; one that fails is halved until what is bad stands alone.
+A server works on one text of a model at a time, whatever it is asked (``OLLAMA_NUM_PARALLEL`` does not apply to models
+that embed). So more requests in flight are no gain. The time between two requests is a loss, and a pack of texts has it
+once. A pack is answered as a whole or not at all. One that fails is sent again as two halves, until each bad text is
+alone.
 
-In the parts a vector is the base64 of its float32s in little-endian order: a third of its JSON, and quick both ways.
+In the parts a vector is the base64 of its float32s in little-endian order: a third of the size of its JSON, and fast to
+write and to read.
 """
 
 import base64
@@ -13,37 +15,37 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 from pydantic import Field
 from pydantic_core import from_json
 
 from ollama_provider.api.errors import ContextLengthError, OllamaError, RejectedReplyError
-from ollama_provider.api.schemas import EmbedReply, EmbedRequest, KeepAlive, Options, Request
+from ollama_provider.api.schemas import EmbedReply, EmbedRequest, Request
 from ollama_provider.api.schemas.base import Reply
 from ollama_provider.batch.records import OnLongText, Outcome
-from ollama_provider.batch.requests.repair import Variant
-from ollama_provider.batch.requests.work_item import WorkItem
+from ollama_provider.batch.requests.tasks import Task
+from ollama_provider.batch.requests.validation import ReplyValidator
+from ollama_provider.batch.requests.work_item import Variant, WorkItem
 
-#: Bytes of text that a token stands for, at a guess; a wrong one costs a request, no text.
+#: Bytes of UTF-8 for each token, as a guess. A wrong guess costs a request, and loses no text.
 _BYTES_PER_TOKEN = 3
-#: A piece shares this part of its length with the next one.
+#: A piece of a long text shares one in so many characters with the next piece.
 _OVERLAP = 10
-#: Pieces this short that are still too long are no text.
+#: Characters below which a text is not split further: it is something else than text.
 _SHORTEST = 16
-#: Characters of a pack.
+#: Characters of the texts in a pack, at most.
 PACK_CHARACTERS = 1 << 20
 
 
 class PackReply(EmbedReply):
-    """Vectors as they were decoded: float32 arrays."""
+    """A reply whose vectors are float32 arrays."""
 
     embeddings: list[Any] = Field(default_factory=list)
 
 
 class PackRequest(EmbedRequest):
-    """POST /api/embed for many texts, whose vectors are not looked at number by number."""
+    """POST /api/embed for many texts. Its vectors are decoded as a whole, not number by number."""
 
     reply: ClassVar[type[Reply]] = PackReply
 
@@ -52,23 +54,23 @@ class PackRequest(EmbedRequest):
         """Return the JSON of an answer, with an array for each vector.
 
         Raises:
-            ValueError: it is not JSON.
+            ValueError: the body is not JSON.
         """
         found = from_json(body)
         if isinstance(found, dict) and isinstance(vectors := found.get("embeddings"), list):
-            found["embeddings"] = [_packed(vector) for vector in vectors]
+            found["embeddings"] = [_as_array(vector) for vector in vectors]
         return found
 
 
-def _packed(vector: Any) -> Any:
+def _as_array(vector: Any) -> Any:
     try:
         return array("f", vector)
-    except (TypeError, OverflowError):  # null for a vector, or for a number in it; or an integer of 400 digits
+    except (TypeError, OverflowError):  # null instead of a vector or a number, or an integer of 400 digits
         return array("f", [math.nan])
 
 
 def encode_vector(vector: Sequence[float]) -> str:
-    """Return a vector as it stands in the parts."""
+    """Return a vector as the parts have it."""
     numbers = array("f", vector)
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -76,7 +78,7 @@ def encode_vector(vector: Sequence[float]) -> str:
 
 
 def decode_vector(text: str) -> "array[float]":
-    """Return a vector out of a part."""
+    """Return the vector that a part has as text."""
     numbers = array("f", base64.b64decode(text))
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -84,71 +86,54 @@ def decode_vector(text: str) -> "array[float]":
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(Task):
     """One vector a row.
 
     Attributes:
-        model: name to ask for, without digest.
-        options: as the user gave them.
-        num_ctx: the context to ask for, where the options name none.
-        keep_alive, dimensions: see `BatchSpec`.
+        dimensions: see `BatchSpec`.
     """
 
-    model: str
-    options: Options
-    num_ctx: int | None = None
-    keep_alive: KeepAlive | None = None
     dimensions: int | None = None
 
     endpoint: ClassVar[str] = "embed"
-    capabilities: ClassVar[Sequence[str]] = ("embedding",)
-    schema: ClassVar[None] = None
+
+    @property
+    def capabilities(self) -> Sequence[str]:
+        """What the model must be able to do."""
+        return ("embedding",)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return what bears on a vector, as plain data, but text and model."""
-        return {
-            "task": self.endpoint,
-            "options": self.options.model_dump(exclude_none=True),
-            "dimensions": self.dimensions,
-        }
+        """Return what a vector depends on: also its length."""
+        return {**super().identity(), "dimensions": self.dimensions}
 
-    @cached_property
-    def sent_options(self) -> Options:
-        """The options with the context that was chosen."""
-        return self.options if self.num_ctx is None else self.options.model_copy(update={"num_ctx": self.num_ctx})
-
-    def load(self) -> EmbedRequest:
-        """Return the request that only loads the model, with the options of the run."""
-        return EmbedRequest(model=self.model, input=[], options=self.sent_options, keep_alive=self.keep_alive)
+    def needs_own_request(self, prompt: str) -> bool:
+        """Return whether a text is so long that it may exceed the context: then a pack with it would fail."""
+        return len(prompt) > _BYTES_PER_TOKEN * (self.sent_options.num_ctx or sys.maxsize)
 
     def request(self, item: WorkItem) -> Request[EmbedReply]:
         """Return the request for a pack, or for the pieces of one text."""
-        spans = item.variant.spans
-        texts = [item.prompt[begin:end] for begin, end in spans] or [
-            item.prompt,
-            *(other.prompt for other in item.rest),
-        ]
+        variant = item.variant
         return PackRequest(
             model=self.model,
-            input=texts,
-            # Older servers cut anyway; the field is known since 0.1.33.
-            truncate=item.variant.truncate,
+            input=[item.prompt[begin:end] for begin, end in variant.spans] or [each.prompt for each in item.pack],
+            # Servers before 0.1.33 do not know the field and cut anyway.
+            truncate=variant.truncate,
             dimensions=self.dimensions,
             options=self.sent_options,
             keep_alive=self.keep_alive,
         )
 
-    def needs_own_request(self, prompt: str) -> bool:
-        """Tell whether a text is so long that it may well not fit: then it shall not spoil a pack."""
-        return len(prompt) > _BYTES_PER_TOKEN * (self.sent_options.num_ctx or sys.maxsize)
+    def load(self) -> EmbedRequest:
+        """Return the request that only loads the model, with the options of the run."""
+        return EmbedRequest(model=self.model, input=[], options=self.sent_options, keep_alive=self.keep_alive)
 
 
 @dataclass(frozen=True)
-class VectorValidator:
-    """Decides what the reply to a pack is worth.
+class VectorValidator(ReplyValidator):
+    """Validates the vectors of a pack.
 
     Attributes:
-        task: that asked.
+        task: whose replies they are.
         host: base URL of the server, for errors.
         on_long_text: see `BatchSpec`.
     """
@@ -167,11 +152,10 @@ class VectorValidator:
             raise RejectedReplyError("the text got no vector", host=self.host, model=self.task.model)
         vectors = [encode_vector(vector) for vector in reply.embeddings]
         spans = item.variant.spans
-        pack = (item, *item.rest)
-        # What a pack took as a whole is not known for each of its texts.
-        alone: dict[str, Any] = {}
-        if len(pack) == 1:
-            alone = {"prompt_tokens": reply.prompt_eval_count or None, "seconds": round(seconds, 3)}
+        # Tokens and seconds of a pack are not known for each of its texts.
+        measures: dict[str, Any] = {}
+        if not item.rest:
+            measures = {"prompt_tokens": reply.prompt_eval_count or None, "seconds": round(seconds, 3)}
         return [
             Outcome(
                 key=each.key,
@@ -180,13 +164,13 @@ class VectorValidator:
                 attempts=each.attempts + 1,
                 prompt_cut=item.variant.truncate,
                 spans=spans,
-                **alone,
+                **measures,
             )
-            for each, output in zip(pack, [vectors] if spans else vectors, strict=True)
+            for each, output in zip(item.pack, [vectors] if spans else vectors, strict=True)
         ]
 
-    def reject(self, item: WorkItem, error: OllamaError, reply: Any, seconds: float) -> Outcome:  # noqa: ARG002  # see `ReplyValidator`
-        """Return the outcome of a text that failed for good."""
+    def reject(self, item: WorkItem, error: OllamaError, reply: Any, seconds: float) -> Outcome:  # noqa: ARG002  # no raw reply is kept
+        """Return the outcome of a text that has failed for good."""
         return Outcome(
             key=item.key,
             status="failed",
@@ -194,8 +178,8 @@ class VectorValidator:
             attempts=item.attempts or 1,
         )
 
-    def next_variant(self, item: WorkItem, error: OllamaError, reply: Any) -> Variant | None:  # noqa: ARG002  # see `ReplyValidator`
-        """Return the variant in which a text alone is to be asked at once again: cut, or in pieces; None if not."""
+    def next_variant(self, item: WorkItem, error: OllamaError, reply: Any) -> Variant | None:  # noqa: ARG002  # an error decides
+        """Return how to ask at once again for a text over the context: cut, or in (more) pieces; None if not at all."""
         if item.rest or not isinstance(error, ContextLengthError):
             return None
         if self.on_long_text == "truncate" and not item.variant.truncate:
@@ -206,28 +190,19 @@ class VectorValidator:
         return None
 
     def _pieces(self, item: WorkItem) -> int:
+        """Return how many pieces to try next: as many as seem to fit, then twice as many each time."""
         if item.variant.spans:
             return 2 * len(item.variant.spans)
         num_ctx = self.task.sent_options.num_ctx
         size = len(item.prompt.encode(errors="replace"))
         return max(2, math.ceil(size / (_BYTES_PER_TOKEN * num_ctx))) if num_ctx else 2
 
-    def revalidate(self, key: str, line: Mapping[str, Any]) -> None:
-        """Vectors have no schema."""
-
-    def is_final(self, error: OllamaError) -> bool:  # noqa: ARG002  # see `ReplyValidator`
-        """Tell whether the text has failed for good, whatever attempts are left."""
-        return False
-
-    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:  # noqa: ARG002  # see `ReplyValidator`
-        """Tell whether the batch ends because of this one text."""
-        return False
-
 
 def split(text: str, pieces: int) -> tuple[tuple[int, int], ...]:
     """Return begin and end of overlapping pieces of about equal length, cut at blanks where there are any.
 
-    Each shares a tenth with the next. Nothing when they would be too short to be text.
+    Each piece shares a tenth of its length with the next one. Returns nothing if the pieces would have fewer than 16
+    characters.
     """
     step = math.ceil(len(text) / pieces)
     if step < _SHORTEST:
@@ -239,6 +214,6 @@ def split(text: str, pieces: int) -> tuple[tuple[int, int], ...]:
 
 
 def _blank_near(text: str, place: int, reach: int) -> int:
-    """Return the place behind the last blank of the *reach* characters before *place*, or *place*."""
+    """Return the place after the last blank among the *reach* characters before *place*; *place* if there is none."""
     found = max(text.rfind(blank, place - reach, place) for blank in (" ", "\n"))
     return found + 1 if found >= 0 else place

@@ -1,4 +1,7 @@
-"""What must hold before the first row is sent. No network: the replies are arguments."""
+"""Checks before the first row: is the server there, has it the right model, and what do all requests have in common?
+
+`ModelControl` asks the server. The functions decide from its replies, without a network.
+"""
 
 import asyncio
 import logging
@@ -25,9 +28,8 @@ from ollama_provider.api.truncation import oversized_context
 from ollama_provider.batch.errors import InputError, ModelChangedError
 from ollama_provider.batch.records import Provenance
 from ollama_provider.batch.requests.embedding import Embed, VectorValidator
-from ollama_provider.batch.requests.repair import RepairStrategy
-from ollama_provider.batch.requests.tasks import Chat, Generate, ReplyValidator, Task, unload
-from ollama_provider.batch.requests.validation import AnswerValidator
+from ollama_provider.batch.requests.tasks import Chat, Generate, Task, unload
+from ollama_provider.batch.requests.validation import AnswerValidator, RepairStrategy, ReplyValidator
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.journal import Keys
 
@@ -37,21 +39,24 @@ _PINNED = re.compile(r"(?P<name>.+)@sha256:(?P<digest>[0-9a-fA-F]{6,64})")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
 
-#: Bytes of text a token stands for at least. English has over 4, most other languages over 3 (UTF-8), digits and
-#: rare characters fewer; a prompt that does not fit all the same is refused by the server and seen, never cut.
+#: Bytes of UTF-8 for each token, as a low estimate: English has over 4, most other languages over 3, digits and rare
+#: characters fewer. A prompt that does not fit after all is refused by the server and visible, never cut.
 _BYTES_PER_TOKEN = 3
 #: Tokens that a model's own template puts around the prompt.
 _TEMPLATE_TOKENS = 128
-#: Room for an answer whose length the user did not bound.
+#: Tokens that are reserved for an answer without a limit of its own.
 _ANSWER_TOKENS = 1024
+#: The smallest context that is chosen, in tokens, and the steps above it.
 _SMALLEST, _STEP = 4096, 2048
+#: Timeout of the unload request at the end of a batch, in seconds.
+_UNLOAD_TIMEOUT = 10.0
 
 
 def split_model(model: str) -> tuple[str, str | None]:
-    """Return name and wanted digest of ``name`` or ``name@sha256:…``.
+    """Return name and demanded digest of ``name`` or ``name@sha256:…``.
 
     Raises:
-        InputError: the part behind ``@`` is no digest.
+        InputError: what follows the ``@`` is no digest.
     """
     if "@" not in model:
         return model, None
@@ -62,16 +67,25 @@ def split_model(model: str) -> tuple[str, str | None]:
 
 
 @dataclass(frozen=True)
+class ServerInfo:
+    """What the server says about itself and a model."""
+
+    version: VersionReply
+    show: ShowReply
+    tags: TagsReply
+
+
+@dataclass(frozen=True)
 class RunSetup:
-    """What a run fixes before its first row.
+    """What is decided before the first row, and is the same for all rows of a run.
 
     Attributes:
-        task: what is asked for each row.
+        task: makes the requests.
         keys: makes the keys of the rows.
         validator: decides what replies are worth.
-        provenance: what all results have in common.
-        num_ctx: the context that was chosen, to be kept for later runs; None where the user gave one.
-        fallback: what the results of the second model have in common; None where there is none.
+        provenance: of all results.
+        num_ctx: the context that was chosen, in tokens, to be kept for later runs; None where the user gave one.
+        fallback: provenance of the results of the fallback model; None where there is none.
     """
 
     task: Task
@@ -82,17 +96,17 @@ class RunSetup:
     fallback: Provenance | None = None
 
 
-def set_up(
-    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, server: "ServerInfo"
+def run_setup(
+    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, server: ServerInfo
 ) -> RunSetup:
-    """Check that the batch can be done there, and fix how.
+    """Check that server and model can do the batch, and return what all its requests have in common.
 
     Args:
         spec: the batch.
         sample: the first prompts.
-        earlier_num_ctx: the context that an earlier run in this directory chose: never less than that.
+        earlier_num_ctx: context that an earlier run in this directory chose, in tokens; a smaller one is never chosen.
         host: base URL of the server.
-        server: what it says of itself and the model.
+        server: what it says about itself and the model.
 
     Raises:
         ModelChangedError: the digest is not the demanded one.
@@ -129,11 +143,11 @@ def set_up(
 
 
 def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Embed:
-    """Return what is asked for each row.
+    """Return what makes the requests of a batch.
 
     Args:
         spec: the batch.
-        num_ctx: the context that was chosen; None where the user gave one.
+        num_ctx: the context that was chosen, in tokens; None where the user gave one.
     """
     name, _ = split_model(spec.model)
     if spec.task == "embed":
@@ -157,8 +171,8 @@ def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Em
     )
 
 
-def fallback_provenance(model: str, task: Task, provenance: Provenance, server: "ServerInfo", host: str) -> Provenance:
-    """Check that the second model can do what the first is asked; return what its results have in common.
+def fallback_provenance(model: str, task: Task, provenance: Provenance, server: ServerInfo, host: str) -> Provenance:
+    """Check that the fallback model can do what the first one is asked; return the provenance of its results.
 
     Raises:
         ModelChangedError: the digest is not the demanded one.
@@ -167,7 +181,7 @@ def fallback_provenance(model: str, task: Task, provenance: Provenance, server: 
     name, wanted = split_model(model)
     digest = digest_of(server.tags, name)
     check_digest(name, digest, wanted, host)
-    # What thinks in the first model may be off in the second; to see and to answer it must be able.
+    # The fallback model may lack reasoning, which is off by then. It must answer, and see images if there are any.
     check_capabilities(name, server.show, [each for each in task.capabilities if each != "thinking"], host)
     return replace(provenance, model=name, digest=digest)
 
@@ -185,7 +199,7 @@ def keys_of(task: Task, digest: str | None) -> Keys:
 def validator_of(
     spec: BatchSpec, task: Generate | Chat | Embed, host: str, version: str, context_length: int | None = None
 ) -> ReplyValidator:
-    """Return what decides on the replies of a server of that version.
+    """Return what validates the replies of a server of that version.
 
     Args:
         spec: the batch.
@@ -204,19 +218,10 @@ def validator_of(
         context_length=context_length,
         on_truncation=spec.on_truncation,
         allow_cut=spec.allow_cut,
-        repair=None
+        repairs=None
         if spec.output_type is None
         else RepairStrategy(spec.options.num_predict, spec.think, has_fallback=spec.fallback_model is not None),
     )
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """What the server says of itself and the model."""
-
-    version: VersionReply
-    show: ShowReply
-    tags: TagsReply
 
 
 def digest_of(tags: TagsReply, name: str) -> str | None:
@@ -225,10 +230,10 @@ def digest_of(tags: TagsReply, name: str) -> str | None:
 
 
 def check_digest(name: str, found: str | None, wanted: str | None, host: str) -> None:
-    """Compare the digest with the one that the user demands.
+    """Compare the model's digest with the one that the user demands.
 
     Raises:
-        ModelChangedError: it is another one.
+        ModelChangedError: the digests differ.
     """
     if wanted is not None and (found is None or not found.startswith(wanted)):
         raise ModelChangedError(
@@ -238,10 +243,10 @@ def check_digest(name: str, found: str | None, wanted: str | None, host: str) ->
 
 
 def check_capabilities(name: str, show: ShowReply, needed: Sequence[str], host: str) -> None:
-    """Compare what the model can do with what is asked of it. Servers before 0.6.4 do not say.
+    """Check that the model can do what is needed. Servers before 0.6.4 do not say what a model can do, and pass.
 
     Raises:
-        UnsupportedError: it lacks something.
+        UnsupportedError: the model lacks a capability.
     """
     lacking = [capability for capability in needed if capability not in (show.capabilities or needed)]
     if lacking:
@@ -253,7 +258,7 @@ def check_capabilities(name: str, show: ShowReply, needed: Sequence[str], host: 
 
 
 def refuses_long_prompts(version: str) -> bool:
-    """Tell whether a server of this version obeys ``truncate: false``; one built from source says 0.0.0."""
+    """Return whether a server of this version obeys ``truncate: false``; one built from source says 0.0.0."""
     found = _VERSION.match(version)
     return found is not None and tuple(map(int, found.groups())) >= (0, 12, 6)
 
@@ -261,14 +266,14 @@ def refuses_long_prompts(version: str) -> bool:
 def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: int | None, show: ShowReply) -> int:
     """Return the context for a run, in tokens, from a sample of its prompts.
 
-    It fits the longest of them with a quarter to spare and the answer, and is never below 4096 or what the model's own
-    parameters say, nor above what the model was trained for.
+    It has room for the longest of them, a quarter more, and the answer. It is never below 4096 and the model's own
+    default, and never above what the model was trained for.
 
     Args:
         prompts: the sample.
         system: system message.
-        num_predict: the user's bound for the answer; None or negative is no bound.
-        show: what the server says of the model.
+        num_predict: the user's limit for the answer, in tokens; None or negative is no limit.
+        show: what the server says about the model.
     """
     longest = max((len(prompt.encode(errors="replace")) for prompt in prompts), default=0)
     tokens = 1.25 * (longest + len((system or "").encode(errors="replace"))) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS
@@ -278,27 +283,23 @@ def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: i
     return min(wanted, show.context_length or wanted)
 
 
-#: Seconds for the word that the model is not needed any more.
-_FAREWELL = 10.0
-
-
 class ModelControl:
-    """Asks with a patient client.
+    """The requests of a batch that are about its models: describe, pull, load and unload them.
 
     Args:
-        client: patient enough for the load of a model.
+        client: its timeouts must allow for the load of a model.
     """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def describe(self, model: str) -> ServerInfo:
-        """Return what the server says of itself and the model, which is pulled if it is missing and that is allowed."""
+        """Return what the server says about itself and a model. A missing model is pulled if the settings allow it."""
         version = await self._client.send(VersionRequest())
         return ServerInfo(version, await self._show(model), await self._client.send(TagsRequest()))
 
     async def digest(self, model: str) -> str | None:
-        """Return the model's digest; None if the server does not list it."""
+        """Return the digest that the model has now; None if the server does not list it."""
         return digest_of(await self._client.send(TagsRequest()), model)
 
     async def _show(self, model: str) -> ShowReply:
@@ -306,21 +307,21 @@ class ModelControl:
             return await self._client.send(ShowRequest(model=model))
         except ModelNotFoundError as missing:
             check_pull_allowed(model, self._client.settings, missing)
-            logger.info("Model %s is not at %s: pulling it.", model, self._client.settings.base_url)
+            logger.info("Model %s is missing at %s, pulling it.", model, self._client.settings.base_url)
             await self._client.send(PullRequest(model=model))
             return await self._client.send(ShowRequest(model=model))
 
     async def load(self, task: Task) -> None:
-        """Have the model in memory, with the options of the run."""
+        """Load the model into memory, with the options of the run."""
         began = asyncio.get_running_loop().time()
         await self._client.send(task.load())
         seconds = asyncio.get_running_loop().time() - began
         logger.info("Model %s is loaded (%.1f s), context %s.", task.model, seconds, task.sent_options.num_ctx)
 
     async def unload(self, model: str) -> None:
-        """Take the model out of memory, if the server listens; the results are there in any case."""
+        """Unload the model. A failure is only logged, since the results are complete without it."""
         try:
-            async with asyncio.timeout(_FAREWELL):
+            async with asyncio.timeout(_UNLOAD_TIMEOUT):
                 await self._client.send(unload(model))
         except (OllamaError, TimeoutError) as error:
-            logger.warning("Model %s may still be in memory: %s", model, error)
+            logger.warning("Model %s was not unloaded and may still be in memory: %s", model, error)

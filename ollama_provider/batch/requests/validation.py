@@ -1,6 +1,15 @@
-"""From a reply, or an error, to the outcome of a row. Nothing is made up: what is no good fails, and says why."""
+"""What a reply is worth, and what is tried after one that is not good enough. No network.
+
+A validator turns a reply, or the error that came instead, into the outcome of a row. It never changes or completes an
+answer: a row whose answer is not acceptable fails, with the reason and the raw reply.
+
+A local model misses a schema for a few known reasons: it was not told what was wrong, its answer was cut, it spent its
+tokens on reasoning, or it is too small. `RepairStrategy` has one repair for each of them, and uses each at most once
+for a row. The next attempt is described by a `Variant`, which the task turns into a request.
+"""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,30 +23,144 @@ from ollama_provider.api.errors import (
     OllamaError,
     RejectedReplyError,
 )
-from ollama_provider.api.schemas import ChatReply, ChatRequest, GenerateReply, GenerateRequest
+from ollama_provider.api.schemas import (
+    ChatReply,
+    ChatRequest,
+    GenerateReply,
+    GenerateRequest,
+    InferenceReply,
+    Think,
+)
 from ollama_provider.api.truncation import prompt_was_cut
 from ollama_provider.batch.records import OnTruncation, Outcome
-from ollama_provider.batch.requests.repair import RepairStrategy, Variant
 from ollama_provider.batch.requests.tasks import Chat, Generate
-from ollama_provider.batch.requests.work_item import WorkItem
+from ollama_provider.batch.requests.work_item import Repair, Variant, WorkItem
 from ollama_provider.batch.store.journal import shared_fields
 
-_OUTCOME = frozenset(field.name for field in fields(Outcome))
-_FORMAT = re.compile(r"format|schema|grammar", re.IGNORECASE)
+_OUTCOME_FIELDS = frozenset(field.name for field in fields(Outcome))
+_SCHEMA_ERROR = re.compile(r"format|schema|grammar", re.IGNORECASE)
+
+#: How many times longer the answer may be after the repair ``more_tokens``.
+_MORE_TOKENS = 4
+#: Characters of a bad answer that the model is shown again. The rest would say no more about what is wrong.
+_SHOWN_ANSWER = 4000
+
+
+class ReplyValidator(ABC):
+    """Decides what the replies of a task are worth, and what follows from its errors."""
+
+    @abstractmethod
+    def accept(self, item: WorkItem, request: Any, reply: Any, seconds: float) -> list[Outcome]:
+        """Return the outcomes of a good reply, one for each item of the pack.
+
+        Args:
+            item: that was sent.
+            request: as it was sent.
+            reply: of the type that the request names.
+            seconds: from sending the request to its last token.
+
+        Raises:
+            RejectedReplyError: the reply is not acceptable.
+        """
+
+    @abstractmethod
+    def reject(self, item: WorkItem, error: OllamaError, reply: Any, seconds: float) -> Outcome:
+        """Return the outcome of a row that has failed for good; *reply* is None if none came."""
+
+    @abstractmethod
+    def next_variant(self, item: WorkItem, error: OllamaError, reply: Any) -> Variant | None:
+        """Return how to ask again at once, without using up an attempt; None if no variant can help."""
+
+    def revalidate(self, key: str, line: Mapping[str, Any]) -> tuple[Outcome, str] | None:  # noqa: ARG002  # as below
+        """Validate a stored raw reply against a schema that it was not asked for.
+
+        Args:
+            key: of the request with the new schema.
+            line: of a part, with the reply and its provenance.
+
+        Returns:
+            The outcome and the fields that it has in common with others of its run; None if the row must be asked.
+        """
+        return None
+
+    def is_final(self, error: OllamaError) -> bool:  # noqa: ARG002  # for those that override it
+        """Return whether the row has failed for good, even if it has attempts left."""
+        return False
+
+    def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:  # noqa: ARG002  # for those that override it
+        """Return whether the error of this row ends the batch; *answered*: another row has a good answer."""
+        return False
 
 
 @dataclass(frozen=True)
-class AnswerValidator:
-    """Decides what a reply is worth.
+class RepairStrategy:
+    """Chooses what to try next for a row whose answer does not fit the schema.
 
     Attributes:
-        task: knows the result in a reply.
+        num_predict: limit of an answer in tokens. None or negative is no limit, and then it cannot be raised.
+        think: reasoning of the run.
+        has_fallback: there is a second model.
+    """
+
+    num_predict: int | None
+    think: Think
+    has_fallback: bool
+
+    def next_variant(self, variant: Variant, reply: InferenceReply, problem: str) -> Variant | None:
+        """Return how to ask next; None when every repair was tried.
+
+        Args:
+            variant: of the attempt that failed.
+            reply: its answer: cut, or complete and wrong.
+            problem: what is wrong with the answer. It names places and rules, never values.
+        """
+        repair = next((each for each in self._repairs(reply) if each not in variant.repairs), None)
+        if repair is None:
+            return None
+        variant = replace(variant, repairs=(*variant.repairs, repair))
+        match repair:
+            case "asked_again":
+                return replace(variant, rejected_answer=_text(reply)[:_SHOWN_ANSWER], feedback=problem)
+            case "more_tokens":
+                return replace(variant, num_predict=_MORE_TOKENS * (self.num_predict or 1))
+            case "no_thinking":
+                return replace(variant, thinking=False)
+        return replace(without_feedback(variant), fallback=True)
+
+    def _repairs(self, reply: InferenceReply) -> list[Repair]:
+        """Return what can help against this reply, in the order in which it is tried."""
+        repairs: list[Repair] = []
+        if reply.answer_cut:
+            repairs += ["more_tokens"] if (self.num_predict or 0) > 0 else []
+        elif _text(reply).strip():
+            repairs += ["asked_again"]
+        repairs += ["no_thinking"] if self.think else []
+        repairs += ["fallback_model"] if self.has_fallback else []
+        return repairs
+
+
+def without_feedback(variant: Variant) -> Variant:
+    """Return the variant that does not show the model its bad answer, for example since both exceed the context."""
+    return replace(variant, rejected_answer="", feedback=None)
+
+
+def _text(reply: InferenceReply) -> str:
+    text: str = getattr(reply, "text", "")
+    return text
+
+
+@dataclass(frozen=True)
+class AnswerValidator(ReplyValidator):
+    """Validates the answers of `Generate` and `Chat`.
+
+    Attributes:
+        task: finds the result in a reply.
         host: base URL of the server, for errors.
         model: name of the model, for errors.
         refuses_long_prompts: the server answers 400 to a prompt over the context when it is told ``truncate: false``.
         context_length: tokens that the model was trained for; None if the server does not say.
         on_truncation, allow_cut: see `BatchSpec`.
-        repair: what to do for an answer that does not fit the schema; None for text.
+        repairs: what to try for an answer that does not fit the schema; None for text.
     """
 
     task: Generate | Chat
@@ -47,7 +170,7 @@ class AnswerValidator:
     context_length: int | None = None
     on_truncation: OnTruncation = "dead_letter"
     allow_cut: bool = False
-    repair: RepairStrategy | None = None
+    repairs: RepairStrategy | None = None
 
     def accept(
         self, item: WorkItem, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply, seconds: float
@@ -55,17 +178,16 @@ class AnswerValidator:
         """Return the outcome of a good reply.
 
         Raises:
-            CutPromptError: a part of the prompt was dropped, and that is no good here.
-            CutAnswerError: the answer is not complete, and that is no good here.
-            RejectedReplyError: the task finds that it is no good.
+            CutPromptError: a part of the prompt was dropped, which the batch does not allow.
+            CutAnswerError: the answer is not complete, which the batch does not allow.
+            InvalidOutputError: the answer does not fit the schema.
         """
         variant = item.variant
-        prompt_cut = variant.truncate or self._cut_unasked(request, reply)
+        prompt_cut = variant.truncate or self._prompt_was_cut(request, reply)
         if prompt_cut and self.on_truncation != "flag":
             raise self._error(CutPromptError, f"{reply.prompt_eval_count} tokens of the prompt were read")
         if reply.answer_cut and not self.allow_cut:
             raise self._error(CutAnswerError, f"the answer was cut after {reply.eval_count} tokens")
-        judged = self.repair is not None
         return [
             Outcome(
                 key=item.key,
@@ -75,12 +197,12 @@ class AnswerValidator:
                 prompt_cut=prompt_cut,
                 rungs=variant.repairs,
                 request=item.request_key,
-                reply=self.task.raw(reply) if judged else None,
+                reply=None if self.repairs is None else self.task.raw(reply),
                 **_measures(reply, seconds),
             )
         ]
 
-    def _cut_unasked(self, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply) -> bool:
+    def _prompt_was_cut(self, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply) -> bool:
         if self.refuses_long_prompts:
             return False
         trained = self.context_length if request.model == self.model else None
@@ -92,7 +214,7 @@ class AnswerValidator:
     def reject(
         self, item: WorkItem, error: OllamaError, reply: GenerateReply | ChatReply | None, seconds: float
     ) -> Outcome:
-        """Return the outcome of a row that failed for good."""
+        """Return the outcome of a row that has failed for good, with the raw reply where there is one."""
         kept: dict[str, Any] = {} if reply is None else {"reply": self.task.raw(reply), **_measures(reply, seconds)}
         return Outcome(
             key=item.key,
@@ -101,35 +223,27 @@ class AnswerValidator:
             attempts=(item.attempts or 1) + len(item.variant.repairs),
             prompt_cut=isinstance(error, CutPromptError),
             rungs=item.variant.repairs,
-            request=item.request_key if reply is not None and self.repair is not None else None,
+            request=item.request_key if reply is not None and self.repairs is not None else None,
             **kept,
         )
 
     def next_variant(
         self, item: WorkItem, error: OllamaError, reply: GenerateReply | ChatReply | None
     ) -> Variant | None:
-        """Return the variant in which the row is to be asked at once again; None if that is no help."""
+        """Return how to ask again at once: with a cut prompt where that is allowed, or with the next repair."""
         variant = item.variant
         if isinstance(error, ContextLengthError):
-            if self.repair is not None and variant.feedback is not None:
-                return self.repair.without_feedback(variant)
+            if self.repairs is not None and variant.feedback is not None:
+                return without_feedback(variant)
             if self.on_truncation == "flag" and not variant.truncate:
                 return replace(variant, truncate=True)
             return None
-        if self.repair is None or reply is None or not isinstance(error, CutAnswerError | InvalidOutputError):
+        if self.repairs is None or reply is None or not isinstance(error, CutAnswerError | InvalidOutputError):
             return None
-        return self.repair.next_variant(variant, reply, error.what)
+        return self.repairs.next_variant(variant, reply, error.what)
 
     def revalidate(self, key: str, line: Mapping[str, Any]) -> tuple[Outcome, str] | None:
-        """Judge a kept raw reply anew, by a schema that it was not asked for.
-
-        Args:
-            key: of the work with the new schema.
-            line: of a part, with the reply and its provenance.
-
-        Returns:
-            The outcome and what it has in common with those of its run, or None: the row must be asked.
-        """
+        """Validate a stored raw reply against the schema of this run; see `ReplyValidator.revalidate`."""
         if self.task.output_type is None or (line["answer_cut"] and not self.allow_cut):
             return None
         if line["prompt_cut"] and self.on_truncation != "flag":
@@ -138,24 +252,24 @@ class AnswerValidator:
             output = self.task.output_type.read(line["reply"])
         except InvalidOutputError:
             return None
-        known = {name: line[name] for name in _OUTCOME if name in line}
+        known = {name: line[name] for name in _OUTCOME_FIELDS if name in line}
         known |= {"key": key, "status": "ok", "output": output, "error": None}
-        return Outcome(**known), shared_fields({name: line[name] for name in line if name not in _OUTCOME})
+        return Outcome(**known), shared_fields({name: line[name] for name in line if name not in _OUTCOME_FIELDS})
 
     def is_final(self, error: OllamaError) -> bool:
-        """Tell whether the row has failed for good, whatever attempts are left: its repair has ended."""
-        return self.repair is not None and isinstance(error, RejectedReplyError)
+        """Return whether every repair was tried: the same request again would bring the same answer."""
+        return self.repairs is not None and isinstance(error, RejectedReplyError)
 
     def ends_batch(self, error: OllamaError, *, answered: bool) -> bool:
-        """Tell whether the batch ends because of this one row; *answered* says that another one got a good answer."""
+        """Return whether the batch ends: a prompt is cut and the batch forbids it, or the server refuses the schema."""
         if self.on_truncation == "fail" and isinstance(error, ContextLengthError | CutPromptError):
             return True
-        # The server cannot take the schema, and it is the same for all rows.
+        # All rows have the same schema. A good answer shows that the server can take it.
         return (
             not answered
-            and self.repair is not None
+            and self.repairs is not None
             and type(error) is BadRequestError
-            and bool(_FORMAT.search(error.what))
+            and bool(_SCHEMA_ERROR.search(error.what))
         )
 
 

@@ -1,29 +1,63 @@
-"""What stands in the queue: a request, the rows that share it, and what became of it so far."""
+"""A row in the queue of requests: what is to be sent, and what became of it so far."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from ollama_provider.batch.requests.repair import UNCHANGED, Variant
+#: What is tried after an answer that does not fit the schema; see `ollama_provider.batch.requests.validation`.
+Repair = Literal["asked_again", "more_tokens", "no_thinking", "fallback_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How an attempt differs from the first request for its row.
+
+    Attributes:
+        truncate: the server may cut the prompt.
+        spans: begin and end of the overlapping pieces that the text is sent in; empty for the whole text.
+        repairs: what was tried so far because the answer did not fit the schema, in this order.
+        rejected_answer: the beginning of the last bad answer, which the model is shown.
+        feedback: what was wrong with that answer; None to ask without it.
+        num_predict: limit of the answer in tokens; None for that of the run.
+        thinking: False switches the model's reasoning off; True leaves it as the run has it.
+        fallback: ask the fallback model.
+    """
+
+    truncate: bool = False
+    spans: tuple[tuple[int, int], ...] = ()
+    repairs: tuple[Repair, ...] = ()
+    rejected_answer: str = ""
+    feedback: str | None = None
+    num_predict: int | None = None
+    thinking: bool = True
+    fallback: bool = False
+
+
+#: That of the first request.
+UNCHANGED = Variant()
 
 
 @dataclass(slots=True, eq=False)
 class WorkItem:
-    """One request to be sent, for one or more rows with the same key; or the first of a pack that share a request.
+    """One request to be sent, for one or more rows with the same key; or the first item of a pack.
+
+    A pack is several texts that are embedded by one request.
 
     Attributes:
         number: the journal's number of the key.
         prompt: as rendered.
         images: base64 texts.
         key: 32 hex digits.
-        request_key: of the request without its schema, where there is one.
-        variant: how the next attempt differs from the ordinary request.
-        rest: the other items of a pack, which share what becomes of its request.
-        pack_closed: no more items may join: a pack that failed before, or an item that goes alone.
+        request_key: of the request without its schema; None where there is no schema.
+        variant: how the next attempt differs from the first request.
+        rest: the other items of the pack, which share this item's request.
+        pack_closed: no more items may join: the pack failed before, or the text is so long that it needs its own
+            request.
         attempts: failed attempts that were the row's own fault.
         generation: the plan's generation when it was sent.
         not_before: clock time of the next attempt.
-        exclusive: nothing else may be in flight with it.
-        sent_alone: nothing else was in flight when it was sent.
-        send_number: the plan's count of requests when it was sent.
+        exclusive: no other request may be in flight at the same time.
+        sent_alone: no other request was in flight when it was sent.
+        send_number: the plan's count of requests when it was sent; 0 if it never was.
         server_failures: how often the server failed with it, and had answered others since it failed before.
         answers_seen: the plan's count of answers when the server last failed with it; -1 if it never did.
     """
@@ -44,3 +78,8 @@ class WorkItem:
     send_number: int = 0
     server_failures: int = 0
     answers_seen: int = -1
+
+    @property
+    def pack(self) -> "tuple[WorkItem, ...]":
+        """All items that share the request, this one first."""
+        return (self, *self.rest)

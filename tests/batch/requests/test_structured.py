@@ -9,7 +9,8 @@ import pytest
 from ollama_provider.api.errors import BadRequestError, InvalidRequestError, UnsupportedError
 from ollama_provider.api.schemas import GenerateReply, Options
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.requests.repair import UNCHANGED, RepairStrategy, Variant
+from ollama_provider.batch.requests.validation import RepairStrategy
+from ollama_provider.batch.requests.work_item import UNCHANGED, Variant
 from ollama_provider.testing import Answer, Fail, Model
 
 

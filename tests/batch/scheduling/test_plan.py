@@ -21,8 +21,7 @@ from ollama_provider.api.errors import (
     TLSError,
     UnreachableError,
 )
-from ollama_provider.batch.requests.repair import Variant
-from ollama_provider.batch.requests.work_item import WorkItem
+from ollama_provider.batch.requests.work_item import Variant, WorkItem
 from ollama_provider.batch.scheduling.plan import Choice, Do, Plan, Verdict, choose
 from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import State
