@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +14,6 @@ from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.errors import (
     BatchError,
-    DirectoryBusyError,
     StorageError,
     SystemRefusedError,
     TooManyFailedError,
@@ -121,7 +119,7 @@ async def finish(
     Raises:
         TooManyFailedError: more rows failed than are tolerated.
         DatabaseGoneError: the table was gone for longer than is tolerated.
-        OSError: the results cannot be written.
+        StorageError: the results cannot be written.
     """
     delivered = None
     if reason == COMPLETE:
@@ -278,31 +276,14 @@ def run_batch(
     except StoppedError as stopped:  # before anything was done
         return Summary(complete=False, reason=str(stopped), directory=storage.location)
     except OSError as error:
-        raise _told(error, storage.location) from error
+        reason = error.strerror or str(error) or type(error).__name__
+        raise SystemRefusedError(
+            f"The operating system refused something outside of the directory: {reason} ({type(error).__name__})."
+        ) from error
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(StorageError):
             lock.release()
         storage.close()
-
-
-#: Rooms that work on the directory.
-_STORE = (f"{__package__}.store.", f"{__package__}.results.")
-
-
-def _told(error: OSError, location: str) -> BatchError:
-    """Return what a refusal of the operating system means to the run: only those of the directory are the directory's.
-
-    Both kinds look alike (a disk that is full, too many open files); which of our modules was at work tells.
-    """
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [name for name in frames if name.startswith(f"{__package__}.")]
-    words, kept = (
-        error.strerror or str(error) or type(error).__name__,
-        "What was sealed there is kept, and the next run goes on from it.",
-    )
-    if ours[-1].startswith(_STORE):
-        return StorageError(f"{location} cannot be written: {words}. {kept}")
-    return SystemRefusedError(f"{ours[-1]} cannot go on: {words} ({type(error).__name__}).")
 
 
 class _Engine:
@@ -442,7 +423,7 @@ class _Engine:
             await asyncio.sleep(_TICK)
             try:
                 await asyncio.to_thread(self._renew_lock)
-            except (DirectoryBusyError, OSError) as error:
+            except (BatchError, OSError) as error:
                 self._lost = error
                 self._group.end(error)
 

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, Protocol
 from pydantic_core import from_json
 
 from ollama_provider.batch.store.journal import AFTER_KEY, Journal, State, well_formed
-from ollama_provider.batch.store.storage import FileWriter, Storage
+from ollama_provider.batch.store.storage import FileWriter, Storage, storage_error
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"
 _ALL_RESULTS = frozenset({RESULTS, "results.parquet"})
@@ -118,12 +118,16 @@ class Parts:
         """Return the line of an outcome, without its checksum.
 
         Raises:
-            StorageError: it is damaged.
+            StorageError: it is damaged, or cannot be read.
         """
-        file = self._file(part)
-        if file.tell() != offset:
-            file.seek(offset)
-        return self._journal.outcome(part, file.readline())
+        try:
+            file = self._file(part)
+            if file.tell() != offset:
+                file.seek(offset)
+            line = file.readline()
+        except OSError as error:
+            raise storage_error(error, self._storage.location, "read") from error
+        return self._journal.outcome(part, line)
 
     def _file(self, part: int) -> BinaryIO:
         file = self._open.get(part)
@@ -248,8 +252,8 @@ def write_results(
         refused: rows, by index, that failed after their outcome was sealed, and why.
 
     Raises:
-        OSError: one of them could not be written; an older one is still there then.
-        StorageError: a part was damaged during the run.
+        StorageError: one of them could not be written, or a part was damaged during the run; an older file is still
+            there then.
     """
     parts = Parts(storage, journal)
     failures = 0

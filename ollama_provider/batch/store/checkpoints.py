@@ -86,7 +86,7 @@ class Checkpoints:
 
         Raises:
             ModelChangedError: it is another model's work.
-            OSError: it cannot be written.
+            StorageError: it cannot be written.
         """
         try:
             await self._seal(_LAST_LOOK)

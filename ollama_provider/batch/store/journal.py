@@ -25,7 +25,7 @@ from pydantic_core import from_json
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.storage import Storage
+from ollama_provider.batch.store.storage import Storage, storage_errors
 
 _EMPTY = 0
 KEY_BYTES = 16
@@ -242,7 +242,8 @@ class Journal:
         failed = State.FAILED if mine else State.FAILED_BEFORE
         index, replies, unhexlify, has_checksum = self._index, self._replies, binascii.unhexlify, bool(part.token)
         place, damaged = part_number << 40, 0
-        with self._storage.local(part.name).open("rb", buffering=_READ) as lines:
+        path = self._storage.local(part.name)
+        with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_READ) as lines:
             for line in lines:
                 if not (line[_CHECK_AT] == _CHECK % crc32(line[_BEFORE]) if has_checksum else _is_outcome(line)):
                     damaged += 1
@@ -283,7 +284,8 @@ class Journal:
             return None
         number, offset = divmod(place - 1, 1 << 40)
         part = self._parts[number]
-        with self._storage.local(part.name).open("rb") as lines:
+        path = self._storage.local(part.name)
+        with storage_errors(self._storage.location, "read"), path.open("rb") as lines:
             lines.seek(offset)
             line: dict[str, Any] = json.loads(self.outcome(number, lines.readline()))
         return line if line.get("reply") is not None and "refused" not in line else None
@@ -349,7 +351,7 @@ class Journal:
         """Write the parts that wait. May run in another thread than everything else.
 
         Raises:
-            OSError: one could not be written; nothing of it is visible, and it waits on.
+            StorageError: one could not be written; nothing of it is visible, and it waits on.
         """
         while self._waiting:
             name, lines = self._waiting[0]

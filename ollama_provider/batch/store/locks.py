@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from ollama_provider.batch.errors import DirectoryBusyError
-from ollama_provider.batch.store.storage import LocalStorage, Storage
+from ollama_provider.batch.store.storage import LocalStorage, Storage, storage_errors
 
 _LEASE_NAME = "lock.json"
 #: A lock may be held for a moment by a process that only probes it, and its owner's note is written a moment after it
@@ -72,7 +72,8 @@ def open_lock(storage: Storage, name: str | None = None) -> Lock:
     if not isinstance(storage, LocalStorage):
         return LeaseLock(storage, name or _LEASE_NAME)
     path = storage.local(name or ".lock")
-    path.parent.mkdir(exist_ok=True)
+    with storage_errors(storage.location):
+        path.parent.mkdir(exist_ok=True)
     return FileLock(path, storage.location)
 
 
@@ -110,27 +111,29 @@ class FileLock:
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> None:
         """Lock the file, and write into it which process holds it."""
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._flock(handle, fcntl.LOCK_EX, pause)
-            # The note is for people. The file itself stays: if it were removed, two newcomers could lock two files.
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(_owner()).encode(), 0)
-        except BaseException:
-            os.close(handle)
-            raise
+        with storage_errors(self._location):
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._flock(handle, fcntl.LOCK_EX, pause)
+                # The note is for people. The file itself stays: if it were removed, two newcomers could lock two files.
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps(_owner()).encode(), 0)
+            except BaseException:
+                os.close(handle)
+                raise
         self._handle = handle
 
     def probe(self, pause: Callable[[float], None] = time.sleep) -> None:
         """Lock the file for a moment, shared, so that two processes that probe do not see each other."""
-        try:
-            handle = os.open(self._path, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        try:
-            self._flock(handle, fcntl.LOCK_SH, pause)
-        finally:
-            os.close(handle)
+        with storage_errors(self._location, "read"):
+            try:
+                handle = os.open(self._path, os.O_RDONLY)
+            except FileNotFoundError:
+                return
+            try:
+                self._flock(handle, fcntl.LOCK_SH, pause)
+            finally:
+                os.close(handle)
 
     def _flock(self, handle: int, kind: int, pause: Callable[[float], None]) -> None:
         for attempt in range(_TRIES):
@@ -149,9 +152,10 @@ class FileLock:
     def release(self) -> None:
         """Unlock the file and empty it, so that it does not name a run that has ended."""
         if self._handle is not None:
-            os.ftruncate(self._handle, 0)
-            os.close(self._handle)
-            self._handle = None
+            handle, self._handle = self._handle, None
+            with storage_errors(self._location):
+                os.ftruncate(handle, 0)
+                os.close(handle)
 
 
 class LeaseLock:

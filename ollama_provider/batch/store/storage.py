@@ -1,10 +1,13 @@
 """The directory of a batch: a local one, or one in an object store.
 
-A file appears whole or not at all. Locally it is written beside its place, forced to the disk and renamed; in an object
-store it is made in a local temporary file and uploaded, since an upload becomes visible when it is complete.
+A file appears whole or not at all. In a local directory it is written under a temporary name, forced to the disk and
+renamed. For an object store it is made in a local temporary file and uploaded, since an upload becomes visible when it
+is complete.
 
-Everything that changes anything goes through the six methods of `Disk`: a test that dies at the k-th of them has died
-at every point where a crash can happen.
+Everything that changes the directory goes through the six methods of `Disk`. A test that fails at the k-th call of them
+has failed at every point where a crash can happen.
+
+What the operating system refuses in the directory becomes a `StorageError` here (see `storage_errors`).
 """
 
 import contextlib
@@ -15,26 +18,55 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ollama_provider.batch.errors import StorageError
 
+#: The folders of a batch's directory.
+_FOLDERS = ("parts", "shards", "rows", "written")
+#: For an object store, a run keeps copies in a folder on this machine; its process holds a lock on a file in it.
+_CACHE_PREFIX, _CACHE_LOCK = "ollama-batch-", ".lock"
+
+
+def storage_error(error: OSError, location: str, done: Literal["read", "written"] = "written") -> StorageError:
+    """Return what an error of the operating system means to the batch.
+
+    Args:
+        error: what was refused.
+        location: of the directory.
+        done: what was tried with the directory.
+    """
+    reason = error.strerror or str(error) or type(error).__name__
+    return StorageError(
+        f"{location} cannot be {done}: {reason}. What was written there before is kept, and the next run continues "
+        "from it."
+    )
+
+
+@contextlib.contextmanager
+def storage_errors(location: str, done: Literal["read", "written"] = "written") -> Iterator[None]:
+    """Raise a `StorageError` in place of an error of the operating system; see `storage_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, location, done) from error
+
 
 class Disk:
-    """The only hands that change anything."""
+    """All operations that change a directory. Errors of the operating system pass through."""
 
     def write(self, file: BinaryIO, data: bytes) -> None:
         """Append *data* to an open file."""
         file.write(data)
 
     def sync(self, file: BinaryIO) -> None:
-        """Bring what was written to the disk itself."""
+        """Force what was written to the disk."""
         file.flush()
         os.fsync(file.fileno())
 
     def rename(self, source: Path, target: Path) -> None:
-        """Put *source* in the place of *target*, which makes it visible, and make that last."""
+        """Rename *source* to *target*, which makes it visible, and force that to the disk."""
         source.replace(target)
         folder = os.open(target.parent, os.O_RDONLY)
         try:
@@ -43,29 +75,34 @@ class Disk:
             os.close(folder)
 
     def upload(self, source: Path, target: Any) -> None:
-        """Copy a local file to *target* of an object store."""
+        """Copy a local file to *target* in an object store."""
         with source.open("rb") as file:
             remote = target.open("wb")
             try:
                 shutil.copyfileobj(file, remote, 1 << 20)
             except BaseException:
-                # Closing would make what came so far visible as if it were all.
+                # Closing it would make the part that was sent visible as if it were the whole file.
                 with contextlib.suppress(Exception):
                     remote.discard()
                 raise
             remote.close()
 
     def create(self, target: Any, data: bytes) -> bool:
-        """Make a small object if there is none; return False if there is one.
+        """Create a small object if there is none; return False if there is one.
 
         S3 (``If-None-Match``), Google Cloud Storage (generation 0) and Azure do this in one step where their fsspec
-        library is of 2025 or later; elsewhere it is a look and then a write.
+        library is of 2025 or later. Elsewhere the object is looked for first and then written.
         """
         try:
             target.fs.pipe_file(target.path, data, mode="create")
         except FileExistsError:
             return False
-        except (AttributeError, TypeError, NotImplementedError, OSError):  # the store, or its library, does not know it
+        except (
+            AttributeError,
+            TypeError,
+            NotImplementedError,
+            OSError,
+        ):  # the store, or its library, cannot do it
             if target.exists():
                 return False
             with target.open("wb") as remote:
@@ -79,21 +116,30 @@ class Disk:
 
 
 class FileWriter:
-    """A file that is being made. It appears under its name when the ``with`` block of `Storage.create` ends well."""
+    """A file that is being written. It appears under its name when the ``with`` block of `Storage.create` ends well."""
 
-    def __init__(self, disk: Disk, file: BinaryIO) -> None:
+    def __init__(self, disk: Disk, file: BinaryIO, location: str) -> None:
         self._disk = disk
         self._file = file
+        self._location = location
 
     def write(self, data: bytes) -> None:
-        """Append *data*; callers put small pieces together first."""
-        self._disk.write(self._file, data)
+        """Append *data*. There is no buffer here: callers join small pieces first.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with storage_errors(self._location):
+            self._disk.write(self._file, data)
 
 
 class Storage(Protocol):
-    """What the batch needs of a directory. Names are relative, with ``/`` between folder and file."""
+    """What the batch needs of a directory. Names are relative, with ``/`` between folder and file.
 
-    #: For people.
+    All methods raise `StorageError` for what the operating system refuses.
+    """
+
+    #: Of the directory, as people read it.
     location: str
 
     def names(self, folder: str) -> list[str]:
@@ -103,51 +149,45 @@ class Storage(Protocol):
         """Return the content of a small file; None if it is not there."""
 
     def create(self, name: str) -> contextlib.AbstractContextManager[FileWriter]:
-        """Make a file that replaces an older one when the block ends well; after an exception nothing has changed."""
+        """Create a file, or replace an older one, when the block ends well; after an exception nothing has changed."""
 
     def create_new(self, name: str, data: bytes) -> bool:
-        """Make a small file if there is none of that name; return False if there is one."""
+        """Create a small file if there is none of that name; return False if there is one."""
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
 
     def remove_unfinished(self, shard: str | None = None) -> None:
-        """Remove what processes left that were killed while they wrote. Call it with the lock taken.
+        """Remove what processes left behind that were killed while they wrote. The caller must hold the lock.
 
         Args:
-            shard: only what this shard has left, such as ``2of4``; None for all.
+            shard: remove only what this shard has left, such as ``2of4``; None for all.
         """
 
     def local(self, name: str) -> Path:
-        """Return a local file with the content of *name*, which never changes once it is there."""
+        """Return a local file with the content of *name*, which must not change any more."""
 
     def close(self) -> None:
-        """Remove what was kept for a while."""
-
-
-#: Of a batch's directory.
-_FOLDERS = ("parts", "shards", "rows", "written")
-#: A folder on this machine with what a run keeps of an object store, and the lock in it that its process holds.
-_KEPT, _ALIVE = "ollama-batch-", ".lock"
+        """Remove local copies."""
 
 
 def write(storage: Storage, name: str, data: bytes) -> None:
-    """Make a small file."""
+    """Create or replace a small file."""
     with storage.create(name) as file:
         file.write(data)
 
 
 def open_storage(location: str | os.PathLike[str] | Any, disk: Disk | None = None) -> Storage:
-    """Return the directory at *location*, made if it is not there.
+    """Return the directory at *location*, created if it is not there.
 
     Args:
         location: a local path, a ``file://`` URL, or an object that behaves like a `pathlib.Path` and leads elsewhere
             (Airflow's ``ObjectStoragePath``, ``upath.UPath``). Another URL is given to ``upath.UPath``. A `Storage` is
-            itself.
-        disk: what does the changing; tests give one that fails.
+            returned as it is.
+        disk: makes all changes; tests give one that fails.
 
     Raises:
-        StorageError: it cannot be made or written.
+        StorageError: the directory cannot be created or written.
     """
     if isinstance(location, LocalStorage | ObjectStorage):
         return location
@@ -156,27 +196,23 @@ def open_storage(location: str | os.PathLike[str] | Any, disk: Disk | None = Non
         path = local_path(location)
         if path is not None:
             return LocalStorage(path, disk)
-        if isinstance(location, str):
-            from upath import UPath  # only who writes to a store by URL needs it
-
-            location = UPath(location)
-        return ObjectStorage(location, disk)
+        return ObjectStorage(as_path(location) if isinstance(location, str) else location, disk)
     except OSError as error:
         raise StorageError(f"The directory {location} cannot be used: {error.strerror or error}") from error
 
 
 def as_path(location: str) -> Any:
-    """Return the path, here or in an object store, that a text means."""
+    """Return the path, local or in an object store, that a text means."""
     path = local_path(location)
     if path is not None:
         return path
-    from upath import UPath  # only who leads to a store by URL needs it
+    from upath import UPath  # imported only for URLs of a store
 
     return UPath(location)
 
 
 def local_path(location: Any) -> Path | None:
-    """Return the path on this machine that *location* means; None if it leads elsewhere."""
+    """Return the local path that *location* means; None if it is in an object store."""
     if isinstance(location, str):
         if "://" not in location:
             return Path(location)
@@ -199,58 +235,70 @@ class LocalStorage:
             raise PermissionError(13, "Permission denied", str(root))
 
     def names(self, folder: str) -> list[str]:
-        """See `Storage`."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+        """Return the names of the files in *folder*. Hidden files are left out."""
+        with (
+            storage_errors(self.location, "read"),
+            contextlib.suppress(FileNotFoundError),
+            os.scandir(self._root / folder) as entries,
+        ):
             return sorted(f"{folder}/{each.name}" for each in entries if each.name[0] != "." and each.is_file())
         return []
 
     def read(self, name: str) -> bytes | None:
-        """See `Storage`."""
-        try:
+        """Return the content of a small file."""
+        with storage_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
             return (self._root / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        return None
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[FileWriter]:
-        """See `Storage`."""
+        """Write a temporary file beside its place, and rename it."""
         target = self._root / name
-        beside = target.with_name(f".{target.name}.tmp")
-        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
         try:
-            with beside.open("wb") as file:
-                yield FileWriter(self._disk, file)
-                self._disk.sync(file)
-            self._disk.rename(beside, target)
+            with storage_errors(self.location):
+                target.parent.mkdir(exist_ok=True)
+                file = temporary.open("wb")
+            try:
+                yield FileWriter(self._disk, file, self.location)
+                with storage_errors(self.location):
+                    self._disk.sync(file)
+            finally:
+                with storage_errors(self.location):
+                    file.close()
+            with storage_errors(self.location):
+                self._disk.rename(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._disk.delete(beside)
+                self._disk.delete(temporary)
             raise
 
     def create_new(self, name: str, data: bytes) -> bool:
-        """See `Storage`."""
+        """Create a small file. Only leases need this to be atomic, and they are for object stores."""
         if (self._root / name).exists():
             return False
         write(self, name, data)
         return True
 
     def delete(self, name: str) -> None:
-        """See `Storage`."""
-        self._disk.delete(self._root / name)
+        """Remove a file."""
+        with storage_errors(self.location):
+            self._disk.delete(self._root / name)
 
     def remove_unfinished(self, shard: str | None = None) -> None:
-        """See `Storage`."""
-        for folder in ("", *_FOLDERS):
-            for path in (self._root / folder).glob(".*.tmp"):
-                if shard is None or f".{shard}." in path.name:
-                    self._disk.delete(path)
+        """Remove temporary files."""
+        with storage_errors(self.location):
+            for folder in ("", *_FOLDERS):
+                for path in (self._root / folder).glob(".*.tmp"):
+                    if shard is None or f".{shard}." in path.name:
+                        self._disk.delete(path)
 
     def local(self, name: str) -> Path:
-        """See `Storage`."""
+        """Return the file itself."""
         return self._root / name
 
     def close(self) -> None:
-        """See `Storage`."""
+        """Do nothing: there are no copies."""
 
 
 class ObjectStorage:
@@ -260,51 +308,63 @@ class ObjectStorage:
         self._root = root
         self._disk = disk
         self.location = str(root)
-        self._kept = tempfile.TemporaryDirectory(prefix=_KEPT)
-        # The kernel gives the lock back when the process ends, however it ends: then the folder can be removed.
-        lock = Path(self._kept.name, "lock")
-        self._alive = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
-        fcntl.flock(self._alive, fcntl.LOCK_EX)
-        lock.rename(lock.with_name(_ALIVE))
+        self._cache = tempfile.TemporaryDirectory(prefix=_CACHE_PREFIX)
+        # The kernel releases the lock when the process ends, also when it is killed: then the folder can be removed.
+        lock = Path(self._cache.name, "lock")
+        self._cache_lock = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
+        fcntl.flock(self._cache_lock, fcntl.LOCK_EX)
+        lock.rename(lock.with_name(_CACHE_LOCK))
 
     def names(self, folder: str) -> list[str]:
-        """See `Storage`."""
-        try:
+        """Return the names of the objects whose names begin with that of *folder*."""
+        with (
+            storage_errors(self.location, "read"),
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # a store has no folders, only longer names
+        ):
             return sorted(f"{folder}/{entry.name}" for entry in (self._root / folder).iterdir())
-        except (FileNotFoundError, NotADirectoryError):  # a store has no folders, only names with slashes
-            return []
+        return []
 
     def read(self, name: str) -> bytes | None:
-        """See `Storage`."""
-        try:
-            with (self._root / name).open("rb") as file:
-                data: bytes = file.read()
-                return data
-        except FileNotFoundError:
-            return None
+        """Return the content of a small object."""
+        with (
+            storage_errors(self.location, "read"),
+            contextlib.suppress(FileNotFoundError),
+            (self._root / name).open("rb") as file,
+        ):
+            data: bytes = file.read()
+            return data
+        return None
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[FileWriter]:
-        """See `Storage`."""
-        beside = Path(self._kept.name, name.replace("/", "%"))
-        with beside.open("wb") as file:
-            yield FileWriter(self._disk, file)
-        self._disk.upload(beside, self._root / name)
-        if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
-            beside.unlink()
+        """Write a local file, and upload it."""
+        copy = self._copy_of(name)
+        with storage_errors(self.location):
+            file = copy.open("wb")
+        try:
+            yield FileWriter(self._disk, file, self.location)
+        finally:
+            with storage_errors(self.location):
+                file.close()
+        with storage_errors(self.location):
+            self._disk.upload(copy, self._root / name)
+            if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
+                copy.unlink()
 
     def create_new(self, name: str, data: bytes) -> bool:
-        """See `Storage`."""
-        return self._disk.create(self._root / name, data)
+        """Create a small object, in one step where the store can."""
+        with storage_errors(self.location):
+            return self._disk.create(self._root / name, data)
 
     def delete(self, name: str) -> None:
-        """See `Storage`."""
-        self._disk.delete(self._root / name)
+        """Remove an object."""
+        with storage_errors(self.location):
+            self._disk.delete(self._root / name)
 
-    def remove_unfinished(self, shard: str | None = None) -> None:  # noqa: ARG002  # a store keeps no half object
-        """See `Storage`; here it is what killed processes kept on this machine."""
-        for lock in Path(tempfile.gettempdir()).glob(f"{_KEPT}*/{_ALIVE}"):
-            with contextlib.suppress(OSError):  # another's, or gone by now
+    def remove_unfinished(self, shard: str | None = None) -> None:  # noqa: ARG002  # a store has no unfinished objects
+        """Remove the local copies of processes that were killed."""
+        for lock in Path(tempfile.gettempdir()).glob(f"{_CACHE_PREFIX}*/{_CACHE_LOCK}"):
+            with contextlib.suppress(OSError):  # it belongs to a running process or another user, or is gone by now
                 handle = os.open(lock, os.O_WRONLY)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -313,17 +373,21 @@ class ObjectStorage:
                     os.close(handle)
 
     def local(self, name: str) -> Path:
-        """See `Storage`."""
-        kept = Path(self._kept.name, name.replace("/", "%"))
-        if not kept.exists():
-            # Two threads may want it at once, and neither half of it.
-            coming = kept.with_name(f"{kept.name}.{token_hex(4)}")
-            with (self._root / name).open("rb") as remote, coming.open("wb") as file:
-                shutil.copyfileobj(remote, file, 1 << 20)
-            coming.replace(kept)
-        return kept
+        """Return a local copy, downloaded if there is none yet."""
+        copy = self._copy_of(name)
+        if not copy.exists():
+            # Two threads may want it at the same time, and neither may see half of it.
+            partial = copy.with_name(f"{copy.name}.{token_hex(4)}")
+            with storage_errors(self.location, "read"):
+                with (self._root / name).open("rb") as remote, partial.open("wb") as file:
+                    shutil.copyfileobj(remote, file, 1 << 20)
+                partial.replace(copy)
+        return copy
+
+    def _copy_of(self, name: str) -> Path:
+        return Path(self._cache.name, name.replace("/", "%"))
 
     def close(self) -> None:
-        """See `Storage`."""
-        os.close(self._alive)
-        self._kept.cleanup()
+        """Remove the local copies."""
+        os.close(self._cache_lock)
+        self._cache.cleanup()

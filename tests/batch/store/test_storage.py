@@ -129,13 +129,13 @@ def test_what_a_killed_run_kept_of_an_object_store_is_removed(tmp_path, monkeypa
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     root = UPath(f"memory://{tmp_path.name}/out")
     killed, alive = open_storage(root), open_storage(root)
-    os.close(killed._alive)  # as the kernel does it
+    os.close(killed._cache_lock)  # as the kernel does it
     (tmp_path / "ollama-batch-of-somebody-else").mkdir()
 
     open_storage(root).remove_unfinished()
 
-    assert not Path(killed._kept.name).exists()
-    assert Path(alive._kept.name).exists()
+    assert not Path(killed._cache.name).exists()
+    assert Path(alive._cache.name).exists()
     assert (tmp_path / "ollama-batch-of-somebody-else").exists()
 
 
