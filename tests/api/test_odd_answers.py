@@ -11,6 +11,7 @@ import pytest
 
 from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.events import PullMoved
 from ollama_provider.api.protocol import Collector, Decoder, Pieces
 from ollama_provider.api.schemas import (
     ChatRequest,
@@ -264,6 +265,22 @@ def test_an_empty_answer_with_a_reason_to_end_is_an_answer(on, ollama, stream):
     replies = (on.stream if stream else on.send)(GENERATE, base_url=ollama.url)
 
     assert replies[-1].text == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "done", "total"), [("status", 5, 10), ("digest", 0, 0), ("total", 0, 0), ("completed", 0, 10)]
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["send", "stream"])
+def test_null_in_a_line_of_a_pull_counts_as_absent(on, ollama, field, done, total, stream):
+    """The pull goes on, and succeeds at its first attempt."""
+    line = {"status": "pulling x", "digest": "sha256:x", "total": 10, "completed": 5} | {field: None}
+    ollama.stand_in.script(says(line, {"status": "success"}), path="pull")
+
+    replies = (on.stream if stream else on.send)(PULL, base_url=ollama.url, max_attempts=1)
+
+    assert replies[-1].done
+    first = next(event for event in on.events if isinstance(event, PullMoved))
+    assert (first.done, first.total) == (done, total)
 
 
 @pytest.mark.parametrize(
