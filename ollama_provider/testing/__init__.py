@@ -9,29 +9,30 @@ the prompt, schemas are satisfied, vectors are hashed, and any other answer says
         httpx.get(server.url + "/api/tags")
         server.stand_in.requests[0].path        # "/api/tags"
 
-In a test use the fixtures, which are there as soon as the package is installed: `ollama` is such a `Server`, fresh for
-each test, and `ollama_conn` points the connection `ollama_default` at it. `@pytest.mark.ollama(...)` gives arguments to
-its `StandIn`. Scripted turns that nobody asked for fail the test.
+Tests use the fixtures, which pytest finds as soon as the package is installed: `ollama` is such a `Server`, a new one
+for each test, and `ollama_conn` is a connection to it. `@pytest.mark.ollama(...)` gives arguments to its `StandIn`. A
+test fails if a scripted reply was not used.
 
     def test_my_dag(ollama, ollama_conn):
         ollama.stand_in.script("Paris", "Rome")
 
-**Script.** `stand_in.script(turn, …, path=None, model=None, where=None, times=1, always=False)` says what the next
-requests that match get, one turn each; everything else is answered as usual. Without `path` it is about generate,
-chat, embed and embeddings, and so about OpenAI's endpoints for them under `/v1`. A turn is
+**Script.** `stand_in.script(reply, …, path=None, model=None, where=None, times=1, always=False)` scripts the replies to
+the next requests that match, one reply for each; other requests get the usual answer. Without `path` it is about
+generate, chat, embed and embeddings, and so about OpenAI's endpoints for them under `/v1`. A reply is
 
 * an answer: `"text"`; `{"label": "red"}` (sent as JSON text); `Ordinary()`; or
   `Answer(text, thinking=…, tool_calls=(("f", {"x": 1}),), vectors=[[…]], done_reason=…, prompt_eval_count=…)`;
-* a pace: `Pace(load=1.0, first_token=0.2, between_tokens=0.01)` in seconds;
+* a delay: `Pace(load=1.0, first_token=0.2, between_tokens=0.01)` in seconds;
 * a fault, where `after` counts lines of the stream and None is before the first byte:
     * `Fail("llama runner process has terminated: signal: killed", status=500, after=None)` is Ollama's own error, a
       status when early or not streamed, else a line; `Fail("max retries exceeded: EOF")` with `path="pull"`;
-    * `Crash(after=3)` is the end of the model's process; since 0.30 its error quotes log lines of other requests;
-    * `Respond(502, "<html>…", headers={"Retry-After": "1"})` is something that answers in Ollama's place;
-    * `Stall(after=None, until=None)` is silence, until `gate.open()` if a `Gate` is given;
-    * `Cut(after=None, reset=False)` breaks the connection, `CutUpload(after=1000)` with `path="blobs"` while the client
-      still sends; `Unfinished(after=3)` is a clean end without `done`;
-    * `Insert(b"{broken\n", after=1)` is raw bytes; `StuckDownload(after=2)` a pull that repeats its progress for ever;
+    * `Crash(after=3)` ends the model's process; since 0.30 the error quotes log lines about other requests;
+    * `Respond(502, "<html>…", headers={"Retry-After": "1"})` is a proxy or another program in Ollama's place;
+    * `Stall(after=None, until=gate)` stops the reply; it continues at `gate.open()`, if a `Gate` is given;
+    * `Cut(after=None, reset=False)` closes the connection; `CutUpload(after=1000)` with `path="blobs"` does so while
+      the client still sends; `Unfinished(after=3)` ends the stream normally, but without `done`;
+    * `Insert(b"{broken\n", after=1)` sends raw bytes; `StuckDownload(after=2)` is a pull that repeats its progress
+      without an end;
 * or a tuple of these for one request: `(Answer("a b c"), Pace(between_tokens=0.01), Cut(after=2))`.
 
     stand_in.script(Fail("server busy, please try again.  maximum pending requests exceeded", status=503), times=2)
@@ -87,8 +88,8 @@ __all__ = [
     "serve",
 ]
 
-# Loaded when they are asked for: pytest imports this package in every run on a machine where it is installed.
-_HOMES = {
+# Module -> its public names. They are imported on first use, since pytest imports this package in every run.
+_MODULES = {
     "exchange": ("Gate", "Reply"),
     "scripting.faults": (
         "Crash",
@@ -109,7 +110,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    for module, exported in _HOMES.items():
+    for module, exported in _MODULES.items():
         if name in exported:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

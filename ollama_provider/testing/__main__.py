@@ -1,4 +1,4 @@
-"""Run the stand-in by hand: `python -m ollama_provider.testing --port 11434`."""
+"""The command that serves a stand-in: `python -m ollama_provider.testing --port 11434`."""
 
 import argparse
 import signal
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line, by default that of this process.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the port is taken.
+        Exit status: 0 after a signal, 1 if it cannot listen on the port.
     """
     options = _parser().parse_args(arguments)
     stand_in = StandIn(
@@ -41,17 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with serve(stand_in, host=options.host, port=options.port) as server:
             names = ", ".join(model.parsed.short for model in stand_in.models)
-            _say(f"Stand-in for Ollama {stand_in.version}, with no model behind it, at {server.url}")
-            _say(f"Models: {names}. Stop with Ctrl-C.")
+            _print(f"Stand-in for Ollama {stand_in.version}, with no model behind it, at {server.url}")
+            _print(f"Models: {names}. Stop with Ctrl-C.")
             stopped.wait()
     except OSError as error:
-        _say(f"Cannot listen at {options.host}:{options.port}: {error.strerror}. Choose another --port.", sys.stderr)
+        _print(f"Cannot listen at {options.host}:{options.port}: {error.strerror}. Choose another --port.", sys.stderr)
         return 1
-    _say("Stopped.")
+    _print("Stopped.")
     return 0
 
 
-def _say(text: str, stream: TextIO | None = None) -> None:
+def _print(text: str, stream: TextIO | None = None) -> None:
     print(text, file=stream or sys.stdout, flush=True)
 
 

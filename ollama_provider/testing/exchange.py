@@ -1,8 +1,8 @@
-"""What an exchange does next, as values: wait, send the head, send a line, break the connection.
+"""A request, and the reply to it as steps: send the head, send a line, pause, wait, disconnect.
 
-The stand-in decides without waiting: its handlers are generators of steps, and whoever drives them (a socket in
-`server.py`, or `collect` below, which waits for nothing) does what the step says. Closing the generator is the client's
-hanging up.
+Handlers are generators of steps and never wait themselves. The socket (`server.py`) carries the steps out;
+`collect` carries them out without waiting, for tests without a network. Closing the generator means that the client
+has disconnected.
 """
 
 import threading
@@ -16,9 +16,10 @@ NDJSON = "application/x-ndjson"
 
 
 class Gate:
-    """A door somebody waits at until somebody else opens it; it never closes again.
+    """An event that requests wait for. It stays open once it is open. Safe to use from several threads.
 
-    Scripts use it to hold a request for exactly as long as a test wants (`hold`), the scheduler to queue requests.
+    A test scripts `Stall(until=gate)` to hold a request for as long as it wants. The scheduler queues requests with
+    gates. It is no `threading.Event`, since a waiting request must not block the thread of the server.
     """
 
     def __init__(self) -> None:
@@ -27,10 +28,10 @@ class Gate:
         self.is_open = False
 
     def __repr__(self) -> str:
-        return f"Gate({'open' if self.is_open else 'shut'})"
+        return f"Gate({'open' if self.is_open else 'closed'})"
 
     def open(self) -> None:
-        """Let everybody through, now and later. May be called from any thread."""
+        """Let all waiting requests continue, and all later ones at once."""
         with self._lock:
             self.is_open = True
             waiting, self._waiting = self._waiting, []
@@ -48,14 +49,14 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request as the stand-in sees it.
+    """One HTTP request.
 
     Attributes:
         method: Upper case.
         path: Without the query.
         headers: Names in lower case.
         body: The raw bytes.
-        query: What stands behind `?`; no endpoint reads it.
+        query: The part after `?`; no endpoint reads it.
     """
 
     method: str
@@ -66,15 +67,15 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """A complete answer with one body: the only step that sends, if it is sent at all.
+class Response:
+    """A complete response with one body. No other step of the exchange sends anything.
 
     Attributes:
         status: HTTP status.
-        body: All of it.
-        content_type: None sends none.
-        headers: Further ones.
-        foreign: It is not Ollama that answers.
+        body: The whole body.
+        content_type: None sends no such header.
+        headers: Further headers.
+        foreign: The response comes from something other than Ollama, such as a proxy.
     """
 
     status: int
@@ -101,39 +102,39 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing happens for some seconds."""
+    """Wait for this many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing happens until the gate opens."""
+    """Wait until the gate opens."""
 
     gate: Gate
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
-    """The connection breaks: FIN without the end of the body, or RST."""
+class Disconnect:
+    """Close the connection before the body is complete: with FIN, or with RST if *reset*."""
 
     reset: bool = False
 
 
-Step = Whole | Head | Line | Pause | Wait | Break
+Step = Response | Head | Line | Pause | Wait | Disconnect
 Steps = Generator[Step, None, None]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a client would have seen, all at once.
+    """A whole reply as a client would receive it.
 
     Attributes:
-        status: HTTP status; 0 if the connection was cut before a byte was sent.
+        status: HTTP status; 0 if the connection was closed before a byte was sent.
         headers: Names in lower case.
         body: All bytes of the body.
-        seconds: How long the scripted delays would have taken.
-        cut: The connection was broken instead of ended.
+        seconds: Sum of the scripted delays.
+        cut: The connection was closed before the reply was complete.
     """
 
     status: int
@@ -144,29 +145,29 @@ class Reply:
 
     @property
     def lines(self) -> list[Json]:
-        """The JSON values of an NDJSON body."""
+        """The body read as NDJSON, one value per line."""
         return [loads(line) for line in self.body.split(b"\n") if line]
 
     @property
     def json(self) -> Json:
-        """The JSON value of a body that is one."""
+        """The body read as JSON."""
         return loads(self.body)
 
 
 def collect(steps: Steps) -> Reply:
-    """Drive *steps* to their end without waiting.
+    """Carry out *steps* without waiting.
 
     Args:
-        steps: An exchange, from `StandIn.exchange`.
+        steps: A reply, from `StandIn.exchange`.
 
     Raises:
-        RuntimeError: The exchange waits for something that has not happened: a held request, a slot, another load.
+        RuntimeError: A step waits for a gate that is not open: a held request, a slot, another load.
     """
     status, content_type, seconds, headers = 0, "", 0.0, dict[str, str]()
     body = bytearray()
     for step in steps:
         match step:
-            case Whole():
+            case Response():
                 status, content_type = step.status, step.content_type or ""
                 headers |= {name.lower(): value for name, value in step.headers.items()}
                 body += step.body
@@ -178,8 +179,8 @@ def collect(steps: Steps) -> Reply:
                 seconds += step.seconds
             case Wait():
                 if not step.gate.is_open:
-                    raise RuntimeError("the exchange would wait for ever")
-            case Break():
+                    raise RuntimeError("the reply waits for a gate that is not open")
+            case Disconnect():
                 return Reply(status, headers, bytes(body), seconds, cut=True)
     if content_type:
         headers["content-type"] = content_type

@@ -1,4 +1,4 @@
-"""Fixtures for people who test their own DAGs: a stand-in for Ollama, and an Airflow connection to it."""
+"""The pytest plugin: fixtures with a stand-in for Ollama, and with an Airflow connection to it."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker `ollama`."""
     config.addinivalue_line(
         "markers", "ollama(**settings): arguments of the StandIn of the `ollama` fixture, such as strict=True"
     )
@@ -22,10 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def ollama(request: pytest.FixtureRequest) -> "Iterator[Server]":
     """A stand-in for Ollama that listens on a free port of this machine; a new one for each test.
 
-    `@pytest.mark.ollama(strict=True, version="0.1.30", …)` gives arguments to its `StandIn`. A test that scripts an
-    answer nobody asks for fails, and so does one that is strict and asks for what was not scripted.
+    `@pytest.mark.ollama(strict=True, version="0.1.30", …)` gives arguments to its `StandIn`. The test fails at its end
+    if a scripted reply was not used, or if a strict stand-in refused a request.
     """
-    # Not above: this module is imported in every run of pytest.
+    # Imported here, since pytest imports this module in every run.
     from ollama_provider.testing import StandIn, serve
 
     marker = request.node.get_closest_marker("ollama")
@@ -34,8 +34,8 @@ def ollama(request: pytest.FixtureRequest) -> "Iterator[Server]":
         unused, unscripted = server.stand_in.unused, server.stand_in.unscripted
     if unused or unscripted:
         parts = [
-            ("Scripted for the stand-in, but never asked for:", unused),
-            ("Asked of the stand-in, but not scripted:", unscripted),
+            ("Scripted replies that no request has used:", unused),
+            ("Requests that were refused, since they were not scripted:", unscripted),
         ]
         pytest.fail(
             "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in parts if lines),
@@ -45,7 +45,7 @@ def ollama(request: pytest.FixtureRequest) -> "Iterator[Server]":
 
 @pytest.fixture
 def ollama_conn(ollama: "Server", monkeypatch: pytest.MonkeyPatch) -> str:
-    """The Airflow connection `ollama_default`, which points at the stand-in; its id."""
+    """Id of an Airflow connection to the stand-in: `ollama_default`."""
     parts = urlsplit(ollama.url)
     value = {"conn_type": "ollama", "host": f"{parts.scheme}://{parts.hostname}", "port": parts.port}
     monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", json.dumps(value))

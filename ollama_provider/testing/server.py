@@ -1,4 +1,4 @@
-"""The stand-in behind a real socket, in a thread of its own."""
+"""Serve a stand-in over HTTP on a real socket, in a thread of its own."""
 
 import asyncio
 import socket
@@ -13,28 +13,28 @@ from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ollama_provider.testing.endpoints.routes import error
-from ollama_provider.testing.exchange import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole
+from ollama_provider.testing.exchange import Disconnect, Head, Line, Pause, Request, Response, Step, Steps, Wait
 from ollama_provider.testing.stand_in import StandIn
 
-_AT_ONCE = 32_768
-"""Bytes of lines that are sent together when nothing is waited for between them."""
+_WRITE_BUFFER_BYTES = 32_768
+"""Lines without a pause between them are sent together, up to this many bytes."""
 
 
 class _Connection(web.RequestHandler):
-    """A connection that answers what is no HTTP as Go's server does, and as Ollama does where that is in the body."""
+    """Answers invalid HTTP as Go's server does, and an invalid chunked body as Ollama does."""
 
     _reading: StreamReader | None = None
     _broken: HttpProcessingError | None = None
 
     async def read(self, body: StreamReader, limit: int) -> bytes:
-        """Read a body.
+        """Read the body of a request.
 
         Args:
-            body: That of the request that is being answered.
-            limit: Bytes, -1 for all.
+            body: The body.
+            limit: Number of bytes, -1 for all.
 
         Raises:
-            HttpProcessingError: Its chunks are none.
+            HttpProcessingError: The chunked encoding is invalid.
         """
         self._reading = body
         try:
@@ -47,8 +47,8 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # Nothing can come before the end of a body but aiohttp's note that it is broken, of which the reader of that
-        # body would not hear.
+        # A message before the end of the body can only be aiohttp's report that the body is invalid. aiohttp does not
+        # pass it on to the reader of the body.
         if self._reading is not None and self._messages and not self._reading.is_eof():
             self._broken = getattr(self._messages[0][0], "exc", None) or HttpProcessingError()
             self._reading.feed_eof()
@@ -64,9 +64,9 @@ class _Connection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         if "chunk" in (why := str(exc).lower()):
             text = "invalid byte in chunk length" if "size" in why else "malformed chunked encoding"
-            response = _whole(error(400, text))
+            response = _to_aiohttp(error(400, text))
         else:
-            response = _whole(Whole(400, b"400 Bad Request", "text/plain; charset=utf-8"))
+            response = _to_aiohttp(Response(400, b"400 Bad Request", "text/plain; charset=utf-8"))
         response.force_close()
         return response
 
@@ -77,17 +77,17 @@ class _Server(web.Server):
 
 
 class Server:
-    """A stand-in that listens.
+    """A stand-in that listens on a port.
 
     Args:
-        stand_in: Who answers.
+        stand_in: Answers the requests.
         host: Address to listen on.
-        port: 0 is any free port; it is kept over `stop` and `start`.
+        port: 0 for any free port. A later `start` uses the same one.
 
     Attributes:
-        stand_in: Who answers.
-        host: Address.
-        port: The real port.
+        stand_in: Answers the requests.
+        host: Address that it listens on.
+        port: Port that it listens on, once it has started.
     """
 
     def __init__(self, stand_in: StandIn, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -101,11 +101,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Base URL."""
         return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
-        """Listen, again on the same port after `stop`.
+        """Start to listen; after `stop` on the same port.
 
         Raises:
             OSError: The port is taken.
@@ -113,11 +113,11 @@ class Server:
         self._run(self._start())
 
     def stop(self) -> None:
-        """Stop as Ollama does on SIGTERM: every open connection breaks, loaded models are gone."""
+        """Stop as Ollama does on SIGTERM: close every open connection, and unload all models."""
         self._run(self._stop())
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop, and end the thread."""
         if self._thread.is_alive():
             self.stop()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -130,7 +130,7 @@ class Server:
     async def _start(self) -> None:
         if self._runner is not None:
             return
-        # Ollama does not look at Content-Encoding: a compressed body is one that is no JSON.
+        # Ollama ignores Content-Encoding: a compressed body is invalid JSON.
         server = _Server(self._answer, handler_cancellation=True, access_log=None, auto_decompress=False)
         runner = web.ServerRunner(server, shutdown_timeout=0)
         await runner.setup()
@@ -147,11 +147,11 @@ class Server:
         if self._runner is None:
             return
         runner, self._runner = self._runner, None
-        # Who has come in becomes a connection first: asyncio loses a socket that it has accepted when it stops
-        # listening before that is done, which takes some turns of the loop.
+        # First let accepted sockets become connections, which takes several iterations of the loop: asyncio loses
+        # them, still open, if it stops listening before.
         for _ in range(5):
             await asyncio.sleep(0)
-        # Idle ones too: a polite end would wait for clients that do not read.
+        # Abort them all, also idle ones: closing them normally would wait for clients that do not read.
         for connection in runner.server.connections if runner.server else ():
             if connection.transport is not None:
                 connection.transport.abort()
@@ -165,7 +165,7 @@ class Server:
         raw_path, _, query = request.raw_path.partition("?")
         path = unquote(raw_path)
         limit = self.stand_in.body_limit(request.method, path)
-        # Not request.read(): Ollama has no limit for the size of a body.
+        # Not with request.read(), which limits the size: Ollama does not.
         connection = cast("_Connection", request.protocol)
         try:
             body = await connection.read(request.content, -1 if limit is None else limit)
@@ -176,18 +176,18 @@ class Server:
         try:
             return await self._send(request, transport, steps)
         except ConnectionResetError:
-            # The client hung up; aiohttp would log an error of ours.
+            # The client has disconnected. aiohttp would log it as an error.
             raise asyncio.CancelledError from None
         finally:
-            # Or the server stops: the stand-in gives slot and place in the queue back.
+            # Also when the client disconnects or the server stops: it returns the slot or leaves the queue.
             steps.close()
 
     async def _send(self, request: web.BaseRequest, transport: asyncio.Transport, steps: Steps) -> web.StreamResponse:
         stream: web.StreamResponse | None = None
-        for step in _joined(steps):
+        for step in _join_lines(steps):
             match step:
-                case Whole():
-                    return _whole(step)
+                case Response():
+                    return _to_aiohttp(step)
                 case Head():
                     stream = web.StreamResponse(status=step.status, headers={"Content-Type": step.content_type})
                     await stream.prepare(request)
@@ -198,11 +198,11 @@ class Server:
                     await asyncio.sleep(step.seconds)
                 case Wait():
                     await self._wait(step)
-                case Break():
-                    _break(transport, reset=step.reset)
+                case Disconnect():
+                    _disconnect(transport, reset=step.reset)
                     raise asyncio.CancelledError
         if stream is None:
-            raise RuntimeError("an exchange without an answer")
+            raise RuntimeError("the steps of the reply contain no response")
         await stream.write_eof()
         return stream
 
@@ -217,13 +217,13 @@ class Server:
         await passed.wait()
 
 
-def _joined(steps: Steps) -> Iterator[Step]:
+def _join_lines(steps: Steps) -> Iterator[Step]:
     """Lines between which nothing is waited for, as one."""
     lines = bytearray()
     for step in steps:
         if isinstance(step, Line):
             lines += step.data
-            if len(lines) < _AT_ONCE:
+            if len(lines) < _WRITE_BUFFER_BYTES:
                 continue
             yield Line(bytes(lines))
         else:
@@ -235,7 +235,7 @@ def _joined(steps: Steps) -> Iterator[Step]:
         yield Line(bytes(lines))
 
 
-def _whole(step: Whole) -> web.Response:
+def _to_aiohttp(step: Response) -> web.Response:
     response = web.Response(status=step.status, body=step.body, headers=dict(step.headers))
     if step.content_type is not None:
         response.headers["Content-Type"] = step.content_type
@@ -244,9 +244,9 @@ def _whole(step: Whole) -> web.Response:
     return response
 
 
-def _break(transport: asyncio.Transport, *, reset: bool) -> None:
+def _disconnect(transport: asyncio.Transport, *, reset: bool) -> None:
     if reset:
-        # Linger for no time: the kernel answers with RST instead of FIN.
+        # With a linger time of 0, the kernel sends RST instead of FIN.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
     else:
@@ -255,12 +255,12 @@ def _break(transport: asyncio.Transport, *, reset: bool) -> None:
 
 @contextmanager
 def serve(stand_in: StandIn | None = None, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Server]:
-    """Serve a stand-in in a thread for the length of a `with` block.
+    """Serve a stand-in in a thread during a `with` block.
 
     Args:
-        stand_in: Who answers, by default a new one.
+        stand_in: Answers the requests; by default a new one.
         host: Address to listen on.
-        port: 0 is any free port.
+        port: 0 for any free port.
 
     Raises:
         OSError: The port is taken.

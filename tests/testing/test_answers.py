@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ollama_provider.testing import StandIn
 from ollama_provider.testing.answers.json_schema import InvalidSchemaError, instance
 from ollama_provider.testing.answers.summaries import summarise
-from ollama_provider.testing.answers.vectors import embed
+from ollama_provider.testing.answers.vectors import text_vector
 
 ARTICLE = """Summarise this text in two sentences.
 
@@ -201,11 +201,11 @@ def test_the_words_are_the_same_streamed_or_not() -> None:
 @given(st.text(max_size=200), st.sampled_from([8, 384, 768]))
 def test_vectors_are_normalised_and_stable(text: str, width: int) -> None:
     """Every text has a vector of length 1, always the same."""
-    vector = embed(text, width)
+    vector = text_vector(text, width)
 
     assert len(vector) == width
     assert math.isclose(math.sqrt(sum(value * value for value in vector)), 1.0, abs_tol=1e-5)
-    assert embed(text, width) == vector
+    assert text_vector(text, width) == vector
 
 
 @pytest.mark.parametrize("dimensions", [768, 64])

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ollama_provider.testing import Model, StandIn
-from ollama_provider.testing.endpoints.structs import REQUESTS
+from ollama_provider.testing.endpoints.structs import REQUEST_STRUCTS
 from ollama_provider.testing.exchange import Request, collect
 from ollama_provider.testing.go.encoding import dumps
 
@@ -73,8 +73,8 @@ TYPED = {
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     """An endpoint and a body with some of its fields, mostly of the right type."""
-    path = draw(st.sampled_from(sorted(REQUESTS)))
-    known = REQUESTS[path][1]
+    path = draw(st.sampled_from(sorted(REQUEST_STRUCTS)))
+    known = REQUEST_STRUCTS[path][1]
     chosen = draw(st.lists(st.sampled_from(sorted(known)), unique=True, max_size=6))
     fields = {name: draw(TYPED[known[name]] if draw(st.integers(0, 9)) else JSON) for name in chosen}
     if draw(st.integers(0, 9)) and "model" in known:
@@ -99,7 +99,7 @@ def test_every_body_has_an_answer(request: tuple[str, bytes]) -> None:
     assert stand_in.open_requests == []
 
 
-@given(st.binary(max_size=40), st.sampled_from(sorted(REQUESTS)))
+@given(st.binary(max_size=40), st.sampled_from(sorted(REQUEST_STRUCTS)))
 @settings(max_examples=100, deadline=None)
 def test_bytes_that_are_no_json_have_an_answer(body: bytes, path: str) -> None:
     """A 400 with Go's text, or whatever the empty request gets."""

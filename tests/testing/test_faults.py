@@ -337,9 +337,9 @@ def test_a_server_that_stops_in_the_middle(ollama: Server) -> None:
     assert ollama.stand_in.open_requests == []
 
 
-def test_a_script_without_a_turn_is_refused(ollama: Server) -> None:
+def test_a_script_without_a_reply_is_refused(ollama: Server) -> None:
     """A misuse is named at once."""
-    with pytest.raises(ValueError, match="needs a turn"):
+    with pytest.raises(ValueError, match="needs a reply"):
         ollama.stand_in.script()
     with pytest.raises(ValueError, match="exactly one"):
         ollama.stand_in.script("a", "b", always=True)

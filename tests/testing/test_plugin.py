@@ -57,7 +57,7 @@ def test_settings_come_from_the_marker(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess(*RUN, "--strict-markers").assert_outcomes(passed=1)
 
 
-def test_a_turn_nobody_asked_for_fails_the_test(pytester: pytest.Pytester) -> None:
+def test_an_unused_reply_fails_the_test(pytester: pytest.Pytester) -> None:
     """The test itself passes, its teardown fails and prints what is left."""
     pytester.makepyfile(
         """
@@ -72,7 +72,7 @@ def test_a_turn_nobody_asked_for_fails_the_test(pytester: pytest.Pytester) -> No
     result = pytester.runpytest_inprocess(*RUN)
 
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*never asked for:", "*generate, chat, embed*of qwen3: 'never asked for'*"])
+    result.stdout.fnmatch_lines(["*no request has used:", "*generate, chat, embed*of qwen3: 'never asked for'*"])
 
 
 def test_a_strict_test_fails_on_what_it_did_not_script(pytester: pytest.Pytester) -> None:

@@ -5,7 +5,18 @@ from collections import Counter
 import pytest
 
 from ollama_provider.testing import Fail, Model, Pace, Reply, Stall, StandIn
-from ollama_provider.testing.exchange import Break, Head, Line, Pause, Request, Step, Steps, Wait, Whole, collect
+from ollama_provider.testing.exchange import (
+    Disconnect,
+    Head,
+    Line,
+    Pause,
+    Request,
+    Response,
+    Step,
+    Steps,
+    Wait,
+    collect,
+)
 from ollama_provider.testing.go.encoding import dumps
 
 
@@ -25,7 +36,7 @@ class Exchange:
     def __init__(self, stand_in: StandIn, body: dict, path: str = "/api/generate") -> None:
         self.steps: Steps = stand_in.exchange(Request("POST", path, {}, dumps(body).encode()))
         self.last: Step | None = None
-        self.sent: list[Whole | Head | Line] = []
+        self.sent: list[Response | Head | Line] = []
         self.go_on()
 
     def go_on(self) -> None:
@@ -36,7 +47,7 @@ class Exchange:
             self.last = step
             if isinstance(step, Pause) or (isinstance(step, Wait) and not step.gate.is_open):
                 return
-            if not isinstance(step, Wait | Break):
+            if not isinstance(step, Wait | Disconnect):
                 self.sent.append(step)
         self.last = None
 
@@ -266,7 +277,7 @@ def test_an_exchange_that_waits_for_nothing_that_comes_is_named() -> None:
     stand_in = StandIn()
     stand_in.script(Stall())
 
-    with pytest.raises(RuntimeError, match="wait for ever"):
+    with pytest.raises(RuntimeError, match="waits for a gate"):
         stand_in.answer("POST", "/api/generate", ask())
 
 

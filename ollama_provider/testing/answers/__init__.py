@@ -1,1 +1,1 @@
-"""What the stand-in answers without a model: texts, JSON that satisfies a schema, summaries, tokens, vectors."""
+"""The usual answers, made without a model: texts, JSON that satisfies a schema, summaries, tokens, vectors."""

@@ -1,4 +1,4 @@
-"""Instances of a JSON schema: the smallest honest thing that satisfies it, the same every time."""
+"""Make a small value that satisfies a JSON schema. The same schema and prompt always give the same value."""
 
 import zlib
 from collections.abc import Mapping
@@ -16,36 +16,37 @@ _FORMATS = {
     "uri": "https://example.com/",
     "ipv4": "192.0.2.1",
 }
-_DEEPEST = 6
+_MAX_DEPTH = 6
 
 
 class InvalidSchemaError(ValueError):
-    """It cannot be turned into a grammar; the text says why, as llama.cpp does."""
+    """The schema cannot be turned into a grammar. The text is llama.cpp's."""
 
 
 def instance(schema: Mapping[str, Json], prompt: str) -> Json:
-    """A value that satisfies *schema*.
+    """Make a value that satisfies *schema*.
 
-    Of an `enum` the first value that *prompt* mentions is taken, else one that depends on the prompt, so that a
-    classification of many rows does not give one label only.
+    An `enum` gives the first of its values that the prompt mentions, else one that depends on the prompt, so that a
+    classification of many rows gives several labels.
 
     Args:
         schema: A JSON schema; `$ref` to its own `$defs`, `anyOf`, `oneOf` and `allOf` are followed.
-        prompt: What the model was asked.
+        prompt: The prompt of the request.
 
     Raises:
-        InvalidSchemaError: An unknown type or a reference to nothing.
+        InvalidSchemaError: A type is unknown, a reference cannot be resolved, or the value of a keyword has the wrong
+            type.
     """
     try:
-        return _Instances(schema, prompt).make(schema, "", 0)
+        return _InstanceMaker(schema, prompt).make(schema, "", 0)
     except InvalidSchemaError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
-        # A keyword has a value of the wrong type somewhere: no need to know which.
+        # Some keyword has a value of the wrong type; which one does not matter.
         raise InvalidSchemaError("unsupported value of a keyword") from error
 
 
-class _Instances:
+class _InstanceMaker:
     def __init__(self, root: Mapping[str, Json], prompt: str) -> None:
         self._root = root
         self._prompt = prompt
@@ -56,10 +57,10 @@ class _Instances:
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
-            return self._choose(schema["enum"])
+            return self._from_enum(schema["enum"])
         for union in ("anyOf", "oneOf"):
             if schema.get(union):
-                return self._member(schema[union], name, depth)
+                return self._from_union(schema[union], name, depth)
         wanted = _type(schema)
         match wanted:
             case "object":
@@ -71,7 +72,7 @@ class _Instances:
             case "integer" | "number":
                 return self._number(schema, whole=wanted == "integer")
             case "boolean":
-                return bool(self._pick(2))
+                return bool(self._index_by_prompt(2))
             case _:
                 return None
 
@@ -97,18 +98,18 @@ class _Instances:
             merged |= self._resolve(part)
         return merged
 
-    def _choose(self, values: list[Json]) -> Json:
+    def _from_enum(self, values: list[Json]) -> Json:
         for value in values:
             if isinstance(value, str) and value.lower() in self._folded:
                 return value
-        return values[self._pick(len(values))]
+        return values[self._index_by_prompt(len(values))]
 
-    def _pick(self, count: int) -> int:
+    def _index_by_prompt(self, count: int) -> int:
         return zlib.crc32(self._prompt.encode("utf-8", "replace")) % count
 
-    def _member(self, schemas: list[Json], name: str, depth: int) -> Json:
+    def _from_union(self, schemas: list[Json], name: str, depth: int) -> Json:
         nullable = any(_type(self._resolve(schema)) == "null" for schema in schemas)
-        if nullable and depth >= _DEEPEST:
+        if nullable and depth >= _MAX_DEPTH:
             return None
         return self.make(
             next((schema for schema in schemas if _type(self._resolve(schema)) != "null"), {}), name, depth
@@ -120,12 +121,12 @@ class _Instances:
         return {
             name: self.make(properties.get(name, {}), name, depth + 1)
             for name in dict.fromkeys([*properties, *required])
-            if depth < _DEEPEST or name in required
+            if depth < _MAX_DEPTH or name in required
         }
 
     def _array(self, schema: Mapping[str, Json], name: str, depth: int) -> list[Json]:
         first = [self.make(item, name, depth + 1) for item in schema.get("prefixItems", ())]
-        least = schema.get("minItems", 0 if depth >= _DEEPEST else 1)
+        least = schema.get("minItems", 0 if depth >= _MAX_DEPTH else 1)
         wanted = min(least, schema.get("maxItems", least))
         items = schema.get("items", {})
         return first + [self.make(items, name, depth + 1) for _ in range(wanted - len(first))]

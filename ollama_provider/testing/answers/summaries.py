@@ -1,12 +1,12 @@
-"""Extractive summaries: the one or two sentences of a text that share most of its words."""
+"""Extractive summaries: the sentences of a text that have the most words in common with the rest."""
 
 import re
 from collections import Counter
 from functools import lru_cache
 
-_ASKS = re.compile(r"\b(summar\w*|tl;?dr|abstract|gist|in (one|two|a few) sentences?)\b", re.IGNORECASE)
+_SUMMARY_REQUEST = re.compile(r"\b(summar\w*|tl;?dr|abstract|gist|in (one|two|a few) sentences?)\b", re.IGNORECASE)
 _FENCE = re.compile(r"```.*?(```|\Z)|^[ \t]*\.\. [^\n]*$(\n[ \t]+:[^\n]*$)*|<!--.*?-->", re.DOTALL | re.MULTILINE)
-_NOISE = (
+_MARKUP = (
     (re.compile(r"!\[[^\]]*\]\([^)]*\)"), " "),  # images and badges
     (re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)"), " "),
     (re.compile(r"\[([^\]]+)\](\([^)]*\)|\[[^\]]*\])"), r"\1"),  # Markdown links
@@ -23,7 +23,7 @@ _RULE = re.compile(r"\s*([=\-~^*#_+|:.\"'\s])\1{2,}\s*")
 _BULLET = re.compile(r"^\s*([-*+•>]|\d+[.)]|#+|\|)(\s+|$)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _CODE = re.compile(r"#\d|[=_{}<>\\/@]|\w\(|\w\.\w")
-_BESIDE_THE_POINT = re.compile(
+_NO_CONTENT = re.compile(
     r"\b(licen[sc]ed?|changelog|documentation|docs|sponsor|tidelift|install(ed)?|issues?|see the)\b|\?$",
     re.IGNORECASE,
 )
@@ -34,27 +34,27 @@ _COMMON = frozenset(
     """
     about also and any are can each for from has have into its more not other our out such than that the their them then
     these they this those through use used using was well were what when which will with you your
-    """.split()  # noqa: SIM905 - a list would be a page
+    """.split()  # noqa: SIM905 - shorter than a list
 )
 
 
 def asks_for_summary(prompt: str) -> bool:
-    """Whether *prompt* asks for a summary at its beginning or its end, where instructions stand."""
-    return bool(_ASKS.search(prompt[:600]) or _ASKS.search(prompt[-300:]))
+    """Whether the instruction at the beginning or the end of *prompt* asks for a summary."""
+    return bool(_SUMMARY_REQUEST.search(prompt[:600]) or _SUMMARY_REQUEST.search(prompt[-300:]))
 
 
 @lru_cache(maxsize=256)
 def summarise(prompt: str, sentences: int = 2) -> str:
-    """The most central sentences of the text in *prompt*, in their order.
+    """Pick the most central sentences of the text in *prompt*, in their order.
 
     Args:
         prompt: A text together with the instruction to summarise it.
-        sentences: How many at the most.
+        sentences: The largest number of sentences.
 
     Returns:
-        The empty string if there is no sentence besides the instruction.
+        The sentences; empty if there are none besides the instruction.
     """
-    # Text that explains stands at the beginning; what follows is changelogs.
+    # The beginning of a document explains it; later parts are often changelogs.
     found = _sentences(prompt)[:_CANDIDATES]
     words = [[word for word in map(str.lower, _WORD.findall(sentence)) if word not in _COMMON] for sentence in found]
     frequency = Counter(word for sentence in words for word in set(sentence))
@@ -67,9 +67,9 @@ def summarise(prompt: str, sentences: int = 2) -> str:
         early = 1.0 + 2.0 / (1 + position)
         short = 1.0 if len(words[position]) >= 5 else 0.4
         prose = 1.0 / (1 + len(_CODE.findall(found[position])) / 3)
-        point = 0.4 if _BESIDE_THE_POINT.search(found[position]) else 1.0
+        content = 0.4 if _NO_CONTENT.search(found[position]) else 1.0
         definition = 1.3 if _DEFINITION.search(found[position]) else 1.0
-        return central * early * short * prose * point * definition
+        return central * early * short * prose * content * definition
 
     best = sorted(range(len(found)), key=lambda position: (-weight(position), position))[:sentences]
     return " ".join(found[position] for position in sorted(best))
@@ -80,18 +80,18 @@ def _sentences(prompt: str) -> list[str]:
     for paragraph in _paragraphs(prompt):
         for sentence in _SENTENCE.split(paragraph):
             text = " ".join(sentence.split())
-            if 25 <= len(text) <= 400 and text[-1] in ".!?" and text[0] != "*" and not _ASKS.search(text):
+            if 25 <= len(text) <= 400 and text[-1] in ".!?" and text[0] != "*" and not _SUMMARY_REQUEST.search(text):
                 found.append(text)
     if found:
         return found
-    # No proper sentence: the longest line will do.
+    # Without a proper sentence, take the longest line.
     lines = [" ".join(paragraph.split()) for paragraph in _paragraphs(prompt)]
-    return [max((line[:400] for line in lines if line and not _ASKS.search(line)), key=len, default="")]
+    return [max((line[:400] for line in lines if line and not _SUMMARY_REQUEST.search(line)), key=len, default="")]
 
 
 def _paragraphs(prompt: str) -> list[str]:
     text = _FENCE.sub("\n\n", prompt)
-    for pattern, replacement in _NOISE:
+    for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     paragraphs, current = [], list[str]()
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""A tokeniser that any machine computes alike: about a token a word, and the tokens joined are the text."""
+"""A simple tokeniser: about one token per word, the same on every machine. The tokens joined are the text."""
 
 import re
 import zlib
@@ -8,11 +8,11 @@ _VOCABULARY = 32_000
 
 
 def tokenise(text: str) -> list[str]:
-    """Split *text*; leading blanks belong to the token."""
+    """Split *text*; blanks belong to the token after them."""
     return _TOKEN.findall(text)
 
 
 def token_ids(tokens: list[str]) -> list[int]:
-    """Stable numbers for the `context` of a reply."""
+    """A number for each token, for the `context` of a reply. Equal tokens have equal numbers."""
     crc = zlib.crc32
     return [crc(token.encode("utf-8", "replace")) % _VOCABULARY for token in tokens]

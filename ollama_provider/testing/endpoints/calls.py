@@ -1,19 +1,20 @@
-"""A request on its way through a handler, and the error that a handler answers with."""
+"""The request that a handler works on, and the error that it answers with."""
 
 from dataclasses import dataclass
 
 from ollama_provider.testing.exchange import Request
 from ollama_provider.testing.go.encoding import Json, dumps
-from ollama_provider.testing.scripting.script import Plan
+from ollama_provider.testing.scripting.script import ReplyPlan
 
 
 class RefusalError(Exception):
-    """The request is answered with an error.
+    """A handler refuses the request.
 
     Attributes:
         status: HTTP status.
-        text: The `error`.
-        late: It comes from the runner, after validation and loading: before 0.12.6 a stream had begun by then.
+        text: The `error` in the reply.
+        late: The error comes from the runner, after validation and loading. Before 0.12.6 a stream had already begun
+            by then.
     """
 
     def __init__(self, status: int, text: str, *, late: bool = False) -> None:
@@ -23,29 +24,29 @@ class RefusalError(Exception):
         self.late = late
 
 
-def from_llama_server(code: int, message: str, kind: str, **counts: int) -> RefusalError:
-    """What llama-server refused, as Ollama passes it on since 0.30: its JSON is the text of the error."""
+def llama_server_error(code: int, message: str, kind: str, **counts: int) -> RefusalError:
+    """An error of llama-server as Ollama forwards it since 0.30: its JSON is the error text."""
     error = {"code": code, "message": message, "type": kind, **counts}
     return RefusalError(code, dumps({"error": error}), late=True)
 
 
 @dataclass(slots=True)
 class Call:
-    """A request on its way through a handler.
+    """A request that a handler works on.
 
     Attributes:
-        request: As it came.
+        request: The HTTP request.
         body: The fields of its JSON body that the endpoint knows.
-        plan: What the script says about it.
-        started: When it came, Unix time.
+        plan: What the script has for it.
+        started: When it arrived, Unix time.
     """
 
     request: Request
     body: dict[str, Json]
-    plan: Plan
+    plan: ReplyPlan
     started: float
 
     @property
     def streams(self) -> bool:
-        """The default of the endpoints that can."""
+        """Whether to stream the reply, which is the default of the endpoints that can."""
         return bool(self.body.get("stream", True))

@@ -1,33 +1,32 @@
-"""`/api/embed` and the legacy `/api/embeddings`."""
+"""`/api/embed`, and the legacy endpoint `/api/embeddings`."""
 
 import math
 
 from ollama_provider.testing.answers.tokens import tokenise
-from ollama_provider.testing.answers.vectors import embed as vector
-from ollama_provider.testing.answers.vectors import normalise
+from ollama_provider.testing.answers.vectors import normalise, text_vector
 from ollama_provider.testing.endpoints.calls import Call, RefusalError
-from ollama_provider.testing.endpoints.generation import acquire, read_model_options
-from ollama_provider.testing.exchange import Pause, Steps, Whole
+from ollama_provider.testing.endpoints.generation import acquire, effective_options
+from ollama_provider.testing.exchange import Pause, Response, Steps
 from ollama_provider.testing.go.encoding import Json, dumps
 from ollama_provider.testing.state import model_names
 from ollama_provider.testing.state.catalogue import Model
-from ollama_provider.testing.state.server_state import State
+from ollama_provider.testing.state.server_state import ServerState
 
 _SPECIAL_TOKENS = 2
-_LEGACY_LENGTH = 4.9
-"""Norm of what the legacy endpoint returns for nomic-embed-text, measured on 0.32.9; embed normalises, it does not."""
+_LEGACY_NORM = 4.9
+"""Norm of the legacy endpoint's vectors for nomic-embed-text, measured on 0.32.9. Only `/api/embed` normalises."""
 
 
-def embed(state: State, call: Call) -> Steps:
+def embed(state: ServerState, call: Call) -> Steps:
     """POST /api/embed.
 
     Raises:
-        RefusalError: The input is no text, the model is missing, does not embed, or the text is too long.
+        RefusalError: The input is no text or too long, or the model is missing or cannot embed.
     """
     body = call.body
-    texts = _texts(body.get("input"))
+    texts = _read_input(body.get("input"))
     model = _installed(state, body.get("model", ""))
-    runner = yield from acquire(state, call, model, read_model_options(call, model))
+    runner = yield from acquire(state, call, model, effective_options(call, model))
     try:
         loaded = state.clock()
         reply: dict[str, Json] = {"model": body["model"], "embeddings": []}
@@ -42,37 +41,37 @@ def embed(state: State, call: Call) -> Steps:
             reply["load_duration"] = max(1, int((loaded - call.started) * 1e9))
             if state.since("0.3.1"):
                 reply["prompt_eval_count"] = sum(counts)
-        yield Whole(200, dumps(reply).encode())
+        yield Response(200, dumps(reply).encode())
     finally:
         state.scheduler.release(runner)
 
 
-def embeddings(state: State, call: Call) -> Steps:
-    """POST /api/embeddings: one text, not normalised for every model, no truncation.
+def embeddings(state: ServerState, call: Call) -> Steps:
+    """POST /api/embeddings: takes one text, does not truncate it, and does not always normalise the vector.
 
     Raises:
-        RefusalError: The model is missing, does not embed, or the text is too long.
+        RefusalError: The model is missing or cannot embed, or the text is too long.
     """
     body = call.body
     if model_names.parse(body.get("model", "")) is None:
         raise RefusalError(400, "model is required")
     model = _installed(state, body["model"])
     prompt = body.get("prompt", "")
-    runner = yield from acquire(state, call, model, read_model_options(call, model))
+    runner = yield from acquire(state, call, model, effective_options(call, model))
     try:
         found: list[Json] = []
         if prompt:
             _check_embeds(state, model, 500)
             if len(tokenise(prompt)) + _SPECIAL_TOKENS > runner.num_ctx:
                 raise RefusalError(500, "the input length exceeds the context length")
-            length = _LEGACY_LENGTH if model.family == "nomic-bert" else 1.0
+            length = _LEGACY_NORM if model.family == "nomic-bert" else 1.0
             found = [value if value is None else value * length for value in _vectors(state, call, model, [prompt])[0]]
-        yield Whole(200, dumps({"embedding": found}).encode())
+        yield Response(200, dumps({"embedding": found}).encode())
     finally:
         state.scheduler.release(runner)
 
 
-def _texts(given: Json) -> list[str]:
+def _read_input(given: Json) -> list[str]:
     if given is None or given == "":
         return []
     texts = [given] if isinstance(given, str) else given
@@ -81,7 +80,7 @@ def _texts(given: Json) -> list[str]:
     return texts
 
 
-def _installed(state: State, text: str) -> Model:
+def _installed(state: ServerState, text: str) -> Model:
     if (model := state.find(text)) is not None:
         return model
     if not text:
@@ -94,7 +93,7 @@ def _installed(state: State, text: str) -> Model:
     )
 
 
-def _check_embeds(state: State, model: Model, status: int) -> None:
+def _check_embeds(state: ServerState, model: Model, status: int) -> None:
     if "embedding" in model.capabilities or (model.llama_runner and not state.since("0.30.0")):
         return
     if state.since("0.30.0"):
@@ -109,7 +108,7 @@ def _count(text: str, num_ctx: int, *, truncate: bool) -> int:
     return min(count, num_ctx)
 
 
-def _vectors(state: State, call: Call, model: Model, texts: list[str]) -> list[Json]:
+def _vectors(state: ServerState, call: Call, model: Model, texts: list[str]) -> list[Json]:
     answer = call.plan.answer
     if answer is not None and answer.vectors is not None:
         if any(value is not None and not math.isfinite(value) for row in answer.vectors for value in row):
@@ -117,7 +116,7 @@ def _vectors(state: State, call: Call, model: Model, texts: list[str]) -> list[J
                 raise RefusalError(400, "embedding contains NaN or Inf values")
             raise RefusalError(500, "failed to encode response: json: unsupported value: NaN")
         return list(answer.vectors)
-    found = [vector(text, model.embedding_length) for text in texts]
+    found = [text_vector(text, model.embedding_length) for text in texts]
     width = call.body.get("dimensions", 0)
     if 0 < width < model.embedding_length and state.since("0.11.11"):
         found = [normalise(values[:width]) for values in found]

@@ -1,34 +1,34 @@
-"""`/api/generate` and `/api/chat`: what is refused, and what the model is asked."""
+"""`/api/generate` and `/api/chat`: validate the request and build the prompt."""
 
 from ollama_provider.testing.answers import json_schema
-from ollama_provider.testing.answers.ordinary import Question
+from ollama_provider.testing.answers.ordinary import ModelInput
 from ollama_provider.testing.answers.tokens import tokenise
-from ollama_provider.testing.endpoints.calls import Call, RefusalError, from_llama_server
-from ollama_provider.testing.endpoints.generation import Work, infer, load, read_model_options, unloaded
+from ollama_provider.testing.endpoints.calls import Call, RefusalError, llama_server_error
+from ollama_provider.testing.endpoints.generation import InferenceJob, effective_options, load, run_inference, unload
 from ollama_provider.testing.endpoints.requests import Message, read_keep_alive, read_messages, read_think
 from ollama_provider.testing.exchange import Steps
 from ollama_provider.testing.go import templates
 from ollama_provider.testing.go.encoding import Json, check_base64, dumps, quoted
 from ollama_provider.testing.state import model_names
 from ollama_provider.testing.state.catalogue import Model
-from ollama_provider.testing.state.server_state import State
+from ollama_provider.testing.state.server_state import ServerState
 
 
-def generate(state: State, call: Call) -> Steps:
+def generate(state: ServerState, call: Call) -> Steps:
     """POST /api/generate.
 
     Raises:
-        RefusalError: Or an error of validation.
+        RefusalError: The request is invalid or the model cannot do what it asks for.
     """
     body = call.body
     for image in body.get("images", ()):
         check_base64(image)
-    keep_alive, wanted = read_keep_alive(body), _wanted(state, body)
+    keep_alive, given_think = read_keep_alive(body), _read_think(state, body)
     name, prompt = body.get("model", ""), body.get("prompt", "")
     _check_logprobs(body)
     model = _installed(state, name)
     if not prompt and keep_alive == 0 and state.since("0.3.11"):
-        yield unloaded(state, call, model)
+        yield unload(state, call, model)
         return
     raw = body.get("raw", False)
     if raw and any(body.get(key) for key in ("template", "system", "context")):
@@ -37,18 +37,18 @@ def generate(state: State, call: Call) -> Steps:
     _require(model, "completion", f'"{name}" does not support generate')
     if body.get("suffix"):
         _require(model, "insert", f"{model.parsed.full} does not support insert")
-    think = _think(state, model, name, wanted)
+    think = _effective_think(state, model, name, given_think)
     if not prompt:
         yield from load(state, call, model)
         return
     system = body.get("system", model.system)
-    question = Question(name, prompt, system, _format(state, call))
-    yield from infer(
+    model_input = ModelInput(name, prompt, system, _format(state, call))
+    yield from run_inference(
         state,
-        Work(
+        InferenceJob(
             call,
             model,
-            question,
+            model_input,
             _render_prompt(body, system),
             images=len(body.get("images", ())),
             history=body.get("context", []),
@@ -57,36 +57,36 @@ def generate(state: State, call: Call) -> Steps:
     )
 
 
-def chat(state: State, call: Call) -> Steps:
+def chat(state: ServerState, call: Call) -> Steps:
     """POST /api/chat.
 
     Raises:
-        RefusalError: Or an error of validation.
+        RefusalError: The request is invalid or the model cannot do what it asks for.
     """
     body = call.body
-    messages, keep_alive, wanted = read_messages(body), read_keep_alive(body), _wanted(state, body)
+    messages, keep_alive, given_think = read_messages(body), read_keep_alive(body), _read_think(state, body)
     name = body.get("model", "")
     _check_logprobs(body)
     if model_names.parse(name) is None:
         raise RefusalError(400, "model is required")
     model = _installed(state, name)
     if not messages and keep_alive == 0 and state.since("0.3.11"):
-        yield unloaded(state, call, model)
+        yield unload(state, call, model)
         return
     _require(model, "completion", f'"{name}" does not support chat')
     tools = body.get("tools", ()) if state.since("0.2.6") else ()
     if tools:
         _require(model, "tools", f"{model.parsed.full} does not support tools")
-    think = _think(state, model, name, wanted)
+    think = _effective_think(state, model, name, given_think)
     if not messages:
         yield from load(state, call, model)
         return
     if model.system and messages[0].role != "system":
         messages.insert(0, Message("system", model.system))
     if body.get("truncate", True) or not state.since("0.12.6"):
-        messages = _newest(messages, read_model_options(call, model).get("num_ctx", state.num_ctx))
+        messages = _keep_newest(messages, effective_options(call, model).get("num_ctx", state.num_ctx))
     last = messages[-1]
-    question = Question(
+    model_input = ModelInput(
         name,
         next((message.content for message in reversed(messages) if message.role == "user"), ""),
         next((message.content for message in messages if message.role == "system"), ""),
@@ -95,10 +95,12 @@ def chat(state: State, call: Call) -> Steps:
         last.content if last.role == "tool" else None,
     )
     rendered = _render(messages) + (dumps(tools) if tools else "")
-    yield from infer(state, Work(call, model, question, rendered, sum(m.images for m in messages), think=think))
+    yield from run_inference(
+        state, InferenceJob(call, model, model_input, rendered, sum(m.images for m in messages), think=think)
+    )
 
 
-def _installed(state: State, text: str) -> Model:
+def _installed(state: ServerState, text: str) -> Model:
     if text and model_names.parse(text) is None:
         raise RefusalError(400, "invalid model name")
     tag = text.lower().rpartition(":")[2]
@@ -130,14 +132,14 @@ def _check_template(template: str) -> None:
         raise RefusalError(500, str(wrong)) from None
 
 
-def _wanted(state: State, body: dict[str, Json]) -> bool | str | None:
+def _read_think(state: ServerState, body: dict[str, Json]) -> bool | str | None:
     if not state.since("0.9.0"):
         return False
     return read_think(body, ("high", "medium", "low", "max") if state.since("0.22.0") else ("high", "medium", "low"))
 
 
-def _think(state: State, model: Model, name: str, think: bool | str | None) -> bool | str | None:
-    """Refuse what the model cannot; None is left only where the version does not think by default."""
+def _effective_think(state: ServerState, model: Model, name: str, think: bool | str | None) -> bool | str | None:
+    """Refuse thinking where the model cannot think. None: the version neither thinks by default nor was told to."""
     if "thinking" not in model.capabilities:
         if think:
             raise RefusalError(400, f'"{name}" does not support thinking')
@@ -149,7 +151,7 @@ def _think(state: State, model: Model, name: str, think: bool | str | None) -> b
     return True if think is None and state.since("0.12.5") else think
 
 
-def _format(state: State, call: Call) -> Json:
+def _format(state: ServerState, call: Call) -> Json:
     wanted = call.body.get("format")
     if wanted in (None, ""):
         return None
@@ -164,7 +166,7 @@ def _format(state: State, call: Call) -> Json:
                 raise RefusalError(500, "invalid JSON schema in format", late=True) from None
             failed = f"JSON schema conversion failed:\nJSON schema error at #: {wrong}"
             text = f"Field 'json_schema': \"json_schema\": {failed}"
-            raise from_llama_server(400, text, "invalid_request_error") from None
+            raise llama_server_error(400, text, "invalid_request_error") from None
     elif wanted != "json":
         text = f'invalid format: {quoted(dumps(wanted))}; expected "json" or a valid JSON Schema object'
         raise RefusalError(500, text, late=True)
@@ -182,11 +184,11 @@ def _render_prompt(body: dict[str, Json], system: str) -> str:
 
 
 def _render(messages: list[Message]) -> str:
-    turns = (f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages)
-    return "".join(turns) + "<|im_start|>assistant\n"
+    parts = (f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages)
+    return "".join(parts) + "<|im_start|>assistant\n"
 
 
-def _newest(messages: list[Message], num_ctx: int) -> list[Message]:
+def _keep_newest(messages: list[Message], num_ctx: int) -> list[Message]:
     """Drop the oldest messages until the rest fits; system messages and the last message stay."""
     sizes = [len(tokenise(_render([message]))) for message in messages]
     kept = list(range(len(messages)))

@@ -1,32 +1,32 @@
-"""What is installed and loaded, and the simple ways to change it: tags, show, ps, copy, delete, blobs."""
+"""Endpoints about models: tags, show, ps, copy, delete and blobs; and about the server: version, status, me."""
 
 import hashlib
 import re
 
 from ollama_provider.testing.endpoints.calls import Call, RefusalError
-from ollama_provider.testing.exchange import Steps, Whole
+from ollama_provider.testing.exchange import Response, Steps
 from ollama_provider.testing.go.encoding import Json, dumps, quoted, timestamp
 from ollama_provider.testing.state import model_names
 from ollama_provider.testing.state.catalogue import Model
-from ollama_provider.testing.state.server_state import State
+from ollama_provider.testing.state.server_state import ServerState
 
 _DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
 
 def blob_path(digest: str) -> str:
-    """Return where a server in its official image, which runs as root, keeps a blob."""
+    """Path of a blob in the official image of Ollama, which runs as root."""
     return "/root/.ollama/models/blobs/" + digest.replace(":", "-")
 
 
-def tags(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
-    """GET /api/tags: the one changed last first."""
+def tags(state: ServerState, call: Call) -> Steps:  # noqa: ARG001 - a handler
+    """GET /api/tags: the installed models, the one changed last first."""
     newest = sorted(state.models, key=lambda key: -state.modified[key])
-    yield _ok({"models": [_listed(state, state.models[key]) for key in newest]})
+    yield _ok({"models": [_tag_entry(state, state.models[key]) for key in newest]})
 
 
-def _listed(state: State, model: Model) -> dict[str, Json]:
+def _tag_entry(state: ServerState, model: Model) -> dict[str, Json]:
     entry = {
-        **_names(state, model),
+        **_name_fields(state, model),
         "modified_at": timestamp(state.modified[model.parsed.key]),
         "size": sum(size for _, size in model.layers),
         "digest": model.digest,
@@ -38,17 +38,17 @@ def _listed(state: State, model: Model) -> dict[str, Json]:
     return entry
 
 
-def _names(state: State, model: Model) -> dict[str, Json]:
+def _name_fields(state: ServerState, model: Model) -> dict[str, Json]:
     shown = model.parsed.short
     return {"name": shown, "model": shown} if state.since("0.1.21") else {"name": shown}
 
 
-def ps(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
-    """GET /api/ps."""
+def ps(state: ServerState, call: Call) -> Steps:  # noqa: ARG001 - a handler
+    """GET /api/ps: the loaded models."""
     entries = []
     for runner in state.scheduler.loaded:
         entry = {
-            **_names(state, runner.model),
+            **_name_fields(state, runner.model),
             "size": runner.model.size * 6 // 5,
             "digest": runner.model.digest,
             "details": runner.model.details,
@@ -59,35 +59,35 @@ def ps(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
     yield _ok({"models": entries})
 
 
-def version(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
+def version(state: ServerState, call: Call) -> Steps:  # noqa: ARG001 - a handler
     """GET /api/version."""
     yield _ok({"version": state.version})
 
 
-def status(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
-    """GET /api/status: a stand-in has no cloud."""
+def status(state: ServerState, call: Call) -> Steps:  # noqa: ARG001 - a handler
+    """GET /api/status: the cloud is disabled."""
     yield _ok({"cloud": {"disabled": True, "source": "env"}})
 
 
-def me(state: State, call: Call) -> Steps:  # noqa: ARG001 - a handler
-    """POST /api/me: nobody, since ollama.com cannot be asked.
+def me(state: ServerState, call: Call) -> Steps:  # noqa: ARG001 - a handler
+    """POST /api/me: there is no account, since the stand-in never contacts ollama.com.
 
     Raises:
-        RefusalError: Since 0.24; older ones said `null`.
+        RefusalError: Since 0.24. Older versions answer `null`.
     """
     if state.since("0.24.0"):
         raise RefusalError(503, "account unavailable")
     yield _ok(None)
 
 
-def show(state: State, call: Call) -> Steps:
+def show(state: ServerState, call: Call) -> Steps:
     """POST /api/show.
 
     Raises:
-        RefusalError: No name, or no such model (0.24 repeats the name as sent, 0.33 completes it), or its file is
-            damaged.
+        RefusalError: There is no name or no such model, or its file is damaged. For a missing model, 0.24 repeats the
+            name as it was sent and 0.33 completes it.
     """
-    text = named(state, call.body, "0.1.18")
+    text = requested_name(state, call.body, "0.1.18")
     if not text:
         raise RefusalError(400, "model is required")
     name = model_names.parse(text)
@@ -153,7 +153,7 @@ def _modelfile_text(text: str) -> str:
     return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
-def copy(state: State, call: Call) -> Steps:
+def copy(state: ServerState, call: Call) -> Steps:
     """POST /api/copy.
 
     Raises:
@@ -167,16 +167,16 @@ def copy(state: State, call: Call) -> Steps:
     if model is None:
         raise RefusalError(404, f'model "{source}" not found')
     state.install(model.renamed(destination))
-    yield Whole(200, content_type=None)
+    yield Response(200, content_type=None)
 
 
-def delete(state: State, call: Call) -> Steps:
-    """DELETE /api/delete: the name disappears, a loaded copy stays.
+def delete(state: ServerState, call: Call) -> Steps:
+    """DELETE /api/delete: removes the model. If it is loaded, it stays loaded.
 
     Raises:
-        RefusalError: No name, an invalid one, or there is no such model.
+        RefusalError: The name is missing or invalid, or there is no such model.
     """
-    text = named(state, call.body, "0.1.21")
+    text = requested_name(state, call.body, "0.1.21")
     if not text:
         raise RefusalError(400, "model is required")
     if model_names.parse(text) is None:
@@ -185,21 +185,21 @@ def delete(state: State, call: Call) -> Steps:
     if model is None:
         raise RefusalError(404, f"model '{text}' not found")
     state.uninstall(model)
-    yield Whole(200, content_type=None)
+    yield Response(200, content_type=None)
 
 
-def blob(state: State, call: Call) -> Steps:
+def blob(state: ServerState, call: Call) -> Steps:
     """HEAD and POST /api/blobs/:digest.
 
     Raises:
-        RefusalError: The digest is none or not that of the body, or (HEAD) there is no such blob.
+        RefusalError: The digest is invalid or not that of the body; or, for HEAD, there is no such blob.
     """
     given = call.request.path.removeprefix("/api/blobs/")
     digest = blob_digest(given)
     if digest is None:
         raise RefusalError(400, "invalid digest format")
     if digest in state.blobs:
-        yield Whole(200, content_type=None)
+        yield Response(200, content_type=None)
         return
     if call.request.method == "HEAD":
         raise RefusalError(404, f"blob {quoted(given)} not found")
@@ -209,25 +209,25 @@ def blob(state: State, call: Call) -> Steps:
     state.blobs[digest] = len(call.request.body)
     if not call.request.body.startswith((b"GGUF", b"FUGG")):
         state.not_gguf.add(digest)
-    yield Whole(201, content_type=None)
+    yield Response(201, content_type=None)
 
 
 def blob_digest(text: str) -> str | None:
-    """The digest that *text* is, in the spelling of a file's name or not; None if it is none."""
+    """Read a digest, written as `sha256:…` or, as in file names, `sha256-…`; None if it is invalid."""
     return text.replace("-", ":", 1) if _DIGEST.fullmatch(text) else None
 
 
-def named(state: State, body: dict[str, Json], model_key_since: str) -> str:
-    """The model a request names: `model`, or `name`, which is all that old versions read.
+def requested_name(state: ServerState, body: dict[str, Json], model_key_since: str) -> str:
+    """The name of the model in a request: its field `model` or `name`. Old versions read only `name`.
 
     Args:
         state: For the version.
-        body: The request.
-        model_key_since: First version that reads `model` here.
+        body: The fields of the request.
+        model_key_since: The first version that reads `model` at this endpoint.
     """
     name = body.get("name", "")
     return str(body.get("model") or name if state.since(model_key_since) else name)
 
 
-def _ok(value: Json) -> Whole:
-    return Whole(200, dumps(value).encode())
+def _ok(value: Json) -> Response:
+    return Response(200, dumps(value).encode())

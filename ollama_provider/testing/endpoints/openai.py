@@ -1,7 +1,7 @@
-"""The endpoints of OpenAI's API that Ollama has: each is an endpoint of its own with another request and another reply.
+"""The endpoints of OpenAI's API that Ollama has, under `/v1`.
 
-As in Ollama, a request is rewritten into one of `/api`, and the steps of its answer are rewritten on their way out.
-What OpenAI has and Ollama ignores (`tool_choice`, `max_completion_tokens`, `n`) is ignored here, too.
+As in Ollama, such a request is translated into a request of `/api`, and the reply is translated back. Fields that
+Ollama ignores (`tool_choice`, `max_completion_tokens`, `n`) are ignored here, too.
 """
 
 import base64
@@ -14,10 +14,10 @@ from typing import Any
 
 from ollama_provider.testing.endpoints.calls import Call
 from ollama_provider.testing.endpoints.requests import read
-from ollama_provider.testing.exchange import Head, Line, Request, Step, Steps, Whole
+from ollama_provider.testing.exchange import Head, Line, Request, Response, Step, Steps
 from ollama_provider.testing.go.encoding import BadRequestError, Json, check_base64, decode, dumps, unix_time
 from ollama_provider.testing.state import model_names
-from ollama_provider.testing.state.server_state import State
+from ollama_provider.testing.state.server_state import ServerState
 
 ENDPOINTS = {
     "/v1/chat/completions": ("0.1.24", "POST"),
@@ -26,7 +26,7 @@ ENDPOINTS = {
     "/v1/models": ("0.2.0", "GET"),
     "/v1/models/:model": ("0.2.0", "GET"),
 }
-"""Path -> since when, method."""
+"""Path -> the first version that has it, and its method."""
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -38,13 +38,13 @@ _Objects = Callable[[dict[str, Json]], list[Json]]
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
-    """A request of OpenAI's API as one of Ollama's, and what its answer becomes.
+class TranslatedRequest:
+    """A request as Ollama's own API has it, with the way to translate the reply back.
 
     Attributes:
-        request: What Ollama is asked; as it came if it is none of OpenAI's, or none that can be read.
-        objects: What an object of the answer becomes.
-        streams: The answer is a stream of events.
+        request: A request of `/api`. The original request if it is not for `/v1`, or cannot be parsed.
+        objects: Translates one JSON object of the reply into one or more; None leaves the reply as it is.
+        streams: The reply is a stream of server-sent events.
     """
 
     request: Request
@@ -52,10 +52,10 @@ class Translated:
     streams: bool = False
 
     def rewritten(self, steps: Steps) -> Steps:
-        """The steps of the answer in OpenAI's shape.
+        """Translate the steps of a reply into OpenAI's format.
 
         Args:
-            steps: Those of the answer to `request`.
+            steps: The reply to `request`.
         """
         if self.objects is None:
             yield from steps
@@ -69,14 +69,14 @@ class Translated:
                 yield replace(step, content_type=_EVENTS if self.streams else _JSON)
             case Line():
                 yield Line(b"".join(_event(item) for item in self._read(step.data, objects)))
-            case Whole() if step.content_type is None or not step.content_type.startswith(_JSON) or step.foreign:
+            case Response() if step.content_type is None or not step.content_type.startswith(_JSON) or step.foreign:
                 yield step
-            case Whole() if step.status != 200:
+            case Response() if step.status != 200:
                 yield replace(step, body=_error(step.status, _text(step.body)), content_type=_JSON)
-            case Whole() if self.streams:
+            case Response() if self.streams:
                 yield Head(content_type=_EVENTS)
                 yield Line(b"".join(_event(item) for item in self._read(step.body, objects)))
-            case Whole():
+            case Response():
                 yield replace(step, body=dumps(self._read(step.body, objects)[0]).encode() + b"\n", content_type=_JSON)
             case _:
                 yield step
@@ -85,39 +85,41 @@ class Translated:
         try:
             value = json.loads(data)
         except ValueError:
-            # Bytes that a script put there: they are to arrive.
+            # Raw bytes from a test's script go out unchanged.
             return [data]
-        # An error after the first byte becomes an object without a word of it, as in Ollama.
+        # As in Ollama, an error after the first byte becomes an ordinary object that does not contain the error.
         return objects(value if isinstance(value, dict) else {})
 
 
-def translate(state: State, request: Request) -> Translated:
-    """Rewrite a request of OpenAI's API; one that cannot be read stays as it is, for `refuse`.
+def translate(state: ServerState, request: Request) -> TranslatedRequest:
+    """Translate a request of OpenAI's API.
+
+    Other requests stay as they are, and so do those that cannot be parsed: `explain_refusal` answers these.
 
     Args:
-        state: The stand-in's.
+        state: For the version.
         request: Any request.
     """
     since, method = ENDPOINTS.get(route(request.path), ("", ""))
     if request.method != method or not state.since(since):
-        return Translated(request)
+        return TranslatedRequest(request)
     try:
         return _translate(state, request)
     except BadRequestError:
-        return Translated(request, lambda value: [value])
+        return TranslatedRequest(request, lambda value: [value])
 
 
-def refused(state: State, call: Call) -> Steps:
-    """Say what is wrong with a request that `translate` left as it is.
+def explain_refusal(state: ServerState, call: Call) -> Steps:
+    """Handler for a request that `translate` could not parse: translate it again and let the error out.
 
     Raises:
-        BadRequestError: With the text of Ollama.
+        BadRequestError: With Ollama's error text.
     """
     _translate(state, call.request)
     yield from ()
 
 
-def _translate(state: State, request: Request) -> Translated:
+def _translate(state: ServerState, request: Request) -> TranslatedRequest:
     match route(request.path):
         case "/v1/chat/completions":
             return _chat(state, request)
@@ -126,15 +128,15 @@ def _translate(state: State, request: Request) -> Translated:
         case "/v1/embeddings":
             return _embeddings(request)
         case "/v1/models":
-            return Translated(replace(request, path="/api/tags"), _listed)
+            return TranslatedRequest(replace(request, path="/api/tags"), _model_list)
         case _:
             name = request.path.removeprefix("/v1/models/")
-            asked = replace(request, method="POST", path="/api/show", body=dumps({"name": name}).encode())
-            return Translated(asked, lambda shown: [_model(name, shown["modified_at"])])
+            show = replace(request, method="POST", path="/api/show", body=dumps({"name": name}).encode())
+            return TranslatedRequest(show, lambda shown: [_model(name, shown["modified_at"])])
 
 
 def route(path: str) -> str:
-    """The endpoint of *path*: itself, but for the models by name."""
+    """The key of *path* in `ENDPOINTS`: the path itself, except for a model by its name."""
     name = path.removeprefix("/v1/models/")
     return "/v1/models/:model" if name != path and name and "/" not in name else path
 
@@ -145,46 +147,46 @@ def _read(request: Request) -> dict[str, Json]:
     return read(request.path, decode(request.body))
 
 
-def _asked(request: Request, path: str, body: Mapping[str, Json]) -> Request:
+def _ollama_request(request: Request, path: str, body: Mapping[str, Json]) -> Request:
     return replace(request, path=path, body=dumps(dict(body)).encode())
 
 
-def _chat(state: State, request: Request) -> Translated:
+def _chat(state: ServerState, request: Request) -> TranslatedRequest:
     body = _read(request)
     if not body.get("messages"):
         raise BadRequestError("[] is too short - 'messages'")
-    asked: dict[str, Json] = {
+    fields: dict[str, Json] = {
         "model": body.get("model", ""),
         "messages": [message for given in body["messages"] for message in _messages(given, body["messages"])],
         "stream": body.get("stream", False),
         "options": _options(body),
     }
     if "tools" in body:
-        asked["tools"] = body["tools"]
+        fields["tools"] = body["tools"]
     if (effort := (body.get("reasoning") or {}).get("effort") or body.get("reasoning_effort")) is not None:
         if effort not in _EFFORTS:
             known = '"high", "medium", "low", "max", or "none"'
             raise BadRequestError(f"invalid reasoning value: '{effort}' (must be {known})")
-        asked["think"] = effort if effort != "none" else False
+        fields["think"] = effort if effort != "none" else False
     match (wanted := body.get("response_format") or {}).get("type", "").strip().lower():
         case "json_object":
-            asked["format"] = "json"
+            fields["format"] = "json"
         case "json_schema" if wanted.get("json_schema"):
-            asked["format"] = wanted["json_schema"].get("schema")
-    asked |= {key: body[key] for key in ("logprobs", "top_logprobs", "_debug_render_only") if key in body}
-    reply = _Chat(state, _number("chatcmpl", request), asked["stream"], _wants_usage(body))
-    return Translated(_asked(request, "/api/chat", asked), reply.objects, asked["stream"])
+            fields["format"] = wanted["json_schema"].get("schema")
+    fields |= {key: body[key] for key in ("logprobs", "top_logprobs", "_debug_render_only") if key in body}
+    reply = _ChatReply(state, _identity("chatcmpl", request), fields["stream"], _wants_usage(body))
+    return TranslatedRequest(_ollama_request(request, "/api/chat", fields), reply.objects, fields["stream"])
 
 
 def _messages(given: Mapping[str, Json], others: list[Mapping[str, Json]]) -> list[dict[str, Json]]:
-    """One message as Ollama's: parts become messages of their own."""
+    """Translate one message. Each part of a multi-part message becomes a message, as in Ollama."""
     base: dict[str, Json] = {"role": given.get("role", "")}
     more: dict[str, Json] = {"thinking": given.get("reasoning", "")}
     if given.get("tool_calls") is not None:
         more["tool_calls"] = [_tool_call(call) for call in given["tool_calls"]]
     more["tool_call_id"] = identity = given.get("tool_call_id", "")
     if base["role"].lower() == "tool":
-        more["tool_name"] = given.get("name") or _name_of(identity, others)
+        more["tool_name"] = given.get("name") or _called_function(identity, others)
     match content := given.get("content"):
         case str():
             return [base | {"content": content} | more]
@@ -222,8 +224,8 @@ def _tool_call(call: Mapping[str, Json]) -> dict[str, Json]:
     return {"id": call.get("id", ""), "function": {"name": function.get("name", ""), "arguments": arguments}}
 
 
-def _name_of(identity: str, messages: list[Mapping[str, Json]]) -> str:
-    """The function that a call of this id was of; the last one wins."""
+def _called_function(identity: str, messages: list[Mapping[str, Json]]) -> str:
+    """Name of the function in the last tool call with this id; empty if there is none."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     found = [(call.get("function") or {}).get("name", "") for call in calls if call.get("id", "") == identity]
     return found[-1] if found and identity else ""
@@ -255,24 +257,24 @@ def _image(url: str) -> str:
     raise BadRequestError("invalid image input")
 
 
-def _completion(state: State, request: Request) -> Translated:
+def _completion(state: ServerState, request: Request) -> TranslatedRequest:
     body = _read(request)
     stop = body.get("stop")
     for item in stop if isinstance(stop, list) else ():
         if not isinstance(item, str):
             raise BadRequestError(f"invalid type for 'stop' field: {_go_type(item)}")
-    asked = {
+    fields = {
         "model": body.get("model", ""),
         "prompt": body.get("prompt", ""),
         "suffix": body.get("suffix", ""),
         "stream": body.get("stream", False),
         "options": _options(body),
     }
-    reply = _Completion(state, _number("cmpl", request), asked["stream"], _wants_usage(body))
-    return Translated(_asked(request, "/api/generate", asked), reply.objects, asked["stream"])
+    reply = _CompletionReply(state, _identity("cmpl", request), fields["stream"], _wants_usage(body))
+    return TranslatedRequest(_ollama_request(request, "/api/generate", fields), reply.objects, fields["stream"])
 
 
-def _embeddings(request: Request) -> Translated:
+def _embeddings(request: Request) -> TranslatedRequest:
     body = _read(request)
     encoding = body.get("encoding_format", "")
     if encoding and encoding.lower() not in {"float", "base64"}:
@@ -282,13 +284,13 @@ def _embeddings(request: Request) -> Translated:
     if texts is None or texts == []:
         raise BadRequestError("invalid input")
     model = body.get("model", "")
-    asked = {"model": model, "input": [""] if texts == "" else texts, "dimensions": body.get("dimensions", 0)}
+    fields = {"model": model, "input": [""] if texts == "" else texts, "dimensions": body.get("dimensions", 0)}
 
     def objects(reply: dict[str, Json]) -> list[Json]:
         found = [
             {
                 "object": "embedding",
-                "embedding": _packed(vector) if encoding.lower() == "base64" else vector,
+                "embedding": _base64_floats(vector) if encoding.lower() == "base64" else vector,
                 "index": i,
             }
             for i, vector in enumerate(reply["embeddings"])
@@ -297,10 +299,10 @@ def _embeddings(request: Request) -> Translated:
         usage = {"prompt_tokens": count, "total_tokens": count}
         return [{"object": "list", "data": found or None, "model": model, "usage": usage}]
 
-    return Translated(_asked(request, "/api/embed", asked), objects)
+    return TranslatedRequest(_ollama_request(request, "/api/embed", fields), objects)
 
 
-def _packed(vector: list[float | None]) -> str:
+def _base64_floats(vector: list[float | None]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *(value or 0.0 for value in vector))).decode()
 
 
@@ -320,24 +322,24 @@ def _wants_usage(body: Mapping[str, Json]) -> bool:
     return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
-def _number(kind: str, request: Request) -> str:
+def _identity(kind: str, request: Request) -> str:
     return f"{kind}-{zlib.crc32(request.body) % 999}"
 
 
 @dataclass(slots=True)
-class _Chat:
-    """The objects of a chat.
+class _ChatReply:
+    """Translates the objects of a chat's reply.
 
     Attributes:
-        state: The stand-in's.
-        identity: What each has as `id`.
-        streams: They are chunks.
-        usage: The last chunk is one of counts.
-        called: A chunk had a tool call.
-        begun: A chunk has gone out.
+        state: For version and clock.
+        identity: The `id` of every object.
+        streams: The objects are chunks of a stream.
+        usage: The stream ends with a chunk of token counts.
+        called: A chunk so far had a tool call.
+        begun: A chunk has been sent.
     """
 
-    state: State
+    state: ServerState
     identity: str
     streams: bool
     usage: bool
@@ -345,18 +347,18 @@ class _Chat:
     begun: bool = False
 
     def objects(self, reply: dict[str, Json]) -> list[Json]:
-        said = reply.get("message") or {}
+        given = reply.get("message") or {}
         if not self.streams:
-            message = _message(said.get("role", ""), said)
-            reason = "tool_calls" if said.get("tool_calls") else reply.get("done_reason")
+            message = _message(given.get("role", ""), given)
+            reason = "tool_calls" if given.get("tool_calls") else reply.get("done_reason")
             choice = {"index": 0, "message": message, "finish_reason": reason} | _logprobs(reply)
             whole = self._object("chat.completion", reply, [choice])
             return [whole | {"usage": _usage(reply)} | _debug(reply)]
         done = bool(reply.get("done"))
         if self.state.since("0.32.10"):
-            return self._newer(reply, said, done=done)
+            return self._chunks_since_0_32_10(reply, given, done=done)
         chunks = []
-        for part in (parts := _parts(said)):
+        for part in (parts := _parts(given)):
             calls = part.get("tool_calls")
             reason = reply.get("done_reason") if part is parts[-1] else None
             reason = "tool_calls" if reason and (self.called or calls) else reason
@@ -368,11 +370,11 @@ class _Chat:
         counts = [chunks[-1] | {"choices": [], "usage": _usage(reply)}] if self.usage else []
         return [*chunks, *counts, _DONE]
 
-    def _newer(self, reply: dict[str, Json], said: Mapping[str, Json], *, done: bool) -> list[Json]:
-        """The role is in the first chunk alone, the reason of the end in a chunk of its own."""
+    def _chunks_since_0_32_10(self, reply: dict[str, Json], message: Mapping[str, Json], *, done: bool) -> list[Json]:
+        """Since 0.32.10 only the first chunk has the role, and `finish_reason` comes in a chunk of its own."""
         chunks = []
-        if not (done and self.begun and not any(said.get(key) for key in ("content", "thinking", "tool_calls"))):
-            for part in (parts := _parts(said)):
+        if not (done and self.begun and not any(message.get(key) for key in ("content", "thinking", "tool_calls"))):
+            for part in (parts := _parts(message)):
                 delta = _message("assistant", part)
                 if self.begun:
                     del delta["role"]
@@ -407,10 +409,10 @@ class _Chat:
 
 
 @dataclass(slots=True)
-class _Completion:
-    """The objects of a completion; see `_Chat`."""
+class _CompletionReply:
+    """Translates the objects of a completion's reply; the attributes are those of `_ChatReply`."""
 
-    state: State
+    state: ServerState
     identity: str
     streams: bool
     usage: bool
@@ -430,11 +432,11 @@ class _Completion:
         return [counted, chunk | {"choices": [], "usage": _usage(reply)}, _DONE]
 
 
-def _parts(said: Mapping[str, Json]) -> list[Mapping[str, Json]]:
-    """Thoughts and what follows them are chunks of their own."""
-    if said.get("thinking") and (said.get("content") or said.get("tool_calls")):
-        return [{"thinking": said["thinking"]}, {key: value for key, value in said.items() if key != "thinking"}]
-    return [said]
+def _parts(message: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """Split a message with thinking and content in two: each is sent as a chunk of its own."""
+    if message.get("thinking") and (message.get("content") or message.get("tool_calls")):
+        return [{"thinking": message["thinking"]}, {key: value for key, value in message.items() if key != "thinking"}]
+    return [message]
 
 
 _DONE = b"data: [DONE]\n\n"
@@ -444,12 +446,12 @@ def _event(item: Json) -> bytes:
     return item if isinstance(item, bytes) else b"data: " + dumps(item).encode() + b"\n\n"
 
 
-def _message(role: str, said: Mapping[str, Json]) -> dict[str, Json]:
-    message: dict[str, Json] = {"role": role, "content": said.get("content", "")}
-    if said.get("thinking"):
-        message["reasoning"] = said["thinking"]
-    if said.get("tool_calls"):
-        message["tool_calls"] = [_openai_call(call) for call in said["tool_calls"]]
+def _message(role: str, given: Mapping[str, Json]) -> dict[str, Json]:
+    message: dict[str, Json] = {"role": role, "content": given.get("content", "")}
+    if given.get("thinking"):
+        message["reasoning"] = given["thinking"]
+    if given.get("tool_calls"):
+        message["tool_calls"] = [_openai_call(call) for call in given["tool_calls"]]
     return message
 
 
@@ -476,7 +478,7 @@ def _usage(reply: Mapping[str, Json]) -> dict[str, Json]:
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
-def _listed(reply: dict[str, Json]) -> list[Json]:
+def _model_list(reply: dict[str, Json]) -> list[Json]:
     data = [_model(entry["name"], entry["modified_at"]) for entry in reply["models"]]
     return [{"object": "list", "data": data or None}]
 

@@ -1,29 +1,29 @@
-"""The fields of each request, with their Go types, and the three that need more than a type."""
+"""Read request bodies: check the types, and read messages, `keep_alive`, `think` and options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ollama_provider.testing.endpoints.structs import REQUESTS, read_struct
+from ollama_provider.testing.endpoints.structs import REQUEST_STRUCTS, read_struct
 from ollama_provider.testing.go.encoding import BadRequestError, Json, check_base64, kind, parse_duration, quoted
-from ollama_provider.testing.state.scheduler import FOR_EVER
+from ollama_provider.testing.state.scheduler import INFINITE_KEEP_ALIVE
 
 
 def read(path: str, value: Json) -> dict[str, Json]:
-    """Check the types of a body's fields and keep those the endpoint knows.
+    """Check the types of a body's fields and keep the fields that the endpoint knows.
 
     Raises:
         BadRequestError: With Go's text.
     """
-    go_type, fields = REQUESTS[path]
+    go_type, fields = REQUEST_STRUCTS[path]
     found = read_struct(value, go_type, fields)
-    # A type with a reader of its own.
+    # It has its own decoder in Go, which refuses values that the struct allows.
     read_keep_alive(found)
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a chat, as far as the stand-in looks at it."""
+    """One message of a chat: the parts that the stand-in uses."""
 
     role: str
     content: str
@@ -31,7 +31,7 @@ class Message:
 
 
 def read_messages(body: dict[str, Json]) -> list[Message]:
-    """The messages of a chat.
+    """Read the messages of a chat.
 
     Raises:
         BadRequestError: An image is not base64.
@@ -49,10 +49,10 @@ _ANY = {"array": "[]interface {}", "object": "map[string]interface {}"}
 
 
 def read_keep_alive(body: dict[str, Json]) -> float | None:
-    """Seconds; None if the request does not say. Negative is for ever.
+    """Read `keep_alive` in seconds; None if the request has none. A negative value is infinite.
 
     Raises:
-        BadRequestError: It is neither a number nor a duration.
+        BadRequestError: The value is neither a number nor a duration.
     """
     value = body.get("keep_alive")
     match value:
@@ -65,18 +65,18 @@ def read_keep_alive(body: dict[str, Json]) -> float | None:
         case _:
             go_type = "bool" if isinstance(value, bool) else _ANY[kind(value)]
             raise BadRequestError(f"Unsupported type: '{go_type}'")
-    return seconds if seconds >= 0 else FOR_EVER
+    return seconds if seconds >= 0 else INFINITE_KEEP_ALIVE
 
 
 def read_think(body: dict[str, Json], levels: tuple[str, ...]) -> bool | str | None:
-    """A switch or a level; None if the request does not say.
+    """Read `think`, which is a boolean or a level; None if the request has none.
 
     Args:
-        body: The request.
-        levels: Those this version knows.
+        body: The fields of the request.
+        levels: The levels that this version knows.
 
     Raises:
-        BadRequestError: It is neither.
+        BadRequestError: The value is neither.
     """
     value = body.get("think")
     known = ", ".join(f'"{level}"' for level in levels) + ", true, or false"
@@ -113,14 +113,14 @@ _RELOADING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_th
 
 
 class WrongTypeError(ValueError):
-    """An option has the wrong type; the text is the server's, which answers it with status 500."""
+    """An option has the wrong type. The text is the server's, which answers with status 500."""
 
 
 def read_options(given: Mapping[str, Json]) -> dict[str, Json]:
-    """Keep the options the server knows; `null` is as good as absent.
+    """Read options as `api.Options.FromMap` does: unknown ones are dropped, and so are those with the value `null`.
 
     Raises:
-        WrongTypeError: As the class says.
+        WrongTypeError: An option has the wrong type.
     """
     known: dict[str, Json] = {}
     for name, value in given.items():
@@ -148,12 +148,12 @@ def read_options(given: Mapping[str, Json]) -> dict[str, Json]:
     return known
 
 
-def reloading(options: Mapping[str, Json], num_ctx: int) -> dict[str, Json]:
-    """The options that only a reload can change.
+def reload_settings(options: Mapping[str, Json], num_ctx: int) -> dict[str, Json]:
+    """Select the options that need a reload to change.
 
     Args:
-        options: Those of the model and the request together.
-        num_ctx: The server's default context.
+        options: The options of the model and the request together.
+        num_ctx: The server's default context, in tokens.
     """
     settings = {
         name: options[name] for name in _RELOADING if name in options and not (name == "num_gpu" and options[name] < 0)

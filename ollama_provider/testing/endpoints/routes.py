@@ -1,4 +1,7 @@
-"""From a request to its handler: the door, the routes, and what errors look like."""
+"""Find the handler of a request, and turn its errors into replies.
+
+Before that: redirects of unclean paths, and the check of Host and Origin.
+"""
 
 import ipaddress
 import posixpath
@@ -13,15 +16,15 @@ from ollama_provider.testing.endpoints import models, openai, requests
 from ollama_provider.testing.endpoints.calls import Call, RefusalError
 from ollama_provider.testing.endpoints.embed import embed, embeddings
 from ollama_provider.testing.endpoints.generate_chat import chat, generate
-from ollama_provider.testing.endpoints.structs import REQUESTS
+from ollama_provider.testing.endpoints.structs import REQUEST_STRUCTS
 from ollama_provider.testing.endpoints.transfers import create, pull, push
-from ollama_provider.testing.exchange import JSON, Head, Line, Request, Steps, Whole
+from ollama_provider.testing.exchange import JSON, Head, Line, Request, Response, Steps
 from ollama_provider.testing.go.encoding import BadRequestError, decode, dumps
-from ollama_provider.testing.scripting.faults import Earliest
-from ollama_provider.testing.scripting.script import Plan
-from ollama_provider.testing.state.server_state import State
+from ollama_provider.testing.scripting.faults import EarliestFailure
+from ollama_provider.testing.scripting.script import ReplyPlan
+from ollama_provider.testing.state.server_state import ServerState
 
-_Handler = Callable[[State, Call], Steps]
+_Handler = Callable[[ServerState, Call], Steps]
 
 _ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
     "/api/generate": ("0.1.0", {"POST": generate}),
@@ -40,50 +43,50 @@ _ROUTES: dict[str, tuple[str, dict[str, _Handler]]] = {
     "/api/copy": ("0.1.0", {"POST": models.copy}),
     "/api/delete": ("0.1.0", {"DELETE": models.delete}),
     "/api/blobs/": ("0.1.10", {"HEAD": models.blob, "POST": models.blob}),
-    # Those that can be read come here as requests of /api.
-    **{path: (since, {method: openai.refused}) for path, (since, method) in openai.ENDPOINTS.items()},
+    # Valid requests of /v1 arrive as requests of /api, so only invalid ones come here.
+    **{path: (since, {method: openai.explain_refusal}) for path, (since, method) in openai.ENDPOINTS.items()},
 }
 _TRANSFERS = frozenset({"/api/pull", "/api/push", "/api/create"})
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
-def handle(state: State, request: Request, plan: Plan) -> Steps:
+def handle(state: ServerState, request: Request, plan: ReplyPlan) -> Steps:
     """Answer a request.
 
     Args:
-        state: The stand-in's.
-        request: What came.
-        plan: What the script says about it.
+        state: The server's settings and models.
+        request: The request. One of `/v1` is already translated if it is valid.
+        plan: What the script has for it.
     """
-    if (turned_away := _redirect(state, request) or _at_the_door(state, request)) is not None:
-        yield turned_away
+    if (early_answer := _redirect(state, request) or _answer_before_routing(state, request)) is not None:
+        yield early_answer
         return
     path = "/api/blobs/" if request.path.startswith("/api/blobs/") else openai.route(request.path)
     since, handlers = _ROUTES.get(path, ("", {}))
     if not handlers or not state.since(since):
-        yield Whole(404, b"404 page not found", "text/plain")
+        yield Response(404, b"404 page not found", "text/plain")
         return
     if (handler := handlers.get(request.method)) is None:
         if state.since("0.7.0"):
-            yield Whole(405, b"405 method not allowed", "text/plain", {"Allow": ", ".join(handlers)})
+            yield Response(405, b"405 method not allowed", "text/plain", {"Allow": ", ".join(handlers)})
         else:
-            yield Whole(404, b"404 page not found", "text/plain")
+            yield Response(404, b"404 page not found", "text/plain")
         return
     call = Call(request, {}, plan, state.clock())
     try:
-        if path in REQUESTS and path.startswith("/api/"):
+        if path in REQUEST_STRUCTS and path.startswith("/api/"):
             call.body = requests.read(path, decode(request.body))
         yield from handler(state, call)
     except BadRequestError as wrong:
         yield error(400, str(wrong))
     except RefusalError as refusal:
-        yield from _refuse(state, call, refusal)
+        yield from _error_reply(state, call, refusal)
 
 
-def earliest(state: State, path: str) -> Earliest:
-    """How early the endpoint can fail."""
+def earliest_failure(state: ServerState, path: str) -> EarliestFailure:
+    """How early this version can report an error at this endpoint."""
     transfers = path in _TRANSFERS
-    return Earliest(
+    return EarliestFailure(
         lines=int(transfers),
         status=not transfers and state.since("0.12.6"),
         llama_server=state.since("0.30.0"),
@@ -91,18 +94,18 @@ def earliest(state: State, path: str) -> Earliest:
     )
 
 
-def _embedding_status(state: State, path: str) -> int:
+def _embedding_status(state: ServerState, path: str) -> int:
     if path == "/api/embed":
         return 400 if state.since("0.13.3") else 500
     return 500 if path == "/api/embeddings" else 0
 
 
-def error(status: int, text: str, content_type: str = JSON) -> Whole:
-    """Ollama's own error."""
-    return Whole(status, dumps({"error": text}).encode(), content_type)
+def error(status: int, text: str, content_type: str = JSON) -> Response:
+    """An error in Ollama's format."""
+    return Response(status, dumps({"error": text}).encode(), content_type)
 
 
-def _refuse(state: State, call: Call, refusal: RefusalError) -> Steps:
+def _error_reply(state: ServerState, call: Call, refusal: RefusalError) -> Steps:
     transfers = call.request.path in _TRANSFERS
     if not refusal.late or not (call.streams or transfers):
         yield error(refusal.status, refusal.text)
@@ -113,20 +116,20 @@ def _refuse(state: State, call: Call, refusal: RefusalError) -> Steps:
         yield Line(dumps({"error": refusal.text}).encode() + b"\n")
 
 
-def _at_the_door(state: State, request: Request) -> Whole | None:
+def _answer_before_routing(state: ServerState, request: Request) -> Response | None:
     origin = request.headers.get("origin", "").rpartition("://")[2]
     if state.loopback and not (_is_local(request.headers.get("host", "")) and _is_local(origin)):
-        return Whole(403, content_type=None)
+        return Response(403, content_type=None)
     if request.path == "/" and request.method in {"GET", "HEAD"}:
-        return Whole(200, b"Ollama is running", "text/plain; charset=utf-8")
+        return Response(200, b"Ollama is running", "text/plain; charset=utf-8")
     return None
 
 
-def _redirect(state: State, request: Request) -> Whole | None:
-    """What is done with a path before Ollama is asked: Go cleans it, and then gin wants no slash at its end."""
-    path, cleaned = request.path, _cleaned(request.path)
-    if cleaned != path:
-        target, status = cleaned, 307 if state.since("0.23.1") else 301
+def _redirect(state: ServerState, request: Request) -> Response | None:
+    """The redirect for an unclean path: Go removes `//` and `..`, and then gin removes a slash at the end."""
+    path, clean = request.path, _clean_path(request.path)
+    if clean != path:
+        target, status = clean, 307 if state.since("0.23.1") else 301
     elif path.endswith("/") and path[:-1] in _ROUTES:
         target, status = path[:-1], 301 if request.method == "GET" else 307
     else:
@@ -134,18 +137,18 @@ def _redirect(state: State, request: Request) -> Whole | None:
     location = quote(target) + (f"?{request.query}" if request.query else "")
     link = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n' if request.method == "GET" else ""
     shown = "text/html; charset=utf-8" if request.method in {"GET", "HEAD"} else None
-    return Whole(status, link.encode(), shown, {"Location": location})
+    return Response(status, link.encode(), shown, {"Location": location})
 
 
 @lru_cache(maxsize=256)
-def _cleaned(path: str) -> str:
+def _clean_path(path: str) -> str:
     slash = "/" if path.endswith("/") and path.strip("/") else ""
     return "/" + posixpath.normpath(path).lstrip("/") + slash
 
 
 @lru_cache(maxsize=256)
 def _is_local(host: str) -> bool:
-    """Whether a server that is bound to loopback accepts this Host header or Origin."""
+    """Whether a server that listens on loopback only accepts this Host or Origin header."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     name = name.strip("[]").lower()
     if name in {"", "localhost", socket.gethostname().lower()} or name.endswith(_LOCAL_SUFFIXES):

@@ -1,4 +1,7 @@
-"""The JSON bodies of requests as Go structs: their fields, and the error texts for values of the wrong type."""
+"""The Go structs of request bodies: their fields with types, and the check of a body against them.
+
+A value of the wrong type gives Go's error text.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +41,7 @@ _OPENAI = {
     "_debug_render_only": "bool",
 }
 
-REQUESTS: dict[str, tuple[str, dict[str, str]]] = {
+REQUEST_STRUCTS: dict[str, tuple[str, dict[str, str]]] = {
     "/api/generate": (
         "api.GenerateRequest",
         {
@@ -140,7 +143,7 @@ REQUESTS: dict[str, tuple[str, dict[str, str]]] = {
         {"input": "raw", "model": "string", "dimensions": "int", "encoding_format": "string"},
     ),
 }
-"""Path -> Go struct and its fields."""
+"""Path -> name of the Go struct, and the Go type of each of its fields."""
 
 
 _KINDS = {
@@ -154,21 +157,21 @@ _KINDS = {
     "raw": "",
 }
 
-_PLAIN = {"string": str, "bool": bool}
+_PYTHON_TYPES = {"string": str, "bool": bool}
 
-_ZERO: dict[str, Json] = {"string": "", "bool": False, "number": 0, "object": {}}
+_ZERO_VALUES: dict[str, Json] = {"string": "", "bool": False, "number": 0, "object": {}}
 
 _LISTS = {"api.Tools": "api.Tool"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Struct:
-    """A Go struct within another one.
+    """A Go struct inside another one.
 
     Attributes:
         fields: JSON key -> Go type.
-        shown: What a value of another kind is said not to be, if that is not the type itself.
-        unmarshals: It decodes itself: an error in it names the struct around it.
+        shown: The type's name in errors, if it is another one there.
+        unmarshals: The type has its own decoder. Errors inside it then name the outer struct.
     """
 
     fields: Mapping[str, str]
@@ -176,8 +179,8 @@ class _Struct:
     unmarshals: bool = False
 
 
-_ORDERED = "Value looks like object, but can't find closing '}' symbol"
-"""The text of the library of ordered maps, since 0.13."""
+_ORDERED_MAP_ERROR = "Value looks like object, but can't find closing '}' symbol"
+"""Error text of the library of ordered maps that Ollama uses since 0.13."""
 
 _NESTED = {
     "api.Tool": _Struct({"type": "string", "items": "raw", "function": "api.ToolFunction"}),
@@ -190,7 +193,7 @@ _NESTED = {
     "api.ToolProperty": _Struct(
         {"type": "api.PropertyType", "description": "string", "enum": "[]interface {}"}, unmarshals=True
     ),
-    # Within a message, which decodes itself.
+    # Part of a message, which has its own decoder.
     "api.ToolCall": _Struct({"id": "string", "function": "api.ToolCallFunction"}, unmarshals=True),
     "api.ToolCallFunction": _Struct({"name": "string", "index": "int", "arguments": "ordered raw"}, unmarshals=True),
     "api.Message": _Struct(
@@ -235,7 +238,7 @@ _NESTED = {
 
 
 def read_struct(value: Json, go_type: str, fields: Mapping[str, str]) -> dict[str, Json]:
-    """Unmarshal *value* into a Go struct: unknown keys are ignored, `null` is as good as absent.
+    """Check *value* against a Go struct. Unknown keys are dropped, and so are keys whose value is `null`.
 
     Args:
         value: The decoded body.
@@ -262,32 +265,32 @@ def _read_fields(value: dict[str, Json], fields: Mapping[str, str], struct: str,
 
 
 def _read(value: Json, go_type: str, struct: str, path: str) -> Json:  # noqa: C901, PLR0911 - one branch a kind of type
-    if type(value) is _PLAIN.get(go_type):
-        # Most values of most requests: the stand-in is the peer of benchmarks.
+    if type(value) is _PYTHON_TYPES.get(go_type):
+        # The fast path, for most values: benchmarks run against the stand-in.
         return value
     if value is None:
-        return _ZERO.get(_KINDS.get(go_type, "object"))
+        return _ZERO_VALUES.get(_KINDS.get(go_type, "object"))
     if go_type in _LISTS or go_type.startswith("[]"):
-        _expect("array", value, struct, path, go_type)
+        _check_kind("array", value, struct, path, go_type)
         element = _LISTS.get(go_type, go_type.removeprefix("[]"))
         return value if element == "interface {}" else [_read(item, element, struct, path) for item in value]
     if go_type == "map[string]string":
-        _expect("object", value, struct, path, go_type)
+        _check_kind("object", value, struct, path, go_type)
         return {key: _read(item, "string", struct, path) for key, item in value.items()}
     if go_type.startswith("ordered "):
         if not isinstance(value, dict):
-            raise BadRequestError(_ORDERED)
+            raise BadRequestError(_ORDERED_MAP_ERROR)
         return {key: _read(item, go_type.removeprefix("ordered "), struct, path) for key, item in value.items()}
     if (inner := _NESTED.get(go_type)) is not None:
-        _expect("object", value, struct, path, inner.shown or go_type)
+        _check_kind("object", value, struct, path, inner.shown or go_type)
         within = struct if inner.unmarshals else go_type.rpartition(".")[2]
         given = {key: item for key, item in value.items() if item is not None}
         return given | _read_fields(given, inner.fields, within, path)
     if go_type == "api.PropertyType":
-        # One or several.
+        # One type or a list of types.
         return value if isinstance(value, str) else _read(value, "[]string", struct, path)
     if wanted := _KINDS[go_type]:
-        _expect(wanted, value, struct, path, go_type)
+        _check_kind(wanted, value, struct, path, go_type)
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else (value,)
     for item in inside:
         if isinstance(item, TooLarge):
@@ -299,12 +302,12 @@ def _read(value: Json, go_type: str, struct: str, path: str) -> Json:  # noqa: C
     return value
 
 
-def _expect(wanted: str, value: Json, struct: str, path: str, go_type: str) -> None:
+def _check_kind(wanted: str, value: Json, struct: str, path: str, go_type: str) -> None:
     if kind(value) != wanted:
         raise BadRequestError(_mismatch(kind(value), struct, path, go_type))
 
 
 def _mismatch(found: str, struct: str, path: str, go_type: str) -> str:
-    # A struct without a name.
+    # An anonymous struct has no name in the text.
     where = (struct if not struct.startswith("struct ") else "") + path
     return f"json: cannot unmarshal {found} into Go struct field {where} of type {go_type}"

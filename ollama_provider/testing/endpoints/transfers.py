@@ -1,4 +1,7 @@
-"""`/api/pull` and `/api/push`: transfers with progress, and pulls that share their downloads."""
+"""`/api/pull`, `/api/push` and `/api/create`: long operations that report progress.
+
+Pulls of the same model share their downloads.
+"""
 
 import math
 import re
@@ -6,26 +9,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ollama_provider.testing.endpoints.calls import Call, RefusalError
-from ollama_provider.testing.endpoints.models import blob_digest, blob_path, named
+from ollama_provider.testing.endpoints.models import blob_digest, blob_path, requested_name
 from ollama_provider.testing.endpoints.requests import read_messages
-from ollama_provider.testing.exchange import Head, Line, Pause, Step, Steps, Whole
+from ollama_provider.testing.exchange import Head, Line, Pause, Response, Step, Steps
 from ollama_provider.testing.go import templates
 from ollama_provider.testing.go.encoding import Json, dumps, kind
 from ollama_provider.testing.state import model_names
 from ollama_provider.testing.state.catalogue import Model, digest_of
-from ollama_provider.testing.state.server_state import Download, State
+from ollama_provider.testing.state.server_state import Download, ServerState
 
 _PUBLIC = frozenset({"registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co"})
-_EVERY = 0.06
-_FASTEST = 4
-"""Progress lines a layer when a pull takes no time."""
+_PROGRESS_INTERVAL = 0.06
+_STEPS_WITHOUT_DELAY = 4
+"""Progress lines for each layer when a pull takes no time."""
 
 
 class TransferError(Exception):
-    """The transfer ends with this text: a line in a stream that has begun, else a status.
+    """The operation fails. The error is a line if the stream has begun, else an HTTP status.
 
     Attributes:
-        status: HTTP status.
+        status: The HTTP status.
     """
 
     def __init__(self, text: str, status: int = 500) -> None:
@@ -33,32 +36,32 @@ class TransferError(Exception):
         self.status = status
 
 
-def pull(state: State, call: Call) -> Steps:
+def pull(state: ServerState, call: Call) -> Steps:
     """POST /api/pull.
 
     Raises:
         RefusalError: The name is invalid.
     """
-    text = named(state, call.body, "0.1.21")
+    text = requested_name(state, call.body, "0.1.21")
     if model_names.parse(text) is None:
         raise RefusalError(400, "invalid model name")
-    yield from stream(call, pull_lines(state, text, insecure=call.body.get("insecure", False)))
+    yield from send_progress(call, pull_lines(state, text, insecure=call.body.get("insecure", False)))
 
 
-def push(state: State, call: Call) -> Steps:
-    """POST /api/push: nothing leaves, but it looks as if.
+def push(state: ServerState, call: Call) -> Steps:
+    """POST /api/push: reports progress, but sends nothing anywhere.
 
     Raises:
-        RefusalError: There is no name.
+        RefusalError: The name is missing.
     """
-    text = named(state, call.body, "0.1.21")
+    text = requested_name(state, call.body, "0.1.21")
     if not text:
         raise RefusalError(400, "model is required")
-    yield from stream(call, _push_lines(state, text))
+    yield from send_progress(call, _push_lines(state, text))
 
 
-def stream(call: Call, progress: Iterator[dict[str, Json] | Pause]) -> Steps:
-    """Send progress as lines, or, not streamed, its last object alone."""
+def send_progress(call: Call, progress: Iterator[dict[str, Json] | Pause]) -> Steps:
+    """Stream progress as lines; if the reply is not streamed, send only the last object."""
     begun = False
     last: dict[str, Json] = {}
     status = 200
@@ -70,31 +73,31 @@ def stream(call: Call, progress: Iterator[dict[str, Json] | Pause]) -> Steps:
                 if not begun:
                     begun = True
                     yield Head()
-                yield _line(item)
+                yield _progress_line(item)
             else:
                 last = item
     except TransferError as failure:
         status, last = failure.status, {"error": str(failure)}
         if begun:
-            yield _line(last)
+            yield _progress_line(last)
     if not begun:
-        yield Whole(status, dumps(last).encode(), "application/json")
+        yield Response(status, dumps(last).encode(), "application/json")
 
 
-def _line(item: dict[str, Json]) -> Step:
+def _progress_line(item: dict[str, Json]) -> Step:
     return Line(dumps(item).encode() + b"\n")
 
 
-def pull_lines(state: State, text: str, *, insecure: bool = False) -> Iterator[dict[str, Json] | Pause]:
-    """The progress of a pull, which installs the model at its end.
+def pull_lines(state: ServerState, text: str, *, insecure: bool = False) -> Iterator[dict[str, Json] | Pause]:
+    """Pull a model: yield the progress, and install the model at the end.
 
     Args:
-        state: The stand-in's.
-        text: The model.
-        insecure: The registry may be asked by plain HTTP.
+        state: Registry, blobs and installed models.
+        text: The name of the model.
+        insecure: Plain HTTP is allowed.
 
     Raises:
-        TransferError: The registry does not have it, or there is no such registry.
+        TransferError: The registry does not have the model, or cannot be reached.
     """
     plain = text.strip().startswith("http://")
     if plain and not insecure:
@@ -103,12 +106,14 @@ def pull_lines(state: State, text: str, *, insecure: bool = False) -> Iterator[d
     name = model_names.parse(text)
     found = state.registry.get(name.key) if name else None
     if found is None:
-        if name is not None and not _answers(state, name.host):
+        if name is not None and not _registry_exists(state, name.host):
             url = f"{'http' if plain or insecure else 'https'}://{name.host}/v2/{name.namespace}/{name.model}"
-            raise TransferError(f'pull model manifest: Get "{url}/manifests/{name.tag}": {_unreachable(name.host)}')
+            raise TransferError(
+                f'pull model manifest: Get "{url}/manifests/{name.tag}": {_connection_error(name.host)}'
+            )
         raise TransferError("pull model manifest: file does not exist")
     for digest, size in found.layers:
-        yield from _layer(state, found, digest, size)
+        yield from _pull_layer(state, found, digest, size)
     yield {"status": "verifying sha256 digest"}
     yield {"status": "writing manifest"}
     replaced = state.models.get(found.parsed.key)
@@ -118,13 +123,13 @@ def pull_lines(state: State, text: str, *, insecure: bool = False) -> Iterator[d
     yield {"status": "success"}
 
 
-def _answers(state: State, host: str) -> bool:
-    """Whether there is a registry: the public ones, and any that a model to pull is on."""
+def _registry_exists(state: ServerState, host: str) -> bool:
+    """Whether *host* is a registry: a public one, or the registry of a model that can be pulled."""
     return host.lower() in _PUBLIC or any(key[0] == host.lower() for key in state.registry)
 
 
-def _unreachable(host: str) -> str:
-    """Go's text for a host that is not there, or for a port of this machine that nobody listens at."""
+def _connection_error(host: str) -> str:
+    """Go's error text for a host that does not exist, or a port of this machine on which nothing listens."""
     name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
     address = "127.0.0.1" if name.lower() == "localhost" else name
     if re.fullmatch(r"\d+(\.\d+){3}", address):
@@ -132,35 +137,35 @@ def _unreachable(host: str) -> str:
     return f"dial tcp: lookup {name} on 127.0.0.11:53: no such host"
 
 
-def _layer(state: State, model: Model, digest: str, size: int) -> Iterator[dict[str, Json] | Pause]:
+def _pull_layer(state: ServerState, model: Model, digest: str, size: int) -> Iterator[dict[str, Json] | Pause]:
     status = f"pulling {digest.removeprefix('sha256:')[:12]}"
     base: dict[str, Json] = {"status": status, "digest": digest, "total": size}
     if digest in state.blobs:
         yield base | {"completed": size}
         return
-    download = state.partial.setdefault(digest, Download(size))
+    download = state.partial_downloads.setdefault(digest, Download(size))
     if not download.pullers and digest == model.layers[0][0]:
         state.downloads[model.parsed.short] += 1
-    me = object()
-    download.pullers.append(me)
+    this_pull = object()
+    download.pullers.append(this_pull)
     seconds = state.pull_seconds * size / max(1, sum(bytes_ for _, bytes_ in model.layers))
-    rounds = max(1, math.ceil(seconds / _EVERY)) if seconds else _FASTEST
+    updates = max(1, math.ceil(seconds / _PROGRESS_INTERVAL)) if seconds else _STEPS_WITHOUT_DELAY
     try:
         while download.completed < size:
             yield base | ({"completed": download.completed} if download.completed else {})
             if seconds:
-                yield Pause(seconds / rounds)
-            # The first of those who wait moves the download on; if it leaves, the next one does.
-            if download.pullers[0] is me:
-                download.completed = min(size, download.completed + math.ceil(size / rounds))
+                yield Pause(seconds / updates)
+            # The first of the waiting pulls advances the download. If its client disconnects, the next one does.
+            if download.pullers[0] is this_pull:
+                download.completed = min(size, download.completed + math.ceil(size / updates))
         yield base | {"completed": size}
         state.blobs[digest] = size
-        state.partial.pop(digest, None)
+        state.partial_downloads.pop(digest, None)
     finally:
-        download.pullers.remove(me)
+        download.pullers.remove(this_pull)
 
 
-def _push_lines(state: State, text: str) -> Iterator[dict[str, Json] | Pause]:
+def _push_lines(state: ServerState, text: str) -> Iterator[dict[str, Json] | Pause]:
     yield {"status": "retrieving manifest"}
     model = state.find(text)
     if model is None:
@@ -185,14 +190,14 @@ def _push_lines(state: State, text: str) -> Iterator[dict[str, Json] | Pause]:
 # FROM testing.creating: `/api/create`: a model from another one, or from files that were uploaded.
 
 
-def create(state: State, call: Call) -> Steps:
-    """POST /api/create.
+def create(state: ServerState, call: Call) -> Steps:
+    """POST /api/create: makes a model from another one, or from uploaded files.
 
     Raises:
-        RefusalError: A name, a path or a digest is invalid, or neither `from` nor `files` is there.
+        RefusalError: A name, a path or a digest is invalid, or both `from` and `files` are missing.
     """
     body = call.body
-    text = named(state, body, "0.1.21")
+    text = requested_name(state, body, "0.1.21")
     read_messages(body)
     files, adapters = body.get("files"), body.get("adapters")
     if not all(_is_relative(path) for path in files or ()):
@@ -206,26 +211,26 @@ def create(state: State, call: Call) -> Steps:
             raise RefusalError(400, "invalid model name", late=True)
     elif files is None:
         raise RefusalError(400, "neither 'from' or 'files' was specified", late=True)
-    yield from stream(call, _lines(state, body, text))
+    yield from send_progress(call, _create_lines(state, body, text))
 
 
 def _is_relative(path: str) -> bool:
-    """Go's `fs.ValidPath`."""
+    """Check a path as Go's `fs.ValidPath` does."""
     return path == "." or all(part not in {"", ".", ".."} for part in path.split("/"))
 
 
-def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str, Json] | Pause]:
+def _create_lines(state: ServerState, body: dict[str, Json], name: str) -> Iterator[dict[str, Json] | Pause]:
     if body.get("from"):
         if state.find(body["from"]) is None:
             yield from (item for item in pull_lines(state, body["from"]) if item != {"status": "success"})
         parent = state.find(body["from"])
         if parent is None:
             raise TransferError(f"model '{body['from']}' not found")
-        made = replace(parent.renamed(name), parent=parent.parsed.short)
+        model = replace(parent.renamed(name), parent=parent.parsed.short)
     else:
         yield from _read_files(state, body["files"])
         digest = next(iter(body["files"].values()))
-        made = Model(name, weights=digest, size=state.blobs[digest])
+        model = Model(name, weights=digest, size=state.blobs[digest])
     if (adapters := body.get("adapters")) is not None:
         if len(adapters) > 1 and _kind_of(state, adapters) == "gguf":
             raise TransferError("only one adapter is currently supported", 400)
@@ -234,30 +239,30 @@ def _lines(state: State, body: dict[str, Json], name: str) -> Iterator[dict[str,
         if quantize not in _QUANTIZATIONS:
             known = "F32, F16, Q4_K_S, Q4_K_M, Q8_0"
             raise TransferError(f"unsupported quantization type {quantize} - supported types are {known}")
-        if made.quantization_level not in {"F16", "BF16", "F32"}:
+        if model.quantization_level not in {"F16", "BF16", "F32"}:
             raise TransferError("quantization is only supported for F16, BF16 and F32 models")
-        if quantize != made.quantization_level:
-            status = f"quantizing {made.quantization_level} model to {quantize}"
+        if quantize != model.quantization_level:
+            status = f"quantizing {model.quantization_level} model to {quantize}"
             base = {"status": status, "digest": "0000000000000000000"}
-            yield base | {"total": made.size, "completed": made.size // 2}
-            yield base | {"total": made.size, "completed": made.size}
-            weights = digest_of("quantized", made.layers[0][0], quantize)
-            made = replace(made, quantization_level=quantize, weights=weights, size=made.size // 2, parent="")
-    made = _changed(made, body)
-    for digest, size in made.layers:
+            yield base | {"total": model.size, "completed": model.size // 2}
+            yield base | {"total": model.size, "completed": model.size}
+            weights = digest_of("quantized", model.layers[0][0], quantize)
+            model = replace(model, quantization_level=quantize, weights=weights, size=model.size // 2, parent="")
+    model = _with_changes(model, body)
+    for digest, size in model.layers:
         known_layer = digest in state.blobs
         yield {"status": f"{'using existing' if known_layer else 'creating new'} layer {digest}"}
         state.blobs.setdefault(digest, size)
     yield {"status": "writing manifest"}
-    state.install(made)
+    state.install(model)
     yield {"status": "success"}
 
 
 _QUANTIZATIONS = frozenset({"F32", "F16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K", "BF16"})
 
 
-def _kind_of(state: State, files: dict[str, str]) -> str:
-    """By the end of the first name, else by its first bytes."""
+def _kind_of(state: ServerState, files: dict[str, str]) -> str:
+    """The format of the files: by the ending of a name, else by the first bytes of an uploaded blob."""
     for path, digest in files.items():
         if path.endswith(".safetensors"):
             return "safetensors"
@@ -266,7 +271,7 @@ def _kind_of(state: State, files: dict[str, str]) -> str:
     return ""
 
 
-def _read_files(state: State, files: dict[str, str], status: int = 500) -> Iterator[dict[str, Json] | Pause]:
+def _read_files(state: ServerState, files: dict[str, str], status: int = 500) -> Iterator[dict[str, Json] | Pause]:
     kind = _kind_of(state, files)
     if not kind:
         raise TransferError("unknown type", 400)
@@ -280,12 +285,12 @@ def _read_files(state: State, files: dict[str, str], status: int = 500) -> Itera
             raise TransferError("supplied file was not in GGUF format", 400)
 
 
-def _changed(model: Model, body: dict[str, Json]) -> Model:
+def _with_changes(model: Model, body: dict[str, Json]) -> Model:
     try:
         templates.check(body.get("template", ""))
     except templates.TemplateError as wrong:
         raise TransferError(f"template error: {wrong}", 400) from None
-    # What is empty changes nothing, and a license is one more.
+    # Empty fields change nothing. A license is added to those of the model.
     added = body.get("license") or []
     if not isinstance(added, str | list):
         raise TransferError(f"json: cannot unmarshal {kind(added)} into Go value of type []string")

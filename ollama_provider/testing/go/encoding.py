@@ -1,4 +1,7 @@
-"""Ollama is written in Go, and Go's library shows through: its JSON, its error texts, its durations and times."""
+"""How Go reads and writes JSON, durations, times and base64, with its error texts.
+
+Ollama is written in Go, so clients see these texts.
+"""
 
 import calendar
 import json
@@ -9,17 +12,17 @@ from functools import lru_cache
 from typing import Any
 
 Json = Any
-"""Any JSON value; no recursive union, since the stand-in looks into bodies that may be wrong in every place."""
+"""Any JSON value. Not a recursive union: a body may have a value of any type in any place."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _no_number(name: str) -> Json:
-    raise _NoNumberError(name)
+def _reject_nan(name: str) -> Json:
+    raise _NanError(name)
 
 
-class _NoNumberError(ValueError):
-    """NaN or Infinity, which Python reads and Go does not."""
+class _NanError(ValueError):
+    """The JSON contains NaN or Infinity. Python reads them, Go does not."""
 
 
 class TooLarge(float):
@@ -38,11 +41,11 @@ class TooLarge(float):
         return number
 
 
-def _number(text: str) -> float:
+def _read_float(text: str) -> float:
     return TooLarge(text) if math.isinf(number := float(text)) else number
 
 
-_decode = json.JSONDecoder(parse_constant=_no_number, parse_float=_number).raw_decode
+_decode = json.JSONDecoder(parse_constant=_reject_nan, parse_float=_read_float).raw_decode
 _ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 _BLANK = " \t\n\r"
@@ -52,13 +55,13 @@ _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/\r\n]")
 
 
 class BadRequestError(ValueError):
-    """What the client sent cannot be read; the text is Go's."""
+    """The request cannot be parsed. The text is Go's."""
 
 
 def dumps(value: Json) -> str:
-    r"""JSON as `encoding/json` writes it: no blanks, `<`, `>` and `&` escaped, U+2028 escaped, U+0085 raw."""
+    r"""Write JSON as `encoding/json` does: no blanks, `<`, `>` and `&` escaped, U+2028 escaped, U+0085 raw."""
     text = _encode(value)
-    # A search is many times faster than a translation, and there is seldom something to translate.
+    # Searching is many times faster than translating, and most texts have nothing to escape.
     return text.translate(_ESCAPED) if _TO_ESCAPE.search(text) else text
 
 
@@ -71,7 +74,7 @@ def decode(body: bytes) -> Json:
     """Read the first JSON value of a request body and ignore what follows, as Ollama does.
 
     Raises:
-        BadRequestError: There is none, with the text Ollama answers.
+        BadRequestError: The body is empty or no JSON; the text is Ollama's.
     """
     text = body.decode("utf-8", "replace").lstrip(_BLANK)
     if not text:
@@ -79,9 +82,9 @@ def decode(body: bytes) -> Json:
     try:
         value, _ = _decode(text)
     except json.JSONDecodeError as error:
-        raise BadRequestError(_why_not_json(text, error.pos)) from None
-    except _NoNumberError as error:
-        raise BadRequestError(_why_not_json(text, text.index(str(error)))) from None
+        raise BadRequestError(_json_error(text, error.pos)) from None
+    except _NanError as error:
+        raise BadRequestError(_json_error(text, text.index(str(error)))) from None
     except RecursionError:
         raise BadRequestError("exceeded max depth") from None
     if "\\ud" in text or "\\uD" in text:
@@ -89,7 +92,7 @@ def decode(body: bytes) -> Json:
     return value
 
 
-def _why_not_json(text: str, position: int) -> str:
+def _json_error(text: str, position: int) -> str:
     if position >= len(text.rstrip(_BLANK)) or ('"' not in text[position + 1 :] and text[position] == '"'):
         return "unexpected EOF"
     character = text[position]
@@ -110,7 +113,7 @@ def _without_lone_surrogates(value: Json) -> Json:
 
 
 def kind(value: Json) -> str:
-    """How Go's decoder calls the type of a JSON value."""
+    """Go's name for the type of a JSON value."""
     match value:
         case bool():
             return "bool"
@@ -125,12 +128,12 @@ def kind(value: Json) -> str:
 
 
 def quoted(text: str) -> str:
-    """Go's `%q`."""
+    """Quote *text* as Go's `%q` does."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def parse_duration(text: str) -> float:
-    """`time.ParseDuration`, in seconds.
+    """Read a duration such as `1h30m`, as `time.ParseDuration` does; in seconds.
 
     Raises:
         BadRequestError: With Go's text.
@@ -156,10 +159,10 @@ def parse_duration(text: str) -> float:
 
 
 def check_base64(text: str) -> None:
-    """`base64.StdEncoding`: padded, no `data:` prefix.
+    """Refuse what `base64.StdEncoding` refuses: missing padding, a `data:` prefix.
 
     Raises:
-        BadRequestError: With Go's text and the offset of the first byte it does not like.
+        BadRequestError: With Go's text and the offset of the first invalid byte.
     """
     payload = text.rstrip("=") if len(text) % 4 == 0 and not text.endswith("===") else text
     if wrong := _NOT_BASE64.search(payload):
@@ -169,21 +172,21 @@ def check_base64(text: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _to_the_second(second: int) -> str:
+def _format_seconds(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def timestamp(seconds: float) -> str:
-    """RFC 3339 with up to nine digits of a second, trailing zeros dropped, as Go prints a time.
+    """Format a time as Go does: RFC 3339 with up to nine digits of a second, without trailing zeros.
 
     Args:
-        seconds: Unix time. A time past the year 9999 is not needed: infinite keep-alive is 292 years.
+        seconds: Unix time, up to the year 9999. An infinite keep-alive ends before: it is 292 years.
     """
     whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
     fraction = f".{part:09d}".rstrip("0").rstrip(".")
-    return f"{_to_the_second(whole)}{fraction}Z"
+    return f"{_format_seconds(whole)}{fraction}Z"
 
 
 def unix_time(text: str) -> int:
-    """The seconds of a `timestamp`."""
+    """Unix time of a `timestamp`, in whole seconds."""
     return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))

@@ -1,7 +1,7 @@
-"""Whether a prompt template parses: what Go's `text/template` refuses, in its words.
+"""Check the syntax of prompt templates as Go's `text/template` does, with its error texts.
 
-A prompt template is Go's. Only its syntax is looked at, as when Ollama creates a model: balanced braces and blocks,
-functions and variables that are there. Nothing is rendered.
+As when Ollama creates a model, only the syntax is checked: balanced braces and blocks, known functions and variables.
+Nothing is rendered.
 """
 
 import json
@@ -14,9 +14,9 @@ FUNCTIONS = frozenset(
     """
     and break call continue currentDate eq ge gt html index js json le len lt ne not or print printf println slice
     toTypeScriptType urlquery yesterdayDate
-    """.split()  # noqa: SIM905 - as one reads it
+    """.split()  # noqa: SIM905 - shorter than a list
 ) - {"break", "continue"}
-"""Those of Go and of Ollama 0.24."""
+"""The functions of Go's templates and of Ollama 0.24."""
 
 _KEYWORDS = frozenset({"block", "break", "continue", "define", "else", "end", "if", "nil", "range", "template", "with"})
 _CONSTANTS = frozenset({"bool", "dot", "nil", "number", "string"})
@@ -34,7 +34,7 @@ _NUMBER = re.compile(
 
 
 class TemplateError(ValueError):
-    """It does not parse; the text is Go's."""
+    """The template cannot be parsed. The text is Go's."""
 
 
 class _Token(NamedTuple):
@@ -107,7 +107,7 @@ def _tokens(source: str) -> Iterator[_Token]:  # noqa: C901, PLR0912 - one lexer
 
 
 def _closing(source: str, position: int) -> int:
-    """Where a right delimiter at *position* ends, 0 if there is none; negative if it trims what follows."""
+    """The end of a right delimiter at *position*, 0 if there is none, negative if it trims the spaces after it."""
     if source[position : position + 1] in {*_SPACES} and source.startswith("-}}", position + 1):
         return -(position + 4)
     return position + 2 if source.startswith("}}", position) else 0
@@ -169,7 +169,7 @@ def _code(character: str) -> str:
 
 
 class _Parser:
-    """Recursive descent, as Go's; a node is the name of its kind."""
+    """A recursive descent parser that follows Go's. A node is just the name of its kind."""
 
     def __init__(self, source: str) -> None:
         self._tokens = _tokens(source)
@@ -239,10 +239,10 @@ class _Parser:
     def _definition(self) -> None:
         self._expect({"string", "raw"}, "define clause")
         self._expect({"}}"}, "define clause")
-        self._own("define clause")
+        self._nested_template("define clause")
 
-    def _own(self, context: str) -> None:
-        """A template within the template: with variables and loops of its own."""
+    def _nested_template(self, context: str) -> None:
+        """Parse a nested template, which has its own variables and loops."""
         outer, self._variables, loops, self._loops = self._variables, ["$"], self._loops, 0
         if (end := self._list()) != "{{end}}":
             self._fail(f"unexpected {end} in {context}")
@@ -256,7 +256,7 @@ class _Parser:
         return ""
 
     def _text_or_action(self) -> str | None:
-        """`{{end}}` or `{{else}}` where that comes, else None."""
+        """Parse one text or action; return `{{end}}` or `{{else}}` if it was one of these, else None."""
         token = self._next_word()
         if token.kind == "{{":
             self._action_line = token.line
@@ -273,7 +273,7 @@ class _Parser:
             case "block":
                 self._name(self._next_word(), "block clause")
                 self._pipeline("block clause", "}}")
-                self._own("block clause")
+                self._nested_template("block clause")
             case "break" | "continue" as word:
                 if (following := self._next_word()).kind != "}}":
                     self._unexpected(following, f"{{{{{word}}}}}")
@@ -354,7 +354,7 @@ class _Parser:
                 self._fail("range can only initialize variables")
 
     def _command(self) -> str:
-        """The kind of its first operand."""
+        """Parse a command; return the kind of its first operand."""
         kinds: list[str] = []
         while True:
             self._peek_word()

@@ -1,1 +1,1 @@
-"""What a test tells the stand-in to do instead of its usual answer: scripted answers, delays and faults."""
+"""Scripts of a test, used instead of the usual answer: answers, delays and faults."""

@@ -1,8 +1,8 @@
-"""What can go wrong on the way: each fault turns the steps of an ordinary exchange into those of a broken one.
+"""Faults that a test can script. Each changes the steps of a reply.
 
 `after` always counts lines of the stream: `None` is before the first byte (no status, no headers), 0 is after the
-headers, 3 is after three lines. A reply that is not streamed is one line. The last line, the one that says `done` or
-`success`, is never let through by a fault that promises a failure.
+headers, 3 is after three lines. A reply that is not streamed counts as one line. A fault that makes a request fail
+never sends the last line, which contains `done` or `success`.
 """
 
 import json
@@ -10,22 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ollama_provider.testing.exchange import JSON, Break, Gate, Head, Line, Pause, Steps, Wait, Whole
+from ollama_provider.testing.exchange import JSON, Disconnect, Gate, Head, Line, Pause, Response, Steps, Wait
 from ollama_provider.testing.go.encoding import Json, dumps
 
-_LAST = (b'"done":true', b'"status":"success"')
-_NEVER = 1 << 62
+_FINAL_LINE_MARKS = (b'"done":true', b'"status":"success"')
+_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Earliest:
-    """How early an endpoint can fail on its own.
+class EarliestFailure:
+    """How early in a reply this version of Ollama can report an error of its own at this endpoint.
 
     Attributes:
-        lines: Lines that have gone out by then: pull, push and create have sent their first one.
-        status: It can still answer with a status: generate and chat since 0.12.6.
-        llama_server: Models run in llama.cpp's `llama-server`: since 0.30.
-        embedding: Status of what a model's process says to an embedding; 0 at the other endpoints.
+        lines: Lines that are sent before: one for pull, push and create.
+        status: The error can still be an HTTP status: generate and chat since 0.12.6.
+        llama_server: Models run in llama.cpp's `llama-server`, as since 0.30.
+        embedding: HTTP status of an error of the model's process at an embedding endpoint; 0 at other endpoints.
     """
 
     lines: int
@@ -35,28 +35,28 @@ class Earliest:
 
 
 class Fault(Protocol):
-    """Turns the steps of an exchange into others."""
+    """Changes the steps of a reply."""
 
-    def apply(self, steps: Steps, earliest: Earliest, /) -> Steps:
-        """Pass on, change, hold back or add steps.
+    def apply(self, steps: Steps, earliest: EarliestFailure, /) -> Steps:
+        """Yield the changed steps.
 
         Args:
-            steps: The exchange as it would be.
-            earliest: How early the endpoint can fail on its own.
+            steps: The reply without the fault.
+            earliest: How early the endpoint can report an error.
         """
 
 
-def _pass(steps: Steps, after: int | None) -> Steps:
-    """The steps up to the place where a fault strikes."""
+def _steps_before(steps: Steps, after: int | None) -> Steps:
+    """The steps before the place where a fault happens."""
     if after is None:
         for step in steps:
-            if isinstance(step, Whole | Head):
+            if isinstance(step, Response | Head):
                 return
             yield step
         return
     lines = 0
     for step in steps:
-        if isinstance(step, Whole):
+        if isinstance(step, Response):
             if after == 0:
                 yield Head(step.status, step.content_type or JSON)
             elif not _is_last(step.body):
@@ -74,31 +74,34 @@ def _pass(steps: Steps, after: int | None) -> Steps:
 
 
 def _is_last(data: bytes) -> bool:
-    return any(mark in data for mark in _LAST)
+    return any(mark in data for mark in _FINAL_LINE_MARKS)
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Ollama itself fails, with a text of its own.
+    """Ollama reports an error.
 
     Attributes:
-        text: The `error`.
-        status: Status if no line has gone out, or if the reply is not streamed.
-        after: Lines before it; then the error is a line in a 200 stream. By default as early as Ollama could.
+        text: The `error` in the reply.
+        status: HTTP status, if no line has been sent before or the reply is not streamed.
+        after: Lines before the error, which is then a line in a stream of status 200. By default as early as Ollama
+            can report one.
     """
 
     text: str
     status: int = 500
     after: int | None = None
 
-    def apply(self, steps: Steps, earliest: Earliest, /) -> Steps:
-        """See `Fault`."""
+    def apply(self, steps: Steps, earliest: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
         body = dumps({"error": self.text}).encode()
         after = earliest.lines if self.after is None else max(self.after, earliest.lines)
         lines = 0
         for step in steps:
-            if isinstance(step, Whole) or (isinstance(step, Head) and after == 0 and earliest.status):
-                yield Whole(self.status, body, step.content_type if isinstance(step, Whole) else "application/json")
+            if isinstance(step, Response) or (isinstance(step, Head) and after == 0 and earliest.status):
+                yield Response(
+                    self.status, body, step.content_type if isinstance(step, Response) else "application/json"
+                )
                 return
             if isinstance(step, Line):
                 if lines == after or _is_last(step.data):
@@ -108,34 +111,34 @@ class Fail:
         yield Line(body + b"\n")
 
 
-OTHERS = (
+OTHER_REQUESTS_LOG = (
     "error: task id = 16, error: request (3018 tokens) exceeds the available context size (2048 tokens), "
     "try increasing it\n"
     "error: task id = 275, error: request (12017 tokens) exceeds the available context size (2048 tokens), "
     "try increasing it"
 )
-"""The last error lines in the log of a busy `llama-server`: they are about other requests than the one that fails."""
+"""Error lines from the log of a busy `llama-server`. They are about other requests than the one that fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The process of the model dies: killed, out of memory.
+    """The model's process ends: it was killed, or ran out of memory.
 
     Attributes:
-        after: None: it is found dead. 0: it dies while it reads the prompt, 3: after three lines of the answer.
+        after: None: it has ended before. 0: it ends while it reads the prompt. 3: after three lines of the answer.
             An embedding has no lines.
-        log: What Ollama quotes behind its own text since 0.30: the last error lines of that process, about whatever
-            request they are. Empty if there were none.
+        log: Text that Ollama appends to the error since 0.30: the last error lines in the log of that process, also
+            if they are about other requests. May be empty.
     """
 
     after: int | None = None
-    log: str = OTHERS
+    log: str = OTHER_REQUESTS_LOG
 
-    def apply(self, steps: Steps, earliest: Earliest, /) -> Steps:
-        """See `Fault`."""
+    def apply(self, steps: Steps, earliest: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
         yield from Fail(self._text(earliest), earliest.embedding or 500, self.after or None).apply(steps, earliest)
 
-    def _text(self, earliest: Earliest) -> str:
+    def _text(self, earliest: EarliestFailure) -> str:
         log = self.log if earliest.llama_server else ""
         if self.after is None:
             return (
@@ -147,11 +150,11 @@ class Crash:
             path = "v1/embeddings" if earliest.llama_server else "embedding"
             return f'do embedding request: Post "http://127.0.0.1:40001/{path}": EOF'
         if self.after == 0 and not earliest.llama_server:
-            return _STOPPED
+            return _RUNNER_STOPPED
         return f"an error was encountered while running the model: {log or 'unexpected EOF'}"
 
 
-_STOPPED = (
+_RUNNER_STOPPED = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
     "check ollama server logs for details"
 )
@@ -159,12 +162,12 @@ _STOPPED = (
 
 @dataclass(frozen=True, slots=True)
 class Respond:
-    """Something answers in place of Ollama: a proxy, a login page, another program.
+    """A proxy, a login page or another program responds in place of Ollama.
 
     Attributes:
         status: HTTP status.
-        body: Text, bytes, or a value sent as JSON.
-        content_type: Guessed from the body if empty.
+        body: Text, bytes, or a value that is sent as JSON.
+        content_type: If empty, chosen by the body.
         headers: Further headers, such as `Retry-After` or `Location`.
     """
 
@@ -173,8 +176,8 @@ class Respond:
     content_type: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def apply(self, steps: Steps, _: Earliest, /) -> Steps:  # noqa: ARG002 - Ollama is not asked
-        """See `Fault`."""
+    def apply(self, steps: Steps, _: EarliestFailure, /) -> Steps:  # noqa: ARG002 - the usual reply is not used
+        """Change the steps, as `Fault` describes."""
         match self.body:
             case bytes():
                 data, guess = self.body, "application/octet-stream"
@@ -183,29 +186,29 @@ class Respond:
                 guess = "text/html" if self.body.lstrip().startswith("<") else "text/plain"
             case _:
                 data, guess = json.dumps(self.body).encode(), JSON
-        yield Whole(self.status, data, self.content_type or guess, self.headers, foreign=True)
+        yield Response(self.status, data, self.content_type or guess, self.headers, foreign=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Silence, until a gate opens or, without one, for ever.
+    """The reply stops without an end. It continues when a gate opens; without a gate it never does.
 
     Attributes:
-        after: Lines before it; by default not even headers.
-        until: Opened by the test: the exchange goes on where it stopped.
+        after: Lines before it; by default not even the headers are sent.
+        until: The reply continues when the test opens this gate.
     """
 
     after: int | None = None
     until: Gate = field(default_factory=Gate)
 
-    def apply(self, steps: Steps, _: Earliest, /) -> Steps:
-        """See `Fault`."""
+    def apply(self, steps: Steps, _: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
         lines, waited = 0, False
         for step in steps:
             here = (
-                isinstance(step, Whole | Head)
+                isinstance(step, Response | Head)
                 if self.after is None
-                else isinstance(step, Whole | Line) and lines >= self.after
+                else isinstance(step, Response | Line) and lines >= self.after
             )
             if here and not waited:
                 waited = True
@@ -216,62 +219,63 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The connection breaks: the server was killed, a proxy gave up.
+    """The connection closes in the middle of the reply, as when the server is killed or a proxy gives up.
 
     Attributes:
-        after: Lines before it; by default not a byte is sent.
-        reset: With RST instead of FIN.
+        after: Lines before it; by default no byte is sent.
+        reset: Close it with RST instead of FIN.
     """
 
     after: int | None = None
     reset: bool = False
 
-    def apply(self, steps: Steps, _: Earliest, /) -> Steps:
-        """See `Fault`."""
-        yield from _pass(steps, self.after)
-        yield Break(self.reset)
+    def apply(self, steps: Steps, _: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
+        yield from _steps_before(steps, self.after)
+        yield Disconnect(self.reset)
 
 
 @dataclass(frozen=True, slots=True)
 class CutUpload:
-    """The connection breaks while the client still sends its body, and nothing of it is kept.
+    """The connection closes while the client is still sending its body, of which nothing is kept.
 
     Attributes:
         after: Bytes of the body that are read before.
-        reset: With RST instead of FIN.
+        reset: Close it with RST instead of FIN.
     """
 
     after: int
     reset: bool = True
 
-    def apply(self, _: Steps, earliest: Earliest, /) -> Steps:  # noqa: ARG002 - Ollama is not asked
-        """See `Fault`."""
-        yield Break(self.reset)
+    def apply(self, _: Steps, earliest: EarliestFailure, /) -> Steps:  # noqa: ARG002 - the usual reply is not used
+        """Change the steps, as `Fault` describes."""
+        yield Disconnect(self.reset)
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """The stream ends cleanly without its last line: the repeat guard, or a runner that went away.
+    """The stream ends normally but without its last line.
 
-    Not streamed: status 200 with `done: false` and no metrics.
+    So does Ollama when it stops a model that repeats itself, or when the runner exits.
+    A reply that is not streamed has status 200, `done: false` and no metrics.
 
     Attributes:
         after: Lines before the end.
     """
 
-    after: int = _NEVER
+    after: int = _NO_LIMIT
 
-    def apply(self, steps: Steps, _: Earliest, /) -> Steps:
-        """See `Fault`."""
+    def apply(self, steps: Steps, _: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
         lines = 0
         for step in steps:
-            if isinstance(step, Whole):
+            if isinstance(step, Response):
                 kept = {
                     k: v
                     for k, v in json.loads(step.body).items()
                     if k in {"model", "created_at", "response", "message", "thinking"}
                 }
-                yield Whole(step.status, dumps(kept | {"done": False}).encode(), step.content_type)
+                yield Response(step.status, dumps(kept | {"done": False}).encode(), step.content_type)
                 return
             if isinstance(step, Line):
                 if lines == self.after or _is_last(step.data):
@@ -285,19 +289,19 @@ class Insert:
     r"""Raw bytes between two lines: malformed JSON, a blank line, U+2028 unescaped.
 
     Attributes:
-        data: Sent as it is; a line needs its own `\n`. In place of a reply that is not streamed.
+        data: Sent unchanged; a line needs its own `\n`. It replaces a reply that is not streamed.
         after: Lines before it.
     """
 
     data: bytes
     after: int = 0
 
-    def apply(self, steps: Steps, _: Earliest, /) -> Steps:
-        """See `Fault`."""
+    def apply(self, steps: Steps, _: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
         lines, pending = 0, True
         for step in steps:
-            if isinstance(step, Whole):
-                yield Whole(step.status, self.data, step.content_type)
+            if isinstance(step, Response):
+                yield Response(step.status, self.data, step.content_type)
                 return
             if isinstance(step, Line):
                 if pending and (lines == self.after or _is_last(step.data)):
@@ -309,20 +313,20 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class StuckDownload:
-    """A pull that keeps sending its progress and makes none, as Ollama does for ever when the registry stops sending.
+    """A pull that repeats the same progress without an end, as Ollama does when the registry stops sending.
 
     Attributes:
-        after: Lines before it; the last of them is repeated.
+        after: Lines before it. The last of them is repeated.
         every: Seconds between the lines.
     """
 
     after: int = 2
     every: float = 0.06
 
-    def apply(self, steps: Steps, _: Earliest, /) -> Steps:
-        """See `Fault`."""
+    def apply(self, steps: Steps, _: EarliestFailure, /) -> Steps:
+        """Change the steps, as `Fault` describes."""
         last = None
-        for step in _pass(steps, self.after):
+        for step in _steps_before(steps, self.after):
             last = step if isinstance(step, Line) else last
             yield step
         while last is not None:

@@ -1,4 +1,4 @@
-"""What the next requests get instead of the ordinary answer: scripted answers, delays and faults."""
+"""The script: rules for which requests get a scripted answer, delay or fault."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -9,21 +9,21 @@ from ollama_provider.testing.scripting.faults import CutUpload, Fault
 from ollama_provider.testing.state.model_names import parse
 
 INFERENCE = frozenset({"/api/generate", "/api/chat", "/api/embed", "/api/embeddings"})
-"""The endpoints a script speaks of when it names none."""
+"""The endpoints that a script is about unless it names a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model says.
+    """A scripted output of the model.
 
     Attributes:
         text: The answer. A dict or list is sent as JSON text.
-        thinking: The thoughts before it.
+        thinking: The thinking before it.
         tool_calls: Name and arguments of each call.
-        vectors: For the embedding endpoints, in place of computed ones. As they are: neither counted nor normalised.
-        done_reason: `stop` or `length` by what happened if empty.
-        prompt_eval_count: As counted if None; say 2050 to look like a cut prompt.
-        eval_count: As counted if None.
+        vectors: Sent by the embedding endpoints as they are: neither counted nor normalised.
+        done_reason: By default `stop` or `length`, as it happened.
+        prompt_eval_count: By default the count of the prompt's tokens. 2050 looks like a cut prompt.
+        eval_count: By default the count of the answer's tokens.
     """
 
     text: Json = ""
@@ -37,12 +37,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long the model takes, in seconds.
+    """Scripted delays, in seconds.
 
     Attributes:
-        load: Loading the model, which this makes cold.
-        first_token: From the slot to the first token.
-        between_tokens: From one token to the next.
+        load: Duration of a load. If it is set, the model is unloaded first.
+        first_token: From getting a slot to the first token.
+        between_tokens: Before each token.
     """
 
     load: float | None = None
@@ -52,21 +52,21 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Ordinary:
-    """The ordinary answer; to let a request through between two faults, or in a strict stand-in."""
+    """The usual answer. Lets a request through between two faults, or in a strict stand-in."""
 
 
-Part = str | dict[str, Json] | list[Json] | Answer | Pace | Ordinary | Fault
-Turn = Part | tuple[Part, ...]
+ReplyPart = str | dict[str, Json] | list[Json] | Answer | Pace | Ordinary | Fault
+ScriptedReply = ReplyPart | tuple[ReplyPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What one request gets.
+class ReplyPlan:
+    """What the script has for one request.
 
     Attributes:
-        answer: What the model says, None for the ordinary answer.
-        pace: How long it takes, None for the stand-in's own pace.
-        faults: What goes wrong, applied in this order.
+        answer: The output of the model, None for the usual answer.
+        pace: The delays, None for those of the stand-in.
+        faults: The faults, applied in this order.
     """
 
     answer: Answer | None = None
@@ -74,9 +74,9 @@ class Plan:
     faults: tuple[Fault, ...] = ()
 
 
-def _plan(turn: Turn) -> Plan:
+def _plan(reply: ScriptedReply) -> ReplyPlan:
     answer, pace, faults = None, None, list[Fault]()
-    for part in turn if isinstance(turn, tuple) else (turn,):
+    for part in reply if isinstance(reply, tuple) else (reply,):
         match part:
             case Answer():
                 answer = part
@@ -88,21 +88,29 @@ def _plan(turn: Turn) -> Plan:
                 pass
             case _:
                 faults.append(part)
-    return Plan(answer, pace, tuple(faults))
+    return ReplyPlan(answer, pace, tuple(faults))
 
 
 @dataclass(slots=True)
 class Rule:
-    """Turns for the requests that match."""
+    """Replies for the requests that match.
 
-    turns: list[Turn]
+    Attributes:
+        replies: One for each request; with *always* the only one, for every request.
+        paths: The paths of the requests; `*` is any path.
+        model: If not None, only requests for this model.
+        where: If not None, only requests whose JSON body it accepts.
+        always: The reply is not used up.
+    """
+
+    replies: list[ScriptedReply]
     paths: frozenset[str]
     model: str | None
     where: Callable[[dict[str, Json]], bool] | None
     always: bool
 
     def __str__(self) -> str:
-        """One line for a test report."""
+        """Describe the rule in one line, for a test report."""
         scope = (
             "any path"
             if "*" in self.paths
@@ -110,11 +118,11 @@ class Rule:
             if self.paths == INFERENCE
             else ", ".join(self.paths)
         )
-        asked = f" of {self.model}" if self.model else ""
-        return f"{scope}{asked}: " + ", ".join(map(repr, self.turns))
+        of_model = f" of {self.model}" if self.model else ""
+        return f"{scope}{of_model}: " + ", ".join(map(repr, self.replies))
 
     def matches(self, path: str, model: str, body: dict[str, Json]) -> bool:
-        """Whether this rule is about a request."""
+        """Whether this rule is about this request."""
         if path not in self.paths and "*" not in self.paths:
             return False
         if self.model is not None:
@@ -126,7 +134,12 @@ class Rule:
 
 @dataclass
 class Script:
-    """The rules, in the order they were given. Used by the test's thread and the server's."""
+    """The rules in the order in which they were added. Safe to use from the threads of test and server.
+
+    Attributes:
+        strict: Refuse inference requests that no rule is about.
+        unscripted: The requests refused for that.
+    """
 
     strict: bool = False
     unscripted: list[str] = field(default_factory=list)
@@ -138,50 +151,50 @@ class Script:
         with self._lock:
             self._rules.append(rule)
 
-    def take(self, path: str, model: str, body: dict[str, Json]) -> Plan | None:
-        """What this request gets; None if it must not be answered, because the stand-in is strict.
+    def next_plan(self, path: str, model: str, body: dict[str, Json]) -> ReplyPlan | None:
+        """Take the next reply for this request. None: the stand-in is strict and must refuse the request.
 
-        Turns that are used up go before those that hold always.
+        Rules with a limited number of replies are used before those with *always*.
         """
         if not self._rules and not self.strict:
-            return Plan()
+            return ReplyPlan()
         with self._lock:
             for rule in sorted(self._rules, key=lambda rule: rule.always):
                 if not rule.matches(path, model, body):
                     continue
                 if rule.always:
-                    return _plan(rule.turns[0])
-                turn = rule.turns.pop(0)
-                if not rule.turns:
+                    return _plan(rule.replies[0])
+                reply = rule.replies.pop(0)
+                if not rule.replies:
                     self._rules.remove(rule)
-                return _plan(turn)
+                return _plan(reply)
             if self.strict and path in INFERENCE:
                 self.unscripted.append(f"{path} of {model or 'no model'}")
                 return None
-        return Plan()
+        return ReplyPlan()
 
     def body_limit(self, path: str) -> int | None:
-        """Bytes of its body the next request may send; None if no `CutUpload` is scripted for *path*."""
+        """Bytes after which the next upload to *path* is cut; None if no `CutUpload` is scripted for it."""
         with self._lock:
             for rule in self._rules:
-                if path in rule.paths and isinstance(rule.turns[0], CutUpload):
-                    return rule.turns[0].after
+                if path in rule.paths and isinstance(rule.replies[0], CutUpload):
+                    return rule.replies[0].after
         return None
 
     @property
     def unused(self) -> list[str]:
-        """The rules with turns nobody asked for."""
+        """Descriptions of the rules that still have replies."""
         with self._lock:
             return [str(rule) for rule in self._rules if not rule.always]
 
     def clear(self) -> None:
-        """Forget all rules."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
 
 
 def rule(
-    turns: tuple[Turn, ...],
+    replies: tuple[ScriptedReply, ...],
     *,
     path: str | None,
     model: str | None,
@@ -189,12 +202,12 @@ def rule(
     times: int,
     always: bool,
 ) -> Rule:
-    """Build a rule from what `StandIn.script` was given.
+    """Build a rule from the arguments of `StandIn.script`.
 
     Raises:
-        ValueError: No turn, or several that should each hold always.
+        ValueError: There is no reply, or more than one with *always*.
     """
-    if not turns or (always and len(turns) > 1):
-        raise ValueError("script() needs a turn, and exactly one with always=True")
+    if not replies or (always and len(replies) > 1):
+        raise ValueError("script() needs a reply, and exactly one with always=True")
     paths = INFERENCE if path is None else frozenset({path if path.startswith("/") or path == "*" else f"/api/{path}"})
-    return Rule([turn for turn in turns for _ in range(times)], paths, model, where, always)
+    return Rule([reply for reply in replies for _ in range(times)], paths, model, where, always)

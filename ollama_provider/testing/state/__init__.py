@@ -1,1 +1,1 @@
-"""What the stand-in remembers: model names, the catalogue, installed models, loaded models and their queues."""
+"""Settings and data of the server: model names, the catalogue, installed models, loaded models and their queues."""

@@ -1,4 +1,4 @@
-"""The models a stand-in has, and those it could pull."""
+"""Models: everything about them except weights; and the lists a stand-in starts with."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,29 +13,30 @@ _PARAMETERS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is not there: everything about it but the weights.
+    """A model of the stand-in: everything about a model except the weights.
 
     Attributes:
-        name: With or without tag, in any spelling the server accepts.
+        name: With or without tag, in any form that the server accepts.
         capabilities: Of `completion`, `tools`, `insert`, `vision`, `embedding`, `thinking`.
-        context_length: What it was trained for, in tokens.
-        embedding_length: Width of its vectors.
+        context_length: The context it was trained for, in tokens.
+        embedding_length: Number of values of its vectors.
         family: Architecture.
-        parameter_size: As shown, such as `3.2B`.
-        quantization_level: As shown.
-        size: Bytes of the weights; those of a pull.
+        parameter_size: As the API shows it, such as `3.2B`.
+        quantization_level: As the API shows it.
+        size: Bytes of the weights, which a pull downloads.
         template: Go template of the prompt.
         system: Default system message.
-        parameters: Modelfile parameters: defaults of the options.
+        parameters: Parameters of the Modelfile: defaults of the options.
         license: License text.
         messages: Messages of the Modelfile.
         parent: The model it was created from.
-        revision: Another number is another digest under the same name, as after `ollama pull` of a moved tag.
-        load_error: Makes every load fail with status 500 and this text.
-        file_error: Its file of weights is damaged: makes every load and `/api/show` fail with status 500 and this text.
-        llama_runner: Runs on the llama.cpp runner, which until 0.24 embeds with any model; the other
-            engine answers 501.
-        weights: Digest of the weights if they are those of another model.
+        revision: Each number gives another digest under the same name, as when a tag moves to other weights.
+        load_error: If set, every load fails with status 500 and this text.
+        file_error: If set, the file of weights is damaged: every load and `/api/show` fail with status 500 and this
+            text.
+        llama_runner: Runs on the llama.cpp runner, which until 0.24 embeds with any model. The other engine answers
+            501.
+        weights: Digest of the weights if they are shared with another model.
         adapters: Digests of LoRA adapters.
     """
 
@@ -62,10 +63,10 @@ class Model:
 
     @cached_property
     def parsed(self) -> Name:
-        """The name in its parts.
+        """The parsed name.
 
         Raises:
-            ValueError: The server would call it invalid.
+            ValueError: The name is invalid.
         """
         if (name := parse(self.name)) is None:
             raise ValueError(f"invalid model name: {self.name!r}")
@@ -73,7 +74,7 @@ class Model:
 
     @cached_property
     def layers(self) -> tuple[tuple[str, int], ...]:
-        """Digest and bytes of the weights, the template and the configuration, in the order of a pull."""
+        """Digest and size of the weights, the template and the configuration, in the order of a pull."""
         weights = self.weights or digest_of(
             "weights", self.parsed.full.lower(), self.parameter_size, str(self.revision)
         )
@@ -85,12 +86,12 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """The manifest's digest: 64 hex characters, another one when anything about the model changes."""
+        """Digest of the manifest, 64 hex characters. It changes when anything about the model changes."""
         return digest_of(*(digest for digest, _ in self.layers)).removeprefix("sha256:")
 
     @cached_property
     def details(self) -> dict[str, Json]:
-        """The `details` of tags, ps and show."""
+        """`details` in the replies of tags, ps and show."""
         return {
             "parent_model": "",
             "format": "gguf",
@@ -102,7 +103,7 @@ class Model:
 
     @cached_property
     def model_info(self) -> dict[str, Json]:
-        """The `model_info` of show; tokenizer arrays are null as without `verbose`."""
+        """`model_info` in the reply of show. The arrays of the tokenizer are null, as without `verbose`."""
         return {
             f"{self.family}.attention.head_count": 32,
             f"{self.family}.block_count": 28,
@@ -118,17 +119,17 @@ class Model:
         }
 
     def renamed(self, name: str) -> "Model":
-        """The same model under another name: the same weights, the same digest."""
+        """The same model under another name, with the same weights and digest."""
         return replace(self, name=name, weights=self.layers[0][0])
 
 
 def digest_of(*parts: str) -> str:
-    """The digest of something that is not there."""
+    """A digest made of *parts*, in place of a digest of content that the stand-in does not have."""
     return "sha256:" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def default_models() -> tuple[Model, ...]:
-    """What a stand-in has installed if nothing else is said."""
+    """The models that a stand-in has installed by default."""
     return (
         Model("llama3.2", ("completion", "tools")),
         Model(
@@ -154,7 +155,7 @@ def default_models() -> tuple[Model, ...]:
 
 
 def default_registry() -> tuple[Model, ...]:
-    """What a stand-in can pull: the installed ones and some more."""
+    """The models that a stand-in can pull by default: the installed ones and some more."""
     return (
         *default_models(),
         Model("llama3.2:1b", ("completion", "tools"), parameter_size="1.2B", size=1_321_082_688),

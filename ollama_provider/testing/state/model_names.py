@@ -1,4 +1,4 @@
-"""Model names as the server reads them: `[scheme://][host/][namespace/]model[:tag]`."""
+"""Parse model names as the server does: `[scheme://][host/][namespace/]model[:tag]`."""
 
 import re
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ _SOURCES = {"cloud", "local"}
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A complete name, in the spelling it was given.
+    """A complete name. Upper and lower case are kept.
 
     Attributes:
-        host: Registry, `registry.ollama.ai` if none was named.
-        namespace: `library` if none was named.
+        host: The registry, by default `registry.ollama.ai`.
+        namespace: By default `library`.
         model: The model.
-        tag: `latest` if none was named.
+        tag: By default `latest`.
     """
 
     host: str
@@ -28,17 +28,17 @@ class Name:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What two names are compared by: the server folds case."""
+        """Equal for names that the server takes as equal: it ignores case."""
         return self.host.lower(), self.namespace.lower(), self.model.lower(), self.tag.lower()
 
     @property
     def full(self) -> str:
-        """All four parts, as capability errors show them."""
+        """All four parts, as in errors about capabilities."""
         return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
 
     @property
     def short(self) -> str:
-        """As `/api/tags` shows it: defaults left out, the tag always there."""
+        """The name in `/api/tags`: without default host and namespace, always with the tag."""
         if self.host.lower() != "registry.ollama.ai":
             return self.full
         if self.namespace.lower() != "library":
@@ -48,7 +48,7 @@ class Name:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Name | None:
-    """Read a name; None if the server would call it invalid."""
+    """Parse a name; None if the server refuses it as invalid."""
     rest = text.strip().rpartition("://")[2]
     path, colon, tag = _split_tag(rest)
     if colon and tag.lower() in _SOURCES:

@@ -1,6 +1,7 @@
-"""Which models are loaded, who loads next, who has a slot: the order in which requests are served.
+"""Loaded models, and the queues of requests that wait for a load or for a slot.
 
-One load at a time for the whole server, a bounded queue before it, then a first-come queue for the slots of the model.
+The server loads one model at a time. Requests wait for a load in a bounded queue, and then for a slot of the model in
+the order in which they came.
 """
 
 from collections import deque
@@ -11,16 +12,16 @@ from ollama_provider.testing.exchange import Gate, Pause, Step, Wait
 from ollama_provider.testing.go.encoding import Json
 from ollama_provider.testing.state.catalogue import Model
 
-FOR_EVER = 2**63 / 1e9
-"""Seconds of an infinite keep-alive: the longest Go duration, 292 years."""
+INFINITE_KEEP_ALIVE = 2**63 / 1e9
+"""An infinite keep-alive in seconds: the longest duration of Go, 292 years."""
 
 
 class QueueFullError(Exception):
-    """More requests wait for a load than OLLAMA_MAX_QUEUE."""
+    """The queue for loads is full: OLLAMA_MAX_QUEUE requests wait already."""
 
 
 class LoadError(Exception):
-    """The model cannot be loaded; the text is the runner's."""
+    """The model cannot be loaded. The text is the runner's."""
 
 
 @dataclass(eq=False)
@@ -28,15 +29,16 @@ class Runner:
     """A loaded model.
 
     Attributes:
-        model: Under the name it was loaded by.
-        settings: The options that only a reload can change.
-        num_ctx: Context of one slot, after capping at what the model was trained for.
-        parallel: Slots.
-        keep_alive: Seconds it stays after its last request.
-        expires_at: Unix time.
+        model: With the name by which it was loaded.
+        settings: The options that need a reload to change.
+        num_ctx: Context of one slot in tokens, at most what the model was trained for.
+        parallel: Number of slots.
+        keep_alive: Seconds it stays loaded after its last request.
+        expires_at: When it will be unloaded, Unix time.
         busy: Slots in use.
-        queue: Who waits for a slot.
-        retiring: A request with other settings waits for it to be idle.
+        queue: Gates of the requests that wait for a slot.
+        on_idle: Gates of the requests that wait until no slot is in use, to unload it.
+        retiring: A request waits to unload it. New requests do not get its slots.
     """
 
     model: Model
@@ -56,11 +58,11 @@ class Scheduler:
     """The loaded models and the two queues.
 
     Attributes:
-        parallel: Slots a model (OLLAMA_NUM_PARALLEL); embedding models always have one.
-        max_queue: Requests that may wait for a load (OLLAMA_MAX_QUEUE).
-        max_loaded: Models at a time (OLLAMA_MAX_LOADED_MODELS).
-        clock: Unix time.
-        loads: Names of the models in the order they were loaded, reloads included.
+        parallel: Slots of each model (OLLAMA_NUM_PARALLEL); embedding models always have one.
+        max_queue: Number of requests that may wait for a load (OLLAMA_MAX_QUEUE).
+        max_loaded: Number of models loaded at a time (OLLAMA_MAX_LOADED_MODELS).
+        clock: Returns Unix time.
+        loads: Names of the loaded models in the order of their loads, reloads included.
     """
 
     parallel: int
@@ -73,7 +75,7 @@ class Scheduler:
 
     @property
     def loaded(self) -> list[Runner]:
-        """What `/api/ps` shows: the one that stays longest first."""
+        """The loaded models, the one that expires last first. Unloads those that have expired."""
         now = self.clock()
         for key, runner in list(self._runners.items()):
             if not runner.busy and not runner.queue and runner.expires_at <= now:
@@ -81,13 +83,13 @@ class Scheduler:
         return sorted(self._runners.values(), key=lambda runner: -runner.expires_at)
 
     def unload(self, model: Model) -> None:
-        """Drop a model as soon as it is idle."""
+        """Unload a model as soon as it is idle."""
         if runner := self._runners.get(_key(model)):
             runner.keep_alive = 0.0
-            self._settle(runner)
+            self._start_keep_alive(runner)
 
-    def forget(self) -> None:
-        """Drop all models at once, as a server does that stops."""
+    def unload_all(self) -> None:
+        """Unload all models at once, as when the server stops."""
         self._runners.clear()
 
     def acquire(
@@ -98,36 +100,36 @@ class Scheduler:
         default_keep_alive: float,
         load_seconds: float,
     ) -> Generator[Step, None, Runner]:
-        """Load the model if it must be and take a slot; give it back with `release`.
+        """Take a slot of the model, after loading it if needed. Return the slot with `release`.
 
         Args:
-            model: What to load.
-            settings: The options that only a reload can change, `num_ctx` among them.
-            keep_alive: Seconds; None keeps what a loaded model has.
-            default_keep_alive: For a fresh load without *keep_alive*.
-            load_seconds: How long a load takes.
+            model: The model.
+            settings: The options that need a reload to change, including `num_ctx`.
+            keep_alive: Seconds; None keeps the value of a loaded model.
+            default_keep_alive: Seconds, for a load without *keep_alive*.
+            load_seconds: Duration of a load.
 
         Raises:
-            QueueFullError: Too many wait for a load.
-            LoadError: The model is broken.
+            QueueFullError: The queue for loads is full.
+            LoadError: The model cannot be loaded.
         """
-        runner = self._fitting(model, settings)
+        runner = self._loaded_with(model, settings)
         if runner is None:
-            runner = yield from self._load_in_turn(model, settings, default_keep_alive, load_seconds)
+            runner = yield from self._queue_and_load(model, settings, default_keep_alive, load_seconds)
         if keep_alive is not None:
             runner.keep_alive = keep_alive
         yield from self._take_slot(runner)
         return runner
 
     def release(self, runner: Runner) -> None:
-        """Give a slot back: to the next in the queue, if there is one."""
+        """Return a slot: the next request in the queue takes it."""
         if runner.queue:
             runner.queue.popleft().open()
         else:
             runner.busy -= 1
-            self._settle(runner)
+            self._start_keep_alive(runner)
 
-    def _settle(self, runner: Runner) -> None:
+    def _start_keep_alive(self, runner: Runner) -> None:
         runner.expires_at = self.clock() + runner.keep_alive
         if runner.busy:
             return
@@ -137,7 +139,7 @@ class Scheduler:
             gate.open()
         runner.on_idle.clear()
 
-    def _fitting(self, model: Model, settings: Mapping[str, Json]) -> Runner | None:
+    def _loaded_with(self, model: Model, settings: Mapping[str, Json]) -> Runner | None:
         runner = self._runners.get(_key(model))
         if runner is None or runner.retiring or runner.settings != settings:
             return None
@@ -145,20 +147,20 @@ class Scheduler:
             return None
         return runner
 
-    def _load_in_turn(
+    def _queue_and_load(
         self, model: Model, settings: Mapping[str, Json], keep_alive: float, seconds: float
     ) -> Generator[Step, None, Runner]:
-        # The one that is being loaded has left the queue.
+        # The first in `_pending` is the one that loads; it does not count as waiting.
         if len(self._pending) > self.max_queue:
             raise QueueFullError
-        turn = Gate()
-        self._pending.append(turn)
+        place = Gate()
+        self._pending.append(place)
         try:
-            if self._pending[0] is not turn:
-                yield Wait(turn)
-            return self._fitting(model, settings) or (yield from self._load(model, settings, keep_alive, seconds))
+            if self._pending[0] is not place:
+                yield Wait(place)
+            return self._loaded_with(model, settings) or (yield from self._load(model, settings, keep_alive, seconds))
         finally:
-            self._pending.remove(turn)
+            self._pending.remove(place)
             if self._pending:
                 self._pending[0].open()
 
@@ -168,8 +170,8 @@ class Scheduler:
         if (old := self._runners.get(_key(model))) is not None:
             yield from self._retire(old)
         while len(self.loaded) >= self.max_loaded:
-            victims = sorted(self._runners.values(), key=lambda runner: (runner.busy, runner.keep_alive))
-            yield from self._retire(victims[0])
+            by_keep_alive = sorted(self._runners.values(), key=lambda runner: (runner.busy, runner.keep_alive))
+            yield from self._retire(by_keep_alive[0])
         if seconds:
             yield Pause(seconds)
         if (broken := model.file_error or model.load_error) is not None:
@@ -215,5 +217,5 @@ class Scheduler:
 
 
 def _key(model: Model) -> str:
-    # Runners belong to weights, not to names.
+    # Two names of the same weights share one runner.
     return model.layers[0][0]

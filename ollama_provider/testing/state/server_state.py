@@ -1,4 +1,4 @@
-"""What a stand-in knows: its version and settings, its models, what it has been asked."""
+"""Settings and data of the server: installed models, the registry, blobs, downloads."""
 
 import time
 from collections import Counter
@@ -13,12 +13,12 @@ from ollama_provider.testing.state.scheduler import Scheduler
 
 @dataclass(slots=True)
 class Download:
-    """Bytes of one layer that are already here.
+    """The download of one layer, shared by all pulls that need it.
 
     Attributes:
-        total: Bytes of the layer.
-        completed: Bytes that have come.
-        pullers: Who waits for it; the first one moves it on.
+        total: Size of the layer in bytes.
+        completed: Bytes downloaded so far.
+        pullers: The pulls that wait for it. The first one advances `completed`.
     """
 
     total: int
@@ -27,13 +27,24 @@ class Download:
 
 
 @lru_cache(maxsize=256)
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.partition("-")[0].split("."))
 
 
 @dataclass
-class State:
-    """See `StandIn` for the meaning of the settings."""
+class ServerState:
+    """Settings, which are described at `StandIn`, and the data that handlers read and change.
+
+    Attributes:
+        scheduler: The loaded models and their queues.
+        models: The installed models by the keys of their names.
+        modified: When each was installed, Unix time.
+        registry: The models that can be pulled.
+        blobs: Size in bytes of each blob, by its digest.
+        not_gguf: Digests of uploaded blobs that are no GGUF files.
+        partial_downloads: Layers that are being downloaded, by digest.
+        downloads: How often the weights of each model were downloaded.
+    """
 
     version: str
     num_ctx: int
@@ -49,22 +60,22 @@ class State:
     registry: dict[tuple[str, str, str, str], Model] = field(default_factory=dict)
     blobs: dict[str, int] = field(default_factory=dict)
     not_gguf: set[str] = field(default_factory=set)
-    partial: dict[str, Download] = field(default_factory=dict)
+    partial_downloads: dict[str, Download] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)
 
     def since(self, version: str) -> bool:
-        """Whether the server is of this version or later. `0.0.0`, a source build, is the latest."""
-        return self.version == "0.0.0" or _numbers(self.version) >= _numbers(version)
+        """Whether the server has this version or a later one. `0.0.0`, a source build, counts as the latest."""
+        return self.version == "0.0.0" or _version_numbers(self.version) >= _version_numbers(version)
 
     def install(self, model: Model) -> None:
-        """Write a manifest."""
+        """Install a model, in place of one of the same name."""
         key = model.parsed.key
         self.models[key] = model
         self.modified[key] = self.clock()
         self.blobs.update(model.layers)
 
     def uninstall(self, model: Model) -> None:
-        """Remove a manifest and the layers that no other model has; a loaded copy stays loaded."""
+        """Remove a model and the layers that no other model has. If it is loaded, it stays loaded."""
         del self.models[model.parsed.key]
         del self.modified[model.parsed.key]
         kept = {digest for other in self.models.values() for digest, _ in other.layers}
@@ -79,12 +90,12 @@ class State:
         return moved
 
     def find(self, text: str) -> Model | None:
-        """The installed model of this name."""
+        """The installed model of this name; None if there is none."""
         name = model_names.parse(text)
         return self.models.get(name.key) if name else None
 
     def offer(self, models: Iterable[Model]) -> None:
-        """Make models pullable."""
+        """Add models to the registry."""
         self.registry.update((model.parsed.key, model) for model in models)
 
 
