@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Iterator
 
@@ -170,11 +171,13 @@ def test_embeddings(ollama: Server, client: openai.OpenAI, encoding: str) -> Non
 )
 @pytest.mark.parametrize("stream", [True, False])
 def test_refusals(client: openai.OpenAI, changes: dict, error: type[Exception], text: str, stream: bool) -> None:
-    """In OpenAI's shape, with Ollama's words."""
-    with pytest.raises(error, match=text) as caught:
+    """The error has OpenAI's format and Ollama's text."""
+    with pytest.raises(error) as caught:
         client.chat.completions.create(**{"model": "llama3.2", "messages": HELLO, "stream": stream} | changes)
 
     assert set(caught.value.body) == {"message", "type", "param", "code"}
+    # Not the text of the exception, in which older clients escape quotes.
+    assert re.search(text, caught.value.body["message"])
 
 
 def test_faults(ollama: Server, client: openai.OpenAI) -> None:
