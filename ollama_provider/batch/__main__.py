@@ -23,7 +23,7 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.errors import BatchError
-from ollama_provider.batch.results.progress import Bar
+from ollama_provider.batch.results.progress import ProgressBar
 from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec, Limits
 from ollama_provider.batch.stop import StopSignal
@@ -156,7 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda number, _: stop.set(f"stopped by {signal.Signals(number).name}"))
     try:
         summary = run_batch(
-            _spec(given), _settings(given.host), given.output, stop=stop, on_progress=Bar().show if by_hand else None
+            _spec(given),
+            _settings(given.host),
+            given.output,
+            stop=stop,
+            on_progress=ProgressBar().show if by_hand else None,
         )
     except (BatchError, OllamaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  # this is a command

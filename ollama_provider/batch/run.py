@@ -198,7 +198,7 @@ def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
         written=0 if run.table_writer is None else run.table_writer.written,
         skipped=counters.skipped,
         revalidated=counters.revalidated,
-        ladder=counters.ladder,
+        ladder=counters.repairs,
         left=left,
         seconds_left=0.0 if left == 0 else progress.eta,
         requests=run.plan.sends,

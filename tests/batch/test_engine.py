@@ -606,7 +606,7 @@ class TestProgress:
         caplog.set_level(logging.INFO)
         batch.run(texts(20), concurrency=2)
 
-        assert "done=20/20 ok=20 failed=0 reused=0 tok/s=" in caplog.text
+        assert "done=20/20 (100 %) ok=20 failed=0 reused=0 rows/s=" in caplog.text
         progress = batch.lines("progress.json")[0]
         assert (progress["done"], progress["total"], progress["state"]) == (20, 20, "complete")
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -173,7 +174,7 @@ def test_a_line_of_progress_now_and_then(batch, rows, ollama):
 
     lines = [line for line in ended.stderr.splitlines() if "done=" in line]
     assert len(lines) > 1
-    assert f"/{ROWS} ok=" in lines[0]
+    assert re.search(rf"/{ROWS} \(\d+ %\) ok=", lines[0])
     assert json.loads(ended.stdout)["rows"] == ROWS
 
 
@@ -191,5 +192,5 @@ def test_a_bar_in_a_terminal(batch, rows):
     except OSError:  # Linux's way to say that the other side is closed
         pass
     assert process.wait(30) == 0
-    assert f"[{'#' * 24}] done={ROWS}/{ROWS}" in drawn.decode()
+    assert f"[{'#' * 24}] done={ROWS}/{ROWS} (100 %)" in drawn.decode()
     assert "INFO" not in drawn.decode()

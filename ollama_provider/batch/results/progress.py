@@ -1,4 +1,4 @@
-"""Where a running batch stands: one line that a person can read and a program can parse."""
+"""How far a batch is: counters, pace, and a line that a person can read and a program can parse."""
 
 import json
 import sys
@@ -11,24 +11,25 @@ from typing import TextIO
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.store.journal import State
 
-#: Seconds over which rates are measured.
+#: Seconds over which the pace is measured.
 _WINDOW = 60.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a batch.
+    """How far a batch is at one moment. Rates are those of the last minute.
 
     Attributes:
         done: rows with an outcome: ``ok + failed``.
         total: rows of the input; None while it is unknown.
-        ok: rows with a good result, reused ones among them.
-        failed: rows without one, those among them that failed in an earlier try of the same round.
-        reused: of the good ones, those not asked in this run: the result was there, or is that of another row.
-        tokens_per_second: generated lately.
+        ok: rows with a good result, including reused ones.
+        failed: rows that failed, including those that failed in an earlier run of the same pass over the input.
+        reused: good rows that were not asked in this run: the result was there, or is that of an equal row.
+        rows_per_second: rows that got their outcome in this run, a second.
+        tokens_per_second: tokens generated, a second.
         concurrency: requests that may be in flight.
-        eta: seconds to go at the pace of late; None while it is unknown.
-        state: ``running``, or what the run came to.
+        eta: seconds left at this pace; None while it is unknown.
+        state: ``running``, or how the run ended.
     """
 
     done: int = 0
@@ -36,25 +37,36 @@ class Progress:
     ok: int = 0
     failed: int = 0
     reused: int = 0
+    rows_per_second: float = 0.0
     tokens_per_second: float = 0.0
     concurrency: int = 0
     eta: float | None = None
     state: str = "running"
 
     def line(self) -> str:
-        """Return it as ``done=4120/10000 ok=4117 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42``.
+        """Return it as text.
 
-        An unknown number is ``?``; ``eta`` is minutes and seconds, with hours in front from one hour on.
+        For example ``done=97/500 (19 %) ok=94 failed=3 reused=38 rows/s=2.1 tok/s=400 concurrency=4 eta=03:12``. An
+        unknown number is ``?``, and without a total there is no percentage. ``eta`` is minutes and seconds, with hours
+        in front from one hour on.
         """
         total = "?" if self.total is None else self.total
+        # Rounded down, so that 100 % is the end. The total of a shard is an estimate before all rows are read.
+        share = f" ({min(100, 100 * self.done // self.total)} %)" if self.total else ""
         return (
-            f"done={self.done}/{total} ok={self.ok} failed={self.failed} reused={self.reused} "
-            f"tok/s={self.tokens_per_second:.0f} concurrency={self.concurrency} eta={_clock(self.eta)}"
+            f"done={self.done}/{total}{share} ok={self.ok} failed={self.failed} reused={self.reused} "
+            f"rows/s={_rate(self.rows_per_second)} tok/s={self.tokens_per_second:.0f} concurrency={self.concurrency} "
+            f"eta={_clock(self.eta)}"
         )
 
     def as_json(self) -> bytes:
         """Return it as the content of ``progress.json``."""
         return (json.dumps(asdict(self)) + "\n").encode()
+
+
+def _rate(rate: float) -> str:
+    """Return a rate with two digits at least: long answers come at a few rows a minute."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _clock(seconds: float | None) -> str:
@@ -67,10 +79,10 @@ def _clock(seconds: float | None) -> str:
 
 @dataclass
 class ProgressMeter:
-    """Measures pace over the last minute. No clock: `now` is an argument.
+    """Measures the pace over the last minute. It has no clock of its own: `now` is an argument.
 
     Attributes:
-        began: when the run began.
+        began: clock time at which the run began.
         total: rows of the input; None while it is unknown.
     """
 
@@ -97,13 +109,13 @@ class ProgressMeter:
 
         Args:
             now: seconds of a clock that never goes back.
-            ok: see `Progress`, as for the others.
-            failed: rows.
-            reused: rows.
+            ok: good rows, including reused ones.
+            failed: failed rows, including those of an earlier run.
+            reused: good rows that were not asked in this run.
             asked: rows that got their outcome in this run.
-            tokens: generated in this run.
-            concurrency: requests.
-            state: a word.
+            tokens: tokens generated in this run.
+            concurrency: requests that may be in flight.
+            state: ``running``, or how the run ended.
         """
         done = ok + failed
         self._marks.append((now, asked, tokens))
@@ -115,22 +127,33 @@ class ProgressMeter:
         left = None if self.total is None else max(0, self.total - done)
         eta = 0.0 if left == 0 else left / pace if left is not None and pace > 0 else None
         speed = (tokens - tokens_then) / seconds if seconds > 0 else 0.0
-        return Progress(done, self.total, ok, failed, reused, round(speed, 1), concurrency, eta, state)
+        return Progress(
+            done=done,
+            total=self.total,
+            ok=ok,
+            failed=failed,
+            reused=reused,
+            rows_per_second=round(pace, 3),
+            tokens_per_second=round(speed, 1),
+            concurrency=concurrency,
+            eta=eta,
+            state=state,
+        )
 
 
 @dataclass
 class Counters:
-    """What came of the rows so far.
+    """Counts of a run that are not in its plan.
 
     Attributes:
         reused: rows whose good result was there.
-        failed_before: rows that failed in an earlier try of the same round.
-        shared: numbers of rows that wait for the outcome of another row.
-        skipped: rows left alone.
-        revalidated: rows whose kept raw reply fits a new schema.
+        failed_before: rows that failed in an earlier run of the same pass over the input, or with an equal row.
+        shared: key numbers of the rows that wait for the outcome of an equal row.
+        skipped: rows that the mode of the run leaves alone.
+        revalidated: rows whose stored raw reply fits the new schema.
         tokens, prompt_tokens: of the rows answered in this run.
-        ladder: by rung, the rows that it was tried for and those that it made good.
-        errors: rows failed in this run, by class of error.
+        repairs: for each repair, the rows that it was ``tried`` for and those that it made ``good``.
+        errors: rows that failed in this run, by class of error.
     """
 
     reused: int = 0
@@ -140,25 +163,25 @@ class Counters:
     revalidated: int = 0
     tokens: int = 0
     prompt_tokens: int = 0
-    ladder: dict[str, dict[str, int]] = field(default_factory=dict)
+    repairs: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome of this run."""
         self.tokens += outcome.tokens or 0
         self.prompt_tokens += outcome.prompt_tokens or 0
-        for rung in outcome.rungs:
-            self.ladder.setdefault(rung, {"tried": 0, "good": 0})["tried"] += 1
+        for repair in outcome.rungs:
+            self.repairs.setdefault(repair, {"tried": 0, "good": 0})["tried"] += 1
         if outcome.error is not None:
             self.errors[outcome.error["class"]] += 1
         elif outcome.rungs:
-            self.ladder[outcome.rungs[-1]]["good"] += 1
+            self.repairs[outcome.rungs[-1]]["good"] += 1
 
     def resolve(self, state: Callable[[int], State]) -> None:
-        """Count those rows whose outcome is another row's and has come.
+        """Count the rows that waited for the outcome of an equal row, where it has come.
 
         Args:
-            state: what is known of a number.
+            state: returns what is known of a key's number.
         """
         waiting = array("I")
         for number in self.shared:
@@ -172,17 +195,17 @@ class Counters:
         self.shared = waiting
 
     def reasons(self) -> str:
-        """Return the commonest errors, for a sentence."""
+        """Return the most frequent errors with their counts, for an error text."""
         counted = ", ".join(f"{kind} {count} times" for kind, count in self.errors.most_common(3))
-        return counted or "in an earlier try"
+        return counted or "in an earlier run"
 
 
-class Bar:
+class ProgressBar:
     """A progress bar for a terminal.
 
     Args:
         stream: the terminal.
-        width: columns of the bar itself.
+        width: columns of the bar, without the text.
     """
 
     def __init__(self, stream: TextIO = sys.stderr, width: int = 24) -> None:
@@ -190,7 +213,7 @@ class Bar:
         self._width = width
 
     def show(self, progress: Progress) -> None:
-        """Draw it over what was drawn before."""
+        """Draw it over the one before. The last one, of a run that has ended, keeps its line."""
         share = progress.done / progress.total if progress.total else 0.0
         filled = round(share * self._width)
         self._stream.write(f"\r\x1b[K[{'#' * filled}{'.' * (self._width - filled)}] {progress.line()}")

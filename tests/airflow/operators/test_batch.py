@@ -49,7 +49,7 @@ def test_summary_and_results(run_task, ollama, tmp_path, caplog) -> None:
     assert summary["provenance"]["model"] == "llama3.2"
     assert "Apples" not in json.dumps(summary)
     assert "Apples" not in ran.log
-    assert "done=2/2 ok=2 failed=0" in caplog.text
+    assert "done=2/2 (100 %) ok=2 failed=0" in caplog.text
 
 
 def test_rows_of_another_task_and_a_prompt_file(run_task, ollama, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Where a batch stands, in numbers."""
+"""How far a batch is: counters, pace, and the line in the log."""
 
 import io
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.results.progress import Bar, Counters, Progress, ProgressMeter
+from ollama_provider.batch.results.progress import Counters, Progress, ProgressBar, ProgressMeter
 
 
 def read(meter, now, ok, **others):
@@ -16,10 +16,20 @@ def read(meter, now, ok, **others):
 
 def test_the_line():
     """As documented, so that programs may parse it."""
-    line = Progress(4120, 10_000, 4117, 3, 19, 212.4, 4, 102.0).line()
+    line = Progress(
+        done=4120,
+        total=10_000,
+        ok=4117,
+        failed=3,
+        reused=19,
+        rows_per_second=2.14,
+        tokens_per_second=212.4,
+        concurrency=4,
+        eta=102.0,
+    ).line()
 
-    assert line == "done=4120/10000 ok=4117 failed=3 reused=19 tok/s=212 concurrency=4 eta=01:42"
-    assert re.fullmatch(r"(\S+=\S+ ?)+", line)
+    assert line == "done=4120/10000 (41 %) ok=4117 failed=3 reused=19 rows/s=2.1 tok/s=212 concurrency=4 eta=01:42"
+    assert re.fullmatch(r"\S+=\S+ \(\d+ %\) (\S+=\S+ ?)+", line)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +41,24 @@ def test_the_time_to_go(seconds, text):
     assert Progress(eta=seconds).line().endswith(f"eta={text}")
 
 
+@pytest.mark.parametrize(("rate", "text"), [(0.0, "0"), (0.0123, "0.012"), (2.0, "2"), (9.96, "10"), (2140.4, "2140")])
+def test_rows_a_second(rate, text):
+    """Long answers come at a few rows a minute, and embeddings at thousands a second."""
+    assert f" rows/s={text} " in Progress(rows_per_second=rate).line()
+
+
+@pytest.mark.parametrize(("done", "text"), [(0, "0 %"), (199, "99 %"), (200, "100 %"), (201, "100 %")])
+def test_the_percentage(done, text):
+    """It is rounded down, and never over 100: the total of a shard is an estimate."""
+    assert Progress(done=done, total=200).line().startswith(f"done={done}/200 ({text}) ok=")
+
+
 def test_an_unknown_total():
-    """Is a question mark, and leaves the time open."""
+    """It is a question mark. Neither percentage nor time left are known."""
     progress = read(ProgressMeter(0.0), 10.0, 5)
 
     assert (progress.total, progress.eta) == (None, None)
-    assert "done=5/? " in progress.line()
+    assert "done=5/? ok=5 " in progress.line()
 
 
 def test_the_pace_is_that_of_the_last_minute():
@@ -46,19 +68,20 @@ def test_the_pace_is_that_of_the_last_minute():
         progress = read(meter, float(second), ok=max(0, second - 200), reused=100, tokens=10 * max(0, second - 200))
 
     assert progress.done == 199
+    assert progress.rows_per_second == pytest.approx(1, rel=0.05)
     assert progress.tokens_per_second == pytest.approx(10, rel=0.05)
     assert progress.eta == pytest.approx(801, rel=0.05)
 
 
 def test_nothing_left_is_no_time_to_go():
-    """Also before anything was asked."""
+    """This holds also before the first request."""
     assert read(ProgressMeter(0.0, total=7), 0.0, 0, reused=7).eta == 0
 
 
 def test_the_commonest_errors_come_first():
     """For a sentence in an error."""
     counters = Counters()
-    assert counters.reasons() == "in an earlier try"
+    assert counters.reasons() == "in an earlier run"
     for kind in ["B", "A", "A"]:
         counters.add(Outcome("", "failed", error={"class": kind, "text": ""}))
     counters.add(Outcome("", "ok", tokens=3, prompt_tokens=5))
@@ -68,14 +91,14 @@ def test_the_commonest_errors_come_first():
 
 
 def test_the_bar():
-    """Drawn over itself, and left standing at the end."""
+    """It is drawn over itself, and the last one stays."""
     stream = io.StringIO()
-    bar = Bar(stream, width=4)
+    bar = ProgressBar(stream, width=4)
     bar.show(Progress(done=1, total=2))
     bar.show(Progress(done=2, total=2, state="complete"))
 
     first, second = stream.getvalue().split("\r")[1:]
-    assert "[##..] done=1/2" in first
-    assert "[####] done=2/2" in second
+    assert "[##..] done=1/2 (50 %)" in first
+    assert "[####] done=2/2 (100 %)" in second
     assert second.endswith("\n")
     assert not first.endswith("\n")

@@ -206,7 +206,7 @@ def test_a_night_from_trigger_to_results(airflow: Page, stack: Stack, ollama: Se
     form.get_by_role("button", name="Trigger").click()
 
     airflow.get_by_role("row", name="summaries").get_by_role("link", name="summaries").click()
-    progress = airflow.get_by_text(re.compile(r"done=\d+/30 ok=\d+ failed=0 reused=12 .* eta=")).first
+    progress = airflow.get_by_text(re.compile(r"done=\d+/30 \(\d+ %\) ok=\d+ failed=0 reused=12 .* eta=")).first
     expect(progress).to_be_visible(timeout=120_000)
     screenshot(airflow, "nightly-log")
     airflow.get_by_role("navigation", name="breadcrumb").get_by_role("link", name="manual__").click()
