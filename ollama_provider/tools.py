@@ -1,8 +1,9 @@
-"""Tools that a model may call: offered as JSON schemas, called with checked arguments. Decided without waiting.
+"""Tools that a model may call: sent to it as JSON schemas, and called with validated arguments. No network.
 
-The server keeps few words of a tool's schema (``anyOf``, ``type``, ``items``, ``description``, ``enum``,
-``properties``, ``required``; others, ``$ref`` among them, are dropped on the way to the model, 0.33). So what pydantic
-says about a function is rewritten in these words before it is offered, and checked in full when the model calls.
+The server passes only some keywords of a tool's schema on to the model (``anyOf``, ``type``, ``items``,
+``description``, ``enum``, ``properties``, ``required``). It drops all others, ``$ref`` among them (0.33). So the schema
+that pydantic generates for a function is reduced to these keywords before it is sent. The arguments of a call are
+validated against the full schema.
 """
 
 import inspect
@@ -20,8 +21,8 @@ from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
 from ollama_provider.api.schemas import ChatReply, Message, Tool, ToolCall, ToolFunction
 from ollama_provider.api.schemas.base import explain
 
-#: What the server keeps of a property's schema.
-KEPT = ("anyOf", "type", "items", "description", "enum", "properties", "required")
+#: The keywords of a property's schema that the server passes on to the model.
+KEYWORDS = ("anyOf", "type", "items", "description", "enum", "properties", "required")
 
 _SECTION = re.compile(
     r"^\s*(Args|Arguments|Parameters|Returns|Yields|Raises|Example|Examples|Note|Notes):\s*$", re.MULTILINE
@@ -31,61 +32,62 @@ _FIELD = re.compile(r"^\s*:param\s+(?:[^:]*\s)?(\w+):\s*(.*)$", re.MULTILINE)
 
 
 class ToolError(Exception):
-    """A call that did not work, in words for the model."""
+    """A call that could not be made. Its text is sent to the model."""
 
 
 class FunctionTool:
     """A Python function that a model may call.
 
     Args:
-        function: a plain function or bound method with annotated arguments. Its docstring tells the model what it does
-            (all before the first section) and, in Google's or Sphinx' style, what each argument means.
+        function: a plain function or bound method with annotated arguments. The text of its docstring before the first
+            section describes it to the model. The docstring may also describe the arguments, in the style of Google or
+            Sphinx.
 
     Attributes:
-        offer: what is sent to the model.
+        definition: the tool as it is sent to the model.
 
     Raises:
-        InvalidRequestError: it cannot be offered: no name, ``async``, ``*args``, an annotation that pydantic cannot
-            read or that contains itself.
+        InvalidRequestError: the function cannot be a tool: it has no name, is ``async`` or has ``*args``, or pydantic
+            cannot read one of its annotations, or an annotation contains itself.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         name = getattr(function, "__name__", "")
         if not name.isidentifier():
-            raise InvalidRequestError(f"tools: {function!r} has no name that a model could call; use a def")
+            raise InvalidRequestError(f"tools: {function!r} has no name that a model can call; define it with def")
         if inspect.iscoroutinefunction(function):
-            raise InvalidRequestError(f"tools: {name} is async; give a plain function")
-        about, meanings = _read_docstring(inspect.getdoc(function) or "")
+            raise InvalidRequestError(f"tools: {name} is async; use a plain function")
+        description, meanings = _read_docstring(inspect.getdoc(function) or "")
         self._function = function
         self._arguments = _arguments_of(name, function, meanings)
         schema = self._arguments.model_json_schema(by_alias=True)
         plain = _plain(schema, schema.get("$defs", {}), name, ())
         parameters = {"type": "object", "properties": plain.get("properties", {})}
         parameters |= {"required": plain["required"]} if "required" in plain else {}
-        self.offer = Tool(function=ToolFunction(name=name, description=about, parameters=parameters))
+        self.definition = Tool(function=ToolFunction(name=name, description=description, parameters=parameters))
 
     def __call__(self, arguments: Mapping[str, Any]) -> Any:
-        """Call the function with what a model gave.
+        """Call the function with the arguments that the model sent.
 
         Raises:
-            ToolError: the arguments do not fit.
+            ToolError: the arguments are not valid.
             Exception: what the function raises.
         """
         try:
             read = self._arguments.model_validate(dict(arguments))
         except ValidationError as error:
-            raise ToolError(f"the arguments do not fit: {self._explain(error)}") from None
-        # What the model left out is left to the function's own defaults.
+            raise ToolError(f"the arguments are not valid: {self._explain(error)}") from None
+        # Arguments that the model left out get the defaults of the function.
         given = {str(self._arguments.model_fields[key].alias): getattr(read, key) for key in read.model_fields_set}
         return self._function(**given)
 
     def _explain(self, error: ValidationError) -> str:
-        known = ", ".join(self.offer.function.parameters["properties"]) or "none"
+        known = ", ".join(self.definition.function.parameters["properties"]) or "none"
         findings = []
         for fault in error.errors(include_url=False, include_context=False, include_input=False):
             unknown = fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1
-            told = f"there is no such argument; there are {known}" if unknown else fault["msg"]
-            findings.append(f"{'.'.join(map(str, fault['loc']))}: {told}")
+            text = f"there is no such argument; the arguments are {known}" if unknown else fault["msg"]
+            findings.append(f"{'.'.join(map(str, fault['loc']))}: {text}")
         return "; ".join(findings)
 
 
@@ -96,10 +98,10 @@ def _arguments_of(name: str, function: Callable[..., Any], meanings: Mapping[str
         for number, parameter in enumerate(inspect.signature(function).parameters.values()):
             if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY}:
                 raise InvalidRequestError(
-                    f"tools: {name} takes {parameter}, which a model cannot give; name each argument"
+                    f"tools: {name} takes {parameter}, which a model cannot pass; declare each argument by name"
                 )
             default = ... if parameter.default is parameter.empty else parameter.default
-            # Under a name of our own: "schema", "copy" and "_x" are taken or refused as names of fields.
+            # Fields get generated names, because pydantic refuses some names, such as "schema", "copy" and "_x".
             described: Any = {"description": meanings[parameter.name]} if parameter.name in meanings else {}
             field = Field(default, alias=parameter.name, **described)
             fields[f"p{number}"] = (hints.get(parameter.name, Any), field)
@@ -107,16 +109,20 @@ def _arguments_of(name: str, function: Callable[..., Any], meanings: Mapping[str
         model.model_json_schema()
     except (NameError, TypeError, PydanticSchemaGenerationError, PydanticUserError) as error:
         reason = str(error).partition("\n")[0]
-        raise InvalidRequestError(f"tools: the annotations of {name} cannot be offered to a model: {reason}") from None
+        raise InvalidRequestError(
+            f"tools: the annotations of {name} cannot be turned into a JSON schema: {reason}"
+        ) from None
     return model
 
 
 def _plain(schema: Any, definitions: Mapping[str, Any], name: str, inside: tuple[str, ...]) -> dict[str, Any]:
-    """Say a schema in the words that the server keeps, with references written out."""
+    """Reduce a schema to `KEYWORDS`, with references replaced by what they refer to."""
     if reference := schema.get("$ref"):
         target = reference.rpartition("/")[2]
         if target in inside:
-            raise InvalidRequestError(f"tools: {name} takes a {target} that contains itself, which cannot be offered")
+            raise InvalidRequestError(
+                f"tools: {name} takes a {target} that contains itself, which the server does not support"
+            )
         return _plain(
             {**definitions[target], **{k: v for k, v in schema.items() if k != "$ref"}},
             definitions,
@@ -132,9 +138,9 @@ def _plain(schema: Any, definitions: Mapping[str, Any], name: str, inside: tuple
         words["enum"] = [words["const"]]
     if "oneOf" in words:
         words["anyOf"] = words["oneOf"]
-    plain = {word: words[word] for word in KEPT if word in words}
+    plain = {word: words[word] for word in KEYWORDS if word in words}
     if "format" in words:
-        # "date" says how to write the string; as a word of its own it would be dropped.
+        # "date", for instance, tells the model how to write the string. The server would drop the keyword "format".
         plain["description"] = f"{words.get('description', '')} (format: {words['format']})".strip()
     if "anyOf" in plain:
         plain["anyOf"] = [_plain(one, definitions, name, inside) for one in plain["anyOf"]]
@@ -146,7 +152,7 @@ def _plain(schema: Any, definitions: Mapping[str, Any], name: str, inside: tuple
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """Return what a function does, and what its arguments mean."""
+    """Return the description of a function, and those of its arguments."""
     first = _SECTION.search(text)
     about = text[: first.start()] if first else text
     meanings = {field[1]: field[2].strip() for field in _FIELD.finditer(about)}
@@ -173,15 +179,15 @@ class Toolbox:
     """The tools of one chat.
 
     Args:
-        tools: Python functions, to be called here; or schemas (``{"type": "function", "function": {"name": …}}``, or
-            only what stands in ``function``), whose calls are for somebody else to carry out. Not both.
+        tools: either Python functions, or schemas (``{"type": "function", "function": {"name": …}}``, or only the
+            value of ``function``). Functions are called by `call`; calls of schemas are left to the user of the result.
 
     Attributes:
-        offered: what is sent to the model.
-        callable: they are functions.
+        definitions: the tools as they are sent to the model.
+        callable: whether the tools are functions.
 
     Raises:
-        InvalidRequestError: a tool is neither, has the name of another, or cannot be offered.
+        InvalidRequestError: a tool is neither a function nor a schema, two have the same name, or one cannot be sent.
     """
 
     def __init__(self, tools: Iterable[Callable[..., Any] | Mapping[str, Any]]) -> None:
@@ -190,26 +196,26 @@ class Toolbox:
         self.callable = bool(functions)
         if functions and len(functions) < len(given):
             raise InvalidRequestError(
-                "tools: give functions or schemas, not both: calls of a schema are the task's result"
+                "tools: use functions or schemas, not both: calls of schemas are the result of the task"
             )
-        self.offered = [function.offer for function in functions]
+        self.definitions = [function.definition for function in functions]
         if not functions:
-            self.offered = [_read_schema(place, tool) for place, tool in enumerate(given)]
-        self._functions = {function.offer.function.name: function for function in functions}
-        names = Counter(tool.function.name for tool in self.offered)
+            self.definitions = [_read_schema(place, tool) for place, tool in enumerate(given)]
+        self._functions = {function.definition.function.name: function for function in functions}
+        names = Counter(tool.function.name for tool in self.definitions)
         if doubled := [name for name, count in names.items() if count > 1]:
-            raise InvalidRequestError(f"tools: there are several of the name {doubled[0]!r}")
+            raise InvalidRequestError(f"tools: several tools have the name {doubled[0]!r}")
 
     def call(self, call: ToolCall) -> str:
-        """Carry out one call; return what the model is told.
+        """Call a function, and return the result as a text for the model.
 
         Raises:
-            ToolError: the tool was not offered, or the arguments do not fit.
+            ToolError: there is no such tool, or the arguments are not valid.
             Exception: what the function raises.
         """
         tool = self._functions.get(call.function.name)
         if tool is None:
-            raise ToolError(f"there is no tool {call.function.name!r}; there are {', '.join(self._functions)}")
+            raise ToolError(f"there is no tool {call.function.name!r}; the tools are {', '.join(self._functions)}")
         return _as_text(tool(call.function.arguments))
 
 
@@ -237,16 +243,16 @@ def _as_text(value: Any) -> str:
 
 
 class ToolChat:
-    """A chat in which a model calls tools until it has an answer.
+    """The messages of a chat in which a model calls tools until it answers.
 
     Args:
         messages: the chat so far.
-        max_rounds: how often the model may answer with calls.
+        max_rounds: how many replies with calls the model may send.
 
     Attributes:
-        messages: to be sent next.
-        rounds: how often the model has answered with calls.
-        calls: how often each tool was called.
+        messages: the messages of the next request.
+        rounds: how many replies with calls the model has sent.
+        calls: number of calls of each tool.
     """
 
     def __init__(self, messages: Sequence[Message], *, max_rounds: int) -> None:
@@ -255,26 +261,26 @@ class ToolChat:
         self.calls: Counter[str] = Counter()
         self._max_rounds = max_rounds
 
-    def hear(self, reply: ChatReply) -> list[ToolCall]:
-        """Take the model's message.
+    def add_reply(self, reply: ChatReply) -> list[ToolCall]:
+        """Add the model's message to the chat.
 
         Returns:
-            The calls to carry out and to `tell` about, in their order; none: the message is the answer.
+            The calls, in their order. Pass the result of each to `add_result`. Empty if the message is the answer.
 
         Raises:
-            ToolLoopError: it still calls tools after the last round.
+            ToolLoopError: the model still calls tools after *max_rounds* rounds.
         """
         calls = reply.tool_calls or []
         if not calls:
             return []
         self.calls.update(call.function.name for call in calls)
         if self.rounds == self._max_rounds:
-            told = ", ".join(f"{name} {count} time{'s' * (count > 1)}" for name, count in self.calls.items())
-            raise ToolLoopError(f"the model still calls tools after {self.rounds} rounds ({told})", model=reply.model)
+            counts = ", ".join(f"{name} {count} time{'s' * (count > 1)}" for name, count in self.calls.items())
+            raise ToolLoopError(f"the model still calls tools after {self.rounds} rounds ({counts})", model=reply.model)
         self.rounds += 1
         self.messages.append(reply.message)
         return calls
 
-    def tell(self, call: ToolCall, content: str) -> None:
-        """Give the model the outcome of a call."""
+    def add_result(self, call: ToolCall, content: str) -> None:
+        """Add the result of a call to the chat."""
         self.messages.append(Message(role="tool", content=content, tool_name=call.function.name, tool_call_id=call.id))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ollama_provider.api.errors import InvalidRequestError, ToolLoopError
 from ollama_provider.api.schemas import ChatReply, ChatRequest, Message, ToolCall, ToolCallFunction
-from ollama_provider.tools import KEPT, FunctionTool, Toolbox, ToolChat, ToolError
+from ollama_provider.tools import KEYWORDS, FunctionTool, Toolbox, ToolChat, ToolError
 
 
 class Place(BaseModel):
@@ -57,12 +57,12 @@ def reply(*calls: ToolCall, text: str = "") -> ChatReply:
 
 
 def properties(function) -> dict:
-    return FunctionTool(function).offer.function.parameters["properties"]
+    return FunctionTool(function).definition.function.parameters["properties"]
 
 
 def test_a_function_is_offered_by_its_signature_and_docstring():
     """Name, description, arguments, their meaning and which are needed come from the function alone."""
-    offer = FunctionTool(forecast).offer.function
+    offer = FunctionTool(forecast).definition.function
 
     assert offer.name == "forecast"
     assert offer.description == "Return the weather to come.\n\nIt is made up."
@@ -95,7 +95,7 @@ def test_sphinx_docstrings_are_read_too():
         :param int second: the other
         """
 
-    offer = FunctionTool(add).offer.function
+    offer = FunctionTool(add).definition.function
 
     assert offer.description == "Add."
     assert [one["description"] for one in offer.parameters["properties"].values()] == ["the one", "the other"]
@@ -116,7 +116,7 @@ def test_only_words_that_the_server_keeps_are_sent():
         inner += [schema["items"]] if "items" in schema else []
         return set(schema).union(*map(words, inner))
 
-    assert words(FunctionTool(book).offer.function.parameters) <= set(KEPT)
+    assert words(FunctionTool(book).definition.function.parameters) <= set(KEYWORDS)
     assert properties(book)["only"]["enum"] == ["x"]
     assert [one["properties"]["kind"]["enum"] for one in properties(book)["pet"]["anyOf"]] == [["cat"], ["dog"]]
 
@@ -157,12 +157,15 @@ def test_arguments_are_read_as_the_function_wants_them():
         ({}, "place: Field required"),
         ({"place": {"city": ["Paris"]}}, "place.city: Input should be a valid string"),
         ({"place": {"city": "Paris"}, "days": "many"}, "days: Input should be a valid integer"),
-        ({"place": {"city": "Paris"}, "town": 1}, "town: there is no such argument; there are place, days, unit"),
+        (
+            {"place": {"city": "Paris"}, "town": 1},
+            "town: there is no such argument; the arguments are place, days, unit",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, words):
     """The model is told which argument is wrong and what is allowed, so that it can do better."""
-    with pytest.raises(ToolError, match="the arguments do not fit") as caught:
+    with pytest.raises(ToolError, match="the arguments are not valid") as caught:
         FunctionTool(forecast)(arguments)
 
     assert words in str(caught.value)
@@ -205,7 +208,7 @@ def test_what_no_model_could_call_is_refused(function, words):
     ("tools", "words"),
     [
         ([forecast, {"name": "other"}], "functions or schemas, not both"),
-        ([forecast, forecast], "several of the name 'forecast'"),
+        ([forecast, forecast], "several tools have the name 'forecast'"),
         (["forecast"], "tools.0: a function or a schema (a dict) is needed, not str"),
         ([{"type": "function"}], "tools.0: the schema has no name"),
         ([{"name": "f", "parametres": {}}], "did you mean 'parameters'?"),
@@ -226,7 +229,7 @@ def test_schemas_are_offered_as_they_are():
     for given in (function, {"type": "function", "function": function}):
         box = Toolbox([given])
         assert not box.callable
-        assert [tool.model_dump() for tool in box.offered] == [{"type": "function", "function": function}]
+        assert [tool.model_dump() for tool in box.definitions] == [{"type": "function", "function": function}]
 
 
 def give(value):
@@ -260,7 +263,7 @@ def test_what_is_not_json_is_told_as_text():
 
 def test_a_tool_that_was_not_offered_is_an_error_for_the_model():
     """It is told what there is."""
-    with pytest.raises(ToolError, match=r"there is no tool 'rm'; there are forecast"):
+    with pytest.raises(ToolError, match=r"there is no tool 'rm'; the tools are forecast"):
         Toolbox([forecast]).call(call("rm"))
 
 
@@ -279,9 +282,9 @@ def test_a_chat_grows_by_calls_and_their_outcomes():
     talk = ToolChat(ChatRequest(model="m", messages="Weather?").messages, max_rounds=2)
     first, second = call("forecast", "call_1", place={"city": "Paris"}), call("forecast", "call_2")
 
-    calls = talk.hear(reply(first, second))
-    talk.tell(first, "sunny")
-    talk.tell(second, "an error")
+    calls = talk.add_reply(reply(first, second))
+    talk.add_result(first, "sunny")
+    talk.add_result(second, "an error")
 
     assert calls == [first, second]
     assert [message.role for message in talk.messages] == ["user", "assistant", "tool", "tool"]
@@ -290,15 +293,15 @@ def test_a_chat_grows_by_calls_and_their_outcomes():
         ("forecast", "call_1", "sunny"),
         ("forecast", "call_2", "an error"),
     ]
-    assert talk.hear(reply(text="Sunny.")) == []
+    assert talk.add_reply(reply(text="Sunny.")) == []
     assert (talk.rounds, talk.calls) == (1, {"forecast": 2})
 
 
 def test_a_chat_ends_at_its_bound():
     """A model that calls tools for ever is stopped, and the error says how often it called which."""
     talk = ToolChat([], max_rounds=2)
-    talk.hear(reply(call("forecast")))
-    talk.hear(reply(call("forecast"), call("other")))
+    talk.add_reply(reply(call("forecast")))
+    talk.add_reply(reply(call("forecast"), call("other")))
 
     with pytest.raises(ToolLoopError, match=r"after 2 rounds \(forecast 3 times, other 1 time\)"):
-        talk.hear(reply(call("forecast")))
+        talk.add_reply(reply(call("forecast")))

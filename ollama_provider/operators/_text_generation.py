@@ -182,10 +182,10 @@ class TextGenerationOperator(DeferrableOperator):
         with ExitStack() as stack:
             if self.stream_to:
                 send = shown(self.hook, stack.enter_context(showing(self.stream_to, self.log)))
-            replies, prompt_cut = self.converse(request, send, trained)
+            replies, prompt_cut = self.generate(request, send, trained)
         return self.deliver(context, replies, prompt_cut=prompt_cut, output=self.read_format())
 
-    def converse(self, request: Any, send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
+    def generate(self, request: Any, send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
         """Return the model's replies, the last of which is the answer, and whether a part of a prompt was dropped.
 
         Args:

@@ -1,4 +1,4 @@
-"""Answer a chat, calling tools if there are any."""
+"""The chat operator, which may let the model call tools."""
 
 import re
 from collections import Counter
@@ -19,34 +19,35 @@ if TYPE_CHECKING:
     from ollama_provider.operators._text_generation import Answer
     from ollama_provider.tools import Toolbox
 
-#: A list of messages that a template has turned into text: the model would read brackets and quotes.
+#: Matches a list of messages that a template has turned into text. The model would read it with brackets and quotes.
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 
 class OllamaChatOperator(TextGenerationOperator):
-    """Ask a model for the next message of a chat; its text goes to XCom.
+    """Generate the next message of a chat; its text goes to XCom.
 
-    All arguments of `TextGenerationOperator` besides these.
+    All arguments of `TextGenerationOperator`, and these.
 
-    With *tools* that are Python functions, the model may have them called before it answers: the worker calls them and
-    tells the model what they return, until it answers or *max_rounds* is reached. A call that does not work (no such
-    tool, arguments that do not fit, an exception) is told to the model, which may do better. The log names each call,
-    and ``usage`` counts them; arguments and results appear at DEBUG only. The wait is in the worker then. With a
-    format, the answer is asked for once more in it: a model cannot call tools and keep to a format at the same time.
+    If *tools* are Python functions, the model may call them before it answers. The worker calls the function and sends
+    the result to the model, until the model answers or *max_rounds* is reached. If a call fails (no such tool, invalid
+    arguments, an exception), the error is sent to the model, which may try again. The log names each call, and
+    ``usage`` counts them; arguments and results are logged at DEBUG only. Such a task always waits in the worker. With
+    a format, the model is asked once more for the answer in that format, because it cannot call tools and keep to a
+    format at the same time.
 
-    With *tools* that are schemas, calls are for a later task to carry out: XCom gets them as a list of dicts with
-    ``name``, ``arguments`` and ``id``, or the text where the model answered without calling.
+    If *tools* are schemas, a later task has to carry out the calls: XCom gets a list of dicts with ``name``,
+    ``arguments`` and ``id``, or the text if the model answered without calls.
 
     Args:
-        messages: the chat so far, a list of dicts with ``role`` (system, user, assistant, tool), ``content`` and
-            whatever else Ollama knows (``tool_calls``, …); a plain string is one message of the user. Templates are
+        messages: the chat so far, a list of dicts with ``role`` (system, user, assistant, tool), ``content`` and other
+            fields of Ollama's messages (``tool_calls``, …). A string is one message of the user. Templates are
             rendered at any depth, and a ``content`` may be the name of a ``.prompt`` or ``.jinja2`` file. ``images`` of
-            a message are taken as by `OllamaGenerateOperator`.
-        tools: functions with annotated arguments, whose docstrings tell the model what they do; or schemas
+            a message may be what `OllamaGenerateOperator` takes as *images*.
+        tools: functions with annotated arguments and a docstring that describes them to the model; or schemas
             (``{"type": "function", "function": {"name": …, "description": …, "parameters": …}}``).
-        max_rounds: how often the model may have tools called before it must answer.
-        on_tool_error: what to do when a function raises: ``"tell"`` the model, or ``"fail"`` with its exception.
-            ``AirflowFailException`` and ``AirflowSkipException`` always end the task, as in any task.
+        max_rounds: how many replies with tool calls the model may send before it must answer.
+        on_tool_error: what happens when a function raises an exception: ``"tell"`` sends it to the model, ``"fail"``
+            fails the task with it. ``AirflowFailException`` and ``AirflowSkipException`` always end the task.
     """
 
     template_fields: Sequence[str] = (*TextGenerationOperator.template_fields, "messages")
@@ -72,26 +73,26 @@ class OllamaChatOperator(TextGenerationOperator):
 
     @property
     def request_kind(self) -> "type[ChatRequest]":
-        """A chat."""
+        """The type of the request: a chat."""
         from ollama_provider.api.schemas import ChatRequest
 
         return ChatRequest
 
     def request_fields(self) -> dict[str, Any]:
         """Return messages and tools."""
-        # The server would only load the model, and answer with nothing.
+        # The server would only load the model and send an empty answer.
         if not self.messages or (isinstance(self.messages, str) and not self.messages.strip()):
-            raise InvalidRequestError("messages: there are none; check the template, or the task that they come from")
+            raise InvalidRequestError("messages: empty; check the template, or the task that they come from")
         if isinstance(self.messages, str) and _LIST_AS_TEXT.match(self.messages):
             raise InvalidRequestError(
                 "messages: a list was rendered as text; pass the other task's .output instead of a template, or set "
                 "render_template_as_native_obj on the DAG"
             )
         box = self.read_tools()
-        return {"messages": self._read_messages(), "tools": box and box.offered}
+        return {"messages": self._read_messages(), "tools": box and box.definitions}
 
     def read_tools(self) -> "Toolbox | None":
-        """Return the tools, if there are any."""
+        """Return the tools; None if there are none."""
         from ollama_provider.tools import Toolbox
 
         one_of("on_tool_error", self.on_tool_error, "tell", "fail")
@@ -101,7 +102,9 @@ class OllamaChatOperator(TextGenerationOperator):
             return None
         box = Toolbox(self.tools)
         if not box.callable and (self.format is not None or self.output_type is not None):
-            raise InvalidRequestError("tools that are schemas cannot go together with a format: calls are the answer")
+            raise InvalidRequestError(
+                "tools that are schemas cannot be combined with a format, because the calls are the answer"
+            )
         return box
 
     def _read_messages(self) -> Any:
@@ -121,52 +124,52 @@ class OllamaChatOperator(TextGenerationOperator):
         return [image for message in messages if isinstance(message, Mapping) for image in message.get("images") or ()]
 
     def capabilities(self, fields: dict[str, Any]) -> set[str]:
-        """Return what a model must be able to do, tools among it."""
+        """Return the capabilities that the model needs, ``tools`` included."""
         return super().capabilities(fields) | ({"tools"} if fields["tools"] else set())
 
     @property
     def tied_to_worker(self) -> str | None:
-        """Functions are called where they are."""
+        """Why the task must wait in the worker: its functions are called there."""
         return "tools are called in the worker" if any(map(callable, self.tools or ())) else super().tied_to_worker
 
-    def converse(self, request: "ChatRequest", send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
-        """Let the model call functions until it answers."""
+    def generate(self, request: "ChatRequest", send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
+        """Send requests and call functions until the model answers."""
         from ollama_provider.api.request_flow import ask, hold
         from ollama_provider.tools import ToolChat
 
         box = self.read_tools()
         if box is None or not box.callable:
-            return super().converse(request, send, trained)
-        talk = ToolChat(request.messages, max_rounds=self.max_rounds)
+            return super().generate(request, send, trained)
+        chat = ToolChat(request.messages, max_rounds=self.max_rounds)
         replies: list[Answer] = []
         prompt_cut = False
 
-        def say(**changes: Any) -> Any:
+        def send_chat(**changes: Any) -> Any:
             nonlocal prompt_cut
-            asked = request.model_copy(update={"messages": talk.messages, **changes})
+            asked = request.model_copy(update={"messages": chat.messages, **changes})
             reply, cut = hold(ask(asked, may_cut=self.may_cut, trained=trained), send)
             prompt_cut = prompt_cut or cut
             replies.append(reply)
             return reply
 
         try:
-            while calls := talk.hear(say(format=None)):
+            while calls := chat.add_reply(send_chat(format=None)):
                 for call in calls:
-                    talk.tell(call, self.call_tool(box, call))
+                    chat.add_result(call, self.call_tool(box, call))
         except ToolLoopError as error:
             error.host = self.hook.settings.base_url
             raise
         if request.format is not None:
-            say(tools=None)
+            send_chat(tools=None)
         return replies, prompt_cut
 
     def numbers(self, replies: "Sequence[Answer]") -> dict[str, Any]:
-        """Return tokens and seconds, and how often each tool was called."""
+        """Return tokens and seconds, and the number of calls of each tool."""
         calls = Counter(call.function.name for reply in replies for call in reply.tool_calls or ())
         return super().numbers(replies) | ({"tool_calls": dict(calls)} if self.tools else {})
 
     def call_tool(self, box: "Toolbox", call: "ToolCall") -> str:
-        """Call a function; return what the model is told."""
+        """Call a function, and return the result or the error as a text for the model."""
         from ollama_provider.tools import ToolError
 
         name = call.function.name
@@ -174,7 +177,7 @@ class OllamaChatOperator(TextGenerationOperator):
         try:
             result = box.call(call)
         except ToolError as error:
-            self.log.warning("Tool %s: the call was refused, and the model is told why", name)
+            self.log.warning("Tool %s: the call is not valid; the error is sent to the model", name)
             self.log.debug("Tool %s: %s", name, error)
             return f"error: {error}"
         except (AirflowFailException, AirflowSkipException):
@@ -182,7 +185,7 @@ class OllamaChatOperator(TextGenerationOperator):
         except Exception as error:
             if self.on_tool_error == "fail":
                 raise
-            self.log.warning("Tool %s: it raised %s, and the model is told", name, type(error).__name__)
+            self.log.warning("Tool %s: it raised %s; the error is sent to the model", name, type(error).__name__)
             self.log.debug("Tool %s: %s", name, error, exc_info=True)
             return f"error: {type(error).__name__}: {error}"
         self.log.info("Tool %s: called", name)
@@ -190,7 +193,7 @@ class OllamaChatOperator(TextGenerationOperator):
         return result
 
     def read_answer(self, reply: "Answer", output: "Output | None") -> Any:
-        """Return the answer as text or data, or calls of tools for somebody else."""
+        """Return the answer as text or data, or the tool calls that a later task has to carry out."""
         if reply.tool_calls and output is None:
             return [
                 {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
@@ -200,7 +203,7 @@ class OllamaChatOperator(TextGenerationOperator):
 
 
 def _with_text(place: int, message: Any) -> Any:
-    """Return a message whose content is text, where native rendering has made a number of it."""
+    """Return the message with a text as content, if native rendering has turned the content into a number."""
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), int | float):
         return message
     return {**message, "content": read_text(f"messages.{place}.content", message["content"])}

@@ -68,8 +68,8 @@ def test_schema(run_task, ollama) -> None:
 @pytest.mark.parametrize(
     ("messages", "told"),
     [
-        ("''", "messages: there are none"),
-        ("[]", "messages: there are none"),
+        ("''", "messages: empty; check the template"),
+        ("[]", "messages: empty; check the template"),
         ('\'{{ [{"role": "user", "content": "Hi"}] }}\'', "a list was rendered as text; pass the other task"),
         ("[{'content': 'Hi'}]", "messages.0.role: Field required"),
         ("[{'role': 'user', 'content': ['Hi']}]", "messages.0.content: Input should be a valid string"),

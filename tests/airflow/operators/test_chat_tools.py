@@ -101,13 +101,16 @@ def test_a_model_may_answer_at_once(run_task, ollama):
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (("rm", {"path": "/"}), "error: there is no tool 'rm'; there are forecast, broken"),
-        (("forecast", {}), "error: the arguments do not fit: city: Field required"),
+        (("rm", {"path": "/"}), "error: there is no tool 'rm'; the tools are forecast, broken"),
+        (("forecast", {}), "error: the arguments are not valid: city: Field required"),
         (
             ("forecast", {"city": "a", "days": "few"}),
-            "error: the arguments do not fit: days: Input should be a valid int",
+            "error: the arguments are not valid: days: Input should be a valid int",
         ),
-        (("forecast", {"city": "a", "town": "b"}), "error: the arguments do not fit: town: there is no such argument"),
+        (
+            ("forecast", {"city": "a", "town": "b"}),
+            "error: the arguments are not valid: town: there is no such argument",
+        ),
         (("broken", {"city": "Atlantis"}), "error: KeyError: 'secret place Atlantis'"),
     ],
 )
@@ -120,7 +123,7 @@ def test_a_call_that_does_not_work_is_told_to_the_model(run_task, ollama, call, 
     assert (ran.state, ran.value, ran.tries) == ("success", "Never mind.", 1)
     assert chats(ollama)[1]["messages"][2]["content"].startswith(told)
     assert f"Tool {call[0]}: " in ran.log
-    assert "the model is told" in ran.log
+    assert "sent to the model" in ran.log
     assert "Atlantis" not in ran.log
 
 
@@ -218,11 +221,11 @@ def test_a_model_without_tools_is_refused_before_it_is_loaded(run_task, ollama):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("tools=[forecast, dict(name='x')]", "give functions or schemas, not both"),
-        ("tools=[lambda x: x]", "no name that a model could call"),
+        ("tools=[forecast, dict(name='x')]", "use functions or schemas, not both"),
+        ("tools=[lambda x: x]", "no name that a model can call"),
         ("tools=[forecast], max_rounds=0", "max_rounds: 0 is not at least 1"),
         ("tools=[forecast], on_tool_error='ignore'", "on_tool_error: 'ignore' is not one of 'tell', 'fail'"),
-        ("tools=[dict(name='x')], format='json'", "tools that are schemas cannot go together with a format"),
+        ("tools=[dict(name='x')], format='json'", "tools that are schemas cannot be combined with a format"),
     ],
 )
 def test_what_cannot_be_right_fails_at_once(run_task, ollama, arguments, told):
