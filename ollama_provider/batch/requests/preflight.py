@@ -31,7 +31,7 @@ from ollama_provider.batch.requests.embedding import Embed, VectorValidator
 from ollama_provider.batch.requests.tasks import Chat, Generate, Task, unload
 from ollama_provider.batch.requests.validation import AnswerValidator, RepairStrategy, ReplyValidator
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.store.journal import Keys
+from ollama_provider.batch.store.keys import Keys
 
 logger = logging.getLogger(__name__)
 

@@ -8,18 +8,18 @@ memory together.
 import json
 import tempfile
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from math import isfinite
 from types import MappingProxyType
-from typing import IO, Any, BinaryIO, Protocol
+from typing import IO, Any, Protocol
 
 from pydantic_core import from_json
 
-from ollama_provider.batch.store.journal import AFTER_KEY, Journal, State, well_formed
-from ollama_provider.batch.store.storage import FileWriter, Storage, storage_error
+from ollama_provider.batch.store.journal import AFTER_KEY, Journal, PartReader, State, escape_surrogates
+from ollama_provider.batch.store.storage import FileWriter, Storage
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"
 _ALL_RESULTS = frozenset({RESULTS, "results.parquet"})
@@ -30,7 +30,6 @@ REFUSED = "RefusedByTable"
 _BUFFER = 1 << 20
 #: Rows, or bytes of their lines, that are written at a time; a group of rows in Parquet.
 _ROWS, _BYTES = 1000, 8 << 20
-_OPEN_PARTS = 100
 _MISSING = 2**32 - 1
 
 
@@ -53,7 +52,7 @@ def as_json(value: Any) -> bytes:
 
 def _description(value: Any) -> str:
     try:
-        return well_formed(value if isinstance(value, str) else repr(value))
+        return escape_surrogates(value if isinstance(value, str) else repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
         return f"a value of type {type(value).__name__} that has no text"
 
@@ -61,7 +60,7 @@ def _description(value: Any) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, date | time):
         return value.isoformat()
-    return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else well_formed(str(value))
+    return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else escape_surrogates(str(value))
 
 
 _ENCODE = json.JSONEncoder(default=_as_text, allow_nan=False).encode
@@ -104,46 +103,6 @@ class RowOrder:
         """Forget the ids."""
         if self._ids is not None:
             self._ids.close()
-
-
-class Parts:
-    """The parts, read at any place, with a bounded number of them open."""
-
-    def __init__(self, storage: Storage, journal: Journal) -> None:
-        self._storage = storage
-        self._journal = journal
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
-
-    def line(self, part: int, offset: int) -> bytes:
-        """Return the line of an outcome, without its checksum.
-
-        Raises:
-            StorageError: it is damaged, or cannot be read.
-        """
-        try:
-            file = self._file(part)
-            if file.tell() != offset:
-                file.seek(offset)
-            line = file.readline()
-        except OSError as error:
-            raise storage_error(error, self._storage.location, "read") from error
-        return self._journal.outcome(part, line)
-
-    def _file(self, part: int) -> BinaryIO:
-        file = self._open.get(part)
-        if file is None:
-            if len(self._open) >= _OPEN_PARTS:
-                self._open.popitem(last=False)[1].close()
-            # Rows come nearly in order, so a small buffer finds most lines in what it has read already.
-            file = self._open[part] = self._storage.local(self._journal.part(part)).open("rb", buffering=1 << 16)
-        else:
-            self._open.move_to_end(part)
-        return file
-
-    def close(self) -> None:
-        """Close them."""
-        for file in self._open.values():
-            file.close()
 
 
 #: A row of the results: its line of a part, its place in the input, and its id as JSON.
@@ -255,7 +214,7 @@ def write_results(
         StorageError: one of them could not be written, or a part was damaged during the run; an older file is still
             there then.
     """
-    parts = Parts(storage, journal)
+    parts = PartReader(storage, journal)
     failures = 0
     unfit: dict[int, bytes] = {}
     try:
@@ -285,16 +244,16 @@ def write_results(
         parts.close()
     # Not before: what the rows of the results are made of must stay where it is.
     good = {number: line for number, line in unfit.items() if journal.state(number) is State.OK}
-    fresh = sum(map(journal.is_fresh, good))
+    fresh = sum(map(journal.is_from_this_run, good))
     for number, line in good.items():
-        journal.refuse(number, line)
+        journal.mark_refused(number, line)
     if journal.end_part():
         journal.write_parts()
     return Written(failures, len(good), fresh)
 
 
 def _groups(
-    parts: Parts, journal: Journal, order: RowOrder, refused: Mapping[int, dict[str, str]]
+    parts: PartReader, journal: Journal, order: RowOrder, refused: Mapping[int, dict[str, str]]
 ) -> Iterator[tuple[list[int], list[ResultRow]]]:
     """Return all rows that have an outcome, some at a time, with the numbers of their keys."""
     numbers: list[int] = []

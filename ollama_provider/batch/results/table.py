@@ -21,9 +21,10 @@ from typing import Any
 
 from ollama_provider.batch.errors import DatabaseGoneError
 from ollama_provider.batch.records import Table
-from ollama_provider.batch.results.files import REFUSED, Parts
+from ollama_provider.batch.results.files import REFUSED
 from ollama_provider.batch.rows.sources import canonical
-from ollama_provider.batch.store.journal import KEY_BYTES, Index, Journal, State
+from ollama_provider.batch.store.journal import Journal, PartReader, State
+from ollama_provider.batch.store.keys import KEY_BYTES, Index
 from ollama_provider.batch.store.storage import Storage, write
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class TableWriter:
         self._journal = journal
         self._max_outage = max_outage
         self._pause = pause
-        self._parts = Parts(storage, journal)
+        self._parts = PartReader(storage, journal)
         self._columns = table.row_columns
         self._waiting: list[PendingRow] = []
         self._ready: deque[PendingRow] = deque()

@@ -13,7 +13,7 @@ from ollama_provider.batch.rows.image_folder import ImageFolder
 from ollama_provider.batch.rows.prompts import ChatTemplate, EmptyTextError, PromptTemplate, RenderError
 from ollama_provider.batch.rows.sources import RAW, canonical, folder_of, read_rows
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.store.journal import Keys
+from ollama_provider.batch.store.keys import Keys
 
 #: Rows that are looked at before anything is sent.
 _SAMPLE = 100
@@ -130,7 +130,7 @@ class RowReader:
         try:
             prompt = self._render(columns)
             images = self._read_images(columns)
-            key, request_key = keys.keys(prompt, images)
+            key, request_key = keys.key_and_request_key(prompt, images)
             return PreparedRow(key, prompt, row_id, columns, None, request_key, images)
         except EmptyTextError as error:
             fault = {"class": "EmptyText", "text": str(error)}

@@ -1,23 +1,43 @@
-"""Sixteen-byte keys to numbers, a million of them in some 35 MB.
+"""The journal: what was done before in a directory, and how a run knows that it is the same work.
 
-A dict of bytes and ints needs five times as much, and a batch may have millions of rows. The keys are hashes already,
-so their first bytes are as good a hash as any.
+Three promises, each with a test of its name:
+
+1. *The key is the work.* See `ollama_provider.batch.store.keys`.
+2. *What is written stays, and is not asked again.* A part appears whole or not at all, and is never written twice. A
+   good result is used by all later runs. A failed row counts until its pass over the input is complete; the next pass
+   asks it again.
+3. *A crash loses little, and it is known what.* It loses the outcomes that came since the last part was written (see
+   ``checkpoint_every``), and the requests in flight.
+
+The files::
+
+    batch.json               the manifest: settings and pass, written first
+    parts/0001-0002-000003-5f0c9a1e.jsonl    outcomes as they came: pass, run within the pass, part, token of the run
+    results.jsonl, failed.jsonl     all rows, and the failed ones, in the order of the input
+    summary.json             written last: its presence says that the pass is complete
+    progress.json            where a running batch stands
+
+A *pass* goes once over the input, in as many runs as it takes. It is complete when a run comes to its own end.
+
+The name of a part ends with a random token of the run that wrote it. Two runs that both believe that the directory is
+theirs cannot overwrite each other's parts. The parts of a shard bear its name as well.
+
+Each line of a part is strict JSON and ASCII, begins with the key, and ends with a CRC-32 of what stands before it. A
+line that a disk or a copy has changed is found and counted, and its row is asked again. Parts without a token were made
+by an earlier version, which wrote no checksum: their lines are parsed instead.
 """
 
 import binascii
-import hashlib
 import json
 import logging
 import re
-from array import array
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from enum import IntEnum
 from math import isfinite
 from secrets import token_hex
-from sys import byteorder
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 from pydantic_core import from_json
@@ -25,97 +45,42 @@ from pydantic_core import from_json
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.storage import Storage, storage_errors
-
-_EMPTY = 0
-KEY_BYTES = 16
-
-
-class Index:
-    """Numbers each key in the order of its first appearance and keeps one 64-bit value for it.
-
-    A hash table with open addressing: `_table` holds number + 1 of a key, at the place its first bytes tell or behind.
-    """
-
-    def __init__(self) -> None:
-        self._keys = bytearray()
-        self._values = array("Q")
-        self._table = array("I", bytes(4 * 1024))
-        self._mask = 1023
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, number: int) -> int:
-        return self._values[number]
-
-    def __setitem__(self, number: int, value: int) -> None:
-        self._values[number] = value
-
-    def number(self, key: bytes) -> int:
-        """Return the number of *key*, a new one (with value 0) if it was not known."""
-        table, mask, keys = self._table, self._mask, self._keys
-        place = int.from_bytes(key[:8], byteorder) & mask
-        while (entry := table[place]) != _EMPTY:
-            start = (entry - 1) * KEY_BYTES
-            if keys[start : start + KEY_BYTES] == key:
-                return entry - 1
-            place = (place + 1) & mask
-        number = len(self._values)
-        table[place] = number + 1
-        keys += key
-        self._values.append(0)
-        if number * 3 > mask * 2:
-            self._grow()
-        return number
-
-    def key(self, number: int) -> bytes:
-        """Return the key that has *number*."""
-        return bytes(self._keys[number * KEY_BYTES : (number + 1) * KEY_BYTES])
-
-    def _grow(self) -> None:
-        size = 2 * len(self._table)
-        mask = size - 1
-        table = array("I", bytes(4 * size))
-        words = array("Q", bytes(self._keys))
-        for number in range(len(self._values)):
-            place = words[2 * number] & mask
-            while table[place] != _EMPTY:
-                place = (place + 1) & mask
-            table[place] = number + 1
-        self._table, self._mask = table, mask
-
+from ollama_provider.batch.store.keys import KEY_BYTES, Index
+from ollama_provider.batch.store.storage import Storage, storage_error, storage_errors
 
 logger = logging.getLogger(__name__)
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
-# Every line of a part begins {"key":"<32 hex digits>","status":"ok" or "failed": a resume looks at these places only.
+# Every line of a part begins {"key":"<32 hex digits>","status":"ok" or "failed". A resume reads these places only.
 _HEAD = b'{"key":"'
 _KEY = slice(len(_HEAD), len(_HEAD) + 2 * KEY_BYTES)
-#: Where the rest of a line begins, at the comma behind the key: index and id are put there.
+#: Where the rest of a line begins, at the comma after the key: the results insert index and id there.
 AFTER_KEY = _KEY.stop + 1
 _GOOD = slice(AFTER_KEY, AFTER_KEY + 15)
 _IS_GOOD = b',"status":"ok",'
-#: An outcome that was good, and that the results could not hold: it takes the place of the good one.
+#: A good outcome that the results file cannot hold. This line replaces the one of the good outcome.
 _IS_REFUSED = b',"status":"failed","refused":true,'
-# Behind the status, where there is a schema.
+# The request key comes after the status, where there is a schema.
 _REQUEST = re.compile(rb',"status":"[a-z]+"(?:,"refused":true)?,"request":"([0-9a-f]{32})"')
-# Every line of a part with a token ends with this: the CRC-32 of all that stands before it.
+# Every line of a part with a token ends with the CRC-32 of what stands before it.
 _CHECK = b',"crc32":"%08x"}\n'
 _TAIL = len(_CHECK % 0)
 _BEFORE, _CHECK_AT = slice(None, -_TAIL), slice(-_TAIL, None)
-#: Bytes of a part that are read at a time.
-_READ = 1 << 20
+#: Bytes of a part that are read at a time: in a scan, and for single lines. Rows come nearly in order, so a small
+#: buffer finds most lines in what it has read already.
+_SCAN_BUFFER, _LINE_BUFFER = 1 << 20, 1 << 16
+#: Parts that a reader keeps open.
+_OPEN_PARTS = 100
 _PART_NAME = re.compile(r"parts/(\d+)-(\d+)-(\d+)(?:-([0-9a-f]{8}))?(?:\.(\d+of\d+))?\.jsonl")
 
 
 class State(IntEnum):
-    """What is known of a key."""
+    """What the journal knows of a key."""
 
     #: Nothing.
     NEW = 0
-    #: Asked in this run, no outcome yet.
+    #: A request was queued in this run; there is no outcome yet.
     REQUESTED = 1
     #: A good result.
     OK = 2
@@ -125,12 +90,12 @@ class State(IntEnum):
     FAILED_BEFORE = 4
 
 
-#: Ten times as fast as State(…), and asked for each row.
+#: Looking a state up here is ten times as fast as State(…), and is done for each row.
 _STATES = tuple(State)
 
 
 class Part(NamedTuple):
-    """What the name of a part says. Parts sort in the order in which they were made."""
+    """The name of a part. Parts sort in the order in which they were written."""
 
     pass_number: int
     run_number: int
@@ -147,14 +112,14 @@ class Part(NamedTuple):
         return f"parts/{self.pass_number:04d}-{self.run_number:04d}-{self.number:06d}{token}{shard}.jsonl"
 
 
-def parts_of(storage: Storage) -> list[Part]:
-    """Return the parts of a directory, in order; files that are no parts (``.DS_Store``, a copy) are left alone."""
+def list_parts(storage: Storage) -> list[Part]:
+    """Return the parts of a directory, in order. Other files (``.DS_Store``, a copy) are ignored."""
     found = []
     for name in storage.names("parts"):
         if (match := _PART_NAME.fullmatch(name)) and (part := _part(match)).name == name:
             found.append(part)
         else:
-            logger.info("%s/%s is no part of the batch and is left alone.", storage.location, name)
+            logger.info("%s/%s is not a part of the batch and is ignored.", storage.location, name)
     return sorted(found)
 
 
@@ -163,52 +128,18 @@ def _part(match: re.Match[str]) -> Part:
     return Part(int(pass_number), int(run_number), int(number), token, shard)
 
 
-class Keys:
-    """Makes the keys of a run; see the first promise."""
-
-    def __init__(self, digest: str, request: Mapping[str, Any], schema: Any = None) -> None:
-        """Fix what all rows share.
-
-        Args:
-            digest: of the model; its name where the server lists no digest.
-            request: everything of the request that bears on the answer, but prompt, images and schema.
-            schema: of the answer; None for text.
-        """
-        shared = json.dumps({"model": digest, **request}, sort_keys=True, separators=(",", ":"))
-        self._shared = hashlib.blake2b(shared.encode(), digest_size=KEY_BYTES)
-        self._schema = b"" if schema is None else json.dumps(schema, sort_keys=True).encode()
-
-    def key(self, prompt: str, images: Sequence[str] = ()) -> bytes:
-        """Return the sixteen bytes that stand for this work."""
-        return self.keys(prompt, images)[0]
-
-    def keys(self, prompt: str, images: Sequence[str] = ()) -> tuple[bytes, bytes | None]:
-        """Return the key, and the request key where there is a schema."""
-        request = self._hash(b"p", prompt, *images)
-        if not self._schema:
-            return request, None
-        return hashlib.blake2b(request + self._schema, digest_size=KEY_BYTES).digest(), request
-
-    def without_request(self, content: str) -> bytes:
-        """Return the key of a row that never becomes a request, because it cannot be read or rendered."""
-        return self._hash(b"u", content)
-
-    def _hash(self, kind: bytes, *texts: str) -> bytes:
-        digest = self._shared.copy()
-        for text in texts:
-            data = text.encode("utf-8", "surrogatepass")
-            digest.update(b"%b%d:%b" % (kind, len(data), data))
-        return digest.digest()
-
-
 class Journal:
-    """The outcomes of a directory: an index in memory, the lines in parts.
+    """The outcomes of a directory: an index in memory, and the lines in parts.
 
     Args:
         storage: the directory.
-        pass_number: which pass over the input this is.
-        shard: whose journal this is, such as ``2of4``; its parts bear the name, and what others have is known as well.
-        keep_replies: know the raw replies by their request keys, too.
+        pass_number: the current pass over the input.
+        shard: the shard that writes, such as ``2of4``; None for a whole batch. The outcomes of other shards are read
+            as well.
+        keep_replies: index the raw replies by their request keys, too.
+
+    Raises:
+        StorageError: a part cannot be read.
     """
 
     def __init__(
@@ -217,15 +148,18 @@ class Journal:
         self._storage = storage
         self._index = Index()
         self._replies = Index() if keep_replies else None
-        self._parts = parts_of(storage)
+        self._parts = list_parts(storage)
         run_number = 1 + max((part.run_number for part in self._parts if part.pass_number == pass_number), default=0)
         self._current = Part(pass_number, run_number, 0, token_hex(4), shard or "")
         self._lines: list[bytes] = []
+        #: Bytes of `_lines`.
+        self._offset = 0
+        #: Name and lines of the parts that are complete and not written yet.
         self._waiting: deque[tuple[str, list[bytes]]] = deque()
-        # One is written by the thread that adds, the other by the one that seals.
-        self._added = self._sealed = 0
-        self._known = len(self._parts)
-        for number in range(self._known):
+        # Bytes of lines. One is changed by the thread that adds outcomes, the other by the one that writes parts.
+        self._added = self._written = 0
+        self._earlier_parts = len(self._parts)
+        for number in range(self._earlier_parts):
             self._scan(number)
         self._begin_part()
 
@@ -243,7 +177,7 @@ class Journal:
         index, replies, unhexlify, has_checksum = self._index, self._replies, binascii.unhexlify, bool(part.token)
         place, damaged = part_number << 40, 0
         path = self._storage.local(part.name)
-        with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_READ) as lines:
+        with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_SCAN_BUFFER) as lines:
             for line in lines:
                 if not (line[_CHECK_AT] == _CHECK % crc32(line[_BEFORE]) if has_checksum else _is_outcome(line)):
                     damaged += 1
@@ -258,25 +192,25 @@ class Journal:
                 place += len(line)
         if damaged:
             logger.warning(
-                "%d damaged lines in %s of %s are left out; their rows are asked again.",
+                "%d damaged lines in %s of %s are skipped; their rows are asked again.",
                 damaged, part.name, self._storage.location,
             )  # fmt: skip
 
     def find(self, key: bytes) -> tuple[int, State]:
-        """Return the number that stands for *key* in this run, and what is known of it."""
+        """Return the number of *key* in this run, and its state."""
         number = self._index.number(key)
         return number, _STATES[self._index[number] & 7]
 
     def state(self, number: int) -> State:
-        """Return what is known of the key with this number."""
+        """Return the state of the key with this number."""
         return _STATES[self._index[number] & 7]
 
     def mark_requested(self, number: int) -> None:
-        """Note that a request for it is on its way, so that a second row like it waits for the same outcome."""
+        """Record that a request was queued for this key, so that an equal row waits for the same outcome."""
         self._index[number] = State.REQUESTED
 
     def find_reply(self, request_key: bytes) -> dict[str, Any] | None:
-        """Return the newest line of an earlier run that holds a raw reply to this request; None if there is none."""
+        """Return the newest line of earlier runs with a raw reply to this request; None if there is none."""
         if self._replies is None:
             return None
         place = self._replies[self._replies.number(request_key)]
@@ -287,18 +221,18 @@ class Journal:
         path = self._storage.local(part.name)
         with storage_errors(self._storage.location, "read"), path.open("rb") as lines:
             lines.seek(offset)
-            line: dict[str, Any] = json.loads(self.outcome(number, lines.readline()))
+            line: dict[str, Any] = json.loads(self.without_checksum(number, lines.readline()))
         return line if line.get("reply") is not None and "refused" not in line else None
 
-    def outcome(self, number: int, line: bytes) -> bytes:
-        """Return a line of a part without its checksum.
+    def without_checksum(self, number: int, line: bytes) -> bytes:
+        """Verify the checksum of a line, and return the line without it.
 
         Args:
             number: of the part, from `place`.
-            line: as it stands there.
+            line: as it stands in the part.
 
         Raises:
-            StorageError: it was changed since it was read or written.
+            StorageError: the line was changed since it was scanned or written.
         """
         part = self._parts[number]
         if not part.token:
@@ -306,29 +240,29 @@ class Journal:
         text = line[_BEFORE]
         if line[_CHECK_AT] != _CHECK % crc32(text):
             raise StorageError(
-                f"{self._storage.location}/{part.name} was damaged during the run. Start again: what is damaged is "
-                "asked again, and nothing else."
+                f"{self._storage.location}/{part.name} was damaged during the run. Start again: only the damaged "
+                "rows are asked again."
             )
         return text + b"}\n"
 
     def add(self, number: int, outcome: Outcome, shared: str) -> None:
-        """Take an outcome; it is safe when its part is sealed.
+        """Add an outcome. It is safe once its part is written.
 
         Args:
-            number: from `find`.
+            number: of the key, from `find`.
             outcome: of that key.
-            shared: fields that all rows of the run have in common, as JSON without braces.
+            shared: fields that all rows of the run have in common; see `shared_fields`.
 
         Raises:
-            RejectedReplyError: see `encode`; nothing has changed then.
+            RejectedReplyError: see `outcome_line`; the journal has not changed then.
         """
-        self._append(number, encode(outcome, shared), State.OK if outcome.status == "ok" else State.FAILED)
+        self._append(number, outcome_line(outcome, shared), State.OK if outcome.status == "ok" else State.FAILED)
 
-    def refuse(self, number: int, line: bytes) -> None:
-        """Note that the results cannot hold a good outcome, so that the next run asks again.
+    def mark_refused(self, number: int, line: bytes) -> None:
+        """Record that the results file cannot hold a good outcome, so that the next pass asks again.
 
         Args:
-            number: of the outcome.
+            number: of the key.
             line: the outcome as a failed one, as it stands in the results.
         """
         head, _, rest = line.removesuffix(b"}\n").partition(b',"status":"failed",')
@@ -341,17 +275,17 @@ class Journal:
         self._added += len(line)
 
     def end_part(self) -> bool:
-        """Make what came since the last call a part that waits to be sealed; tell whether any part waits."""
+        """Complete the part of the outcomes since the last call. Return whether any part waits to be written."""
         if self._lines:
             self._waiting.append((self._current.name, self._lines))
             self._begin_part()
         return bool(self._waiting)
 
     def write_parts(self) -> None:
-        """Write the parts that wait. May run in another thread than everything else.
+        """Write the completed parts. This may run in another thread than everything else.
 
         Raises:
-            StorageError: one could not be written; nothing of it is visible, and it waits on.
+            StorageError: one could not be written. Nothing of it is visible, and it keeps waiting.
         """
         while self._waiting:
             name, lines = self._waiting[0]
@@ -359,14 +293,14 @@ class Journal:
             with self._storage.create(name) as file:
                 file.write(data)
             self._waiting.popleft()
-            self._sealed += len(data)
+            self._written += len(data)
 
     def replace_shared(self, shared: str, instead: str) -> None:
-        """Put the outcomes of the parts that wait down to something else; those with other shared fields stay.
+        """Replace the shared fields of the outcomes in parts that wait to be written. Other lines do not change.
 
         Args:
-            shared: as it was given to `add`.
-            instead: the same fields, in no more characters: the lines keep their length, and so their places.
+            shared: the fields to replace, as they were given to `add`.
+            instead: the same fields in no more characters, so that each line keeps its length and its place.
         """
         old, new = f",{shared}".encode("ascii"), f",{instead:<{len(shared)}}".encode("ascii")
         for _, lines in self._waiting:
@@ -377,36 +311,80 @@ class Journal:
 
     @property
     def unwritten(self) -> int:
-        """Bytes that a crash would lose."""
-        return self._added - self._sealed
+        """Bytes of outcomes that a crash would lose."""
+        return self._added - self._written
 
     def is_written(self, number: int) -> bool:
-        """Tell whether the outcome with this number would survive a crash."""
+        """Return whether the outcome of this key is written, and so would survive a crash."""
         part, _ = self.place(number)
         return part < len(self._parts) - 1 - len(self._waiting)
 
-    def is_fresh(self, number: int) -> bool:
-        """Tell whether the outcome with this number was added in this run."""
-        return self.place(number)[0] >= self._known
+    def is_from_this_run(self, number: int) -> bool:
+        """Return whether the outcome of this key was added in this run."""
+        return self.place(number)[0] >= self._earlier_parts
 
     def place(self, number: int) -> tuple[int, int]:
-        """Return part and offset of the outcome with this number."""
+        """Return the number of the part and the offset of this key's outcome."""
         place = self._index[number] >> 3
         return place >> 40, place & ((1 << 40) - 1)
 
-    def part(self, part: int) -> str:
-        """Return the name of a part."""
+    def part_name(self, part: int) -> str:
+        """Return the name of the file of a part."""
         return self._parts[part].name
 
 
-def encode(outcome: Outcome, shared: str) -> bytes:
-    """Return the line of an outcome: strict JSON, ASCII only, so that every tool agrees where it ends.
+class PartReader:
+    """Reads lines at any place of the parts, and keeps a bounded number of files open."""
 
-    A failed outcome can always be written: what JSON cannot say of it is replaced.
+    def __init__(self, storage: Storage, journal: Journal) -> None:
+        self._storage = storage
+        self._journal = journal
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def line(self, part: int, offset: int) -> bytes:
+        """Return the line of an outcome, without its checksum.
+
+        Args:
+            part: number of the part; see `Journal.place`.
+            offset: of the line in the part.
+
+        Raises:
+            StorageError: the line is damaged, or cannot be read.
+        """
+        try:
+            file = self._file(part)
+            if file.tell() != offset:
+                file.seek(offset)
+            line = file.readline()
+        except OSError as error:
+            raise storage_error(error, self._storage.location, "read") from error
+        return self._journal.without_checksum(part, line)
+
+    def _file(self, part: int) -> BinaryIO:
+        file = self._open.get(part)
+        if file is None:
+            if len(self._open) >= _OPEN_PARTS:
+                self._open.popitem(last=False)[1].close()
+            path = self._storage.local(self._journal.part_name(part))
+            file = self._open[part] = path.open("rb", buffering=_LINE_BUFFER)
+        else:
+            self._open.move_to_end(part)
+        return file
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._open.values():
+            file.close()
+
+
+def outcome_line(outcome: Outcome, shared: str) -> bytes:
+    """Return the line of an outcome: strict JSON in ASCII, so that every tool finds the same end of the line.
+
+    A failed outcome can always be written: values that JSON cannot represent are replaced.
 
     Raises:
-        RejectedReplyError: a good outcome holds what strict JSON or UTF-8 cannot say (a number that overflowed, half a
-            surrogate pair), or lists that are nested too deeply for those who read it.
+        RejectedReplyError: a good outcome has values that strict JSON or UTF-8 cannot represent (a number that
+            overflowed, half a surrogate pair), or lists that are nested too deeply to be read again.
     """
     try:
         return _line(outcome, shared)
@@ -416,23 +394,25 @@ def encode(outcome: Outcome, shared: str) -> bytes:
                 "the answer cannot be written as JSON: it has a number that is too large, half a surrogate pair, or "
                 "is nested too deeply"
             ) from None
-        return _line(_sayable(outcome), shared)
+        return _line(_json_safe(outcome), shared)
 
 
-def _sayable(outcome: Outcome) -> Outcome:
-    """Return a failed outcome with all that JSON cannot say replaced by what it can."""
-    plain = {field.name: _plain(getattr(outcome, field.name)) for field in fields(outcome) if field.name != "output"}
+def _json_safe(outcome: Outcome) -> Outcome:
+    """Return a failed outcome with all values that JSON cannot represent replaced."""
+    plain = {
+        field.name: _safe_value(getattr(outcome, field.name)) for field in fields(outcome) if field.name != "output"
+    }
     return replace(outcome, output=None, **plain)
 
 
-def _plain(value: Any) -> Any:
+def _safe_value(value: Any) -> Any:
     match value:
         case str():
-            return well_formed(value)
+            return escape_surrogates(value)
         case float():
             return value if isfinite(value) else None
         case dict():
-            return {name: _plain(inner) for name, inner in value.items()}
+            return {name: _safe_value(inner) for name, inner in value.items()}
         case tuple() | bool() | None:
             return value
         case int():
@@ -440,13 +420,13 @@ def _plain(value: Any) -> Any:
     return None
 
 
-def well_formed(text: str) -> str:
-    r"""Return a text that UTF-8 can say: half a surrogate pair becomes its escape, such as ``\ud83d``."""
+def escape_surrogates(text: str) -> str:
+    r"""Return a text that UTF-8 can encode: half a surrogate pair becomes its escape, such as ``\ud83d``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_outcome(line: bytes) -> bool:
-    """Tell whether a line of a part without checksums is whole, as far as that can be seen."""
+    """Return whether a line of a part without checksums is a whole outcome, as far as its content shows."""
     if line[: _KEY.start] != _HEAD or line[-2:] != b"}\n":
         return False
     try:
@@ -485,11 +465,11 @@ def _line(outcome: Outcome, shared: str) -> bytes:
         found["rungs"] = outcome.rungs
     text = f'{{"key":"{outcome.key}","status":"{outcome.status}",{_ENCODE(found)[1:-1]},{shared}'
     line = _with_checksum(text.encode("ascii"))
-    # It takes a microsecond to be sure that what is written can be read again, by others too.
+    # This takes a microsecond, and makes sure that strict parsers can read what is written.
     from_json(line, allow_inf_nan=False)
     return line
 
 
 def shared_fields(given: Mapping[str, Any]) -> str:
-    """Return fields as JSON without braces, made once and put at the end of each line."""
-    return _ENCODE({name: _plain(value) for name, value in given.items()})[1:-1]
+    """Return fields that many rows have in common, as JSON without braces. They are put at the end of each line."""
+    return _ENCODE({name: _safe_value(value) for name, value in given.items()})[1:-1]

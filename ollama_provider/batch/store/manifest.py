@@ -10,7 +10,7 @@ from ollama_provider.batch.errors import InputError, StorageError
 from ollama_provider.batch.records import Mode, Provenance
 from ollama_provider.batch.spec import Names
 from ollama_provider.batch.store import shards
-from ollama_provider.batch.store.journal import parts_of
+from ollama_provider.batch.store.journal import list_parts
 from ollama_provider.batch.store.storage import Storage, write
 
 #: 2: parts have a token in their names, and their lines a checksum. Earlier ones are read as well.
@@ -62,7 +62,7 @@ def for_run(storage: Storage, mode: Mode, names: Names) -> Manifest:
         StorageError: ``batch.json`` was made by a later version of this package.
     """
     last = read(storage, names.batch)
-    latest = max((part.pass_number for part in parts_of(storage)), default=0)
+    latest = max((part.pass_number for part in list_parts(storage)), default=0)
     if last is None:
         # Shards forget where they stood when they are merged; what failed in their parts is asked again all the same.
         return Manifest(1 + latest, mode)

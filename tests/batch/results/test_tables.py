@@ -13,7 +13,8 @@ from ollama_provider.batch.requests.embedding import encode_vector
 from ollama_provider.batch.results.files import RowOrder, write_results
 from ollama_provider.batch.results.parquet import ParquetTable, VectorLines
 from ollama_provider.batch.spec import Limits
-from ollama_provider.batch.store.journal import Journal, Keys, State, shared_fields
+from ollama_provider.batch.store.journal import Journal, State, shared_fields
+from ollama_provider.batch.store.keys import Keys
 from ollama_provider.batch.store.storage import open_storage
 
 SCHEMA = {

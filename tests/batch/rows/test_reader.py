@@ -6,7 +6,7 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.batch.requests.tasks import Generate
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.store.journal import Keys
+from ollama_provider.batch.store.keys import Keys
 
 KEYS = Keys("0" * 64, Generate(model="m", options=Options()).identity())
 TURNS = [{"role": "system", "content": "{{ row.text }}"}, {"role": "user", "content": "{{ row.text }}"}]

@@ -7,7 +7,8 @@ import pytest
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.journal import Journal, Keys, State, encode, parts_of, shared_fields
+from ollama_provider.batch.store.journal import Journal, State, list_parts, outcome_line, shared_fields
+from ollama_provider.batch.store.keys import Keys
 from ollama_provider.batch.store.storage import open_storage
 
 SHARED = shared_fields({"model": "m"})
@@ -34,46 +35,6 @@ def storage(tmp_path):
 @pytest.fixture
 def keys():
     return Keys("digest", REQUEST)
-
-
-class TestTheKeyIsTheWork:
-    """First promise."""
-
-    def test_the_same_work_has_the_same_key(self, keys):
-        """Two runs agree on the key, in whatever order options were given."""
-        again = Keys("digest", dict(reversed(REQUEST.items())))
-
-        assert keys.key("a") == again.key("a")
-        assert len(keys.key("a")) == 16
-
-    @pytest.mark.parametrize(
-        "change",
-        [{"options": {"seed": 2}}, {"options": {}}, {"system": "Be brief."}, {"think": True}, {"task": "chat"}],
-        ids=str,
-    )
-    def test_whatever_bears_on_the_answer_makes_another_key(self, keys, change):
-        """Options, system message, reasoning and endpoint are part of the work."""
-        assert Keys("digest", REQUEST | change).key("a") != keys.key("a")
-
-    def test_digest_prompt_and_images_make_another_key(self, keys):
-        """So are the weights, the prompt and the images, and no two of them can be taken for one another."""
-        found = {
-            Keys("other", REQUEST).key("a"),
-            keys.key("a"),
-            keys.key("b"),
-            keys.key(""),
-            keys.key("a", ["b"]),
-            keys.key("ab"),
-            keys.key("a", ["b", "c"]),
-            keys.key("a", ["bc"]),
-            keys.without_request("a"),
-        }
-
-        assert len(found) == 9
-
-    def test_half_a_surrogate_pair_has_a_key(self, keys):
-        """Also a text that cannot be sent is told apart from others."""
-        assert keys.without_request("\ud800") != keys.without_request("\ud801")
 
 
 class TestWhatIsSealedStays:
@@ -144,8 +105,8 @@ class TestWhatIsSealedStays:
         journal = Journal(storage, 1)
         number = add(journal, keys, "a")
         seal(journal)
-        failed = encode(Outcome(keys.key("a").hex(), "failed", error={"class": "X", "text": "y"}), SHARED)
-        journal.refuse(number, journal.outcome(0, failed))
+        failed = outcome_line(Outcome(keys.key("a").hex(), "failed", error={"class": "X", "text": "y"}), SHARED)
+        journal.mark_refused(number, journal.without_checksum(0, failed))
         seal(journal)
 
         assert Journal(storage, 1).find(keys.key("a"))[1] is State.FAILED
@@ -168,8 +129,8 @@ class TestWhatIsSealedStays:
         for found in (journal, Journal(storage, 1)):
             for prompt in prompts:
                 part, offset = found.place(found.find(keys.key(prompt))[0])
-                line = storage.local(found.part(part)).read_bytes()[offset:].split(b"\n")[0] + b"\n"
-                assert json.loads(found.outcome(part, line))["output"] == f"answer to {prompt}"
+                line = storage.local(found.part_name(part)).read_bytes()[offset:].split(b"\n")[0] + b"\n"
+                assert json.loads(found.without_checksum(part, line))["output"] == f"answer to {prompt}"
 
     def test_what_waits_can_be_put_down_to_something_else(self, storage, keys):
         """Each line keeps its place, and its checksum is right; lines of another origin stay as they are."""
@@ -183,11 +144,11 @@ class TestWhatIsSealedStays:
         journal.write_parts()
 
         again = Journal(storage, 1)
-        lines = storage.local(again.part(0)).read_bytes()
+        lines = storage.local(again.part_name(0)).read_bytes()
         models = {}
         for prompt in "abc":
             part, offset = again.place(again.find(keys.key(prompt))[0])
-            line = json.loads(again.outcome(part, lines[offset:].partition(b"\n")[0] + b"\n"))
+            line = json.loads(again.without_checksum(part, lines[offset:].partition(b"\n")[0] + b"\n"))
             models[line["output"]] = line["model"]
         assert models == {"a": "", "b": "another", "c": ""}
 
@@ -263,14 +224,14 @@ class TestACrashLosesLittle:
             add(journal, keys, prompt)
         seal(journal)
         (part,) = (tmp_path / "parts").iterdir()
-        lines = [journal.outcome(0, line) for line in part.read_bytes().splitlines(keepends=True)]
+        lines = [journal.without_checksum(0, line) for line in part.read_bytes().splitlines(keepends=True)]
         part.unlink()
         old = tmp_path / "parts" / "0001-0001-000001.jsonl"
         old.write_bytes(b"".join(lines))
 
         again = Journal(storage, 1)
         assert [again.find(keys.key(prompt))[1] for prompt in "abc"] == [State.OK] * 3
-        assert again.outcome(0, lines[1]) == lines[1]
+        assert again.without_checksum(0, lines[1]) == lines[1]
         assert damage(lines[1]) != lines[1]
         old.write_bytes(lines[0] + damage(lines[1]) + lines[2])
         again = Journal(storage, 1)
@@ -282,10 +243,10 @@ class TestACrashLosesLittle:
         journal = Journal(storage, 1)
         add(journal, keys, "a")
         seal(journal)
-        line = storage.local(journal.part(0)).read_bytes()
+        line = storage.local(journal.part_name(0)).read_bytes()
 
         with pytest.raises(StorageError, match=r"damaged during the run\. Start again"):
-            journal.outcome(0, line.replace(b"answer", b"Answer"))
+            journal.without_checksum(0, line.replace(b"answer", b"Answer"))
 
     def test_a_line_that_is_no_outcome_is_left_out(self, storage, keys, tmp_path):
         """Rubbish between two outcomes costs neither of them."""
@@ -353,7 +314,7 @@ def test_an_answer_that_no_strict_json_can_say_is_refused(storage, keys, output)
 def test_no_field_of_a_good_outcome_is_written_otherwise_than_it_came(keys, field):
     """A half pair is refused wherever it stands."""
     with pytest.raises(RejectedReplyError):
-        encode(Outcome(keys.key("a").hex(), "ok", output="a", **{field: "\ud800"}), SHARED)
+        outcome_line(Outcome(keys.key("a").hex(), "ok", output="a", **{field: "\ud800"}), SHARED)
 
 
 def test_a_failed_outcome_can_always_be_written(keys):
@@ -371,7 +332,7 @@ def test_a_failed_outcome_can_always_be_written(keys):
         prompt_tokens=7,
     )
 
-    line = json.loads(encode(outcome, SHARED))
+    line = json.loads(outcome_line(outcome, SHARED))
 
     assert line["output"] is None
     assert line["error"]["text"] == r"half \ud83d"
@@ -382,7 +343,7 @@ def test_a_failed_outcome_can_always_be_written(keys):
 
 def test_what_a_server_says_of_itself_is_written_whatever_it_is(keys):
     """Fields that all rows share must not make all of them fail."""
-    line = encode(
+    line = outcome_line(
         Outcome(keys.key("a").hex(), "ok", output="a"), shared_fields({"server_version": "\ud83d", "seed": 1})
     )
 
@@ -403,5 +364,5 @@ def test_files_that_are_no_parts_are_left_alone(storage, keys, tmp_path):
     (parts / "old").mkdir()
     (parts / "0001-0001-000009.jsonl").mkdir()
 
-    assert [found.name for found in parts_of(storage)] == [f"parts/{part.name}"]
+    assert [found.name for found in list_parts(storage)] == [f"parts/{part.name}"]
     assert Journal(storage, 1).find(keys.key("a"))[1] is State.OK
