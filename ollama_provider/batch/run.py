@@ -1,10 +1,10 @@
-"""Before the first row: what the server and the model are, and what is fixed for a run."""
+"""One run of a batch, from its first look at the directory to the summary. `run_batch` is the way in."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -23,199 +23,31 @@ from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.parquet import results_of
-from ollama_provider.batch.results.progress import Progress
+from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
+from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
-from ollama_provider.batch.scheduling.state import Run, open_run
-from ollama_provider.batch.scheduling.workers import Feed, Group, Workers
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.scheduling.concurrency import concurrency_limit, pack_size
+from ollama_provider.batch.scheduling.input_queue import InputQueue, estimate_total
+from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
+from ollama_provider.batch.scheduling.plan import Plan
+from ollama_provider.batch.scheduling.scheduler import Scheduler
+from ollama_provider.batch.scheduling.workers import Workers
+from ollama_provider.batch.spec import BatchSpec, Names, Shard
 from ollama_provider.batch.stop import StoppedError, StopSignal
-from ollama_provider.batch.store import manifest, shards
+from ollama_provider.batch.store import manifest as manifests
+from ollama_provider.batch.store import shards
+from ollama_provider.batch.store.checkpoints import Checkpoints
+from ollama_provider.batch.store.journal import Journal
+from ollama_provider.batch.store.manifest import Manifest
 from ollama_provider.batch.store.storage import Storage, open_storage, write
 from ollama_provider.batch.window import closing_time
-
-
-async def prepare(run: Run, sample: Sequence[str], host: str, control: ModelControl) -> RunSetup:
-    """Return what is fixed for the run, and put its outcomes down to that.
-
-    Args:
-        run: in its beginning.
-        sample: the first prompts.
-        host: base URL of the server.
-        control: asks the server; not for a merge, which has what its shards had fixed.
-
-    Raises:
-        InputError: there is nothing to merge, or it was made with other settings.
-        ModelChangedError: a digest is not the demanded one.
-        OllamaError: the server does not say, or a model cannot do what is asked.
-    """
-    if run.spec.mode == "merge":
-        return _merged(run)
-    name, _ = preflight.split_model(run.spec.model)
-    setup = preflight.run_setup(run.spec, sample, run.manifest.num_ctx, host, await control.describe(name))
-    run.manifest = replace(run.manifest, num_ctx=setup.num_ctx)
-    run.checkpoints.set_provenance(setup.provenance)
-    if run.spec.fallback_model is None:
-        return setup
-    name, _ = preflight.split_model(run.spec.fallback_model)
-    replies = await control.describe(name)
-    fallback = preflight.fallback_provenance(run.spec.fallback_model, setup.task, setup.provenance, replies, host)
-    return replace(setup, fallback=fallback)
-
-
-def _merged(run: Run) -> RunSetup:
-    provenance = manifest.merged_provenance(run.storage, run.manifest, run.spec.common())
-    task = preflight.task_of(run.spec)
-    run.checkpoints.set_provenance(provenance)
-    return RunSetup(
-        task,
-        preflight.keys_of(task, provenance.digest),
-        preflight.validator_of(run.spec, task, provenance.server, provenance.server_version),
-        provenance,
-        run.manifest.num_ctx,
-    )
-
-
-async def begin(run: Run) -> None:
-    """Write down what the run is about to do.
-
-    Raises:
-        InputError: it is a shard's, and beside it are shards of a batch with other settings.
-    """
-    provenance = run.checkpoints.provenance
-    run.manifest = replace(
-        run.manifest,
-        settings=run.spec.settings(),
-        common=run.spec.common(),
-        provenance=None if provenance is None else vars(provenance),
-    )
-    await asyncio.to_thread(manifest.begin, run.storage, run.manifest, run.names)
-
-
-# FROM batch.finishing: When nothing is left to ask: the results, the summary, and whether too many rows failed.
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
 
-
-async def finish(
-    run: Run,
-    reason: str,
-    results: files.Results,
-    *,
-    check: Callable[[], None],
-    on_progress: Callable[[Progress], None],
-) -> Summary:
-    """Bring a run to its end: everything that it asked is sealed.
-
-    Args:
-        run: with nothing in flight.
-        reason: `COMPLETE`, or why it ended early.
-        results: how they are written.
-        check: called now and then while they are written; raises what ends the run all the same.
-        on_progress: called at the end.
-
-    Raises:
-        TooManyFailedError: more rows failed than are tolerated.
-        DatabaseGoneError: the table was gone for longer than is tolerated.
-        StorageError: the results cannot be written.
-    """
-    delivered = None
-    if reason == COMPLETE:
-        try:
-            delivered = await _deliver(run, results, check)
-        except StoppedError as stopped:
-            reason = str(stopped)
-    if reason == COMPLETE and run.counters.skipped:
-        reason = "rows that were never asked were left alone"
-    summary = _summary(run, reason, delivered)
-    if summary.complete:
-        await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
-        if run.shard is None:
-            await asyncio.to_thread(shards.forget, run.storage)
-    # What a table refused is known only now, and no row waits for another any more.
-    progress = replace(
-        run.progress(COMPLETE if summary.complete else "incomplete"),
-        done=summary.ok + summary.failed,
-        ok=summary.ok,
-        failed=summary.failed,
-        reused=summary.reused,
-    )
-    on_progress(progress)
-    logger.info("%s", progress.line())
-    await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
-    if summary.complete and run.spec.limits.too_many(summary.failed, summary.rows):
-        raise TooManyFailedError(
-            f"{summary.failed} of {summary.rows} rows failed ({run.counters.reasons()}); "
-            "all others have their results. "
-            + (f"See {run.storage.location}/{files.FAILED}." if run.shard is None else "The merge lists them."),
-            summary,
-        )
-    return summary
-
-
-async def _deliver(run: Run, results: files.Results, check: Callable[[], None]) -> files.Written:
-    """Write what belongs into the table and the results; return what failed, at the table too."""
-    refused = {} if run.table_writer is None else await run.table_writer.finish()
-    run.counters.errors.update(error["class"] for error in refused.values())
-    if run.shard is not None:  # its results come with the merge
-        _, failed = run.order.count(run.journal)
-        return files.Written(failed)
-    written = await asyncio.to_thread(
-        files.write_results, run.storage, run.journal, run.order, results, check, refused=refused
-    )
-    if written.refused:
-        run.counters.errors[files.REFUSED] += written.refused
-        logger.warning(
-            "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
-            written.refused, results.name, files.FAILED,
-        )  # fmt: skip
-    if run.table_writer is None:
-        return written
-    return replace(written, refused_fresh=written.refused_fresh + run.table_writer.refused_fresh)
-
-
-def _summary(run: Run, reason: str, delivered: files.Written | None) -> Summary:
-    seconds, counters = run.clock() - run.meter.began, run.counters
-    progress = run.progress(reason)
-    fresh = run.plan.ok
-    if delivered is None:
-        ok, failed = run.order.count(run.journal)
-        rows = max(progress.total or 0, ok + failed)
-        left = None if progress.total is None else rows - ok - failed
-    else:
-        rows, failed, left = len(run.order), delivered.failed, counters.skipped
-        ok, fresh = rows - failed - left, fresh - delivered.refused_fresh
-    return Summary(
-        complete=reason == COMPLETE,
-        reason=reason,
-        directory=run.storage.location,
-        rows=rows,
-        ok=ok,
-        failed=failed,
-        reused=ok - fresh,
-        written=0 if run.table_writer is None else run.table_writer.written,
-        skipped=counters.skipped,
-        revalidated=counters.revalidated,
-        ladder=counters.repairs,
-        left=left,
-        seconds_left=0.0 if left == 0 else progress.eta,
-        requests=run.plan.sends,
-        prompt_tokens=counters.prompt_tokens,
-        tokens=counters.tokens,
-        seconds=round(seconds, 3),
-        tokens_per_second=round(counters.tokens / seconds, 1),
-        concurrency=run.climb.target,
-        errors=dict(counters.errors),
-        provenance=run.checkpoints.provenance,
-    )
-
-
-# FROM batch.engine: Does what the plan says, N at a time. `run_batch` is the way in. Rows are read in one thread, parts
-
-
-#: Seconds between two calls of `on_progress`.
+#: Seconds between two calls of `on_progress`, and between two looks at the lock.
 _TICK = 1.0
 
 
@@ -228,7 +60,9 @@ def run_batch(
     stop: StopSignal | None = None,
     listener: Listener | None = None,
 ) -> Summary:
-    """Run a batch to its end, or until it is told to stop. The next run in the same directory goes on from there.
+    """Run a batch until every row has an outcome, or until it is told to stop.
+
+    The next run in the same directory goes on where this one ended.
 
     Args:
         spec: what to do.
@@ -239,7 +73,8 @@ def run_batch(
         listener: told of the client's events.
 
     Returns:
-        How it went. ``complete`` is False when it was told to stop, and when ``mode="failed_only"`` left rows alone.
+        How it went. ``complete`` is False when it was told to stop, when its window closed, and when
+        ``mode="failed_only"`` or a merge left rows alone that were never asked.
 
     Raises:
         BatchError: see the tree in `ollama_provider.batch.errors`.
@@ -249,10 +84,9 @@ def run_batch(
     storage = open_storage(directory)
     lock = shards.RunLock(storage, spec.the_shard())
     try:
-        now = datetime.now(UTC)
-        closing = closing_time(spec.stop_at, spec.timezone, now=now, due=spec.due) if spec.stop_at is not None else None
-        if closing is not None and closing <= now:
-            logger.warning("The window closed at %s, before this run began: no row is asked.", closing)
+        closing = _window_end(spec)
+        if closing is not None and closing <= datetime.now(UTC):
+            logger.warning("The window closed at %s, before this run began: no row is requested.", closing)
             return Summary(
                 complete=False,
                 reason=f"the window had closed at {closing.isoformat(timespec='minutes')}, before this run began",
@@ -261,17 +95,17 @@ def run_batch(
         lock.take(stop.pause)
         rows = fetch_once(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
         return asyncio.run(
-            _Engine(
+            _run(
                 spec,
                 rows,
                 settings,
                 storage,
+                lock,
                 closing=closing,
-                renew_lock=lock.renew,
-                on_progress=on_progress,
+                on_progress=on_progress or (lambda _: None),
                 stop=stop,
                 listener=listener,
-            ).run()
+            )
         )
     except StoppedError as stopped:  # before anything was done
         return Summary(complete=False, reason=str(stopped), directory=storage.location)
@@ -286,162 +120,493 @@ def run_batch(
         storage.close()
 
 
-class _Engine:
-    """What happens in a run, from the first look at the directory to the end of all that waits."""
-
-    def __init__(
-        self,
-        spec: BatchSpec,
-        rows: Rows,
-        settings: Settings,
-        storage: Storage,
-        *,
-        closing: datetime | None,
-        renew_lock: Callable[[], None],
-        on_progress: Callable[[Progress], None] | None,
-        stop: StopSignal,
-        listener: Listener | None,
-    ) -> None:
-        self._spec = spec
-        self._settings = settings
-        self._storage = storage
-        self._closing = closing
-        self._renew_lock = renew_lock
-        self._on_progress = on_progress or (lambda _: None)
-        self._stop = stop
-        self._listener = listener
-        self._model, _ = preflight.split_model(spec.model)
-        self._rows = rows
-        self._reader = RowReader(spec, rows)
-        self._results = results_of(spec)
-        self._lost: Exception | None = None
-
-    async def run(self) -> Summary:
-        self._group = Group()
-        keeper = asyncio.create_task(self._keep_lock())
+async def _run(
+    spec: BatchSpec,
+    rows: Rows,
+    settings: Settings,
+    storage: Storage,
+    lock: shards.RunLock,
+    *,
+    closing: datetime | None,
+    on_progress: Callable[[Progress], None],
+    stop: StopSignal,
+    listener: Listener | None,
+) -> Summary:
+    """Open the directory, send requests until every row has an outcome, and write the results."""
+    reader, results = RowReader(spec, rows), results_of(spec)
+    timeouts = settings.timeouts.model_copy(update={"first_token": spec.load_timeout})
+    patient = settings.model_copy(update={"timeouts": timeouts})
+    single_attempt = settings.model_copy(update={"max_attempts": 1})
+    async with (
+        _renewing(lock) as renewal,
+        AsyncClient(patient, listener=listener) as patient_client,
+        _open(spec, storage, ModelControl(patient_client), on_progress, stop) as run,
+        AsyncClient(single_attempt, listener=listener, concurrency=run.scheduler.concurrency.highest) as client,
+    ):
         try:
-            self._run = await open_run(
-                self._spec,
-                self._storage,
-                pause=self._stop.pause,
-                look_up_digest=lambda: self._control.digest(self._model),
+            reason = await _request_all(run, reader, rows, client, renewal, closing=closing)
+        finally:
+            if spec.unload_after and run.scheduler.plan.sends:
+                await run.server.unload(preflight.split_model(spec.model)[0])
+        return await _finish(run, reason, results, renewal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What all phases of a run work with.
+
+    Attributes:
+        spec: what to do.
+        storage: the directory.
+        shard: which part of the batch; None for a whole one.
+        names: of the files that the run keeps beside the outcomes.
+        manifest: the directory's, as the run found it.
+        journal: knows the outcome of each key.
+        checkpoints: store outcomes.
+        order: the rows in the order of the input.
+        table: writes good results into a table; None where there is none.
+        scheduler: decides which request is sent next.
+        server: loads and describes models.
+        counters: count rows.
+        meter: measures pace.
+        on_progress: called with the progress.
+        stop: ends the run early.
+    """
+
+    spec: BatchSpec
+    storage: Storage
+    shard: Shard | None
+    names: Names
+    manifest: Manifest
+    journal: Journal
+    checkpoints: Checkpoints
+    order: files.RowOrder
+    table: TableWriter | None
+    scheduler: Scheduler
+    server: ModelControl
+    counters: Counters
+    meter: ProgressMeter
+    on_progress: Callable[[Progress], None]
+    stop: StopSignal
+
+    def progress(self, state: str) -> Progress:
+        """Return how it goes now; *state* is one word for it."""
+        plan, counters = self.scheduler.plan, self.counters
+        counters.resolve(self.journal.state)
+        return self.meter.read(
+            _now(),
+            ok=plan.ok + counters.reused,
+            failed=plan.failed + counters.failed_before,
+            reused=counters.reused,
+            asked=plan.ok + plan.failed,
+            tokens=counters.tokens,
+            concurrency=self.scheduler.in_flight_limit,
+            state=state,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _open(
+    spec: BatchSpec,
+    storage: Storage,
+    server: ModelControl,
+    on_progress: Callable[[Progress], None],
+    stop: StopSignal,
+) -> AsyncIterator[_Run]:
+    """Read what earlier runs left in the directory.
+
+    Raises:
+        StorageError: it is damaged, or was made by a later version of this package.
+    """
+    meter = ProgressMeter(_now())
+    shard = spec.the_shard()
+    names = Names() if shard is None else shard.names
+    manifest = manifests.for_run(storage, spec.mode, names)
+    journal = await asyncio.to_thread(
+        Journal,
+        storage,
+        manifest.pass_number,
+        shard=None if shard is None else shard.name,
+        keep_replies=spec.output_type is not None,
+    )
+    model, _ = preflight.split_model(spec.model)
+    checkpoints = Checkpoints(
+        journal, look_up_digest=partial(server.digest, model), on_digest_change=spec.on_digest_change
+    )
+    interval = 60 / spec.requests_per_minute if spec.requests_per_minute else 0.0
+    order = files.RowOrder(with_ids=spec.id_column is not None)
+    table = None
+    # The results of shards go into the table with the merge, which knows the place of each row.
+    if spec.into is not None and shard is None:
+        written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target)
+        table = TableWriter(spec.into, written, storage, journal, max_outage=spec.limits.max_outage, pause=stop.pause)
+    try:
+        yield _Run(
+            spec=spec,
+            storage=storage,
+            shard=shard,
+            names=names,
+            manifest=manifest,
+            journal=journal,
+            checkpoints=checkpoints,
+            order=order,
+            table=table,
+            scheduler=Scheduler(Plan(spec.limits, interval=interval), concurrency_limit(spec), pack_size(spec)),
+            server=server,
+            counters=Counters(),
+            meter=meter,
+            on_progress=on_progress,
+            stop=stop,
+        )
+    finally:
+        if table is not None:
+            await table.close()
+        order.close()
+
+
+# The first phase: rows in, requests out, outcomes into the checkpoints.
+
+
+async def _request_all(
+    run: _Run, reader: RowReader, rows: Rows, client: AsyncClient, renewal: "_Renewal", *, closing: datetime | None
+) -> str:
+    """Send requests until every row has an outcome or something ends the run. All outcomes are stored then.
+
+    Returns:
+        `COMPLETE`, or why the run was stopped.
+    """
+    spec, manifest, scheduler, host = run.spec, run.manifest, run.scheduler, client.settings.base_url
+    queue = InputQueue(
+        reader,
+        scheduler,
+        run.journal,
+        checkpoints=run.checkpoints,
+        order=run.order,
+        table=run.table,
+        counters=run.counters,
+        meter=run.meter,
+        mode=spec.mode,
+    )
+    try:
+        async with queue, _background() as start:
+            start(run.stop.wait())
+            start(renewal.wait())
+            sample = await queue.sample()
+            if closing is not None:
+                start(_close_window(scheduler, closing))
+            if sample is None:
+                await _begin(run, manifest)
+                return COMPLETE
+            if run.table is not None:
+                await run.table.open(reader.examples, spec.id_column)
+            setup = await _prepare(run, sample, host)
+            manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
+            recorder = OutcomeRecorder(run.checkpoints, run.counters, setup, host)
+            workers = Workers(
+                scheduler,
+                setup,
+                client,
+                run.server,
+                checkpoints=run.checkpoints,
+                recorder=recorder,
+                counters=run.counters,
+                location=run.storage.location,
             )
-            self._feed = Feed(self._run, self._rows, self._reader, self._group)
-            try:
-                return await self._connected()
-            finally:
-                self._feed.close()
-                await self._run.close()
-        finally:
-            keeper.cancel()
+            start(run.checkpoints.write_periodically(spec.checkpoint_every, partial(_on_checkpoint, run)))
+            if run.table is not None:
+                start(run.table.run(scheduler.notify))
+            start(_report(run))
+            start(estimate_total(rows, run.shard, run.meter))
+            start(queue.fill(setup, recorder))
+            await workers.run()
+    except StoppedError as stopped:
+        return str(stopped)
+    except TooManyFailedError:
+        # The run came to its own end, so the next one is a new pass, which asks the failed rows again.
+        await asyncio.to_thread(manifests.save, run.storage, manifest.next_pass(), run.names)
+        raise
+    finally:
+        await run.checkpoints.close()
+    return COMPLETE
 
-    async def _connected(self) -> Summary:
-        timeouts = self._settings.timeouts.model_copy(update={"first_token": self._spec.load_timeout})
-        patient = self._settings.model_copy(update={"timeouts": timeouts})
-        once = self._settings.model_copy(update={"max_attempts": 1})
-        async with (
-            AsyncClient(patient, listener=self._listener) as control,
-            AsyncClient(once, listener=self._listener, concurrency=self._run.climb.most) as self._client,
-        ):
-            self._control = ModelControl(control)
-            self._stop.subscribe(partial(asyncio.get_running_loop().call_soon_threadsafe, self._on_stop))
-            try:
-                reason = await self._work_until_over()
-            finally:
-                if self._spec.unload_after and self._run.plan.sends:
-                    await self._control.unload(self._model)
-            return await finish(self._run, reason, self._results, check=self._check, on_progress=self._on_progress)
 
-    async def _work_until_over(self) -> str:
-        """Work until something ends it; whatever that was, close the requests and seal what there is."""
-        self._group.spawn(self._work_through())
-        try:
-            await self._group.over
-        except StoppedError as stopped:
-            return str(stopped)
-        except TooManyFailedError:
-            # The batch ended by itself: what failed is asked again by the next run.
-            await asyncio.to_thread(manifest.save, self._storage, self._run.manifest.next_pass(), self._run.names)
-            raise
-        finally:
-            await self._group.close()
-            await self._run.checkpoints.close()
-        return COMPLETE
+async def _prepare(run: _Run, sample: Sequence[str], host: str) -> RunSetup:
+    """Check that the server and its models can do what is asked, and fix how.
 
-    async def _work_through(self) -> None:
-        run = self._run
-        sample = await self._feed.sample()
-        if self._closing is not None:
-            self._group.spawn(self._close_at(self._closing))
-        if sample is None:
-            await begin(run)
-            self._group.end()
-            return
-        if run.table_writer is not None:
-            await run.table_writer.open(self._reader.examples, self._spec.id_column)
-        setup = await prepare(run, sample, self._settings.base_url, self._control)
-        await begin(run)
-        self._workers = Workers(run, setup, self._client, self._control, self._group)
-        self._group.spawn(run.checkpoints.write_periodically(self._spec.checkpoint_every, self._sealed))
-        if run.table_writer is not None:
-            self._group.spawn(run.table_writer.run(self._workers.hungry.set))
-        self._group.spawn(self._report())
-        await self._feed.give(self._workers, setup)
+    Args:
+        run: before its first row.
+        sample: the first prompts.
+        host: base URL of the server.
 
-    def _sealed(self) -> None:
-        if self._run.table_writer is not None:
-            self._run.table_writer.on_checkpoint()
-        self._workers.wake()
+    Raises:
+        InputError: there is nothing to merge, or it was made with other settings.
+        ModelChangedError: a digest is not the demanded one.
+        OllamaError: the server does not answer, or a model cannot do what is asked.
+    """
+    spec, manifest = run.spec, run.manifest
+    if spec.mode == "merge":  # no request: the shards' runs have fixed it
+        provenance = manifests.merged_provenance(run.storage, manifest, spec.common())
+        task = preflight.task_of(spec)
+        setup = RunSetup(
+            task,
+            preflight.keys_of(task, provenance.digest),
+            preflight.validator_of(spec, task, provenance.server, provenance.server_version),
+            provenance,
+            manifest.num_ctx,
+        )
+    else:
+        name, _ = preflight.split_model(spec.model)
+        setup = preflight.run_setup(spec, sample, manifest.num_ctx, host, await run.server.describe(name))
+    run.checkpoints.set_provenance(setup.provenance)
+    if spec.mode == "merge" or spec.fallback_model is None:
+        return setup
+    name, _ = preflight.split_model(spec.fallback_model)
+    described = await run.server.describe(name)
+    fallback = preflight.fallback_provenance(spec.fallback_model, setup.task, setup.provenance, described, host)
+    return replace(setup, fallback=fallback)
 
-    async def _report(self) -> None:
-        run = self._run
-        due = run.clock() + self._spec.report_every
-        while True:
-            await asyncio.sleep(min(_TICK, self._spec.report_every))
-            progress = run.progress("running")
-            self._on_progress(progress)
-            if run.clock() >= due:
-                due += self._spec.report_every
-                logger.info("%s", progress.line())
-                await self._write_report(progress)
 
-    async def _write_report(self, progress: Progress) -> None:
-        report = (self._storage, self._run.names.progress, progress.as_json())
-        writing = asyncio.create_task(asyncio.to_thread(write, *report))
+async def _begin(run: _Run, manifest: Manifest) -> Manifest:
+    """Store the manifest of what the run is about to do, and return it.
+
+    Raises:
+        InputError: it is a shard's, and beside it are shards of a batch with other settings.
+    """
+    provenance = run.checkpoints.provenance
+    manifest = replace(
+        manifest,
+        settings=run.spec.settings(),
+        common=run.spec.common(),
+        provenance=None if provenance is None else vars(provenance),
+    )
+    await asyncio.to_thread(manifests.begin, run.storage, manifest, run.names)
+    return manifest
+
+
+def _on_checkpoint(run: _Run) -> None:
+    if run.table is not None:
+        run.table.on_checkpoint()
+    run.scheduler.notify()
+
+
+async def _report(run: _Run) -> None:
+    due = _now() + run.spec.report_every
+    while True:
+        await asyncio.sleep(min(_TICK, run.spec.report_every))
+        progress = run.progress("running")
+        run.on_progress(progress)
+        if _now() < due:
+            continue
+        due += run.spec.report_every
+        logger.info("%s", progress.line())
+        writing = asyncio.create_task(asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json()))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            # The thread goes on, and the end writes a report of its own, to the same file.
+            # The thread goes on, and the end of the run writes the same file.
             await writing
             raise
 
-    # What ends a run early
 
-    async def _keep_lock(self) -> None:
-        """Show that the run is alive, to its very end: also while a model loads, or while the results are written."""
+async def _close_window(scheduler: Scheduler, closing: datetime) -> None:
+    """Send no request from that moment on, and end the run when those in flight are answered."""
+    await asyncio.sleep((closing - datetime.now(UTC)).total_seconds())
+    scheduler.plan.closed = True
+    logger.info("Window closed, sending no more requests; waiting for %d in flight.", scheduler.plan.in_flight)
+    while scheduler.plan.in_flight:
+        await scheduler.wait()
+    raise StoppedError(f"the window closed at {closing.isoformat(timespec='minutes')}")
+
+
+# The second phase: results and summary.
+
+
+async def _finish(run: _Run, reason: str, results: files.Results, renewal: "_Renewal") -> Summary:
+    """Write the results and the summary of a run whose outcomes are all stored.
+
+    Args:
+        run: with no request in flight.
+        reason: `COMPLETE`, or why it ended early: then there are no results to write.
+        results: how they are written.
+        renewal: of the lock.
+
+    Raises:
+        TooManyFailedError: more rows failed than are tolerated.
+        DatabaseGoneError: the table was gone for longer than is tolerated.
+        StorageError: the results cannot be written.
+    """
+    written = None
+    if reason == COMPLETE:
+        try:
+            written = await _write_results(run, results, renewal)
+        except StoppedError as stopped:
+            reason = str(stopped)
+    if reason == COMPLETE and run.counters.skipped:
+        reason = "rows that were never asked were left alone"
+    summary = _summary(run, reason, written)
+    if summary.complete:
+        await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
+        if run.shard is None:
+            await asyncio.to_thread(shards.forget, run.storage)
+    # What a table refused is known only now, and no row waits for another any more.
+    progress = replace(
+        run.progress(COMPLETE if summary.complete else "incomplete"),
+        done=summary.ok + summary.failed,
+        ok=summary.ok,
+        failed=summary.failed,
+        reused=summary.reused,
+    )
+    run.on_progress(progress)
+    logger.info("%s", progress.line())
+    await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
+    if summary.complete and run.spec.limits.too_many(summary.failed, summary.rows):
+        raise TooManyFailedError(
+            f"{summary.failed} of {summary.rows} rows failed ({run.counters.reasons()}); "
+            "all others have their results. "
+            + (f"See {run.storage.location}/{files.FAILED}." if run.shard is None else "The merge lists them."),
+            summary,
+        )
+    return summary
+
+
+async def _write_results(run: _Run, results: files.Results, renewal: "_Renewal") -> files.Written:
+    """Write what is left for the table, and the results; return what failed in the end, at the table too."""
+    refused: dict[int, dict[str, str]] = {}
+    if run.table is not None:
+        refused = await run.table.finish()
+    run.counters.errors.update(error["class"] for error in refused.values())
+    if run.shard is not None:  # its results come with the merge
+        _, failed = run.order.count(run.journal)
+        return files.Written(failed)
+
+    def check() -> None:
+        run.stop.check()
+        renewal.check()
+
+    written = await asyncio.to_thread(
+        files.write_results, run.storage, run.journal, run.order, results, check, refused=refused
+    )
+    if written.refused:
+        run.counters.errors[files.REFUSED] += written.refused
+        logger.warning(
+            "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
+            written.refused, results.name, files.FAILED,
+        )  # fmt: skip
+    if run.table is not None:
+        return replace(written, refused_fresh=written.refused_fresh + run.table.refused_fresh)
+    return written
+
+
+def _summary(run: _Run, reason: str, written: files.Written | None) -> Summary:
+    seconds, counters, plan = _now() - run.meter.began, run.counters, run.scheduler.plan
+    progress = run.progress(reason)
+    fresh = plan.ok
+    if written is None:
+        ok, failed = run.order.count(run.journal)
+        rows = max(progress.total or 0, ok + failed)
+        left = None if progress.total is None else rows - ok - failed
+    else:
+        rows, failed, left = len(run.order), written.failed, counters.skipped
+        ok, fresh = rows - failed - left, fresh - written.refused_fresh
+    return Summary(
+        complete=reason == COMPLETE,
+        reason=reason,
+        directory=run.storage.location,
+        rows=rows,
+        ok=ok,
+        failed=failed,
+        reused=ok - fresh,
+        written=0 if run.table is None else run.table.written,
+        skipped=counters.skipped,
+        revalidated=counters.revalidated,
+        ladder=counters.repairs,
+        left=left,
+        seconds_left=0.0 if left == 0 else progress.eta,
+        requests=plan.sends,
+        prompt_tokens=counters.prompt_tokens,
+        tokens=counters.tokens,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(counters.tokens / seconds, 1),
+        concurrency=run.scheduler.concurrency.target,
+        errors=dict(counters.errors),
+        provenance=run.checkpoints.provenance,
+    )
+
+
+# What runs beside the phases.
+
+
+@contextlib.asynccontextmanager
+async def _background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """Run coroutines beside a block. The first error ends the block and is raised; all are cancelled at its end.
+
+    An `asyncio.TaskGroup` alone would wait for coroutines that never end, and raise a group of errors: a run ends for
+    one reason, the first.
+    """
+    tasks: list[asyncio.Task[None]] = []
+    error: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield lambda work: tasks.append(group.create_task(work))
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        error = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+    if error is not None:
+        raise error from error.__cause__
+
+
+class _Renewal:
+    """Renews the lock of a run to show that it is alive, also while a model loads or results are written.
+
+    Args:
+        lock: that the run has taken.
+    """
+
+    def __init__(self, lock: shards.RunLock) -> None:
+        self._lock = lock
+        self._lost: Exception | None = None
+        self._is_lost = asyncio.Event()
+
+    async def run(self) -> None:
+        """Renew it until it is lost."""
         while self._lost is None:
             await asyncio.sleep(_TICK)
             try:
-                await asyncio.to_thread(self._renew_lock)
+                await asyncio.to_thread(self._lock.renew)
             except (BatchError, OSError) as error:
                 self._lost = error
-                self._group.end(error)
+                self._is_lost.set()
 
-    def _check(self) -> None:
-        """Raise what ends a run while its results are written."""
-        self._stop.check()
+    async def wait(self) -> None:
+        """Wait until it is lost, and raise the reason."""
+        await self._is_lost.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise the reason if it is lost; from any thread."""
         if self._lost is not None:
             raise self._lost
 
-    def _on_stop(self) -> None:
-        self._group.end(StoppedError(self._stop.reason))
 
-    async def _close_at(self, closing: datetime) -> None:
-        """Send no row any more from that moment on; end when what is in flight is back."""
-        await asyncio.sleep((closing - datetime.now(UTC)).total_seconds())
-        plan = self._run.plan
-        plan.closed = True
-        logger.info("The window closes: no new rows, %d requests are still in flight.", plan.in_flight)
-        while plan.in_flight:
-            await self._workers.wait()
-        self._group.end(StoppedError(f"the window closed at {closing.isoformat(timespec='minutes')}"))
+@contextlib.asynccontextmanager
+async def _renewing(lock: shards.RunLock) -> AsyncIterator[_Renewal]:
+    renewal = _Renewal(lock)
+    task = asyncio.create_task(renewal.run())
+    try:
+        yield renewal
+    finally:
+        task.cancel()
+
+
+def _window_end(spec: BatchSpec) -> datetime | None:
+    if spec.stop_at is None:
+        return None
+    return closing_time(spec.stop_at, spec.timezone, now=datetime.now(UTC), due=spec.due)
+
+
+def _now() -> float:
+    """Seconds of the event loop's clock, which never goes back."""
+    return asyncio.get_running_loop().time()

@@ -106,7 +106,7 @@ class TestRetryAfter:
         with pytest.raises(OverloadedError):
             batch.run(texts(20), concurrency=1, limits=Limits(max_outage=2))
 
-        assert "Everybody waits 2 s" in caplog.text
+        assert "Server unavailable, pausing all requests for 2 s" in caplog.text
 
     def test_the_end_of_the_night_is_kept_while_waiting(self, batch):
         """The window closes in the middle of the pause."""

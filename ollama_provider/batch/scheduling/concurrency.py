@@ -1,174 +1,167 @@
-"""How many requests at a time? A climb on throughput against queue time. No network, no clock.
+"""How many requests at a time, and how many texts in a request, found by measuring. No network, no clock.
 
-The parallel slots of a server (``OLLAMA_NUM_PARALLEL``) cannot be asked for, and a loaded model queues without limit,
-so no refusal tells that it is enough. But the replies do: they tell how long a request waited for a slot. With `n`
-requests in flight of which a share `q` of the time is waiting, ``n * (1 - q)`` would do, once there is waiting at all.
-And when there is none, twice as many are tried, and kept if more tokens a second come of it: slots that share one busy
-GPU are no gain.
+**Requests.** The parallel slots of a server (``OLLAMA_NUM_PARALLEL``) cannot be asked for, and a loaded model queues
+without limit, so the server never refuses a request for being one too many. But its replies tell how long a request
+waited for a slot. With `n` requests in flight that spend a share `q` of their time waiting, ``n * (1 - q)`` are enough.
+Where nothing waits, the limit is doubled, and the doubling is kept if it brings more tokens a second: slots that share
+one busy GPU do not.
+
+**Texts for vectors.** The pack size is doubled for as long as that brings more texts a second.
 """
 
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Self
 
-#: What an unknown server begins with.
-_START = 4
-#: The most that is tried.
-_MOST = 256
-#: A share of waiting that says: the server has no more slots than this.
-_WAITING = 0.12
+from ollama_provider.batch.spec import BatchSpec
+
+#: The limit for a server that is not known yet.
+_INITIAL = 4
+_HIGHEST = 256
+#: With this share of the time spent waiting, the server has no more slots than there are requests.
+_QUEUED = 0.12
 #: A doubling that brings less than this is taken back.
-_WORTH = 1.10
-#: After so many windows at rest, look again.
-_REST = 20
+_WORTHWHILE = 1.10
+#: Measurements to skip before more requests are tried again.
+_COOLDOWN = 20
+
+#: Texts of the largest pack.
+_LARGEST_PACK = 512
+#: Seconds that the request for a pack should take at most: longer ones fail later, and delay a stop.
+_LONGEST_PACK = 10.0
+#: Packs of one measurement. The first ones include the time to connect, and one alone is noise.
+_PACKS = 3
 
 
 @dataclass
-class _Window:
+class _Measurement:
     rows: int = 0
-    wall: float = 0.0
-    queue: float = 0.0
+    seconds: float = 0.0
+    queued: float = 0.0
     tokens: float = 0.0
 
-    def add(self, wall: float, queue: float, tokens: int | None) -> None:
+    def add(self, seconds: float, queued: float, tokens: int | None) -> None:
         self.rows += 1
-        self.wall += wall
-        self.queue += min(queue, wall)
+        self.seconds += seconds
+        self.queued += min(queued, seconds)
         self.tokens += tokens or 1
 
 
 @dataclass
-class Climb:
-    """Finds the number of requests in flight at which more would not help.
+class ConcurrencyLimit:
+    """Adapts the number of requests in flight to the server, between two bounds. Equal bounds fix it.
 
     Attributes:
         target: requests to keep in flight now.
-        most: never more than this.
+        lowest: it never goes below.
+        highest: it never goes above.
     """
 
-    target: int = _START
-    most: int = _MOST
-    _window: _Window = field(default_factory=_Window)
-    _generation: int = 0
-    _before: tuple[int, float] | None = None
-    _rest: int = 0
+    target: int = _INITIAL
+    lowest: int = 1
+    highest: int = _HIGHEST
+    _measurement: _Measurement = field(default_factory=_Measurement)
+    _before_doubling: tuple[int, float] | None = None
+    _cooldown: int = 0
 
-    def observe(self, sent_at_target: int, wall: float, queue: float, tokens: int | None) -> None:
-        """Take one answered request into account.
+    @classmethod
+    def fixed(cls, number: int) -> Self:
+        """Return a limit that stays as it is."""
+        return cls(number, number, number)
+
+    def observe(self, sent_at_target: int, seconds: float, queued: float, tokens: int | None) -> None:
+        """Measure one answered request.
 
         Args:
-            sent_at_target: `target` when it was sent; one that was sent at another is left out.
-            wall: seconds from sending to the last token.
-            queue: seconds of these that it waited for a slot, by the server's account; 0 if it gave none.
-            tokens: that it generated; None if it did not say.
+            sent_at_target: `target` when it was sent. A request that was sent at another target is not measured.
+            seconds: from sending to the last token.
+            queued: seconds of these that it waited for a slot, as the server says; 0 if it does not.
+            tokens: that it generated; None if the server does not say.
         """
         if sent_at_target != self.target:
             return
-        self._window.add(wall, queue, tokens)
-        if self._window.rows >= max(2 * self.target, 8):
-            window, self._window = self._window, _Window()
-            self._decide(window)
+        self._measurement.add(seconds, queued, tokens)
+        if self._measurement.rows >= max(2 * self.target, 8):
+            measured, self._measurement = self._measurement, _Measurement()
+            self._adapt(measured)
 
     def overloaded(self) -> None:
-        """The server refused for lack of room: half as many, and no more soon."""
-        self._move(max(1, self.target // 2))
-        # What more requests brought was measured before the server had no room for them.
-        self._before = None
-        self._rest = _REST
+        """Halve it, and do not try more soon: the server refused a request because it is busy."""
+        self._set_target(self.target // 2)
+        # It was measured before the server was too busy.
+        self._before_doubling = None
+        self._cooldown = _COOLDOWN
 
-    def _decide(self, window: _Window) -> None:
-        # By Little's law, without the noise of a window's ends.
-        throughput = self.target * window.tokens / window.wall
-        waiting = window.queue / window.wall
-        before, self._before = self._before, None
-        if waiting >= _WAITING:
-            # One more than are not waiting, so that a freed slot never waits for us.
-            slots = self.target * (1 - waiting)
-            self._move(ceil(slots - 0.25) + max(1, ceil(slots / 8)))
-            self._rest = _REST
-        elif before is not None and throughput < _WORTH * before[1]:
-            self._move(before[0])
-            self._rest = _REST
-        elif self._rest:
-            self._rest -= 1
-        elif self.target < self.most:
-            self._before = (self.target, throughput)
-            self._move(2 * self.target)
+    def _adapt(self, measured: _Measurement) -> None:
+        # By Little's law. The time between the first and the last answer would depend on where the measurement ends.
+        throughput = self.target * measured.tokens / measured.seconds
+        queued = measured.queued / measured.seconds
+        before, self._before_doubling = self._before_doubling, None
+        if queued >= _QUEUED:
+            # A few more than there are slots, so that a freed slot always finds the next request.
+            slots = self.target * (1 - queued)
+            self._set_target(ceil(slots - 0.25) + max(1, ceil(slots / 8)))
+            self._cooldown = _COOLDOWN
+        elif before is not None and throughput < _WORTHWHILE * before[1]:
+            self._set_target(before[0])
+            self._cooldown = _COOLDOWN
+        elif self._cooldown:
+            self._cooldown -= 1
+        elif self.target < self.highest:
+            self._before_doubling = (self.target, throughput)
+            self._set_target(2 * self.target)
 
-    def _move(self, target: int) -> None:
-        target = max(1, min(target, self.most))
+    def _set_target(self, target: int) -> None:
+        target = max(self.lowest, min(target, self.highest))
         if target != self.target:
             self.target = target
-            self._window = _Window()
-
-
-@dataclass
-class Fixed:
-    """A number that the user gave."""
-
-    target: int
-
-    @property
-    def most(self) -> int:
-        """The number itself."""
-        return self.target
-
-    def observe(self, sent_at_target: int, wall: float, queue: float, tokens: int | None) -> None:
-        """See `Climb`; it changes nothing."""
-
-    def overloaded(self) -> None:
-        """See `Climb`; it changes nothing."""
-
-
-# FROM batch.packsize: How many texts share a request.
-
-#: A step up that brings less than this is taken back.
-_WORTH_PACK = 1.10
-
-#: Seconds of a request: longer ones only fail or stop later.
-_LONG = 10.0
-
-_LARGEST = 512
+            self._measurement = _Measurement()
 
 
 @dataclass
 class PackSize:
-    """Finds how many texts a request pay, from how many a second come of it. No network, no clock.
+    """Finds the number of texts in a request for vectors with which most texts a second are answered.
 
     Attributes:
         size: texts of the next pack.
+        settled: it stays as it is.
     """
 
     size: int = 8
+    settled: bool = False
     _packs: int = 0
     _seconds: float = 0.0
     _best: float = 0.0
-    _settled: bool = False
 
     def observe(self, texts: int, seconds: float) -> None:
-        """Take one answered pack into account; those of another size are left out."""
-        if self._settled or texts != self.size:
+        """Measure one answered pack. A pack of another size is not measured."""
+        if self.settled or texts != self.size:
             return
         self._packs += 1
         self._seconds += seconds
-        # The first packs wait for each other's connection, and a pair tells more than one.
-        if self._packs < 3:
+        if self._packs < _PACKS:
             return
         rate, longest = self._packs * texts / self._seconds, self._seconds / self._packs
         self._packs, self._seconds = 0, 0.0
-        if rate < _WORTH_PACK * self._best or longest > _LONG:
-            self.size, self._settled = max(1, self.size // 2), True
-        elif self.size >= _LARGEST:
-            self._settled = True
+        if rate < _WORTHWHILE * self._best or longest > _LONGEST_PACK:
+            self.size, self.settled = max(1, self.size // 2), True
+        elif self.size >= _LARGEST_PACK:
+            self.settled = True
         else:
             self._best = rate
             self.size *= 2
 
 
-@dataclass
-class FixedPack:
-    """A number that the user gave, or 1 for tasks without packs."""
+def concurrency_limit(spec: BatchSpec) -> ConcurrencyLimit:
+    """Return the limit that a batch begins with."""
+    if spec.concurrency != "auto":
+        return ConcurrencyLimit.fixed(spec.concurrency)
+    # A server works on one text for a vector at a time: the second request is there when the first is done.
+    return ConcurrencyLimit() if spec.task != "embed" else ConcurrencyLimit.fixed(2)
 
-    size: int = 1
 
-    def observe(self, texts: int, seconds: float) -> None:
-        """See `PackSize`; it changes nothing."""
+def pack_size(spec: BatchSpec) -> PackSize:
+    """Return the pack size that a batch begins with: one row, unless it is for vectors."""
+    if spec.pack != "auto":
+        return PackSize(spec.pack, settled=True)
+    return PackSize() if spec.task == "embed" else PackSize(1, settled=True)

@@ -87,6 +87,7 @@ class Plan:
         closed: nothing more is sent; what is in flight may come back.
         ok, failed: items that came to an end.
         unasked: of the failed ones, those that never became a request.
+        reused: rows with a good result of an earlier run: such rows can be answered.
         generation: counts the pauses; a failure that was sent before the last pause began causes none of its own.
         in_flight: items sent and not yet back.
         sends: requests sent in all.
@@ -99,6 +100,7 @@ class Plan:
     ok: int = 0
     failed: int = 0
     unasked: int = 0
+    reused: int = 0
     generation: int = 0
     in_flight: int = 0
     sends: int = 0
@@ -365,7 +367,7 @@ class Plan:
     def hopeless(self) -> bool:
         """Tell whether so many rows that were asked failed, and none succeeded, that going on makes no sense."""
         asked = self.failed - self.unasked
-        return not self.ok and asked >= _HOPELESS and self.limits.too_many(asked, asked)
+        return not (self.ok or self.reused) and asked >= _HOPELESS and self.limits.too_many(asked, asked)
 
 
 def _lasts(error: OllamaError) -> bool:

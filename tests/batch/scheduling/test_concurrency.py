@@ -1,39 +1,39 @@
-"""The climb, against servers that are a few lines of arithmetic."""
+"""The concurrency limit, against servers that are a few lines of arithmetic."""
 
 import heapq
 import random
 
 import pytest
 
-from ollama_provider.batch.scheduling.concurrency import Climb, Fixed
+from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit
 
 
-def run(climb: Climb, rows: int, *, slots: int, gpu: float = 1e9, seed: int = 1) -> list[tuple[float, int]]:
+def run(limit: ConcurrencyLimit, rows: int, *, slots: int, gpu: float = 1e9, seed: int = 1) -> list[tuple[float, int]]:
     """Serve *rows* by *slots* slots that share a GPU good for *gpu* of them; return (time, target) at each answer."""
     chance = random.Random(seed)
     now, began, history = 0.0, 0, []
     in_service: list[tuple[float, float, float, int, int]] = []
     queue: list[tuple[float, int]] = []
     while len(history) < rows:
-        while len(in_service) + len(queue) < climb.target and began < rows:
-            queue.append((now, climb.target))
+        while len(in_service) + len(queue) < limit.target and began < rows:
+            queue.append((now, limit.target))
             began += 1
         while queue and len(in_service) < slots:
             sent, target = queue.pop(0)
             work = chance.lognormvariate(-1.75, 0.5)
-            slowness = max(1.0, min(slots, climb.target) / gpu)
+            slowness = max(1.0, min(slots, limit.target) / gpu)
             heapq.heappush(in_service, (now + work * slowness, sent, now - sent, target, max(1, round(100 * work))))
         now, sent, waited, target, tokens = heapq.heappop(in_service)
-        climb.observe(target, now - sent, waited, tokens)
-        history.append((now, climb.target))
+        limit.observe(target, now - sent, waited, tokens)
+        history.append((now, limit.target))
     return history
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 8, 16, 32])
 def test_it_finds_the_slots_of_a_server(slots):
     """In the end at least as many requests are in flight as there are slots, and not many more."""
-    climb = Climb()
-    history = run(climb, 100 * max(slots, 4), slots=slots)
+    limit = ConcurrencyLimit()
+    history = run(limit, 100 * max(slots, 4), slots=slots)
 
     late = [target for _, target in history[len(history) // 2 :]]
     assert min(late) >= slots
@@ -42,57 +42,57 @@ def test_it_finds_the_slots_of_a_server(slots):
 
 def test_slots_that_share_a_busy_gpu_are_no_gain():
     """Where twice as many requests bring no more tokens, it goes back to half."""
-    climb = Climb()
-    history = run(climb, 2000, slots=64, gpu=4)
+    limit = ConcurrencyLimit()
+    history = run(limit, 2000, slots=64, gpu=4)
 
-    assert climb.target <= 8
+    assert limit.target <= 8
     assert max(target for _, target in history) <= 16
 
 
 def test_overload_halves_it():
     """A server that refuses for lack of room gets half as many at once."""
-    climb = Climb(target=16)
-    climb.overloaded()
+    limit = ConcurrencyLimit(target=16)
+    limit.overloaded()
 
-    assert climb.target == 8
+    assert limit.target == 8
 
 
 def test_what_was_measured_before_an_overload_is_forgotten():
-    """After two refusals it stays where it is, and does not climb back at once to where it came from."""
-    climb = Climb()
-    targets = [climb.target]
+    """After two refusals it stays where it is, and does not go back at once to where it came from."""
+    limit = ConcurrencyLimit()
+    targets = [limit.target]
 
     def answer(target):
         for _ in range(100):
-            if climb.target == target:
-                climb.observe(target, 1.0, 0.0, 10)
+            if limit.target == target:
+                limit.observe(target, 1.0, 0.0, 10)
 
     answer(4)
-    targets.append(climb.target)
+    targets.append(limit.target)
     for _ in range(2):
-        climb.overloaded()
-        targets.append(climb.target)
+        limit.overloaded()
+        targets.append(limit.target)
     for _ in range(20):
-        climb.observe(2, 1.0, 0.0, 10)
-        targets.append(climb.target)
+        limit.observe(2, 1.0, 0.0, 10)
+        targets.append(limit.target)
 
     assert targets == [4, 8, 4, 2, *[2] * 20]
 
 
 def test_answers_to_requests_of_another_pace_are_left_out():
     """What was sent at another target says nothing about this one."""
-    climb = Climb(target=4)
+    limit = ConcurrencyLimit(target=4)
     for _ in range(100):
-        climb.observe(8, 1.0, 0.9, 10)
+        limit.observe(8, 1.0, 0.9, 10)
 
-    assert climb.target == 4
+    assert limit.target == 4
 
 
 def test_a_fixed_number_stays():
     """The user's number is the user's."""
-    fixed = Fixed(3)
+    fixed = ConcurrencyLimit.fixed(3)
     for _ in range(100):
         fixed.observe(3, 1.0, 0.9, 10)
     fixed.overloaded()
 
-    assert fixed.target == fixed.most == 3
+    assert fixed.target == fixed.highest == 3
