@@ -36,8 +36,10 @@ MODULES = {
 }
 #: The navigation: a page is found on the site only if it stands here, and Sphinx says which one does not.
 NAVIGATION = {
-    "Begin": ["docs/index", "docs/quickstart"],
+    "Begin": ["docs/index", "docs/quickstart", "docs/concepts"],
     "How to": [
+        "docs/howto/move-from-a-loop",
+        "docs/operate",
         "docs/howto/taskflow",
         "docs/howto/wait-without-a-slot",
         "docs/howto/sql",
@@ -51,6 +53,7 @@ NAVIGATION = {
         "docs/reference/operators",
         "docs/reference/connection",
         "docs/reference/errors",
+        "docs/security",
         "docs/reference/versions",
     ],
     "Python API": [f"docs/api/{module}" for module in MODULES.values()],
@@ -79,6 +82,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"{project} {version}"
 html_show_copyright = False
 html_show_sourcelink = False

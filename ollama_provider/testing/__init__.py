@@ -39,7 +39,7 @@ generate, chat, embed and embeddings, and so about OpenAI's endpoints for them u
     stand_in.script(Cut(after=3), model="qwen3", where=lambda body: "boom" in body.get("prompt", ""))
 
 **State.** `stand_in.install(Model("m", ("embedding",)))`, `.remove("llama3.2")`, `.retag("llama3.2")` (another digest),
-`.offer(…)` and `.withdraw(…)` (registry); `.requests`, `.open_requests`, `.loads`, `.downloads`,
+`.offer(…)` and `.withdraw(…)` (registry); ``.requests``, `.open_requests`, `.loads`, `.downloads`,
 `.wait_until(lambda s: len(s.open_requests) == 2)`; `server.stop()` and `server.start()` on the same port.
 """
 

@@ -1,5 +1,6 @@
 """What pages say to type is typed, and what they show is held to what is really there."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, run_batch
+from ollama_provider.batch import BatchSpec, Progress, TooManyFailedError, run_batch
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaPruneModelsOperator
 from ollama_provider.provider_info import get_provider_info
@@ -61,6 +62,8 @@ PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
 HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
 CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
 CONNECTION_VARIABLE = shown("docs/reference/connection.md", "export AIRFLOW_CONN_")
+PROGRESS = shown("docs/operate.md", "done=")
+REASONS = shown("docs/operate.md", "grep -o")
 IMPORTS = shown("docs/reference/operators.md", "from ollama_provider.operators")
 
 
@@ -265,6 +268,22 @@ def test_the_day_of_a_run() -> None:
     day = DAG("of_the_page", schedule=None).get_template_env().from_string(template)
 
     assert [day.render(dag_run=run) for run in (without, of_airflow_2)] == ["2026-11-23", "2026-11-22"]
+
+
+def test_the_line_of_progress() -> None:
+    """It has the names of a real one, in their order."""
+    parts = re.compile(r"([\w/]+)=|(%)")
+
+    assert parts.findall(PROGRESS.text) == parts.findall(Progress(done=1, total=2).line())
+
+
+def test_the_count_of_reasons(shell: Shell, home: Path, ollama: Server) -> None:
+    """The command finds the class of each failed row."""
+    spec = BatchSpec(model="llama3.2", rows=[{"text": "A"}, {"text": None}, {"text": None, "id": 2}])
+    with contextlib.suppress(TooManyFailedError):
+        run_batch(spec, Settings(base_url=ollama.url), home)
+
+    assert shell(REASONS.text).split() == ["2", '"error":{"class":"RenderError"']
 
 
 def test_the_imports_shown() -> None:
