@@ -10,9 +10,11 @@ from typing import Any
 
 import httpx
 
-from ollama_provider.api.connections import headers_for, proxy_for, ssl_context_for
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.headers import headers_for
+from ollama_provider.api.proxies import proxy_for
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.tls import ssl_context_for
 from ollama_provider.hooks import OllamaHook
 
 #: Headers that the OpenAI client sets itself.

@@ -7,9 +7,9 @@ from threading import Thread
 
 from ollama_provider.api import errors
 from ollama_provider.api.client import Client
-from ollama_provider.api.connections import proxy_for
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.model_names import TAG, ModelName
+from ollama_provider.api.proxies import proxy_for
 from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.schemas import LocalModel, TagsReply, TagsRequest, VersionRequest
 from ollama_provider.api.settings import Settings, Timeouts

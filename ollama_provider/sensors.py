@@ -13,9 +13,8 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from ollama_provider.api.arguments import is_null, read_text
+from ollama_provider.api.arguments import is_null, read_list, read_text
 from ollama_provider.api.errors import ClientClosedError, OllamaError
-from ollama_provider.api.lists import read_list
 
 # The modules that talk to a server are imported when the task runs, because DAG files are parsed much more often.
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ What has one meaning is read: a template gives ``"4"`` for 4 and ``"None"`` for 
 argument's name. No function here imports anything heavy, since DAG files are parsed all day.
 """
 
+import ast
+import json
 import math
 import re
 from typing import Any
@@ -100,6 +102,21 @@ def one_of(name: str, value: Any, *allowed: str) -> str:
     if isinstance(value, str) and value.strip() in allowed:
         return value.strip()
     raise InvalidRequestError(f"{name}: {_quoted(value)} is not one of {', '.join(map(repr, allowed))}")
+
+
+def read_list(text: str) -> list[Any] | None:
+    """Return the list that *text* is, as JSON or as Python writes it (a tuple too); None if it is no list."""
+    text = text.strip()
+    if text[:1] + text[-1:] not in {"[]", "()"}:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    return list(value) if isinstance(value, list | tuple) else None
 
 
 def _kind(value: Any) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Generic, Self, TypeVar, cast
 import httpx
 from tenacity import AsyncRetrying, Retrying
 
-from ollama_provider.api.call import Call
-from ollama_provider.api.classify import transport_error
+from ollama_provider.api.decompression import BrokenAnswer, UnknownEncoding
+from ollama_provider.api.error_mapping import transport_error
 from ollama_provider.api.errors import (
     ClientClosedError,
     EndpointNotFoundError,
@@ -27,15 +27,15 @@ from ollama_provider.api.errors import (
     OllamaError,
     TransportError,
 )
-from ollama_provider.api.events import Listener
-from ollama_provider.api.protocol import Collector, Decoder, Pieces, as_embed_reply, encode
+from ollama_provider.api.events import Call, Listener
+from ollama_provider.api.protocol import Decoder, encode
 from ollama_provider.api.pulls import check_pull_allowed
+from ollama_provider.api.replies import Collector, Pieces, as_embed_reply
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.timeouts import Patience, patience_for
 from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, Exchange, Upload, Wire
-from ollama_provider.api.unpacking import BrokenAnswer, UnknownEncoding
 
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")

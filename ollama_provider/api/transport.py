@@ -20,10 +20,12 @@ from typing import Any, NoReturn, cast
 import httpx
 
 from ollama_provider.api.cancellation import Alarm, Lane
-from ollama_provider.api.connections import headers_for, proxy_for, ssl_context_for
+from ollama_provider.api.decompression import BrokenAnswer, Unpacker, unpacker_for
 from ollama_provider.api.errors import OllamaError
+from ollama_provider.api.headers import headers_for
+from ollama_provider.api.proxies import proxy_for
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.unpacking import BrokenAnswer, Unpacker, unpacker_for
+from ollama_provider.api.tls import ssl_context_for
 
 #: Seconds an idle connection is kept; proxies in between close theirs after 60 or 75.
 KEEP_ALIVE = 30.0
@@ -356,7 +358,7 @@ class AsyncWire(_Base):
 
     def _connect(self) -> httpx.AsyncBaseTransport:
         # Here, because it loads aiohttp, which the import of this module must not.
-        from ollama_provider.api.pooling import connect
+        from ollama_provider.api.aiohttp_transport import connect
 
         return connect(self._tls, self._proxy, connections=self._concurrency, keep_alive=KEEP_ALIVE)
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ollama_provider.api.arguments import is_null, one_of, read_flag, read_number, read_text, read_whole
+from ollama_provider.api.arguments import is_null, one_of, read_flag, read_list, read_number, read_text, read_whole
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.lists import read_list
 from ollama_provider.batch.window import read_stop_at, read_timezone, timezone_name
 
 

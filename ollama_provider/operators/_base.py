@@ -12,8 +12,8 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
 )
 
+from ollama_provider.api.arguments import read_list
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.lists import read_list
 from ollama_provider.batch import BatchError
 
 # What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.

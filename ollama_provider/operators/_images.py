@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+from ollama_provider.api.arguments import read_list
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.images import LIMIT, capabilities_for, check_image, kind_of, read_image_file
-from ollama_provider.api.lists import read_list
 from ollama_provider.operators._storage_paths import storage_path
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from ollama_provider.api.protocol import Collector
+from ollama_provider.api.replies import Collector
 from ollama_provider.api.request_flow import Send
 from ollama_provider.api.schemas import ChatReply, GenerateReply, Request
 from ollama_provider.hooks import OllamaHook

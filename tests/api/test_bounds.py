@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from ollama_provider.api import errors, timeouts
+from ollama_provider.api.decompression import PIECE, Unpacker
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, TagsRequest, VersionRequest
-from ollama_provider.api.unpacking import PIECE, Unpacker
 from tests.sockets import listening
 
 GENERATE = GenerateRequest(model="m", prompt="hi")

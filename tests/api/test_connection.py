@@ -15,7 +15,7 @@ import pytest
 
 from ollama_provider.api import errors
 from ollama_provider.api.client import AsyncClient, Client
-from ollama_provider.api.connections import is_exempt
+from ollama_provider.api.proxies import is_exempt
 from ollama_provider.api.schemas import GenerateRequest, ShowRequest, TagsRequest, VersionRequest
 from ollama_provider.api.settings import Settings
 from ollama_provider.testing import Gate, Pace, Respond, Stall

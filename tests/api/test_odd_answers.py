@@ -12,7 +12,8 @@ import pytest
 from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.events import PullMoved
-from ollama_provider.api.protocol import Collector, Decoder, Pieces
+from ollama_provider.api.protocol import Decoder
+from ollama_provider.api.replies import Collector, Pieces
 from ollama_provider.api.schemas import (
     ChatRequest,
     EmbedRequest,

@@ -18,7 +18,8 @@ from ollama_provider.api.errors import (
     RejectedReplyError,
     RunnerError,
 )
-from ollama_provider.api.protocol import Collector, Decoder, Lines, as_embed_reply, encode
+from ollama_provider.api.protocol import Decoder, Lines, encode
+from ollama_provider.api.replies import Collector, as_embed_reply
 from ollama_provider.api.schemas import (
     ChatRequest,
     CopyRequest,

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from ollama_provider.api import errors
-from ollama_provider.api.classify import transport_error
+from ollama_provider.api.error_mapping import transport_error
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.protocol import Collector, Decoder
+from ollama_provider.api.protocol import Decoder
+from ollama_provider.api.replies import Collector
 from ollama_provider.api.schemas import (
     ChatRequest,
     EmbedRequest,

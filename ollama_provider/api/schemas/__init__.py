@@ -1,6 +1,6 @@
 """The wire: each Request names its path, its reply, and whether it may be repeated."""
 
-from ollama_provider.api.schemas.base import Metrics, Part, Reply, ReplyT, Request
+from ollama_provider.api.schemas.base import Metrics, Part, Reply, ReplyT, Request, model_of
 from ollama_provider.api.schemas.blobs import HeadBlobRequest, PushBlobRequest
 from ollama_provider.api.schemas.embedding import (
     EmbedReply,
@@ -91,4 +91,5 @@ __all__ = [
     "VersionReply",
     "VersionRequest",
     "as_legacy",
+    "model_of",
 ]

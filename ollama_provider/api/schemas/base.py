@@ -89,6 +89,12 @@ class Request(Part, Generic[ReplyT]):
         )
 
 
+def model_of(request: Request[Any]) -> str | None:
+    """Return the name of the model that a request is about, if it is about one."""
+    model: str | None = getattr(request, "model", None)
+    return model
+
+
 def explain(owner: type[BaseModel], error: ValidationError) -> str:
     """Put pydantic's findings into one line: each field with its fault, and the nearest name for an unknown one."""
     findings = []

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
-from ollama_provider.api.lists import read_list
+from ollama_provider.api.arguments import read_list
 from ollama_provider.api.schemas.base import Part
 
 _GO_DURATION = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+")

@@ -1,66 +1,22 @@
-"""The way to a server: the headers that open it, the proxy in between, the certificates."""
+"""The proxy between a client and its server, as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say."""
 
-import base64
 import ipaddress
 import os
 import re
-import ssl
 import urllib.request
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import httpx
 
-from ollama_provider import __version__
 from ollama_provider.api import errors
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
+from ollama_provider.api.headers import basic_auth
 from ollama_provider.api.settings import Settings
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # What these say is about us or about an answer of the server; the proxy, if any, did its work.
 _NOT_THE_PROXYS = (InvalidRequestError, errors.ClientClosedError, errors.RejectedReplyError, errors.PullError)
-
-
-def headers_for(settings: Settings) -> list[tuple[str, str]]:
-    """Return the headers of every request: login and password as Basic auth, a password alone as a Bearer token.
-
-    A header of the settings takes the place of one of ours.
-
-    Raises:
-        InvalidRequestError: a header holds what no header can.
-    """
-    ours = {
-        "accept": "application/json, application/x-ndjson",
-        # Compression would hold tokens back until a block is full.
-        "accept-encoding": "identity",
-        "content-type": "application/json",
-        "user-agent": f"airflow-provider-ollama/{__version__}",
-    }
-    if (authorization := _authorization(settings)) is not None:
-        ours["authorization"] = authorization
-    theirs = {name.strip().lower(): value.get_secret_value() for name, value in settings.headers.items()}
-    for name, value in theirs.items():
-        if not (
-            name and name.isascii() and value.isprintable() and value.isascii() and not set(name) & set(" :\t\r\n")
-        ):
-            raise InvalidRequestError(f"headers: {name!r} and its value must be printable ASCII on one line")
-    return list((ours | theirs).items())
-
-
-def _authorization(settings: Settings) -> str | None:
-    password = settings.password.get_secret_value() if settings.password else ""
-    if settings.login:
-        return _basic(settings.login, password)
-    if not password:
-        return None
-    if not (password.isascii() and password.isprintable()):
-        raise InvalidRequestError("password: sent as a Bearer token it must be printable ASCII on one line")
-    return f"Bearer {password}"
-
-
-def _basic(login: str, password: str) -> str:
-    return f"Basic {base64.b64encode(f'{login}:{password}'.encode()).decode()}"
 
 
 class EnvironmentProxy(httpx.Proxy):
@@ -135,7 +91,7 @@ def proxy_for(settings: Settings) -> EnvironmentProxy | None:
     # As a header, which both transports take in the same way; httpx.Proxy would part them from the URL as a pair.
     headers = {}
     if found.username or found.password:
-        headers["proxy-authorization"] = _basic(found.username, found.password)
+        headers["proxy-authorization"] = basic_auth(found.username, found.password)
     return EnvironmentProxy(found.copy_with(username=None, password=None), headers=headers, variable=variable)
 
 
@@ -189,33 +145,3 @@ def _address(name: str) -> _Address | None:
 def _is_loopback(host: str) -> bool:
     address = _address(host)
     return address.is_loopback if address else host == "localhost" or host.endswith(".localhost")
-
-
-def ssl_context_for(settings: Settings) -> ssl.SSLContext:
-    """Return how to check the server's certificate, and which one to show it.
-
-    Raises:
-        InvalidRequestError: a file is not there, or not what it should be.
-    """
-    if not settings.base_url.startswith("https:"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused, and loading the trusted certificates takes 30 ms
-    if isinstance(settings.verify, str):
-        context = _trusting(settings.verify)
-    else:
-        context = httpx.create_ssl_context(verify=settings.verify, trust_env=settings.trust_env)
-    if settings.client_cert:
-        try:
-            context.load_cert_chain(settings.client_cert)
-        except (OSError, ssl.SSLError) as error:
-            reason = error.strerror or "it is no PEM file with certificate and key"
-            raise InvalidRequestError(f"client_cert: cannot read {settings.client_cert!r}: {reason}") from None
-    return context
-
-
-def _trusting(file: str) -> ssl.SSLContext:
-    path = Path(file)
-    try:
-        return ssl.create_default_context(capath=file) if path.is_dir() else ssl.create_default_context(cafile=file)
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or "it is no PEM file with certificates"
-        raise InvalidRequestError(f"verify: cannot read {file!r}: {reason}") from None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_provider.api.protocol import Collector, Pieces
+from ollama_provider.api.replies import Collector, Pieces
 from ollama_provider.api.schemas import ChatRequest, GenerateRequest
 
 GENERATE = GenerateRequest(model="m", prompt="hi")

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ollama_provider.api.connections import headers_for
+from ollama_provider.api.headers import headers_for
 from ollama_provider.api.schemas import ChatRequest, EmbedRequest, GenerateRequest, LegacyEmbedRequest, Request
 from ollama_provider.api.settings import Settings
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ollama_provider.api import classify, errors
+from ollama_provider.api import error_mapping, errors
 from ollama_provider.api.errors import OllamaError
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -99,7 +99,7 @@ def classified(exchange: dict[str, Any]) -> OllamaError:
 
 
 def in_line(found: dict[str, Any], *, path: str = "/api/generate") -> OllamaError:
-    error = classify.object_error(found, path=path, host="http://h", model="m")
+    error = error_mapping.object_error(found, path=path, host="http://h", model="m")
     assert error is not None
     return error
 
@@ -108,7 +108,7 @@ def status(
     number: int, body: str | dict[str, Any] = "", *, path: str = "/api/generate", headers: dict[str, str] | None = None
 ) -> OllamaError:
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
-    return classify.status_error(number, headers or {}, data, path=path, host="http://h", model="m", now=NOW)
+    return error_mapping.status_error(number, headers or {}, data, path=path, host="http://h", model="m", now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -420,4 +420,4 @@ def test_retry_after(value, seconds):
 
 def test_retry_after_counts_from_the_time_given():
     """A date means the seconds from now until then."""
-    assert classify.read_retry_after("Sun, 22 Nov 2026 12:01:30 GMT", NOW + timedelta(seconds=60)) == 30
+    assert error_mapping.read_retry_after("Sun, 22 Nov 2026 12:01:30 GMT", NOW + timedelta(seconds=60)) == 30

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.quoting import quote
+from ollama_provider.api.redaction import quote
 from ollama_provider.api.schemas import ChatRequest, EmbedRequest, GenerateRequest
 from ollama_provider.testing import Fail, Respond
 

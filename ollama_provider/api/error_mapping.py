@@ -23,7 +23,7 @@ import httpx
 
 from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.api.quoting import quote
+from ollama_provider.api.redaction import quote
 from ollama_provider.api.retry import read_retry_after
 from ollama_provider.api.strict_json import read_json
 

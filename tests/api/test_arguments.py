@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from ollama_provider.api.lists import read_list
+from ollama_provider.api.arguments import read_list
 from ollama_provider.api.schemas import Options
 
 
