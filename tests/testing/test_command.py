@@ -15,7 +15,7 @@ COMMAND = [sys.executable, "-m", "ollama_provider.testing"]
 
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str, str]]:
-    """The process, its URL and what it said first."""
+    """Run the command; give the process, its URL and its first output."""
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         first = process.stdout.readline() + process.stdout.readline()
@@ -42,7 +42,7 @@ def test_it_says_what_it_is_and_stops_cleanly(number: signal.Signals) -> None:
 
 
 def test_it_takes_visible_time_if_told_to() -> None:
-    """`--tokens-per-second` gives a demonstration something to wait for, as the metrics of the reply show."""
+    """`--tokens-per-second` and `--load-seconds` take time, as the metrics of the reply show."""
     with running("--port", "0", "--tokens-per-second", "1000", "--load-seconds", "0.01") as (_, url, _said):
         body = {"model": "llama3.2", "prompt": "hello", "stream": False}
         reply = httpx.post(f"{url}/api/generate", json=body).json()
@@ -52,7 +52,7 @@ def test_it_takes_visible_time_if_told_to() -> None:
 
 
 def test_a_taken_port_is_named() -> None:
-    """The message says what to do; there is no traceback."""
+    """The message names the port and `--port`; there is no traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -67,7 +67,7 @@ def test_a_taken_port_is_named() -> None:
 
 
 def test_an_invalid_model_name_is_refused() -> None:
-    """Before anything listens."""
+    """An invalid name ends the command before it listens."""
     ended = subprocess.run([*COMMAND, "--model", "a b"], check=False, capture_output=True, text=True, timeout=30)
 
     assert ended.returncode != 0

@@ -1,4 +1,4 @@
-"""What we rely on a real server for holds for the stand-in too."""
+"""The stand-in passes the tests that are written for a real server."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ LIVE = Path(__file__).parents[1] / "live" / "test_contract.py"
 
 @pytest.mark.parametrize("version", ["0.24.0", "0.33.0"])
 def test_the_stand_in_keeps_the_contract(version):
-    """The tests for a real server pass against the stand-in, all of them."""
+    """All tests for a real server pass, and none is skipped."""
     with serve(StandIn(version=version)) as server:
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(LIVE)],

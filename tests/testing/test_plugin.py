@@ -1,10 +1,11 @@
-"""The pytest fixtures, as somebody who tests a DAG sees them."""
+"""The pytest plugin, used by the tests of another project."""
 
 import sys
 
 import pytest
 
-# Pytester forgets the modules that a run in this process has loaded; a half-forgotten package has every class twice.
+# Pytester removes modules that are imported during its run from sys.modules. A package that is partly imported before
+# would then have two copies of its classes.
 import ollama_provider.testing.server  # noqa: F401
 
 pytest_plugins = ["pytester"]
@@ -58,7 +59,7 @@ def test_settings_come_from_the_marker(pytester: pytest.Pytester) -> None:
 
 
 def test_an_unused_reply_fails_the_test(pytester: pytest.Pytester) -> None:
-    """The test itself passes, its teardown fails and prints what is left."""
+    """The test passes. Its teardown fails and prints the unused replies."""
     pytester.makepyfile(
         """
         from ollama_provider.testing import Fail
@@ -76,7 +77,7 @@ def test_an_unused_reply_fails_the_test(pytester: pytest.Pytester) -> None:
 
 
 def test_a_strict_test_fails_on_what_it_did_not_script(pytester: pytest.Pytester) -> None:
-    """The request is refused with a text that says so, and listed at teardown; looking at models is always allowed."""
+    """The request is refused and listed at teardown. Listing models needs no script."""
     pytester.makepyfile(
         """
         import httpx, pytest
@@ -97,7 +98,7 @@ def test_a_strict_test_fails_on_what_it_did_not_script(pytester: pytest.Pytester
 
 
 def test_the_plugin_loads_nothing_heavy(pytester: pytest.Pytester) -> None:
-    """It is part of every pytest run on a machine where the package is installed."""
+    """pytest imports the plugin in every run on a machine where the package is installed."""
     heavy = {"aiohttp", "airflow", "httpx", "pydantic"}
     code = f"import sys, ollama_provider.testing.plugin; print(sorted({heavy} & set(sys.modules)))"
 

@@ -1,4 +1,4 @@
-"""What `ollama_provider.testing` offers."""
+"""The public names of `ollama_provider.testing`."""
 
 import pytest
 
@@ -13,6 +13,6 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_other_names_are_not() -> None:
-    """As in any other module."""
+    """An unknown name raises an AttributeError."""
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         testing.nonsense  # noqa: B018

@@ -1,4 +1,4 @@
-"""The stand-in behind its socket: HTTP manners, many requests at a time, clients that leave."""
+"""The stand-in behind its socket: HTTP details, concurrent requests, clients that disconnect."""
 
 import asyncio
 import gc
@@ -16,7 +16,7 @@ ASK = {"model": "llama3.2", "prompt": "hello", "stream": False}
 
 
 def raw(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
-    """Without a client's own idea of a path."""
+    """Send a request whose path no client has changed."""
     connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
     connection.request(method, path, body, headers)
     response = connection.getresponse()
@@ -53,12 +53,12 @@ def test_unclean_paths_are_redirected(ollama: Server, path: str, method: str, st
 
 
 def test_a_query_does_not_change_the_path(ollama: Server) -> None:
-    """Only the path decides which endpoint answers."""
+    """Queries are ignored."""
     assert raw(ollama, "GET", "/api/version?x=1").status == 200
 
 
 def test_foreign_hosts_are_refused_with_an_empty_body(ollama: Server) -> None:
-    """As a server does that is bound to loopback, against DNS rebinding."""
+    """A server that listens on loopback refuses them, against DNS rebinding."""
     refused = raw(ollama, "GET", "/api/version", Host="ollama.example.com")
 
     assert (refused.status, refused.content) == (403, b"")
@@ -67,8 +67,8 @@ def test_foreign_hosts_are_refused_with_an_empty_body(ollama: Server) -> None:
 
 
 @pytest.mark.ollama(loopback=False)
-def test_a_server_for_everybody_accepts_any_host(ollama: Server) -> None:
-    """As one that is bound to 0.0.0.0."""
+def test_a_server_on_all_addresses_accepts_any_host(ollama: Server) -> None:
+    """A server that listens on 0.0.0.0 accepts them."""
     assert raw(ollama, "GET", "/api/version", Host="ollama.example.com").status == 200
 
 
@@ -80,7 +80,7 @@ def test_bodies_may_be_large(ollama: Server) -> None:
 
 
 def test_requests_are_logged(ollama: Server) -> None:
-    """Method, path, headers and JSON body are there for a test to look at."""
+    """A test can read method, path, headers and JSON body."""
     httpx.post(f"{ollama.url}/api/generate", json=ASK, headers={"X-Team": "data"})
 
     (seen,) = ollama.stand_in.requests
@@ -90,7 +90,7 @@ def test_requests_are_logged(ollama: Server) -> None:
 
 
 async def test_one_slot_serves_first_come_first_served() -> None:
-    """With parallel=1 the others wait in their order; their wait is in total_duration and in nothing else."""
+    """With parallel=1 the others wait in their order. Only `total_duration` contains the wait."""
     stand_in = StandIn()
     gate = Gate()
     stand_in.script(("first", Stall(until=gate)), "second", "third")
@@ -130,7 +130,7 @@ async def test_as_many_slots_as_it_was_given() -> None:
 
 
 def test_a_client_that_leaves_while_the_model_loads_aborts_the_load(ollama: Server) -> None:
-    """The next request starts the load from the beginning."""
+    """The next request starts the load again."""
     ollama.stand_in.script(Pace(load=30))
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{ollama.url}/api/generate", json=ASK, timeout=0.05)
@@ -143,7 +143,7 @@ def test_a_client_that_leaves_while_the_model_loads_aborts_the_load(ollama: Serv
 
 
 def test_a_client_that_leaves_the_stream_frees_the_slot(ollama: Server) -> None:
-    """Closing the response is what cancels the work."""
+    """A client cancels a request by closing the connection."""
     ollama.stand_in.script(("word " * 1000, Pace(between_tokens=0.01)))
     with httpx.stream("POST", f"{ollama.url}/api/generate", json=ASK | {"stream": True}) as response:
         first = next(response.iter_lines())
@@ -154,13 +154,13 @@ def test_a_client_that_leaves_the_stream_frees_the_slot(ollama: Server) -> None:
 
 
 def test_a_taken_port_is_an_error() -> None:
-    """Nothing is left behind by the server that could not listen."""
+    """The server that could not listen is cleaned up."""
     with serve() as first, pytest.raises(OSError, match="address already in use"), serve(port=first.port):
         pass
 
 
 def test_start_and_stop_may_be_repeated(ollama: Server) -> None:
-    """Stopping what is stopped and starting what runs changes nothing."""
+    """`stop` on a stopped server and `start` on a running one do nothing."""
     ollama.start()
     ollama.stop()
     ollama.stop()
@@ -170,13 +170,13 @@ def test_start_and_stop_may_be_repeated(ollama: Server) -> None:
 
 
 def test_a_condition_that_never_holds_times_out(ollama: Server) -> None:
-    """`wait_until` says what is open instead of waiting for ever."""
+    """`wait_until` raises an error that lists the open requests."""
     with pytest.raises(TimeoutError, match="open requests"):
         ollama.stand_in.wait_until(lambda _: False, seconds=0.01)
 
 
 def test_closing_leaves_no_socket_open() -> None:
-    """Not that of a client, either, who has come in just now."""
+    """Also a connection that was accepted just before is closed."""
     gc.collect()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
@@ -192,13 +192,13 @@ def test_closing_leaves_no_socket_open() -> None:
 
 
 def test_a_query_is_no_part_of_the_path() -> None:
-    """Asked directly, too."""
+    """`answer` gives the same reply as the socket."""
     assert StandIn().answer("GET", "/api/version?x=1").status == 200
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "nonsense"])
 def test_a_compressed_body_is_no_json(ollama: Server, encoding: str) -> None:
-    """Ollama does not look at Content-Encoding."""
+    """Ollama ignores Content-Encoding."""
     answer = raw(ollama, "POST", "/api/generate", b"\x1f\x8b\x08", **{"Content-Encoding": encoding})
 
     assert (answer.status, json.loads(answer.content)) == (
@@ -221,7 +221,7 @@ HEAD = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: ch
 def test_broken_chunks(
     ollama: Server, caplog: pytest.LogCaptureFixture, chunks: bytes, text: bytes, later: bool
 ) -> None:
-    """They are refused as Ollama refuses them, whenever they come, and no traceback is logged."""
+    """The reply is Ollama's, whenever the invalid chunk arrives, and no traceback is logged."""
     with socket.create_connection((ollama.host, ollama.port), timeout=5) as client:
         for part in (HEAD, chunks) if later else (HEAD + chunks,):
             client.sendall(part)
@@ -240,7 +240,7 @@ def test_broken_chunks(
 
 @pytest.mark.parametrize("head", [b"GET api/tags HTTP/1.1\r\nHost: localhost", b"GET /api/tags HTTP/1.1\r\nno header"])
 def test_what_is_no_http(ollama: Server, caplog: pytest.LogCaptureFixture, head: bytes) -> None:
-    """Go's server answers, not Ollama, and no traceback is logged."""
+    """The reply is that of Go's HTTP server, and no traceback is logged."""
     with socket.create_connection((ollama.host, ollama.port), timeout=5) as client:
         client.sendall(head + b"\r\n\r\n")
         answer = b"".join(iter(lambda: client.recv(4096), b""))

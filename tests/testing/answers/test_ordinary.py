@@ -1,4 +1,4 @@
-"""What the stand-in says by itself."""
+"""The usual answers, without a script."""
 
 import importlib.metadata
 import json
@@ -60,7 +60,7 @@ def test_a_summary_is_made_of_sentences_of_the_text() -> None:
 
 
 def test_the_system_message_may_ask_for_the_summary() -> None:
-    """As chat prompts do."""
+    """Chat prompts often put the instruction there."""
     reply = chat(("system", "You summarise texts."), ("user", ARTICLE.partition("\n\n")[2]))
 
     assert "harbour" in reply["message"]["content"]
@@ -82,7 +82,7 @@ def test_real_readmes_have_readable_summaries(distribution: str) -> None:
 
 
 def test_without_sentences_there_is_still_an_answer() -> None:
-    """A text that is a heading is its own summary; nothing at all is answered as any other prompt."""
+    """A text that is only a heading is its own summary. An empty text gets the answer of any other prompt."""
     assert summarise("Summarise:\n\nRelease notes of the harbour") == "Release notes of the harbour"
     assert "stand-in" in generate("Summarise")["response"]
 
@@ -100,7 +100,7 @@ def test_any_other_answer_says_where_it_comes_from() -> None:
 
 
 def test_json_format_is_a_json_object() -> None:
-    """`format: "json"` promises no more."""
+    """`format: "json"` gives any JSON object, since it has no schema."""
     assert isinstance(json.loads(generate("hello", format="json")["response"]), dict)
 
 
@@ -158,14 +158,14 @@ def test_schemas_that_are_none(schema: dict) -> None:
 
 
 def test_many_rows_do_not_get_one_label() -> None:
-    """Where the prompt mentions no value of the enum, it still decides."""
+    """If the prompt mentions no value of the enum, the value still depends on the prompt."""
     labels = {instance({"enum": ["red", "blue", "green"]}, f"row {number}") for number in range(50)}
 
     assert labels == {"red", "blue", "green"}
 
 
 def test_a_tool_that_is_mentioned_is_called() -> None:
-    """With arguments that satisfy its schema; the result of the tool is answered in words."""
+    """The arguments satisfy the tool's schema. The result of the tool gets an answer in text."""
     asked = chat(("user", "Use get_weather for Paris"), tools=[WEATHER])
     answered = chat(("user", "Use get_weather"), ("assistant", ""), ("tool", "12 degrees"), tools=[WEATHER])
     not_asked = chat(("user", "hello"), tools=[WEATHER])
@@ -181,7 +181,7 @@ def test_a_tool_that_is_mentioned_is_called() -> None:
 
 
 def test_thinking_models_think_unless_told_not_to() -> None:
-    """Since 0.12.5 an unset think is on."""
+    """Since 0.12.5 a model thinks unless `think` is false."""
     assert chat(("user", "hello"), model="qwen3")["message"]["thinking"]
     assert "thinking" not in chat(("user", "hello"), model="qwen3", think=False)["message"]
 
@@ -210,7 +210,7 @@ def test_vectors_are_normalised_and_stable(text: str, width: int) -> None:
 
 @pytest.mark.parametrize("dimensions", [768, 64])
 def test_similar_texts_are_near(dimensions: int) -> None:
-    """Near is what shares words and parts of words, also after a cut to the first dimensions."""
+    """Texts that share words or parts of words are near, also after a cut to the first dimensions."""
     texts = ["The ferry leaves the harbour", "Ferries leave from the harbours", "Quarterly revenue grew strongly"]
     body = {"model": "nomic-embed-text", "input": texts, "dimensions": dimensions}
     vectors = StandIn().answer("POST", "/api/embed", body).json["embeddings"]

@@ -1,4 +1,4 @@
-"""Which prompt templates parse: the texts are those of Go's own package, which judged 40,000 made-up ones alike."""
+"""Which prompt templates parse. The error texts were compared with those of Go's package for 40,000 templates."""
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ CHAT = """{{- range $i, $message := .Messages }}{{- $last := eq (len (slice $.Me
     ],
 )
 def test_templates_that_parse(template: str) -> None:
-    """Nothing is said about them."""
+    """A valid template raises no error."""
     check(template)
 
 
@@ -66,7 +66,7 @@ def test_templates_that_parse(template: str) -> None:
     ],
 )
 def test_templates_that_do_not_parse(template: str, error: str) -> None:
-    """With Go's line and words."""
+    """The error has Go's line number and text."""
     with pytest.raises(TemplateError) as caught:
         check(template)
 
@@ -79,7 +79,7 @@ PIECES = ["{{", "}}", "{{- ", " -}}", " ", ".A", "$x", "(", ")", "if", "end", '"
 @given(st.lists(st.sampled_from(PIECES)))
 @settings(deadline=None)
 def test_any_text_is_judged(parts: list[str]) -> None:
-    """It parses, or the error says where it does not."""
+    """Any text either parses or raises an error with a line number."""
     error = "template: :1: "
     try:
         check("".join(parts))

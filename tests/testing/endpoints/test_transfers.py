@@ -19,7 +19,7 @@ def names(stand_in: StandIn) -> set[str]:
 
 
 def test_a_pull_reports_each_layer_and_ends_with_success() -> None:
-    """One layer after another, `completed` missing while it is 0; the model is there only at the end."""
+    """Layers come one after another, and `completed` is missing while it is 0. The model is installed at the end."""
     stand_in = StandIn()
 
     lines = post(stand_in, "pull", model="mistral").lines
@@ -36,14 +36,14 @@ def test_a_pull_reports_each_layer_and_ends_with_success() -> None:
 
 
 def test_a_pull_without_stream_says_success_alone() -> None:
-    """One object, content type without charset."""
+    """The reply is one object, and its content type has no charset."""
     reply = post(StandIn(), "pull", name="mistral", stream=False)
 
     assert (reply.json, reply.headers["content-type"]) == ({"status": "success"}, "application/json")
 
 
 def test_an_unknown_model_fails_in_band_or_with_500() -> None:
-    """Never with 404."""
+    """The status is never 404."""
     stand_in = StandIn()
 
     assert post(stand_in, "pull", model="nope").lines[-1] == {"error": "pull model manifest: file does not exist"}
@@ -52,7 +52,7 @@ def test_an_unknown_model_fails_in_band_or_with_500() -> None:
 
 
 def test_a_model_that_is_there_is_not_downloaded_again() -> None:
-    """One line a layer, at 100 %."""
+    """Each layer has one line, at 100 %."""
     stand_in = StandIn()
 
     lines = post(stand_in, "pull", model="llama3.2").lines
@@ -75,7 +75,7 @@ def test_a_moved_tag_is_replaced() -> None:
 
 
 def test_an_interrupted_pull_resumes() -> None:
-    """What had come before the cut is not fetched again; the model is not there meanwhile."""
+    """The bytes before the cut are not downloaded again. Meanwhile the model is not installed."""
     stand_in = StandIn()
     stand_in.script(Cut(after=4), path="pull")
     cut = post(stand_in, "pull", model="mistral")
@@ -90,7 +90,7 @@ def test_an_interrupted_pull_resumes() -> None:
 
 
 def test_pulls_at_the_same_time_share_the_download() -> None:
-    """All see the same counter, and when the first of them leaves the download goes on for those who wait."""
+    """All pulls report the same progress. If the first client disconnects, the download continues for the others."""
     stand_in = StandIn(pull_seconds=1)
     first, second, third = (
         stand_in.exchange(Request("POST", "/api/pull", {}, b'{"model":"mistral"}')) for _ in range(3)
@@ -122,7 +122,7 @@ MANIFESTS = "/root/.ollama/models/manifests/"
 
 
 def test_a_push_ends_with_success() -> None:
-    """It looks like one, and nothing leaves this machine."""
+    """The reply is that of a push, but nothing is sent anywhere."""
     lines = post(StandIn(), "push", model="llama3.2").lines
 
     assert [lines[0]["status"], lines[-2]["status"], lines[-1]["status"]] == [
@@ -138,7 +138,7 @@ def test_a_push_ends_with_success() -> None:
 
 
 def test_a_model_from_another_one() -> None:
-    """The weights are shared, system and parameters are its own, and show says all of it."""
+    """The new model shares the weights and has its own system message and parameters, which show returns."""
     stand_in = StandIn()
 
     made = post(
@@ -183,7 +183,7 @@ def test_creating_from_a_missing_model_pulls_it() -> None:
 
 
 def test_a_model_from_an_uploaded_file() -> None:
-    """The blob has to be there, under the digest of its bytes."""
+    """The blob must be uploaded before, with the digest of its bytes."""
     stand_in, data = StandIn(), b"GGUF"
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     blob = f"/api/blobs/{digest}"
@@ -199,7 +199,7 @@ def test_a_model_from_an_uploaded_file() -> None:
 
 
 def test_a_quantised_model_is_smaller() -> None:
-    """With its level in the details."""
+    """The details contain the quantization level."""
     stand_in = StandIn([Model("large", quantization_level="F16")])
 
     post(stand_in, "create", model="small", **{"from": "large"}, quantize="q4_K_M")
@@ -234,7 +234,7 @@ GGUF, OTHER = b"GGUF\x03", b"no weights"
     ],
 )
 def test_what_create_refuses(body: dict, status: int, error: str) -> None:
-    """What a real server would not make a model of; as a line where the stream has begun."""
+    """The stand-in refuses what a real server refuses, with a line if the stream has begun."""
     stand_in = StandIn()
     digests = {data: "sha256:" + hashlib.sha256(data).hexdigest() for data in (GGUF, OTHER)}
     for data, digest in digests.items():
@@ -255,7 +255,7 @@ def test_what_create_refuses(body: dict, status: int, error: str) -> None:
 
 
 def test_what_is_installed_can_be_pulled() -> None:
-    """Pull, then use: whatever models the stand-in was given."""
+    """Installed models are in the registry, unless the stand-in was given another registry."""
     stand_in = StandIn(["my-own:7b"])
 
     assert post(stand_in, "pull", model="my-own:7b").lines[-1] == {"status": "success"}
@@ -278,7 +278,7 @@ def test_what_is_installed_can_be_pulled() -> None:
     ],
 )
 def test_a_registry_that_does_not_answer(model: str, error: str) -> None:
-    """A host that none of the models to pull is on."""
+    """A registry that no model is on cannot be reached."""
     reply = post(StandIn(), "pull", model=model)
 
     assert reply.lines[0] == {"status": "pulling manifest"}
@@ -288,15 +288,15 @@ def test_a_registry_that_does_not_answer(model: str, error: str) -> None:
     assert there.lines[-1] == {"status": "success"}
 
 
-def test_plain_http_has_to_be_asked_for() -> None:
-    """Or nothing is asked."""
+def test_plain_http_needs_insecure() -> None:
+    """A name with `http://` is refused without `insecure`."""
     assert post(StandIn(), "pull", model="http://localhost:5000/me/m").json == {"error": "insecure protocol http"}
     insecure = post(StandIn(), "pull", model="http://localhost:5000/me/m", insecure=True)
     assert 'Get "http://localhost:5000/v2/' in insecure.lines[-1]["error"]
 
 
-def test_digests_in_the_spelling_of_files() -> None:
-    """Both spellings are known; an upload has to have the one of its digest."""
+def test_digests_in_the_form_of_file_names() -> None:
+    """Digests with `:` and with `-` are accepted; an upload needs the first form."""
     stand_in = StandIn()
     digest = "sha256:" + hashlib.sha256(GGUF).hexdigest()
     dashed = digest.replace(":", "-")
@@ -310,7 +310,7 @@ def test_digests_in_the_spelling_of_files() -> None:
 
 
 def test_a_damaged_file_is_seen_by_show() -> None:
-    """It is opened for that, too."""
+    """`/api/show` fails too, since it reads the file."""
     text = 'tensor "output.weight" offset+size (497568) exceeds file size (415440)'
     stand_in = StandIn([Model("broken", file_error=text), Model("unloadable", load_error="unable to load model")])
 
@@ -319,14 +319,14 @@ def test_a_damaged_file_is_seen_by_show() -> None:
     assert stand_in.answer("POST", "/api/show", {"model": "unloadable"}).status == 200
 
 
-def test_nobody_is_signed_in() -> None:
-    """The account is at ollama.com."""
+def test_there_is_no_account() -> None:
+    """Accounts are at ollama.com, which the stand-in never contacts."""
     assert StandIn().answer("POST", "/api/me").json == {"error": "account unavailable"}
     assert StandIn(version="0.20.0").answer("POST", "/api/me").body == b"null"
 
 
 def test_a_copy_has_the_same_digest() -> None:
-    """And goes by another name."""
+    """Only the name differs."""
     stand_in = StandIn()
 
     assert post(stand_in, "copy", source="llama3.2", destination="mine").body == b""
@@ -334,7 +334,7 @@ def test_a_copy_has_the_same_digest() -> None:
 
 
 def test_a_deleted_model_has_to_be_downloaded_again() -> None:
-    """Unless another one has the same weights."""
+    """Layers stay if another model has them."""
     stand_in = StandIn()
     post(stand_in, "copy", source="qwen3", destination="mine")
 

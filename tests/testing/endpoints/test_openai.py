@@ -40,7 +40,7 @@ def any_client(request: pytest.FixtureRequest) -> Iterator[tuple[Server, openai.
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """All of them, or one by its name."""
+    """The client lists all models, or gets one by its name."""
     names = {model.id for model in client.models.list()}
 
     assert "llama3.2:latest" in names
@@ -50,7 +50,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_a_chat(ollama: Server, client: openai.OpenAI) -> None:
-    """The answer, its end and its counts."""
+    """The client reads the answer, the finish reason and the token counts."""
     ollama.stand_in.script(Answer("Rome", prompt_eval_count=7, eval_count=2))
 
     answer = client.chat.completions.create(model="llama3.2", messages=HELLO, max_tokens=20, stop="x", seed=1)
@@ -61,7 +61,7 @@ def test_a_chat(ollama: Server, client: openai.OpenAI) -> None:
 
 
 def test_a_chat_that_is_streamed(any_client: tuple[Server, openai.OpenAI]) -> None:
-    """Chunks, the reason of the end, and the counts in a chunk without choices."""
+    """The stream has chunks, a finish reason, and the token counts in a chunk without choices."""
     server, client = any_client
     server.stand_in.script(Answer("It is Rome.", thinking="Let me think."))
 
@@ -82,7 +82,7 @@ def test_a_chat_that_is_streamed(any_client: tuple[Server, openai.OpenAI]) -> No
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_tool_is_called_and_its_result_is_read(any_client: tuple[Server, openai.OpenAI], stream: bool) -> None:
-    """The arguments are JSON text; the answer to the result names it."""
+    """The arguments are JSON text. The answer to the tool's result contains the result."""
     server, client = any_client
     server.stand_in.script(Answer("", tool_calls=(("get_weather", {"city": "Paris"}),)))
 
@@ -106,7 +106,7 @@ def test_a_tool_is_called_and_its_result_is_read(any_client: tuple[Server, opena
 
 
 def test_structured_output(client: openai.OpenAI) -> None:
-    """A schema is kept to; the old kind is any JSON."""
+    """`json_schema` gives JSON that satisfies the schema, `json_object` any JSON."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
@@ -118,7 +118,7 @@ def test_structured_output(client: openai.OpenAI) -> None:
 
 
 def test_a_message_of_parts(ollama: Server, client: openai.OpenAI) -> None:
-    """Text and images; an image is no address."""
+    """A message can have parts of text and image data, but no address of an image."""
     image = "data:image/png;base64," + base64.b64encode(b"png").decode()
     parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": image}}]
 
@@ -132,7 +132,7 @@ def test_a_message_of_parts(ollama: Server, client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_completion(ollama: Server, client: openai.OpenAI, stream: bool) -> None:
-    """The endpoint before chats."""
+    """The client uses the older endpoint for completions."""
     ollama.stand_in.script("one two three")
 
     answer = client.completions.create(model="llama3.2", prompt="count", max_tokens=2, stream=stream)
@@ -144,7 +144,7 @@ def test_a_completion(ollama: Server, client: openai.OpenAI, stream: bool) -> No
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_embeddings(ollama: Server, client: openai.OpenAI, encoding: str) -> None:
-    """As numbers, or as the bytes of float32, which the client asks for by itself."""
+    """Vectors come as numbers or, by the client's default, as base64 of float32 bytes."""
     ollama.stand_in.script(Answer(vectors=[[0.5, -0.25], [1.0, 0.0]]))
 
     found = client.embeddings.create(model="nomic-embed-text", input=["a", "b"], encoding_format=encoding)
@@ -181,7 +181,7 @@ def test_refusals(client: openai.OpenAI, changes: dict, error: type[Exception], 
 
 
 def test_faults(ollama: Server, client: openai.OpenAI) -> None:
-    """Those that are scripted for a chat come in OpenAI's shape; what stands before Ollama is as it is."""
+    """Faults that are scripted for a chat have OpenAI's format. Responses of a proxy are not translated."""
 
     def ask(**more: object) -> openai.types.chat.ChatCompletion:
         return client.chat.completions.create(model="llama3.2", messages=HELLO, **more)
@@ -200,7 +200,7 @@ def test_faults(ollama: Server, client: openai.OpenAI) -> None:
     with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
         list(ask(stream=True))
 
-    # Ollama loses the error of a stream that has begun: it becomes a chunk without a word, and the end is missing.
+    # Ollama drops an error after the first chunk: it becomes an empty chunk, and the end of the stream is missing.
     ollama.stand_in.script(("a b c", Crash(after=1)))
     assert [chunk.choices[0].delta.content for chunk in ask(stream=True)] == ["a", ""]
 
@@ -220,7 +220,7 @@ def test_faults(ollama: Server, client: openai.OpenAI) -> None:
     ],
 )
 def test_other_paths_and_methods(ollama: Server, method: str, path: str, status: int) -> None:
-    """What the router refuses is no business of OpenAI's shapes."""
+    """Errors of the router do not have OpenAI's format."""
     answer = httpx.request(method, ollama.url + path)
 
     assert answer.status_code == status
@@ -228,14 +228,14 @@ def test_other_paths_and_methods(ollama: Server, method: str, path: str, status:
 
 
 def test_old_servers_have_no_v1() -> None:
-    """Before 0.1.24 there was none of it."""
+    """The first version with an endpoint of OpenAI's is 0.1.24."""
     assert StandIn(version="0.1.23").answer("POST", "/v1/chat/completions", {}).status == 404
     assert StandIn(version="0.1.24").answer("POST", "/v1/chat/completions", {}).status == 400
     assert StandIn(version="0.1.24").answer("GET", "/v1/models").status == 404
 
 
 def test_bodies_that_are_no_json() -> None:
-    """Even their error has OpenAI's shape."""
+    """The error has OpenAI's format."""
     reply = StandIn().answer("POST", "/v1/chat/completions", body=b"")
 
     assert (reply.status, reply.json["error"]) == (

@@ -1,4 +1,4 @@
-"""Where versions of Ollama differ, the stand-in is the one it was told to be."""
+"""Where versions of Ollama differ, the stand-in behaves as the version it was given."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def post(version: str, path: str, **body: object) -> Reply:
     ],
 )
 def test_endpoints_come_with_a_version(method: str, path: str, since: str, before: str) -> None:
-    """A server that is too old says so in plain text."""
+    """An old server answers 404 in plain text."""
     old, new = (StandIn(version=version).answer(method, path, {"model": "m"}) for version in (before, since))
 
     assert (old.status, old.headers["content-type"], old.body) == (404, "text/plain", b"404 page not found")
@@ -40,7 +40,7 @@ def test_endpoints_come_with_a_version(method: str, path: str, since: str, befor
     ],
 )
 def test_the_text_for_a_missing_model(version: str, text: str) -> None:
-    """Quotes and suffix have changed; status 404 has not."""
+    """The text differs between versions; the status is always 404."""
     reply = post(version, "generate", model="x")
 
     assert (reply.status, reply.json) == (404, {"error": text})
@@ -59,7 +59,7 @@ def test_double_slashes() -> None:
 
 
 def test_the_name_key() -> None:
-    """The only one that old servers read for management; `model` came with 0.1.18 and 0.1.21."""
+    """Old servers read only `name`; `model` came with 0.1.18 and 0.1.21."""
     assert post("0.1.17", "show", model="llama3.2").status == 400
     assert post("0.1.17", "show", name="llama3.2").status == 200
     assert post("0.1.20", "pull", model="mistral").json == {"error": "invalid model name"}
@@ -119,7 +119,7 @@ def test_truncate() -> None:
 
 
 def test_shift_reloads_since_0_30() -> None:
-    """It became an attribute of the launch."""
+    """Since 0.30 `shift` is an argument of the runner's process, so that a change needs a reload."""
     for version, loads in (("0.24.0", 1), ("0.30.0", 2)):
         stand_in = StandIn(version=version)
         for shift in (True, False):
@@ -136,7 +136,7 @@ def test_formats() -> None:
 
 
 def test_a_wrong_format_of_an_old_stream_is_a_line() -> None:
-    """Runner errors had no status before 0.12.6."""
+    """Before 0.12.6 an error of the runner was a line in a stream of status 200."""
     body = {"model": "llama3.2", "prompt": "hello", "format": "yaml"}
 
     assert post("0.12.5", "generate", **body).status == 200
@@ -153,7 +153,7 @@ def test_a_wrong_format_of_an_old_stream_is_a_line() -> None:
     ],
 )
 def test_embedding_with_a_model_that_does_not(version: str, status: int, text: str) -> None:
-    """Found out only after the model was loaded."""
+    """The server notices it only after loading the model."""
     stand_in = StandIn(version=version)
 
     reply = stand_in.answer("POST", "/api/embed", {"model": "llama3.2", "input": "a"})
@@ -163,7 +163,7 @@ def test_embedding_with_a_model_that_does_not(version: str, status: int, text: s
 
 
 def test_the_llama_runner_embedded_with_any_model() -> None:
-    """Until 0.24."""
+    """Until 0.24 the llama.cpp runner embeds with any model."""
     for version, status in (("0.24.0", 200), ("0.30.0", 501)):
         stand_in = StandIn([Model("m", llama_runner=True)], version=version)
 
@@ -180,7 +180,7 @@ def test_vectors_that_are_no_numbers() -> None:
 
 
 def test_the_legacy_embeddings() -> None:
-    """One text, not normalised for every model, no truncation; `input` is not its key."""
+    """The endpoint takes one text as `prompt`, does not truncate it, and does not always normalise the vector."""
     stand_in = StandIn(version="0.2.5")
 
     def ask(**body: object) -> Reply:
@@ -205,19 +205,19 @@ def test_dimensions_and_ids() -> None:
 
 
 def test_unload_is_acknowledged_since_0_3_11() -> None:
-    """Before, the request loaded the model to drop it."""
+    """Older versions loaded the model to unload it."""
     assert post("0.3.11", "generate", model="llama3.2", keep_alive=0).json["done_reason"] == "unload"
     assert post("0.3.10", "generate", model="llama3.2", keep_alive=0).json["done_reason"] == "load"
 
 
 def test_cloud_names() -> None:
-    """A source suffix since 0.18.0, and a stand-in has no cloud; before, a tag like any other."""
+    """Since 0.18.0 the suffix means the cloud, which the stand-in does not have. Before, it was a normal tag."""
     assert post("0.18.0", "generate", model="gpt-oss:120b-cloud", prompt="hi").status == 403
     assert post("0.17.0", "generate", model="gpt-oss:120b-cloud", prompt="hi").status == 404
 
 
 def test_a_source_build_is_the_latest() -> None:
-    """It says 0.0.0."""
+    """A source build has the version 0.0.0."""
     stand_in = StandIn(version="0.0.0")
     stand_in.script(Fail("it broke"))
 

@@ -1,4 +1,4 @@
-"""Whatever a client sends, the stand-in answers as a server does."""
+"""The stand-in answers every request body, also an invalid one."""
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,7 +85,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 @given(requests())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_body_has_an_answer(request: tuple[str, bytes]) -> None:
-    """A status and one or more JSON objects, or an empty body; never an exception."""
+    """The reply is a status with JSON objects or an empty body. The stand-in never raises."""
     path, body = request
     model = Model("m", ("completion", "tools", "thinking", "embedding", "insert"), 64, llama_runner=True)
     stand_in = StandIn([model], registry=[model])
@@ -102,7 +102,7 @@ def test_every_body_has_an_answer(request: tuple[str, bytes]) -> None:
 @given(st.binary(max_size=40), st.sampled_from(sorted(REQUEST_STRUCTS)))
 @settings(max_examples=100, deadline=None)
 def test_bytes_that_are_no_json_have_an_answer(body: bytes, path: str) -> None:
-    """A 400 with Go's text, or whatever the empty request gets."""
+    """The reply is 400 with Go's text, or that to an empty request."""
     method = "DELETE" if path == "/api/delete" else "POST"
 
     reply = collect(StandIn().exchange(Request(method, path, {}, body)))

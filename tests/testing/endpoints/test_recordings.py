@@ -1,4 +1,4 @@
-"""The stand-in, over its socket, against what real servers answered to the same requests."""
+"""Replies of the stand-in are compared with recorded replies of real servers to the same requests."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from ollama_provider.testing import Answer, Crash, Fail, Model, Reply, Server, StandIn, serve
 
-RECORDINGS = Path(__file__).parents[1] / "data/recordings"
+RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 EXCHANGES = [
     (version, json.loads(line))
     for version, name in (("0.24.0", "exchanges.jsonl"), ("0.33.0", "exchanges-0.33.jsonl"))
@@ -61,9 +61,9 @@ TINY = [
     Model("bad-noblob", (), **LLAMA),
 ]
 
-# The tables name a recording of both servers, or, with the version behind it, that of one.
+# A key is the name of a recording, of both servers or, with a version at its end, of one.
 DIFFERENT = {
-    # What the stand-in deliberately does not do, and why.
+    # Differences on purpose, with their reasons.
     "generate-cloud-suffix-0.33.0": "the recorded server had its cloud on and no network",
     "tags-empty-0.33.0": "recorded with its models in place",
     "v1-models-empty-0.33.0": "recorded with its models in place",
@@ -82,7 +82,7 @@ OFFLINE = "dial tcp: lookup registry.ollama.ai on 192.0.2.53:53: no such host"
 MANIFEST = 'pull model manifest: Get "https://registry.ollama.ai/v2/library/{}/manifests/latest": ' + OFFLINE
 CALL = Answer("", tool_calls=(("get_weather", {"city": "Paris", "days": 2}),))
 SCRIPTED = {
-    # What depended on the recording machine or on what the tiny model happened to say.
+    # Replies that depended on the recording machine, or on the output of the tiny model.
     "chat-tools": CALL,
     "chat-tools-stream": CALL,
     "chat-tools-think": CALL,
@@ -223,7 +223,7 @@ def test_the_stand_in_answers_as_the_real_server_did(server: Server, version: st
 
 
 def test_every_difference_is_about_a_recording() -> None:
-    """The lists of this test have no entry that is about nothing."""
+    """Every entry in the tables of this module names a recording."""
     names = {name for version, e in EXCHANGES for name in (e["name"], f"{e['name']}-{version}")}
 
     assert set(DIFFERENT) | set(SCRIPTED) | set(PREPARED) <= names
@@ -278,7 +278,7 @@ ZERO_IS_LEFT_OUT = {"eval_duration", "prompt_eval_duration", "load_duration"}
 
 
 def _assert_same(ours: object, theirs: object, key: str = "") -> None:
-    """The same keys and types; the same text where it is the server's own."""
+    """Compare keys and types, and the text where it is the server's own."""
     if key == "model_info":
         # A real model has dozens of keys; the stand-in's are some of them.
         assert set(ours) <= set(theirs)
@@ -317,5 +317,5 @@ def _assert_same(ours: object, theirs: object, key: str = "") -> None:
 
 
 def _without_counts(value: object) -> object:
-    """A text without the number of tokens in it, which depends on the tokeniser."""
+    """Remove the number of tokens from a text, since it depends on the tokeniser."""
     return re.sub(r'(request \(|"n_prompt_tokens":)\d+', r"\1N", value) if isinstance(value, str) else value

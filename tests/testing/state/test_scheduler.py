@@ -1,4 +1,4 @@
-"""Loads, slots and queues, decided without a socket and without waiting."""
+"""Loads, slots and queues, tested without a socket and without waiting."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ from ollama_provider.testing.go.encoding import dumps
 
 
 class Clock:
-    """Unix time that passes when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -31,7 +31,7 @@ class Clock:
 
 
 class Exchange:
-    """A request that is on its way: stopped at the first wait or pause."""
+    """A request that is carried out up to the first wait or pause."""
 
     def __init__(self, stand_in: StandIn, body: dict, path: str = "/api/generate") -> None:
         self.steps: Steps = stand_in.exchange(Request("POST", path, {}, dumps(body).encode()))
@@ -40,7 +40,7 @@ class Exchange:
         self.go_on()
 
     def go_on(self) -> None:
-        """Until the next wait that is not over, the next pause, or the end."""
+        """Carry out the steps until a pause, a wait for a gate that is not open, or the end."""
         if self.waits and not self.last.gate.is_open:
             return
         for step in self.steps:
@@ -110,7 +110,7 @@ def test_a_loaded_model_has_an_endless_queue() -> None:
 
 
 def test_waiting_requests_are_served_in_their_order() -> None:
-    """The one that leaves the queue makes room for the one behind it."""
+    """When a request leaves the queue, the next one gets the slot."""
     stand_in = StandIn()
     post(stand_in, "generate", model="llama3.2")
     stand_in.script(Stall())
@@ -125,7 +125,7 @@ def test_waiting_requests_are_served_in_their_order() -> None:
 
 
 def test_one_load_at_a_time() -> None:
-    """The second model waits for the load of the first, though there is room for both."""
+    """The second model waits until the first is loaded, although both fit."""
     stand_in = StandIn(load_seconds=1)
     first, second = Exchange(stand_in, ask()), Exchange(stand_in, ask(model="llava"))
 
@@ -139,7 +139,7 @@ def test_one_load_at_a_time() -> None:
 
 
 def test_a_load_that_is_aborted_starts_again_for_the_next() -> None:
-    """The client that gives up too early takes the load with it."""
+    """If the client of the loading request disconnects, the load is cancelled, and the next request starts it again."""
     stand_in = StandIn(load_seconds=1)
     first, second = Exchange(stand_in, ask()), Exchange(stand_in, ask())
 
@@ -162,7 +162,7 @@ def test_a_load_that_is_aborted_starts_again_for_the_next() -> None:
     ],
 )
 def test_options_that_reload(options: list[dict], loads: int) -> None:
-    """Context, batch, GPU and threads; a value that equals the effective one does not."""
+    """Options for context, batch, GPU and threads reload the model, unless they have the value in use."""
     stand_in = StandIn()
 
     for each in options:
@@ -172,7 +172,7 @@ def test_options_that_reload(options: list[dict], loads: int) -> None:
 
 
 def test_a_reload_waits_for_the_running_requests() -> None:
-    """And what comes after it waits behind it."""
+    """Later requests wait until it is done."""
     stand_in = StandIn()
     stand_in.script(Stall())
     running = Exchange(stand_in, ask())
@@ -188,7 +188,7 @@ def test_a_reload_waits_for_the_running_requests() -> None:
 
 
 def test_models_are_evicted_when_there_are_too_many() -> None:
-    """The idle one with the shortest keep-alive goes."""
+    """The idle model with the shortest keep-alive is unloaded."""
     stand_in = StandIn(max_loaded=2)
 
     post(stand_in, "generate", model="llama3.2", keep_alive="1h")
@@ -199,7 +199,7 @@ def test_models_are_evicted_when_there_are_too_many() -> None:
 
 
 def test_keep_alive_belongs_to_the_model() -> None:
-    """The last request that sets it wins; one that does not leaves it; it expires after the last use."""
+    """The last request that sets it decides. It counts from the end of the last request."""
     clock = Clock()
     stand_in = StandIn(clock=clock)
     post(stand_in, "generate", model="llama3.2", keep_alive="1h")
@@ -213,7 +213,7 @@ def test_keep_alive_belongs_to_the_model() -> None:
 
 
 def test_a_model_with_keep_alive_0_goes_when_it_is_idle() -> None:
-    """Asked together with a prompt, or alone to unload."""
+    """With a prompt the model is unloaded after the answer, without one at once."""
     stand_in = StandIn()
 
     assert stand_in.answer("POST", "/api/generate", ask(keep_alive=0)).status == 200
@@ -225,7 +225,7 @@ def test_a_model_with_keep_alive_0_goes_when_it_is_idle() -> None:
 
 
 def test_embedding_models_have_one_slot() -> None:
-    """Whatever OLLAMA_NUM_PARALLEL says."""
+    """OLLAMA_NUM_PARALLEL has no effect on them."""
     stand_in = StandIn(parallel=4)
     stand_in.script((Pace(first_token=1)), times=2)
     body = {"model": "nomic-embed-text", "input": "a"}
@@ -237,7 +237,7 @@ def test_embedding_models_have_one_slot() -> None:
 
 
 def test_a_broken_model_fails_every_load() -> None:
-    """And the next request for another model is served."""
+    """Requests for other models are served."""
     stand_in = StandIn([Model("broken", load_error="unable to load model"), "fine"])
 
     for _ in range(2):
@@ -247,7 +247,7 @@ def test_a_broken_model_fails_every_load() -> None:
 
 
 def test_the_scripted_cold_load_happens_for_a_loaded_model() -> None:
-    """`Pace(load=…)` makes the model cold first."""
+    """`Pace(load=…)` unloads the model first."""
     stand_in = StandIn()
     post(stand_in, "generate", model="llama3.2")
     stand_in.script(Pace(load=2.5))
@@ -259,7 +259,7 @@ def test_the_scripted_cold_load_happens_for_a_loaded_model() -> None:
 
 
 def test_another_revision_is_another_model() -> None:
-    """After the tag has moved, the digest differs everywhere and the weights are loaded anew."""
+    """The digest changes in all replies, and the new weights are loaded."""
     stand_in = StandIn()
     post(stand_in, "generate", model="llama3.2")
     before = stand_in.model("llama3.2").digest
@@ -272,8 +272,8 @@ def test_another_revision_is_another_model() -> None:
     assert after in {model["digest"] for model in stand_in.answer("GET", "/api/tags").json["models"]}
 
 
-def test_an_exchange_that_waits_for_nothing_that_comes_is_named() -> None:
-    """`collect` does not hang."""
+def test_an_answer_that_would_wait_is_an_error() -> None:
+    """`answer` raises an error instead of waiting."""
     stand_in = StandIn()
     stand_in.script(Stall())
 
@@ -282,7 +282,7 @@ def test_an_exchange_that_waits_for_nothing_that_comes_is_named() -> None:
 
 
 def test_a_failure_after_the_slot_gives_it_back() -> None:
-    """Refused for its length, or failed by script: the next request is served."""
+    """After a request that is refused or fails, the next one gets the slot."""
     stand_in = StandIn()
     stand_in.script(Fail("it broke"))
     long = ask(prompt="word " * 5000, truncate=False)

@@ -1,4 +1,4 @@
-"""The faults a script can ask for, as a client sees them through a real socket."""
+"""Scripted faults, as a client sees them through a real socket."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ def lines(response: httpx.Response) -> list[dict]:
 
 
 def test_answers_are_given_in_their_order(ollama: Server) -> None:
-    """Each turn is for one request; afterwards everything is as usual."""
+    """Each request takes one reply. After them, requests get the usual answers."""
     ollama.stand_in.script("first", {"second": 2})
 
     said = [ask(ollama, stream=False).json()["response"] for _ in range(3)]
@@ -45,8 +45,8 @@ def test_answers_are_given_in_their_order(ollama: Server) -> None:
     assert "stand-in" in said[2]
 
 
-def test_turns_go_to_the_requests_they_are_for(ollama: Server) -> None:
-    """Path, model (in any spelling) and a condition on the body select the requests."""
+def test_replies_go_to_the_requests_that_match(ollama: Server) -> None:
+    """Path, model (in any form of its name) and a condition on the body select the requests."""
     ollama.stand_in.script("by model", model="LLAVA:latest")
     ollama.stand_in.script("by body", where=lambda body: "Rome" in body.get("prompt", ""))
     ollama.stand_in.script(Respond(418), path="tags")
@@ -57,8 +57,8 @@ def test_turns_go_to_the_requests_they_are_for(ollama: Server) -> None:
     assert httpx.get(f"{ollama.url}/api/tags").status_code == 418
 
 
-def test_turns_that_are_used_up_go_before_those_that_hold_always(ollama: Server) -> None:
-    """An exception can be scripted after the rule."""
+def test_counted_replies_go_before_those_with_always(ollama: Server) -> None:
+    """A reply without `always` takes precedence over one with it, also if it was scripted later."""
     ollama.stand_in.script("rule", always=True)
     ollama.stand_in.script("exception", times=2)
 
@@ -68,7 +68,7 @@ def test_turns_that_are_used_up_go_before_those_that_hold_always(ollama: Server)
 
 
 def test_an_early_failure_is_a_status(ollama: Server) -> None:
-    """Before the first token Ollama answers with a real status, streaming or not."""
+    """An error before the first token has an HTTP status, also in a streamed request."""
     ollama.stand_in.script(Fail("it broke", status=503), times=2)
 
     for stream in (True, False):
@@ -80,7 +80,7 @@ def test_an_early_failure_is_a_status(ollama: Server) -> None:
 
 @pytest.mark.ollama(version="0.12.5")
 def test_an_early_failure_of_an_old_server_is_a_line(ollama: Server) -> None:
-    """Before 0.12.6 a stream had begun with status 200 by then."""
+    """Before 0.12.6 the error was a line in a stream of status 200."""
     ollama.stand_in.script(Fail("it broke"))
 
     response = ask(ollama)
@@ -90,7 +90,7 @@ def test_an_early_failure_of_an_old_server_is_a_line(ollama: Server) -> None:
 
 
 def test_a_late_failure_is_the_last_line(ollama: Server) -> None:
-    """After the first line the error is in the stream, and nothing follows it."""
+    """An error after the first line is the last line of the stream."""
     ollama.stand_in.script((WORDS, Fail("it broke", after=2)))
 
     found = lines(ask(ollama))
@@ -100,7 +100,7 @@ def test_a_late_failure_is_the_last_line(ollama: Server) -> None:
 
 
 def test_a_failure_after_more_lines_than_there_are_still_comes(ollama: Server) -> None:
-    """A scripted failure never lets the line through that says the work is done."""
+    """A scripted failure never sends the last line, which says that the request succeeded."""
     ollama.stand_in.script((WORDS, Fail("it broke", after=100)))
 
     found = lines(ask(ollama))
@@ -119,7 +119,7 @@ def test_a_failure_after_more_lines_than_there_are_still_comes(ollama: Server) -
     ],
 )
 def test_a_process_that_dies_at_an_embedding(version: str, path: str, status: int, where: str) -> None:
-    """Go's own words about the connection to it, with a status that looks like the request's fault."""
+    """Ollama reports Go's error about the connection to the runner, since 0.13.3 with status 400 for an embedding."""
     with serve(StandIn(version=version)) as server:
         server.stand_in.script(Crash(after=0), Crash())
         body = {"model": "nomic-embed-text", "input": "a", "prompt": "a"}
@@ -149,7 +149,7 @@ OTHERS = "exceeds the available context size"
 def test_a_process_that_dies(
     version: str, after: int | None, begins: str, quotes: bool, path: str, stream: bool
 ) -> None:
-    """Since 0.30 the text ends with the log of that process, which is about other requests."""
+    """Since 0.30 the error text ends with log lines of that process, which may be about other requests."""
     body = {
         "model": "llama3.2",
         "prompt": "a b c",
@@ -222,7 +222,7 @@ def test_a_reset_in_the_stream(ollama: Server) -> None:
 
 
 def test_a_stream_that_ends_without_done(ollama: Server) -> None:
-    """A clean end of the body is no success; without a stream `done` is false and there are no metrics."""
+    """The stream ends without `done`. A reply that is not streamed has `done: false` and no metrics."""
     ollama.stand_in.script((WORDS, Unfinished(after=3)), (WORDS, Unfinished()), Unfinished())
 
     assert [line["done"] for line in lines(ask(ollama))] == [False] * 3
@@ -232,7 +232,7 @@ def test_a_stream_that_ends_without_done(ollama: Server) -> None:
 
 @pytest.mark.parametrize("data", [b'{"broken\n', b"\n", '{"response":"a\u2028b\u0085c","done":false}\n'.encode()])
 def test_raw_bytes_between_two_lines(ollama: Server, data: bytes) -> None:
-    """What is inserted arrives byte for byte, and the stream goes on."""
+    """The inserted bytes arrive unchanged, and the stream continues."""
     ollama.stand_in.script((WORDS, Insert(data, after=1)))
 
     body = ask(ollama).content
@@ -243,7 +243,7 @@ def test_raw_bytes_between_two_lines(ollama: Server, data: bytes) -> None:
 
 @pytest.mark.parametrize("after", [None, 2])
 def test_a_stall_lasts_until_the_client_gives_up(ollama: Server, after: int | None) -> None:
-    """Nothing more comes; when the client hangs up, the stand-in notices and gives the slot back."""
+    """No more bytes arrive. When the client disconnects, the stand-in returns the slot."""
     ollama.stand_in.script((WORDS, Stall(after=after)))
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{ollama.url}/api/generate", json=ASK, timeout=0.05)
@@ -253,7 +253,7 @@ def test_a_stall_lasts_until_the_client_gives_up(ollama: Server, after: int | No
 
 
 def test_a_stall_ends_when_its_gate_opens(ollama: Server) -> None:
-    """A test holds a request for exactly as long as it wants."""
+    """A test holds a request until it opens the gate."""
     gate = Gate()
     ollama.stand_in.script((WORDS, Stall(until=gate)))
     answers = []
@@ -274,7 +274,7 @@ def test_a_stall_ends_when_its_gate_opens(ollama: Server) -> None:
 
 
 def test_a_paced_answer_is_measured(ollama: Server) -> None:
-    """Scripted delays show up in the durations of the reply, in nanoseconds."""
+    """The durations in the reply contain the scripted delays, in nanoseconds."""
     ollama.stand_in.script((Answer("a b"), Pace(load=0.02, first_token=0.03, between_tokens=0.01)))
 
     reply = ask(ollama, stream=False).json()
@@ -286,7 +286,7 @@ def test_a_paced_answer_is_measured(ollama: Server) -> None:
 
 
 def test_a_stuck_download_repeats_its_progress(ollama: Server) -> None:
-    """Lines keep coming while `completed` stands still."""
+    """The pull keeps sending lines, but `completed` does not change."""
     ollama.stand_in.script(StuckDownload(after=3, every=0.001), path="pull")
     seen = []
 
@@ -302,7 +302,7 @@ def test_a_stuck_download_repeats_its_progress(ollama: Server) -> None:
 
 
 def test_a_server_that_is_down_for_a_while(ollama: Server) -> None:
-    """After `stop` connections are refused, after `start` it answers on the same port; loaded models are gone."""
+    """After `stop` connections are refused. After `start` it answers on the same port, and no model is loaded."""
     ask(ollama)
     url = ollama.url
     ollama.stop()
@@ -317,7 +317,7 @@ def test_a_server_that_is_down_for_a_while(ollama: Server) -> None:
 
 
 def test_a_server_that_stops_in_the_middle(ollama: Server) -> None:
-    """Open requests break at once, also those that wait."""
+    """The connections of open requests close at once, also of those that wait."""
     ollama.stand_in.script((WORDS, Stall(after=1)))
     failures = []
 
@@ -338,7 +338,7 @@ def test_a_server_that_stops_in_the_middle(ollama: Server) -> None:
 
 
 def test_a_script_without_a_reply_is_refused(ollama: Server) -> None:
-    """A misuse is named at once."""
+    """`script` raises an error with the reason."""
     with pytest.raises(ValueError, match="needs a reply"):
         ollama.stand_in.script()
     with pytest.raises(ValueError, match="exactly one"):
