@@ -13,7 +13,7 @@ from ollama_provider.batch.store import shards
 from ollama_provider.batch.store.journal import list_parts
 from ollama_provider.batch.store.storage import Storage, write
 
-#: 2: parts have a token in their names, and their lines a checksum. Earlier ones are read as well.
+#: Since 2, the names of parts have a token, and their lines a checksum. Format 1 is read as well.
 _FORMAT = 2
 
 
@@ -24,10 +24,10 @@ class Manifest:
     Attributes:
         pass_number: counts from 1. A new pass begins when the last one is complete; it asks again what failed.
         mode: what the pass asks.
-        num_ctx: the context chosen for it and those before, in tokens; None where the user gave it.
-        settings: of its last run, for people.
-        common: what the shards of a batch must agree on; of a shard's run only.
-        provenance: of its last run, so that a merge needs no server.
+        num_ctx: the context size that the batch chose, in tokens, kept for later runs; None where the user gave one.
+        settings: of the last run, for people.
+        common: the settings that all shards of a batch must agree on; only in the manifest of a shard.
+        provenance: of the last run, so that a merge needs no server.
     """
 
     pass_number: int = 1
@@ -59,27 +59,27 @@ def for_run(storage: Storage, mode: Mode, names: Names) -> Manifest:
     """Return the manifest of a run with *mode*: of the open pass, or of a new one.
 
     Raises:
-        StorageError: ``batch.json`` was made by a later version of this package.
+        StorageError: ``batch.json`` is damaged, or was written by a later version of this package.
     """
     last = read(storage, names.batch)
     latest = max((part.pass_number for part in list_parts(storage)), default=0)
     if last is None:
-        # Shards forget where they stood when they are merged; what failed in their parts is asked again all the same.
+        # A merge removes the manifests of the shards. The new pass asks again what failed in their parts.
         return Manifest(1 + latest, mode)
-    ended = storage.read(names.summary) is not None
-    # A repair is a pass of its own: it asks what failed in the open pass.
-    if mode == "merge":  # of whatever was asked
+    complete = storage.read(names.summary) is not None
+    if mode == "merge":  # it belongs to the newest pass
         return replace(last, pass_number=max(last.pass_number, latest))
-    if ended or (mode == "failed_only" and last.mode != mode):
+    # A run with mode="failed_only" begins a pass of its own, which asks again what failed in the open pass.
+    if complete or (mode == "failed_only" and last.mode != mode):
         last = last.next_pass()
     return replace(last, mode=mode)
 
 
 def read(storage: Storage, name: str) -> Manifest | None:
-    """Return what was written down there; None if nothing was.
+    """Return the manifest in the file *name*; None if there is none.
 
     Raises:
-        StorageError: it is damaged, or was made by a later version of this package.
+        StorageError: it is damaged, or was written by a later version of this package.
     """
     content = storage.read(name)
     if content is None:
@@ -87,7 +87,8 @@ def read(storage: Storage, name: str) -> Manifest | None:
     try:
         if _Format.model_validate_json(content).format > _FORMAT:
             raise StorageError(
-                f"{storage.location}/{name} was made by a later version of airflow-provider-ollama. Update it here."
+                f"{storage.location}/{name} was written by a later version of airflow-provider-ollama. "
+                "Update the package here."
             )
         saved = _Saved.model_validate_json(content, strict=True)
     except ValidationError as error:
@@ -101,21 +102,23 @@ def read(storage: Storage, name: str) -> Manifest | None:
 
 
 def merged_provenance(storage: Storage, whole: Manifest, common: dict[str, Any]) -> Provenance:
-    """Return what the shards' results have in common; of those of the whole batch where no shard has run since.
+    """Return the provenance of the shards' results, or that of the whole batch if no shard has run since.
 
     Args:
         storage: the directory.
-        whole: where the whole batch stands.
-        common: what the shards must agree on, as the merge was told.
+        whole: the manifest of the whole batch.
+        common: the settings that the shards must agree on, as the merge has them.
 
     Raises:
-        InputError: there is nothing to merge, or it was made with other settings.
+        InputError: there is nothing to merge, or the shards were run with other settings.
     """
     found = None
-    for name in shards.batch_files(storage):
+    for name in shards.manifest_names(storage):
         shard = read(storage, name)
         if shard is not None and shard.common is not None:
-            shards.check_same(common | {"shards": shard.common.get("shards")}, shard.common, name, storage.location)
+            shards.require_same_settings(
+                common | {"shards": shard.common.get("shards")}, shard.common, name, storage.location
+            )
             found = shard.provenance or found
     found = found or whole.provenance
     if found is None:
@@ -123,36 +126,42 @@ def merged_provenance(storage: Storage, whole: Manifest, common: dict[str, Any])
     return Provenance(**found)
 
 
-def _compare_shards(storage: Storage, current: Manifest) -> None:
-    for name in shards.batch_files(storage):
+def _compare_with_shards(storage: Storage, current: Manifest) -> None:
+    for name in shards.manifest_names(storage):
         other = read(storage, name)
         if other is not None and other.common is not None:
-            shards.check_same(current.common or {}, other.common, name, storage.location)
+            shards.require_same_settings(current.common or {}, other.common, name, storage.location)
 
 
 def begin(storage: Storage, current: Manifest, names: Names) -> None:
-    """Write *current* down, and take back that the directory is complete.
+    """Write the manifest at the beginning of a run, and remove the summary of an earlier run.
+
+    Args:
+        storage: the directory.
+        current: the manifest of the run.
+        names: of the files of the run.
 
     Raises:
-        InputError: it is a shard's, and beside it are shards of a batch with other settings.
+        InputError: the run is that of a shard, and other shards in the directory have other settings.
     """
     is_shard = names != Names()
     if is_shard:
-        _compare_shards(storage, current)
-    # In this order: a crash in between begins the pass again, instead of going on with one that had ended.
+        _compare_with_shards(storage, current)
+    # In this order: after a crash in between, the new pass begins again. The other order would continue the pass that
+    # was complete.
     save(storage, current, names)
     storage.delete(names.summary)
     if is_shard:
         try:
-            # Once more: of two that begin at the same moment, one sees what the other wrote.
-            _compare_shards(storage, current)
+            # Compare again: of two shards that begin at the same moment, one sees what the other wrote.
+            _compare_with_shards(storage, current)
         except InputError:
             storage.delete(names.batch)
             raise
 
 
 def save(storage: Storage, current: Manifest, names: Names) -> None:
-    """Write *current* down."""
+    """Write the manifest."""
     content = {
         "format": _FORMAT,
         "round": current.pass_number,

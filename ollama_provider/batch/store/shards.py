@@ -1,9 +1,9 @@
 """A batch in shards: several runs in one directory, each with rows of its own, and a merge at the end.
 
-A row belongs to the shard that its key names, so no two shards ask the same row, whatever the input's order, and equal
-rows are asked once. All that a shard writes bears its name: ``parts/*.0of4.jsonl`` and ``shards/0of4.*`` (what
-``batch.json``, ``summary.json`` and the lock are for a whole batch). To merge is to run the whole batch with everything
-reused and nothing asked.
+The key of a row decides which shard it belongs to. So no two shards ask the same row, in whatever order the input is,
+and equal rows are asked once. The files of a shard bear its name: ``parts/*.0of4.jsonl``, and ``shards/0of4.*`` in
+place of ``batch.json``, ``summary.json``, ``progress.json`` and the lock of a whole batch. A merge is a run of the
+whole batch that sends no requests: it reuses the outcomes of all shards.
 """
 
 import re
@@ -15,7 +15,7 @@ from ollama_provider.batch.spec import SHARDS_FOLDER, Shard
 from ollama_provider.batch.store.locks import Lock, open_lock
 from ollama_provider.batch.store.storage import Storage
 
-#: What shards write; other files in the folder are left alone.
+#: The files of shards; others in the folder are ignored.
 _NAME = re.compile(rf"{SHARDS_FOLDER}/\d+of\d+\.(lock|batch\.json|summary\.json|progress\.json)")
 
 
@@ -25,14 +25,14 @@ def shards(count: int) -> list[list[int]]:
 
 
 class RunLock:
-    """The right to run in a directory: as a whole, or as one shard beside others.
+    """The lock of a run: of a whole batch, or of one shard beside others.
 
-    A whole run takes the directory's lock and then looks whether a shard is at work; a shard takes its own and then
-    looks whether a whole run is. Whoever comes second sees the first.
+    A whole run takes the directory's lock and then probes those of the shards. A shard takes its own lock and then
+    probes that of the directory. Whichever comes second sees the first.
 
     Args:
         storage: the directory.
-        shard: which; None for a whole run, a merge included.
+        shard: the shard that runs; None for a whole batch, also for a merge.
     """
 
     def __init__(self, storage: Storage, shard: Shard | None) -> None:
@@ -41,10 +41,13 @@ class RunLock:
         self._lock: Lock = open_lock(storage, None if shard is None else shard.lock_name)
 
     def take(self, pause: Callable[[float], None]) -> None:
-        """Take it, or fail.
+        """Take the lock and remove what killed runs left behind, or fail.
+
+        Args:
+            pause: waits so many seconds; may raise to give up.
 
         Raises:
-            DirectoryBusyError: another run has it, or one that it excludes is at work.
+            DirectoryBusyError: another run has the lock, or one that this lock excludes is at work.
         """
         self._lock.take(pause)
         if self._shard is not None:
@@ -56,16 +59,16 @@ class RunLock:
         self._storage.remove_unfinished()
 
     def renew(self) -> None:
-        """Show that we are alive."""
+        """Show that this run is alive."""
         self._lock.renew()
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
 
-def batch_files(storage: Storage) -> list[str]:
-    """Return the names of what the shards' runs wrote down of themselves."""
+def manifest_names(storage: Storage) -> list[str]:
+    """Return the names of the manifests of all shards."""
     return _files(storage, "batch.json")
 
 
@@ -78,16 +81,22 @@ def _files(storage: Storage, *kinds: str) -> list[str]:
 
 
 def forget(storage: Storage) -> None:
-    """Remove what the shards wrote down of themselves, once they are merged: the next ones may be others."""
+    """Remove manifests, summaries and progress of the shards after a merge: the next shards may have other settings."""
     for name in _files(storage, "batch.json", "summary.json", "progress.json"):
         storage.delete(name)
 
 
-def check_same(mine: dict[str, Any], other: dict[str, Any], name: str, location: str) -> None:
-    """Compare what two shards of a batch do.
+def require_same_settings(mine: dict[str, Any], other: dict[str, Any], name: str, location: str) -> None:
+    """Compare the settings of two shards of a batch.
+
+    Args:
+        mine: settings of this run.
+        other: settings of another shard.
+        name: of the other shard's manifest.
+        location: of the directory.
 
     Raises:
-        InputError: it is not the same; the differing settings are named.
+        InputError: they differ; the text names the settings.
     """
     differing = sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
     if differing:
