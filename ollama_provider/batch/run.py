@@ -22,7 +22,8 @@ from ollama_provider.batch.records import Query, Rows, Summary
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.results import files
-from ollama_provider.batch.results.parquet import results_of
+from ollama_provider.batch.results.json_lines import ResultsFormat
+from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
@@ -133,7 +134,7 @@ async def _run(
     listener: Listener | None,
 ) -> Summary:
     """Open the directory, send requests until every row has an outcome, and write the results."""
-    reader, results = RowReader(spec, rows), results_of(spec)
+    reader, results = RowReader(spec, rows), files.results_format(spec)
     timeouts = settings.timeouts.model_copy(update={"first_token": spec.load_timeout})
     patient = settings.model_copy(update={"timeouts": timeouts})
     single_attempt = settings.model_copy(update={"max_attempts": 1})
@@ -180,7 +181,7 @@ class _Run:
     manifest: Manifest
     journal: Journal
     checkpoints: Checkpoints
-    order: files.RowOrder
+    order: RowOrder
     table: TableWriter | None
     scheduler: Scheduler
     server: ModelControl
@@ -234,7 +235,7 @@ async def _open(
         journal, look_up_digest=partial(server.digest, model), on_digest_change=spec.on_digest_change
     )
     interval = 60 / spec.requests_per_minute if spec.requests_per_minute else 0.0
-    order = files.RowOrder(with_ids=spec.id_column is not None)
+    order = RowOrder(with_ids=spec.id_column is not None)
     table = None
     # The results of shards go into the table with the merge, which knows the place of each row.
     if spec.into is not None and shard is None:
@@ -421,7 +422,7 @@ async def _close_window(scheduler: Scheduler, closing: datetime) -> None:
 # The second phase: results and summary.
 
 
-async def _finish(run: _Run, reason: str, results: files.Results, renewal: "_Renewal") -> Summary:
+async def _finish(run: _Run, reason: str, results: ResultsFormat, renewal: "_Renewal") -> Summary:
     """Write the results and the summary of a run whose outcomes are all stored.
 
     Args:
@@ -469,7 +470,7 @@ async def _finish(run: _Run, reason: str, results: files.Results, renewal: "_Ren
     return summary
 
 
-async def _write_results(run: _Run, results: files.Results, renewal: "_Renewal") -> files.Written:
+async def _write_results(run: _Run, results: ResultsFormat, renewal: "_Renewal") -> files.Written:
     """Write what is left for the table, and the results; return what failed in the end, at the table too."""
     refused: dict[int, dict[str, str]] = {}
     if run.table is not None:

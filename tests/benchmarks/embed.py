@@ -21,8 +21,8 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, run_batch
 from ollama_provider.batch.requests.embedding import PackRequest, encode_vector
-from ollama_provider.batch.results.files import RowOrder
-from ollama_provider.batch.results.parquet import ParquetTable
+from ollama_provider.batch.results.order import RowOrder
+from ollama_provider.batch.results.parquet import parquet_format
 
 WIDTH, PACK = 768, 64
 
@@ -83,14 +83,13 @@ def as_table(bodies: list[bytes], folder: Path) -> float:
     """Decode as the batch does, through the form of its parts, into Parquet; return seconds."""
     began = time.process_time()
     order = RowOrder(with_ids=False)
-    table = ParquetTable(None, vectors=True)
     lines = [
         f'{{"key":"{0:032d}","status":"ok","output":"{encode_vector(vector)}","error":null}}\n'.encode()
         for body in bodies
         for vector in PackRequest.decode(body)["embeddings"]
     ]
     with (folder / "vectors.parquet").open("wb") as file:
-        table.open(_Writing(file), order, iter(lines))  # type: ignore[arg-type]
+        table = parquet_format(None, vectors=True).open(_Writing(file), order, iter(lines))  # type: ignore[arg-type]
         for first in range(0, len(lines), 1000):
             rows = [(line, first + place, b"null") for place, line in enumerate(lines[first : first + 1000])]
             assert not table.write(rows)

@@ -1,12 +1,11 @@
-"""Results in other shapes than the lines of the parts: Parquet, and vectors as lists of numbers.
+"""Results as a Parquet file, written a group of rows at a time.
 
-A table is written as it is read, a group of rows at a time; what it needs to know before its first row (the type of the
-ids, the length of the vectors) is looked up in the rows to come. The columns follow from the schema and the ids, never
-from an answer: a row whose answer its column cannot hold is refused, and all others are as they would be without it.
+What the file needs to know before its first row (the type of the ids, the length of the vectors) is looked up in the
+rows to come. The columns follow from the schema and the ids, never from an answer, so they are the same every night. A
+row whose answer does not fit its column is refused, and all other rows are as they would be without it.
 """
 
 import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,17 +15,25 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.requests.embedding import decode_vector
-from ollama_provider.batch.results.files import JsonLines, ResultRow, Results, RowOrder
-from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.results.json_lines import (
+    NOT_FINITE,
+    MisfitError,
+    ResultRow,
+    ResultsFile,
+    ResultsFormat,
+    vector_numbers,
+    vector_rows,
+)
+from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.store.journal import AFTER_KEY
 from ollama_provider.batch.store.storage import FileWriter
 
-#: Rows that are looked at to learn how long the vectors are: one of them may be an exception.
-_LOOKED_AT = 1000
-#: Deeper values stay JSON text.
-_DEEPEST = 8
+PARQUET = "results.parquet"
+
+#: Rows that are looked at to learn how long the vectors are. The commonest length counts.
+_SAMPLED_ROWS = 1000
+#: Values at a greater depth of the schema stay JSON text.
+_MAX_DEPTH = 8
 
 _TEXTS = ("thinking", "done_reason", "model", "digest", "server", "server_version", "options_hash")
 _COUNTS = ("prompt_tokens", "tokens", "attempts", "seed", "num_ctx")
@@ -34,99 +41,18 @@ _NUMBERS = ("seconds", "tokens_per_second")
 _FLAGS = ("prompt_cut", "answer_cut")
 
 
-def results_of(spec: BatchSpec) -> Results:
-    """Return how the results of a batch are written.
+def parquet_format(schema: Any, *, vectors: bool) -> ResultsFormat:
+    """Return the format with a column for each field.
 
-    Raises:
-        InputError: Parquet, and pyarrow is not installed.
+    Args:
+        schema: JSON schema of an answer, which gives the output its type; None for text and vectors.
+        vectors: the outputs are vectors, which become lists of float32 of one length.
     """
-    if spec.format == "jsonl":
-        return VectorLines() if spec.task == "embed" else JsonLines()
-    try:
-        import pyarrow.parquet  # noqa: F401  # heavy, and an extra
-    except ImportError:
-        raise InputError(
-            "Parquet results need pyarrow, which is not installed: pip install 'airflow-provider-ollama[parquet]', or "
-            'choose results="jsonl".'
-        ) from None
-    return ParquetTable(None if spec.task == "embed" else spec.schema(), vectors=spec.task == "embed")
+    return ResultsFormat(PARQUET, partial(ParquetFile, schema=schema, vectors=vectors))
 
 
-class _MisfitError(ValueError):
-    """A value that its place in the results cannot hold; `path` leads there."""
-
-    def __init__(self, what: str, *path: str) -> None:
-        self.what = what
-        self.path = path
-        super().__init__(what)
-
-    def __str__(self) -> str:
-        return f"{'.'.join(self.path)}: {self.what}" if self.path else self.what
-
-    def inside(self, name: str) -> "_MisfitError":
-        """Return it as it looks from outside."""
-        return _MisfitError(self.what, name, *self.path)
-
-
-_NOT_FINITE = "a vector with a number that is none"
-
-
-def _numbers(text: Any) -> "array[float]":
-    try:
-        return decode_vector(text)
-    except (TypeError, ValueError):
-        raise _MisfitError("no vector", "output") from None
-
-
-def rows_of(line: bytes) -> Iterator[dict[str, Any]]:
-    """Return the rows of the results that a vector's line of a part means: one, or one for each piece of its text.
-
-    Raises:
-        _MisfitError: there is no vector, or not one for each piece, although the outcome is a good one.
-    """
-    row = from_json(line)
-    spans, vectors = row.pop("spans", None), row["output"]
-    if row["status"] == "ok" and not vectors:
-        raise _MisfitError("no vector", "output")
-    if spans is None:
-        yield row
-        return
-    if len(spans) != len(vectors):
-        raise _MisfitError("not a vector for each piece of the text", "output")
-    for chunk, ((start, end), vector) in enumerate(zip(spans, vectors, strict=True)):
-        yield row | {"output": vector, "chunk": chunk, "start": start, "end": end}
-
-
-class VectorLines(JsonLines):
-    """JSON lines with the numbers of the vectors, to the nine digits that tell one float32 from another."""
-
-    def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
-        """See `Results`."""
-        pieces: list[bytes] = []
-        refused: dict[int, str] = {}
-        for place, (line, index, row_id) in enumerate(rows):
-            try:
-                pieces += self._lines(line, index, row_id)
-            except _MisfitError as error:
-                refused[place] = str(error)
-        if not refused:
-            self._file.write(b"".join(pieces))
-        return refused
-
-    def _lines(self, line: bytes, index: int, row_id: bytes) -> Iterator[bytes]:
-        for row in rows_of(line):
-            vector = row["output"]
-            numbers = "null" if vector is None else f"[{','.join(map('{:.9g}'.format, _numbers(vector)))}]"
-            if "n" in numbers and vector is not None:  # nan, inf
-                raise _MisfitError(_NOT_FINITE, "output")
-            rest = {name: value for name, value in row.items() if name not in {"key", "output"}}
-            yield f'{{"key":"{row["key"]}","index":{index},"id":'.encode()
-            yield row_id
-            yield f',"output":{numbers},'.encode() + json.dumps(rest)[1:].encode() + b"\n"
-
-
-class _File:
-    """What pyarrow needs of a file to write into."""
+class _Sink:
+    """A file as pyarrow wants it to write into."""
 
     closed = False
 
@@ -153,37 +79,36 @@ class _File:
         pass
 
     def abandon(self) -> None:
-        """Take what pyarrow still has to say when it gives a table up, and write none of it."""
+        """Ignore what pyarrow still writes when it destroys its writer."""
         self._file = None
 
 
-class ParquetTable:
-    """``results.parquet``: a column for each field, the output typed by the schema of the answers.
+class ParquetFile(ResultsFile):
+    """A Parquet file that is being written.
 
     Args:
-        schema: JSON schema of an answer; None for text and vectors.
-        vectors: the outputs are vectors, which become lists of float32 of one length.
+        file: to write into.
+        order: all rows to come.
+        lines: their lines in the parts.
+        schema: see `parquet_format`.
+        vectors: see `parquet_format`.
     """
 
-    name = "results.parquet"
-
-    def __init__(self, schema: Any, *, vectors: bool) -> None:
-        self._schema = schema
-        self._vectors = vectors
-
-    def open(self, file: FileWriter, order: RowOrder, lines: Iterator[bytes]) -> None:
-        """See `Results`."""
+    def __init__(
+        self, file: FileWriter, order: RowOrder, lines: Iterator[bytes], *, schema: Any, vectors: bool
+    ) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        width = self._width(lines) if self._vectors else None
-        if self._vectors:
+        self._vectors = vectors
+        if vectors:
+            width = _vector_length(lines)
             output = pa.list_(pa.float32(), width) if width else pa.list_(pa.float32())
         else:
-            output = pa.string() if self._schema is None else arrow_type(self._schema, self._schema)
+            output = pa.string() if schema is None else arrow_type(schema, schema)
         self._output = output
         self._fitted = _Fitted(output)
-        pieces = [(name, pa.int64()) for name in ("chunk", "start", "end")] if self._vectors else []
+        pieces = [(name, pa.int64()) for name in ("chunk", "start", "end")] if vectors else []
         self._columns = pa.schema(
             [
                 ("key", pa.string()),
@@ -196,7 +121,7 @@ class ParquetTable:
                 ("error_class", pa.string()),
                 ("error_text", pa.string()),
                 ("reply", pa.string()),
-                *([("rungs", pa.list_(pa.string()))] if self._schema is not None else []),
+                *([("rungs", pa.list_(pa.string()))] if schema is not None else []),
                 *((name, pa.string()) for name in _TEXTS),
                 *((name, pa.int64()) for name in _COUNTS),
                 *((name, pa.float64()) for name in _NUMBERS),
@@ -204,26 +129,21 @@ class ParquetTable:
             ]
         )
         # Neither a dictionary nor compression helps floats, and both take more time than the writing.
-        texts = [name for name in self._columns.names if name != "output"] if self._vectors else True
-        self._file = _File(file)
-        self._writer = parquet.ParquetWriter(
-            pa.PythonFile(self._file, mode="w"),
-            self._columns,
-            use_dictionary=texts,
-            compression={path: _compression(path, vectors=self._vectors) for path in _paths(self._columns)},
-        )
-
-    def _width(self, lines: Iterator[bytes]) -> int | None:
-        """Return the commonest length of the first vectors; None where there are none."""
-        found: Counter[int] = Counter()
-        for line in islice(lines, _LOOKED_AT):
-            if line.startswith(b',"status":"ok"', AFTER_KEY):
-                with suppress(_MisfitError):
-                    found.update(len(_numbers(row["output"])) for row in rows_of(line))
-        return found.most_common(1)[0][0] if found else None
+        texts = [name for name in self._columns.names if name != "output"] if vectors else True
+        self._sink = _Sink(file)
+        try:
+            self._writer = parquet.ParquetWriter(
+                pa.PythonFile(self._sink, mode="w"),
+                self._columns,
+                use_dictionary=texts,
+                compression={path: _compression(path, vectors=vectors) for path in _paths(self._columns)},
+            )
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
-        """See `Results`."""
+        """Write some rows as one record batch."""
         try:
             batch = self._batch(rows)
         except Exception:
@@ -241,17 +161,16 @@ class ParquetTable:
             if len(rows) > 1:
                 half = len(rows) // 2
                 return self._misfits(rows[:half], first) | self._misfits(rows[half:], first + half)
-            return {first: str(error) if isinstance(error, _MisfitError) else type(error).__name__}
+            return {first: str(error) if isinstance(error, MisfitError) else type(error).__name__}
         return {}
 
     def close(self) -> None:
-        """See `Results`."""
+        """Write the end of the file, which holds its schema and statistics."""
         self._writer.close()
 
     def abandon(self) -> None:
-        """See `Results`."""
-        if hasattr(self, "_file"):
-            self._file.abandon()
+        """End without writing anything more."""
+        self._sink.abandon()
 
     def _batch(self, lines: Sequence[ResultRow]) -> Any:
         import pyarrow as pa
@@ -259,7 +178,7 @@ class ParquetTable:
         rows: list[dict[str, Any]] = []
         special: dict[str, list[Any]] = {"index": [], "id": []}
         for line, index, row_id in lines:
-            found = list(rows_of(line)) if self._vectors else [from_json(line)]
+            found = list(vector_rows(line)) if self._vectors else [from_json(line)]
             rows += found
             special["index"] += [index] * len(found)
             special["id"] += [self._as_id(from_json(row_id))] * len(found)
@@ -287,7 +206,7 @@ class ParquetTable:
         for output in outputs:
             try:
                 value, left_out = self._fitted(output)
-            except _MisfitError as error:
+            except MisfitError as error:
                 raise error.inside("output") from None
             found.append(value)
             whole.append(json.dumps(output) if left_out else None)
@@ -300,21 +219,31 @@ class ParquetTable:
         if not pa.types.is_fixed_size_list(self._output):
             for output in outputs:
                 if output is not None:
-                    _numbers(output)
+                    vector_numbers(output)
             return pa.nulls(len(outputs), self._output)
         width = self._output.list_size
         nothing = bytes(4 * width)
         vectors = []
         for output in outputs:
-            numbers = None if output is None else _numbers(output)
+            numbers = None if output is None else vector_numbers(output)
             if numbers is not None and len(numbers) != width:
-                raise _MisfitError(f"a vector of {len(numbers)} numbers, where the others have {width}", "output")
+                raise MisfitError(f"a vector of {len(numbers)} numbers, where the others have {width}", "output")
             vectors.append(nothing if numbers is None else numbers.tobytes())
         values = pa.Array.from_buffers(pa.float32(), width * len(vectors), [None, pa.py_buffer(b"".join(vectors))])
         if not pc.all(pc.is_finite(values)).as_py():
-            raise _MisfitError(_NOT_FINITE, "output")
+            raise MisfitError(NOT_FINITE, "output")
         mask = pa.array([output is None for output in outputs]) if None in outputs else None
         return pa.FixedSizeListArray.from_arrays(values, type=self._output, mask=mask)
+
+
+def _vector_length(lines: Iterator[bytes]) -> int | None:
+    """Return the most frequent length of the first vectors; None where there are none."""
+    found: Counter[int] = Counter()
+    for line in islice(lines, _SAMPLED_ROWS):
+        if line.startswith(b',"status":"ok"', AFTER_KEY):
+            with suppress(MisfitError):
+                found.update(len(vector_numbers(row["output"])) for row in vector_rows(line))
+    return found.most_common(1)[0][0] if found else None
 
 
 def _column(values: Any, field: Any) -> Any:
@@ -325,7 +254,7 @@ def _column(values: Any, field: Any) -> Any:
     try:
         return pa.array(values, field.type)
     except (ValueError, TypeError, OverflowError):
-        raise _MisfitError(f"a value that is no {field.type}", field.name) from None
+        raise MisfitError(f"a value that is no {field.type}", field.name) from None
 
 
 def _paths(columns: Any) -> list[str]:
@@ -370,7 +299,7 @@ def arrow_type(schema: Any, root: Any, depth: int = 0) -> Any:
     """
     import pyarrow as pa
 
-    if not isinstance(schema, dict) or depth > _DEEPEST:
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return pa.string()
     schema = _resolved(schema, root)
     simple = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
@@ -419,7 +348,7 @@ class _Fitted:
         """Return the value as its type takes it, and whether that leaves something out.
 
         Raises:
-            _MisfitError: it cannot hold it.
+            MisfitError: it cannot hold it.
         """
         self._left_out = False
         return self._fit(value), self._left_out
@@ -440,14 +369,14 @@ class _Fitted:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise _MisfitError("no object")
+            raise MisfitError("no object")
         if not value.keys() <= fields.keys():
             self._left_out = True
         found = {}
         for name, fit in fields.items():
             try:
                 found[name] = fit(value.get(name))
-            except _MisfitError as error:
+            except MisfitError as error:
                 raise error.inside(name) from None
         return found
 
@@ -456,7 +385,7 @@ def _list(fit: Callable[[Any], Any], value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise _MisfitError("no list")
+        raise MisfitError("no list")
     return [fit(each) for each in value]
 
 
@@ -465,9 +394,9 @@ def _integer(value: Any) -> Any:
         return None
     # 7.0 is an integer in JSON.
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise _MisfitError("no integer")
+        raise MisfitError("no integer")
     if not -(1 << 63) <= value < 1 << 63:
-        raise _MisfitError("an integer that 64 bits cannot hold")
+        raise MisfitError("an integer that 64 bits cannot hold")
     return int(value)
 
 
@@ -475,16 +404,16 @@ def _number(value: Any) -> Any:
     if value is None or type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _MisfitError("no number")
+        raise MisfitError("no number")
     try:
         return float(value)
     except OverflowError:
-        raise _MisfitError("a number that 64 bits cannot hold") from None
+        raise MisfitError("a number that 64 bits cannot hold") from None
 
 
 def _flag(value: Any) -> Any:
     if value is not None and not isinstance(value, bool):
-        raise _MisfitError("neither true nor false")
+        raise MisfitError("neither true nor false")
     return value
 
 

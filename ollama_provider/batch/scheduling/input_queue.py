@@ -9,7 +9,7 @@ from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.records import Mode, Outcome, Rows
 from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
-from ollama_provider.batch.results.files import RowOrder
+from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.progress import Counters, ProgressMeter
 from ollama_provider.batch.results.table import TableWriter
 from ollama_provider.batch.rows.reader import PreparedRow, RowReader

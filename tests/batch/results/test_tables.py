@@ -10,8 +10,9 @@ from pyarrow import parquet
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.embedding import encode_vector
-from ollama_provider.batch.results.files import RowOrder, write_results
-from ollama_provider.batch.results.parquet import ParquetTable, VectorLines
+from ollama_provider.batch.results.files import json_lines_format, write_results
+from ollama_provider.batch.results.order import RowOrder
+from ollama_provider.batch.results.parquet import parquet_format
 from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import Journal, State, shared_fields
 from ollama_provider.batch.store.keys import Keys
@@ -86,7 +87,7 @@ def test_an_answer_that_its_column_cannot_hold_fails_alone(directory, output, wh
     outcomes = [{"output": {"n": number}} for number in range(2500)]
     outcomes[place] = {"output": output}
 
-    written = directory.write(ParquetTable(SCHEMA, vectors=False), outcomes)
+    written = directory.write(parquet_format(SCHEMA, vectors=False), outcomes)
 
     assert (written.failed, written.refused, written.refused_fresh) == (1, 1, 1)
     found = directory.table.to_pylist()
@@ -120,7 +121,7 @@ def test_a_count_or_a_field_of_another_type_fails_its_row_alone(directory, odd, 
     fault = {"error": {"class": "X", "text": "y"}} if status == "failed" else {}
     outcomes = [{"output": "a"}, {"output": None if fault else "b", "status": status} | odd | fault, {"output": "c"}]
 
-    written = directory.write(ParquetTable(None, vectors=False), outcomes)
+    written = directory.write(parquet_format(None, vectors=False), outcomes)
 
     assert (written.failed, written.refused) == (1, 1 if status == "ok" else 0)
     assert directory.table["output"].to_pylist() == ["a", None, "c"]
@@ -136,7 +137,7 @@ def test_one_vector_unlike_the_others_fails_alone(directory, odd, place):
     outcomes = [{"output": encode_vector([number] * 4)} for number in range(3000)]
     outcomes[place] = {"output": odd}
 
-    written = directory.write(ParquetTable(None, vectors=True), outcomes)
+    written = directory.write(parquet_format(None, vectors=True), outcomes)
 
     assert directory.table.schema.field("output").type == pa.list_(pa.float32(), 4)
     found = directory.table.to_pylist()
@@ -152,7 +153,7 @@ def test_a_vector_of_no_numbers_is_no_line_of_json(directory, odd):
     """NaN and Infinity are not JSON."""
     outcomes = [{"output": encode_vector(vector)} for vector in ([1, 2, 3, 4], odd, [5, 6, 7, 8])]
 
-    assert directory.write(VectorLines(), outcomes).refused == 1
+    assert directory.write(json_lines_format(vectors=True), outcomes).refused == 1
 
     lines = [json.loads(line) for line in (directory.path / "results.jsonl").read_text().splitlines()]
     assert [line["output"] for line in lines] == [[1, 2, 3, 4], None, [5, 6, 7, 8]]
@@ -163,7 +164,7 @@ def test_pieces_of_a_text_that_fail_are_one_row(directory):
     pieces = [encode_vector([1, 2]), encode_vector([1, 2, 3])]
     outcomes = [{"output": encode_vector([1, 2])}, {"output": pieces, "spans": ((0, 5), (4, 9))}]
 
-    directory.write(ParquetTable(None, vectors=True), outcomes)
+    directory.write(parquet_format(None, vectors=True), outcomes)
 
     assert directory.table["output"].to_pylist() == [[1, 2], None]
 
@@ -185,7 +186,7 @@ IDS = {
 @pytest.mark.parametrize(("ids", "kind", "wanted"), IDS.values(), ids=IDS)
 def test_ids_that_have_no_type_in_common_are_text(directory, ids, kind, wanted):
     """An id fails no row: it comes from the input."""
-    written = directory.write(ParquetTable(None, vectors=False), [{"output": "a"}] * len(ids), ids)
+    written = directory.write(parquet_format(None, vectors=False), [{"output": "a"}] * len(ids), ids)
 
     assert written.failed == 0
     assert directory.table.schema.field("id").type == kind
@@ -197,7 +198,7 @@ def test_what_the_schema_allows_and_does_not_name_does_not_vanish(directory):
     plain, more = {"n": 1, "x": None, "tags": None}, {"n": 2, "more": {"a": [1]}}
     inside = {"n": 3, "tags": [{"deep": 1, "deeper": 2}]}
 
-    directory.write(ParquetTable(SCHEMA, vectors=False), [{"output": each} for each in (plain, more, inside)])
+    directory.write(parquet_format(SCHEMA, vectors=False), [{"output": each} for each in (plain, more, inside)])
 
     table = directory.table
     assert table["output"].to_pylist()[:2] == [plain, plain | {"n": 2}]
@@ -207,14 +208,14 @@ def test_what_the_schema_allows_and_does_not_name_does_not_vanish(directory):
 
 def test_a_whole_number_is_a_number_however_it_is_written(directory):
     """7.0 is an integer in JSON, and an integer a number."""
-    directory.write(ParquetTable(SCHEMA, vectors=False), [{"output": {"n": 7.0, "x": (1 << 53) + 1}}])
+    directory.write(parquet_format(SCHEMA, vectors=False), [{"output": {"n": 7.0, "x": (1 << 53) + 1}}])
 
     assert directory.table["output"].to_pylist() == [{"n": 7, "x": float(1 << 53), "tags": None}]
 
 
 def test_a_table_that_is_given_up_says_nothing_more(directory, capfd):
     """What ended it is what is told, and the older table is still there."""
-    directory.write(ParquetTable(None, vectors=False), [{"output": "a"}])
+    directory.write(parquet_format(None, vectors=False), [{"output": "a"}])
     journal, order = Journal(directory.storage, 1), RowOrder(with_ids=False)
     order.add(journal.find(directory.keys.key("0"))[0], None)
 
@@ -222,7 +223,7 @@ def test_a_table_that_is_given_up_says_nothing_more(directory, capfd):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_results(directory.storage, journal, order, ParquetTable(None, vectors=False), stop)
+        write_results(directory.storage, journal, order, parquet_format(None, vectors=False), stop)
 
     assert directory.table["output"].to_pylist() == ["a"]
     assert capfd.readouterr() == ("", "")
