@@ -53,7 +53,7 @@ class WorkItem:
         pack_closed: no more items may join: the pack failed before, or the text is so long that it needs its own
             request.
         attempts: failed attempts that were the row's own fault.
-        generation: the plan's generation when it was sent.
+        pause_count: pauses of the plan when it was sent.
         not_before: clock time of the next attempt.
         exclusive: no other request may be in flight at the same time.
         sent_alone: no other request was in flight when it was sent.
@@ -71,7 +71,7 @@ class WorkItem:
     rest: "tuple[WorkItem, ...]" = ()
     pack_closed: bool = False
     attempts: int = 0
-    generation: int = 0
+    pause_count: int = 0
     not_before: float = 0.0
     exclusive: bool = False
     sent_alone: bool = False

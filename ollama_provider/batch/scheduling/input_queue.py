@@ -94,7 +94,7 @@ class InputQueue:
                 for row in rows:
                     self._add(row, setup, recorder)
                 scheduler.notify()
-                while scheduler.plan.fresh > scheduler.rows_wanted or (self._table and self._table.is_behind):
+                while scheduler.plan.queued_new > scheduler.rows_wanted or (self._table and self._table.is_behind):
                     await scheduler.wait()
         finally:
             coming.cancel()
@@ -118,7 +118,7 @@ class InputQueue:
             case Choice.REUSE:
                 counters.failed_before += 1
             case Choice.RUN if row.fault is not None:
-                plan.unaskable()
+                plan.add_failed()
                 outcome = Outcome(key=row.key.hex(), status="failed", error=row.fault)
                 recorder.record(WorkItem(number, row.prompt), outcome)
             case Choice.RUN if row.request_key is not None and self._use_stored_reply(number, row, setup):
@@ -127,7 +127,7 @@ class InputQueue:
                 plan.reused += 1
             case Choice.RUN:
                 self._journal.mark_requested(number)
-                plan.admit(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
+                plan.add(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
         if self._table is not None:
             fresh = state in {State.NEW, State.FAILED_BEFORE}
             self._table.add(number, row.key, len(self._order), row.row_id, row.columns, fresh=fresh)

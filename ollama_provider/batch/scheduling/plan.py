@@ -1,16 +1,19 @@
-"""What to do next: run, reuse, try later, pause everybody, stop. No network, no clock: `now` is an argument.
+"""Decisions only: which rows need a request, which request is sent next, and what follows from a failure.
 
-Three kinds of failure, told apart by `Blame`, and three answers:
+No network and no clock: `now` is an argument. The workers carry the decisions out.
 
-* *The request's own*: the row goes to the end of the queue, and after its attempts to the failed ones. When the model's
-  process crashes, all rows that it was at work on fail: so the next attempt of each goes alone, and only that counts.
-* *The server's*, for a while (busy, down, restarting): one pause for everybody, however many requests report it, and a
-  slow start afterwards. No row loses an attempt. The row that met it goes again soon, but not first: if the server
-  fails with that row and with no other, the row is to blame after all.
-* *The setup's* (no such path, no such model): every row would fail alike, so the batch stops at once. Not so when a row
-  was answered before: the setup was right a moment ago, so this is an outage in other clothes (a proxy's page, a volume
-  that is not mounted yet). Only credentials (401, 407) and quotas stop it at any time: they do not come back by
-  waiting, and who tries wrong ones again and again is locked out.
+There are three kinds of failure, told apart by `Blame`:
+
+* *The request's own.* The row goes to the end of the queue; after its last attempt it is a failed row. A crash of the
+  model's process fails all requests that it was working on, so each of these rows is sent again with no other request
+  in flight, and only that attempt counts.
+* *The server's*, for a while: it is busy, down or restarting. All requests pause once, however many of them report it,
+  and a slow start follows. No row loses an attempt. The row that met the failure is sent again soon, but not first: if
+  the server fails with this row and with no other, the row is to blame after all.
+* *The setup's*, such as a wrong path or model. Every row would fail alike, so the batch stops at once. Once a row was
+  answered, the setup was right a moment ago: then it is an outage as well (the error page of a proxy, a volume that is
+  not mounted yet). Only refused credentials (401, 407) and quotas stop the batch at any time: waiting does not bring
+  them back, and an account may be locked after several wrong attempts.
 """
 
 from collections import deque
@@ -34,32 +37,59 @@ from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import State
 
-#: Seconds of the first pause; each one without a success in between is twice as long as the one before.
+#: Seconds of the first pause. Each one without an answer in between is twice as long as the one before.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-#: A row during which the server keeps failing although it answers otherwise is to blame itself after so many times; and
-#: only if so many are less probable than this, at the share of the other rows that the server ever failed with.
+#: A row is to blame itself after so many failures of the server with it, if the server answers other rows in between;
+#: and only if so many in a row are less probable than this, given the share of other rows that the server failed with.
 _SERVER_FAILURES, _CHANCE = 5, 1e-6
-#: So many failed rows that were asked, and not one good: the rest will be no better.
+#: With so many failed rows that were requested, and not one good row, the batch stops early.
 _HOPELESS = 20
-#: Rows that wait for another attempt; more of them, and the first of them goes before new rows.
-_WAITING = 1000
-#: A reply that broke off so many seconds before the server was found gone broke off because of that.
+#: With so many rows waiting for another attempt, the first of them is sent before new rows.
+_MANY = 1000
+#: A reply that was cut so many seconds before an outage was noticed was cut by that outage.
 _SAME_OUTAGE = 5.0
+
+
+class Choice(Enum):
+    """What to do with a row that was just read."""
+
+    RUN = auto()
+    #: Its outcome is known, or its request is queued already.
+    REUSE = auto()
+    #: Leave it alone: it has no outcome, and only failed rows are to be requested.
+    SKIP = auto()
+
+
+def choose(state: State, mode: Mode) -> Choice:
+    """Return what to do with a row, from what the journal knows of its key."""
+    match state:
+        case State.NEW:
+            return Choice.RUN if mode == "all" else Choice.SKIP
+        case State.FAILED_BEFORE:
+            return Choice.REUSE if mode == "merge" else Choice.RUN
+        case _:
+            return Choice.REUSE
 
 
 class Do(Enum):
     """What a worker does now."""
 
     SEND = auto()
-    #: Nothing can be sent before `Step.until` or before something happens.
+    #: Wait until `Step.until`, or for a change.
     WAIT = auto()
-    #: There is nothing to send; more may come from the input or back from a worker.
+    #: Wait for a change: more rows from the input, or the end of a request.
     IDLE = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The plan's word to a worker."""
+    """What a worker does now.
+
+    Attributes:
+        do: the kind of step.
+        item: to be sent.
+        until: time to wait for, of the clock that `Plan.next` was given; 0 is no such time.
+    """
 
     do: Do
     item: WorkItem | None = None
@@ -79,19 +109,19 @@ class Verdict(Enum):
 
 @dataclass
 class Plan:
-    """The queue of items and the rules that order it.
+    """The queue of a batch and the rules that order it.
 
     Attributes:
         limits: when to give up.
-        interval: seconds between two sends at least (60 / requests_per_minute).
+        interval: seconds between two requests at least (60 / requests_per_minute).
         closed: nothing more is sent; what is in flight may come back.
-        ok, failed: items that came to an end.
-        unasked: of the failed ones, those that never became a request.
-        reused: rows with a good result of an earlier run: such rows can be answered.
-        generation: counts the pauses; a failure that was sent before the last pause began causes none of its own.
-        in_flight: items sent and not yet back.
+        ok, failed: rows with an outcome of this run.
+        unrequested: of the failed ones, those that never became a request.
+        reused: rows with a good result of an earlier run.
+        pause_count: pauses so far. A failure that was sent before the last pause began causes none of its own.
+        in_flight: requests sent and not yet back.
         sends: requests sent in all.
-        pause: seconds of the last pause, as long as it really is; 0 when the server has answered since.
+        pause: seconds of the last pause, as long as it really is; 0 once the server has answered since.
     """
 
     limits: Limits
@@ -99,52 +129,61 @@ class Plan:
     closed: bool = False
     ok: int = 0
     failed: int = 0
-    unasked: int = 0
+    unrequested: int = 0
     reused: int = 0
-    generation: int = 0
+    pause_count: int = 0
     in_flight: int = 0
     sends: int = 0
     pause: float = 0.0
-    _fresh: deque[WorkItem] = field(default_factory=deque)
-    _later: deque[WorkItem] = field(default_factory=deque)
-    _last: deque[WorkItem] = field(default_factory=deque)
-    _clearing: bool = False
+    #: Never sent, or only into an outage.
+    _new: deque[WorkItem] = field(default_factory=deque)
+    #: Failed by themselves, and to be sent once more.
+    _retries: deque[WorkItem] = field(default_factory=deque)
+    #: For the fallback model, which is used last.
+    _postponed: deque[WorkItem] = field(default_factory=deque)
+    _sending_postponed: bool = False
     _paused_until: float = 0.0
-    _pauses: int = 0
+    _pauses_in_a_row: int = 0
     _answers: int = 0
-    _rows_asked: int = 0
+    _rows_sent: int = 0
     _rows_hit: int = 0
     _outage_since: float | None = None
-    _cap: int | None = None
+    #: Requests that may be in flight after a pause; None without a limit.
+    _slow_start: int | None = None
     _next_send: float = 0.0
-    _alone: bool = False
-    _broken: deque[tuple[float, WorkItem]] = field(default_factory=lambda: deque(maxlen=256))
+    _exclusive_in_flight: bool = False
+    _recently_cut: deque[tuple[float, WorkItem]] = field(default_factory=lambda: deque(maxlen=256))
 
     @property
-    def waiting(self) -> int:
-        """Tickets that are not sent yet, or to be sent again."""
-        return len(self._fresh) + len(self._later) + len(self._last)
+    def queued(self) -> int:
+        """Items that wait to be sent, for the first time or again."""
+        return len(self._new) + len(self._retries) + len(self._postponed)
 
     @property
-    def fresh(self) -> int:
-        """Tickets that were never sent, or only into an outage."""
-        return len(self._fresh)
+    def queued_new(self) -> int:
+        """Items that were never sent, or only into an outage."""
+        return len(self._new)
 
     @property
     def unfinished(self) -> int:
-        """Tickets without an outcome."""
-        return self.waiting + self.in_flight
+        """Items without an outcome."""
+        return self.queued + self.in_flight
 
-    def bound(self, concurrency: int) -> int:
+    def in_flight_limit(self, concurrency: int) -> int:
         """Return how many requests may be in flight: *concurrency*, or fewer just after a pause."""
-        return concurrency if self._cap is None else min(self._cap, concurrency)
+        return concurrency if self._slow_start is None else min(self._slow_start, concurrency)
 
-    def admit(self, item: WorkItem) -> None:
+    def add(self, item: WorkItem) -> None:
         """Put a new item at the end of the queue."""
-        self._fresh.append(item)
+        self._new.append(item)
+
+    def add_failed(self) -> None:
+        """Count a row that failed before it could become a request."""
+        self.failed += 1
+        self.unrequested += 1
 
     def next(self, now: float, concurrency: int, *, more: bool) -> Step:
-        """Say what a worker does now.
+        """Return what a worker does now.
 
         Args:
             now: seconds of a clock that never goes back.
@@ -153,21 +192,21 @@ class Plan:
         """
         if now < self._paused_until and not self.closed:
             return Step(Do.WAIT, until=self._paused_until)
-        if self.closed or not self.waiting or self.in_flight >= self.bound(concurrency):
+        if self.closed or not self.queued or self.in_flight >= self.in_flight_limit(concurrency):
             return Step(Do.IDLE)
         if now < self._next_send:
             return Step(Do.WAIT, until=self._next_send)
         queue = self._queue(now, more=more)
         if queue is None:
-            return Step(Do.WAIT, until=self._later[0].not_before) if self._later and not more else Step(Do.IDLE)
-        if self.in_flight and (queue[0].exclusive or self._alone):
+            return Step(Do.WAIT, until=self._retries[0].not_before) if self._retries and not more else Step(Do.IDLE)
+        if self.in_flight and (queue[0].exclusive or self._exclusive_in_flight):
             return Step(Do.IDLE)
         item = queue.popleft()
         self.sends += 1
-        self._rows_asked += not item.send_number
-        self._alone = item.exclusive
+        self._rows_sent += not item.send_number
+        self._exclusive_in_flight = item.exclusive
         item.sent_alone, item.send_number = not self.in_flight, self.sends
-        item.generation = self.generation
+        item.pause_count = self.pause_count
         self.in_flight += 1
         if self.interval:
             self._next_send = max(now, self._next_send) + self.interval
@@ -175,126 +214,126 @@ class Plan:
 
     def _queue(self, now: float, *, more: bool) -> "deque[WorkItem] | None":
         if self._postponed_are_due(more=more):
-            return self._last
-        enough = _WAITING if self.ok else _HOPELESS
-        if self._fresh and len(self._later) < enough:
-            return self._fresh
-        if self._later and self._later[0].not_before <= now and (not more or len(self._later) >= enough):
-            return self._later
-        return self._fresh or None
+            return self._postponed
+        enough = _MANY if self.ok else _HOPELESS
+        if self._new and len(self._retries) < enough:
+            return self._new
+        if self._retries and self._retries[0].not_before <= now and (not more or len(self._retries) >= enough):
+            return self._retries
+        return self._new or None
 
     def _postponed_are_due(self, *, more: bool) -> bool:
-        """Tell whether it is the turn of those that wait for the end: then, or when they are many, all of them."""
-        if not self._last:
-            self._clearing = False
-        elif len(self._last) >= _WAITING or not (more or self._fresh or self._later or self.in_flight):
-            self._clearing = True
-        return self._clearing
+        """Return whether postponed items are sent now: all of them, once nothing else is left or they are many."""
+        if not self._postponed:
+            self._sending_postponed = False
+        elif len(self._postponed) >= _MANY or not (more or self._new or self._retries or self.in_flight):
+            self._sending_postponed = True
+        return self._sending_postponed
 
-    def fill(self, item: WorkItem, size: int, weight: int) -> None:
-        """Let fresh items join the one that is about to be sent.
+    def fill(self, item: WorkItem, size: int, characters: int) -> None:
+        """Make a pack of the item that is about to be sent and new ones behind it.
 
         Args:
             item: from `next`.
             size: items of the pack at most.
-            weight: characters of their prompts at most, unless an item has more alone.
+            characters: of their prompts at most; one item may have more.
         """
         if item.rest or item.pack_closed or item.exclusive:
             return
         rest: list[WorkItem] = []
-        weight -= len(item.prompt)
-        while self._fresh and len(rest) < size - 1:
-            other = self._fresh[0]
-            weight -= len(other.prompt)
-            if other.pack_closed or other.rest or other.exclusive or weight < 0:
+        characters -= len(item.prompt)
+        while self._new and len(rest) < size - 1:
+            other = self._new[0]
+            characters -= len(other.prompt)
+            if other.pack_closed or other.rest or other.exclusive or characters < 0:
                 break
-            rest.append(self._fresh.popleft())
+            rest.append(self._new.popleft())
         item.rest = tuple(rest)
 
     def _halve(self, item: WorkItem) -> None:
-        """Send a pack again as two: what is bad in it is found in a few steps, and costs nobody else an attempt."""
+        """Send a pack again as two. So a bad row is found in a few steps, and no other row loses an attempt."""
         pack = (item, *item.rest)
         middle = (len(pack) + 1) // 2
         for first, *rest in (pack[middle:], pack[:middle]):
             first.rest, first.pack_closed = tuple(rest), True
-            self._fresh.appendleft(first)
+            self._new.appendleft(first)
 
     def succeeded(self, item: WorkItem, *, failed: int = 0) -> None:
-        """Note an answer that was good, but for *failed* rows of the item's whose result cannot be written."""
+        """Note a good reply.
+
+        Args:
+            item: that was sent.
+            failed: rows of its pack that failed all the same, since their result cannot be stored.
+        """
         self.in_flight -= 1
         self.ok += 1 + len(item.rest) - failed
-        self._rows_asked += len(item.rest)
+        self._rows_sent += len(item.rest)
         self.failed += failed
         self._answered(item)
 
     def _answered(self, item: WorkItem) -> None:
-        """The server is at work: an outage is over, and after a pause twice as many may go."""
+        """Note that the server answers: an outage is over, and twice as many requests may be in flight."""
         self._answers += 1
-        if item.generation == self.generation:
+        if item.pause_count == self.pause_count:
             self._outage_since = None
-            self._pauses = 0
+            self._pauses_in_a_row = 0
             self.pause = 0.0
-            if self._cap is not None:
-                self._cap = 2 * self._cap if self._cap < 1 << 16 else None
+            if self._slow_start is not None:
+                self._slow_start = 2 * self._slow_start if self._slow_start < 1 << 16 else None
 
-    def again(self, item: WorkItem) -> None:
-        """Send at once again, in another variant: no attempt is used up."""
+    def send_again(self, item: WorkItem) -> None:
+        """Send another variant at once. That does not count as an attempt."""
         self.in_flight -= 1
         self._answered(item)
-        self._fresh.appendleft(item)
+        self._new.appendleft(item)
 
     def postpone(self, item: WorkItem) -> None:
         """Send another variant when nothing else is left: a second model may push the first one out of memory."""
         self.in_flight -= 1
         self._answered(item)
-        self._last.append(item)
+        self._postponed.append(item)
 
-    def unaskable(self) -> None:
-        """Note a row that failed before it became a request."""
-        self.failed += 1
-        self.unasked += 1
+    def needs_probe(self, item: WorkItem) -> bool:
+        """Return whether the server failed with this item and has answered nothing since.
 
-    def in_doubt(self, item: WorkItem) -> bool:
-        """Tell whether the server failed with this item and has answered nothing since.
-
-        Then a request that is no row's must go before it: else nobody knows which of the two is at fault.
+        Then a request that belongs to no row is sent first. It tells a row that is to blame from a server that is down.
         """
         return item.answers_seen == self._answers
 
-    def is_well(self) -> None:
-        """Note that the server answers a request that is no row's: an outage is over only when a row is answered."""
+    def probe_succeeded(self) -> None:
+        """Note the answer to a request that belongs to no row. Only the answer to a row ends an outage."""
         self._answers += 1
 
-    def is_not_well(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
-        """Note that the server does not answer a request that is no row's; see `failure`."""
+    def probe_failed(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
+        """Decide what follows when a request that belongs to no row fails before *item* is sent; see `failure`."""
         self.in_flight -= 1
-        return Verdict.STOP if _lasts(error) else self._outage(item, error, now)
+        return Verdict.STOP if _is_permanent(error) else self._outage(item, error, now)
 
     def failure(self, item: WorkItem, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
-        """Judge a failed attempt.
+        """Decide what follows from a failed attempt.
 
         Args:
             item: that was sent.
-            error: what came of it.
+            error: of the attempt.
             now: seconds of a clock that never goes back.
-            final: another attempt is no help.
+            final: another attempt would not help.
         """
         self.in_flight -= 1
         if item.variant.fallback and isinstance(error, BrokenModelError):
-            # Only the rows that the first model could not do need the second one.
+            # Only this row needs the fallback model, so a broken one does not stop the batch.
             return self._own_failure(item, error, now, final=True)
-        if error.blame is Blame.SETUP and (not self.ok or _lasts(error)):
+        if error.blame is Blame.SETUP and (not self.ok or _is_permanent(error)):
             return Verdict.STOP
-        if error.blame is not Blame.REQUEST and not self._is_the_rows(item, error):
+        if error.blame is not Blame.REQUEST and not self._row_is_to_blame(item, error):
             known = item.server_failures and not isinstance(error, OverloadedError | UnreachableError)
             if known and self._outage_since is None:
-                # It failed before, and other rows were answered since: nobody needs to wait for this one.
+                # It failed before, and other rows were answered since: no pause for this one.
                 self._put_back(item)
                 return Verdict.AGAIN
             return self._outage(item, error, now)
-        if isinstance(error, TransportError) and item.generation != self.generation:
-            # Sent before the outage that everybody is waiting for: it broke because of that.
-            self._fresh.appendleft(item)
+        if isinstance(error, TransportError) and item.pause_count != self.pause_count:
+            # It was sent before the outage that is paused for, and was cut by it.
+            self._new.appendleft(item)
             return Verdict.AGAIN
         if error.blame is Blame.REQUEST and not isinstance(error, TransportError):
             self._answered(item)
@@ -304,96 +343,72 @@ class Plan:
         if item.rest:
             self._halve(item)
             return Verdict.AGAIN
-        had_company = not item.sent_alone or item.send_number != self.sends
-        if had_company and isinstance(error, RunnerError | OutOfMemoryError):
+        others_in_flight = not item.sent_alone or item.send_number != self.sends
+        if others_in_flight and isinstance(error, RunnerError | OutOfMemoryError):
             item.exclusive = True
-            self._later.append(item)
+            self._retries.append(item)
             return Verdict.AGAIN
         item.attempts += 1
         allowed = min(self.limits.max_attempts, error.max_attempts or self.limits.max_attempts)
         if error.retryable and item.attempts < allowed and not final:
             item.not_before = now + self.limits.retry_delay
-            self._later.append(item)
+            self._retries.append(item)
             if isinstance(error, TransportError):
-                self._broken.append((now, item))
+                self._recently_cut.append((now, item))
             return Verdict.AGAIN
         self.failed += 1
         return Verdict.FAILED
 
-    def _is_the_rows(self, item: WorkItem, error: OllamaError) -> bool:
-        """Tell whether the server fails because of this row: again and again with it, and far more than otherwise."""
-        if isinstance(error, OverloadedError):  # to be busy is nobody's fault
+    def _row_is_to_blame(self, item: WorkItem, error: OllamaError) -> bool:
+        """Return whether the server fails because of this row: again and again with it, far more than with others."""
+        if isinstance(error, OverloadedError):  # no row makes a server busy
             return False
         self._rows_hit += item.answers_seen < 0 and not item.rest
         if self._answers > item.answers_seen >= 0:
             item.server_failures += 1
         item.answers_seen = self._answers
-        if item.rest:  # to halve a pack costs nobody anything
+        if item.rest:  # a pack is only halved, which costs no attempt
             return item.server_failures > 0
-        share = (self._rows_hit - 1) / max(self._rows_asked - 1, 1)
+        share = (self._rows_hit - 1) / max(self._rows_sent - 1, 1)
         return item.server_failures >= _SERVER_FAILURES and share**item.server_failures < _CHANCE
 
     def _put_back(self, item: WorkItem) -> None:
-        """Put an item behind some others, and behind more of them with each pause in vain.
+        """Put an item behind some others, and behind more of them with each pause that did not help.
 
-        Among several rows that the server fails with, a good one must have its turn.
+        If the server fails with several rows, a good one among them must be sent, too.
         """
         item.pack_closed = True
-        self._fresh.insert(min(2 * max(self._pauses, 1), len(self._fresh)), item)
+        self._new.insert(min(2 * max(self._pauses_in_a_row, 1), len(self._new)), item)
 
     def _outage(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
-        noticed = item.generation == self.generation
-        self._pauses += noticed
+        noticed = item.pause_count == self.pause_count
+        self._pauses_in_a_row += noticed
         self._put_back(item)
         if not noticed:
             return Verdict.AGAIN
-        self.generation += 1
+        self.pause_count += 1
         self._outage_since = now if self._outage_since is None else self._outage_since
         last = self._outage_since + self.limits.max_outage
         if now >= last:
             return Verdict.STOP
-        pause = min(_PAUSE * 2.0 ** min(self._pauses - 1, 9), _LONGEST_PAUSE)
-        # However long a proxy or the user's own pace would have us wait: at the end of our patience we ask once more.
+        pause = min(_PAUSE * 2.0 ** min(self._pauses_in_a_row - 1, 9), _LONGEST_PAUSE)
+        # Neither Retry-After nor the user's own pace delays the last request beyond max_outage.
         self._paused_until = min(now + max(pause, error.retry_after or 0.0), last)
         self._next_send = min(self._next_send, last)
         self.pause = self._paused_until - now
-        self._cap = 1
-        while self._broken:
-            when, broken = self._broken.pop()
-            if now - when <= _SAME_OUTAGE and broken.attempts:
-                broken.attempts -= 1
+        self._slow_start = 1
+        while self._recently_cut:
+            when, cut = self._recently_cut.pop()
+            if now - when <= _SAME_OUTAGE and cut.attempts:
+                cut.attempts -= 1
         return Verdict.AGAIN
 
     def hopeless(self) -> bool:
-        """Tell whether so many rows that were asked failed, and none succeeded, that going on makes no sense."""
-        asked = self.failed - self.unasked
-        return not (self.ok or self.reused) and asked >= _HOPELESS and self.limits.too_many(asked, asked)
+        """Return whether the batch should stop early: many requested rows failed, and no row has ever been good."""
+        requested = self.failed - self.unrequested
+        return not (self.ok or self.reused) and requested >= _HOPELESS and self.limits.too_many(requested, requested)
 
 
-def _lasts(error: OllamaError) -> bool:
-    """Tell whether the setup is at fault although it was right a moment ago: 403 may be a proxy's rule for one text."""
+def _is_permanent(error: OllamaError) -> bool:
+    """Return whether waiting does not help. A 403 may be a proxy's rule for one text, so it does not count."""
     return isinstance(error, QuotaError) or (isinstance(error, AuthenticationError) and error.status != 403)
-
-
-# FROM batch.choice: Which rows are asked: what the journal knows of them decides, and what the user wants of this run.
-
-
-class Choice(Enum):
-    """What to do with a row that was just read."""
-
-    RUN = auto()
-    #: Its outcome is there, or on its way.
-    REUSE = auto()
-    #: Leave it alone: it has no outcome, and only failed rows were asked for.
-    SKIP = auto()
-
-
-def choose(state: State, mode: Mode) -> Choice:
-    """Decide from what the journal knows of the row's key."""
-    match state:
-        case State.NEW:
-            return Choice.RUN if mode == "all" else Choice.SKIP
-        case State.FAILED_BEFORE:
-            return Choice.REUSE if mode == "merge" else Choice.RUN
-        case _:
-            return Choice.REUSE

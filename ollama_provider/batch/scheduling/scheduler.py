@@ -28,7 +28,7 @@ class Scheduler:
     @property
     def in_flight_limit(self) -> int:
         """Requests that may be in flight: fewer than the concurrency just after a pause."""
-        return self.plan.bound(self.concurrency.target)
+        return self.plan.in_flight_limit(self.concurrency.target)
 
     @property
     def rows_wanted(self) -> int:

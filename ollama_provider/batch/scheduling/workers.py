@@ -66,7 +66,7 @@ class Workers:
             TooManyFailedError: the first rows all failed.
             OllamaError: one that fails every row, or an outage that outlasted ``limits.max_outage``.
         """
-        while not self._plan.waiting:
+        while not self._plan.queued:
             if self._scheduler.finished:
                 return
             await self._scheduler.wait()
@@ -99,13 +99,13 @@ class Workers:
         """Send the request for a row, or for a pack of them, and do what follows from the reply."""
         scheduler = self._scheduler
         self._plan.fill(item, scheduler.pack.size, PACK_CHARACTERS)
-        if self._plan.fresh <= scheduler.rows_wanted:
+        if self._plan.queued_new <= scheduler.rows_wanted:
             scheduler.notify()
         sent_at_target, began = scheduler.concurrency.target, self._now()
         reply: Metrics | None = None
         doing = "requesting its answer"
         try:
-            if self._plan.in_doubt(item) and not await self._server_answers(item):
+            if self._plan.needs_probe(item) and not await self._server_answers(item):
                 return
             request: Request[Any] = self._task.request(item)
             reply = await self._client.send(request)
@@ -140,13 +140,15 @@ class Workers:
         except Exception as unforeseen:
             error, reply, variant = self._recorder.unforeseen(unforeseen, "choosing how to ask again"), None, None
         if variant is not None:
-            send_again = self._plan.postpone if variant.fallback and not item.variant.fallback else self._plan.again
+            send_again = (
+                self._plan.postpone if variant.fallback and not item.variant.fallback else self._plan.send_again
+            )
             item.variant = variant
             send_again(item)
             return
         if self._validator.ends_batch(error, answered=bool(self._plan.ok)):
             self._stop(error)
-        pauses = self._plan.generation
+        pauses = self._plan.pause_count
         match self._plan.failure(item, error, self._now(), final=self._validator.is_final(error)):
             case Verdict.STOP:
                 self._stop(error)
@@ -166,16 +168,16 @@ class Workers:
         try:
             await self._client.send(self._task.load())
         except OllamaError as error:
-            pauses = self._plan.generation
-            if self._plan.is_not_well(item, error, self._now()) is Verdict.STOP:
+            pauses = self._plan.pause_count
+            if self._plan.probe_failed(item, error, self._now()) is Verdict.STOP:
                 self._stop(error)
             self._log_pause(error, pauses)
             return False
-        self._plan.is_well()
+        self._plan.probe_succeeded()
         return True
 
     def _log_pause(self, error: OllamaError, pauses: int) -> None:
-        if self._plan.generation == pauses:
+        if self._plan.pause_count == pauses:
             return
         logger.warning(
             "Server unavailable, pausing all requests for %.0f s (no row loses an attempt): %s", self._plan.pause, error
@@ -184,13 +186,15 @@ class Workers:
             self._scheduler.concurrency.overloaded()
 
     def _stop_if_hopeless(self) -> None:
-        if self._plan.hopeless():
-            self._stop(
-                TooManyFailedError(
-                    f"Stopped early: the first {self._plan.failed - self._plan.unasked} rows that were requested all "
-                    f"failed ({self._counters.reasons()}). Their outcomes are kept in {self._location}/parts."
-                )
+        if not self._plan.hopeless():
+            return
+        failed = self._plan.failed - self._plan.unrequested
+        self._stop(
+            TooManyFailedError(
+                f"Stopped early: the first {failed} rows that were requested all failed ({self._counters.reasons()}). "
+                f"Their outcomes are kept in {self._location}/parts."
             )
+        )
 
     def _stop(self, error: Exception) -> NoReturn:
         """End the run. Closing the plan keeps the other workers from sending until they are cancelled."""

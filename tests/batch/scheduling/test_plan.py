@@ -30,7 +30,7 @@ from ollama_provider.batch.store.journal import State
 def plan(*numbers: int, **limits: float) -> Plan:
     made = Plan(Limits(**limits))
     for number in numbers:
-        made.admit(WorkItem(number, f"prompt {number}"))
+        made.add(WorkItem(number, f"prompt {number}"))
     return made
 
 
@@ -65,11 +65,11 @@ class Simulation:
         return self
 
     def answer(self, item):
-        if self.made.in_doubt(item):
+        if self.made.needs_probe(item):
             if error := self.load(self.now):
-                self.judge(item, error, self.made.is_not_well(item, error, self.now))
+                self.judge(item, error, self.made.probe_failed(item, error, self.now))
                 return
-            self.made.is_well()
+            self.made.probe_succeeded()
         self.sent += 1
         pack = (item, *item.rest)
         if error := next(filter(None, (self.fails(each.number) for each in pack)), None):
@@ -116,12 +116,12 @@ def test_an_outage_pauses_everybody_once():
     verdicts = {made.failure(item, OverloadedError("busy"), 0.0) for item in items}
 
     assert verdicts == {Verdict.AGAIN}
-    assert made.generation == 1
+    assert made.pause_count == 1
     assert made.pause == 1
     assert made.next(0.5, 10, more=False).do is Do.WAIT
     assert made.next(0.5, 10, more=False).until == 1
     assert all(item.attempts == 0 for item in items)
-    assert made.waiting == 10
+    assert made.queued == 10
 
 
 def test_a_pause_is_followed_by_a_slow_start():
@@ -132,9 +132,9 @@ def test_a_pause_is_followed_by_a_slow_start():
     probe = send(made, 1.0, concurrency=16)
     assert made.next(1.0, 16, more=False).do is Do.IDLE
     made.succeeded(probe)
-    assert made.bound(16) == 2
+    assert made.in_flight_limit(16) == 2
     made.succeeded(send(made, 1.1, concurrency=16))
-    assert made.bound(16) == 4
+    assert made.in_flight_limit(16) == 4
 
 
 def test_pauses_grow_until_something_succeeds():
@@ -175,7 +175,7 @@ def test_the_pace_of_the_user_does_not_outlast_our_patience():
     """With a request in ten minutes, an outage of a minute is told after a minute."""
     made = Plan(Limits(max_outage=60), interval=600)
     for number in range(3):
-        made.admit(WorkItem(number, ""))
+        made.add(WorkItem(number, ""))
     gone = Simulation(
         made, lambda number: UnreachableError("refused") if made.ok else None, load=lambda now: None
     ).run()
@@ -443,7 +443,7 @@ def test_rows_that_were_never_asked_say_nothing_about_hope():
     """Nobody has answered yet when a thousand rows are read ahead, however many of them cannot be asked."""
     made = plan(*range(30))
     for _ in range(500):
-        made.unaskable()
+        made.add_failed()
     assert not made.hopeless()
 
     for _ in range(20):
@@ -481,7 +481,7 @@ def test_requests_per_minute_spaces_the_requests():
     """With an interval, the next request waits for its time."""
     made = Plan(Limits(), interval=2.0)
     for number in range(3):
-        made.admit(WorkItem(number, ""))
+        made.add(WorkItem(number, ""))
 
     send(made, 10)
     assert made.next(10.5, 8, more=False).until == 12
@@ -493,7 +493,7 @@ class TestPacks:
     def pack(self, count, size, weight=1000):
         made = plan()
         for number in range(count):
-            made.admit(WorkItem(number, "x" * 10))
+            made.add(WorkItem(number, "x" * 10))
         lead = made.next(0.0, 1, more=False).item
         made.fill(lead, size, weight)
         return made, lead
@@ -507,7 +507,7 @@ class TestPacks:
         assert self.numbers(self.pack(9, 4, weight=35)[1]) == [0, 1, 2]
         made = plan()
         for number in range(4):
-            made.admit(WorkItem(number, "", pack_closed=number == 2))
+            made.add(WorkItem(number, "", pack_closed=number == 2))
         lead = made.next(0.0, 1, more=False).item
         made.fill(lead, 9, 1000)
         assert self.numbers(lead) == [0, 1]
@@ -545,7 +545,7 @@ def test_postponed_tickets_come_last_and_together():
     """One whose turn has come lets the others go with it: their model is in memory now."""
     made = plan()
     for number in range(3):
-        made.admit(WorkItem(number, ""))
+        made.add(WorkItem(number, ""))
     for _ in range(2):
         made.postpone(made.next(0.0, 1, more=True).item)
 
@@ -558,8 +558,8 @@ def test_postponed_tickets_come_last_and_together():
 def test_a_closed_plan_sends_nothing():
     """Not even what was paused."""
     made = plan()
-    made.admit(WorkItem(0, ""))
+    made.add(WorkItem(0, ""))
     made.closed = True
 
     assert made.next(0.0, 9, more=False).do is Do.IDLE
-    assert made.waiting == 1
+    assert made.queued == 1
