@@ -15,7 +15,6 @@ import time
 import traceback
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -24,7 +23,7 @@ from asgiref.sync import sync_to_async
 
 from ollama_provider.api.client import AsyncClient
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
-from ollama_provider.api.request_flow import Conversation, conversations
+from ollama_provider.api.request_flow import AsyncSend, flows_for, run_flow_async
 from ollama_provider.api.schemas import Request
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.payloads import AnswerWriter, PayloadStorageError, read_request
@@ -261,10 +260,11 @@ class OllamaRequestTrigger(OllamaTrigger):
         try:
             request = await _in_thread(read_request, self.parcel)
             async with self.hook().async_client(concurrency=_CONCURRENCY) as client:
-                talks = list(conversations(request, may_cut=self.may_cut))
-                for number, talk in enumerate(talks, 1):
-                    await _hold(talk, _storing(client, writer))
-                    self._check_size(writer.size * len(talks) / number)
+                flows = list(flows_for(request, may_cut=self.may_cut))
+                for number, flow in enumerate(flows, 1):
+                    # The worker that resumes the task runs the same flow with the stored replies, for its result.
+                    await run_flow_async(flow, _storing(client, writer))
+                    self._check_size(writer.size * len(flows) / number)
         except OllamaError as error:
             await _in_thread(writer.put, error)
         except AirflowNotFoundException as error:
@@ -287,7 +287,7 @@ class _Event(dict[str, Any]):
         return f"{{'status': {self['status']!r}}}"
 
 
-def _storing(client: AsyncClient, writer: AnswerWriter) -> _Send:
+def _storing(client: AsyncClient, writer: AnswerWriter) -> AsyncSend:
     """Return a function that sends a request and stores its answer."""
 
     async def send(request: Request[Any]) -> Any:
@@ -300,22 +300,6 @@ def _storing(client: AsyncClient, writer: AnswerWriter) -> _Send:
         return reply
 
     return send
-
-
-async def _hold(conversation: Conversation[Any], send: _Send) -> None:
-    """Hold a conversation as `api.asking.hold` does; who wants its result holds it once more with what was kept."""
-    step: Callable[[], Request[Any]] = partial(next, conversation)
-    while True:
-        try:
-            request = step()
-        except StopIteration:
-            return
-        try:
-            reply = await send(request)
-        except OllamaError as error:
-            step = partial(conversation.throw, error)
-        else:
-            step = partial(conversation.send, reply)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,10 +1,10 @@
-"""What to send, and what next when a prompt is longer than the context. No network.
+"""Which requests to send, and what to send next when a prompt is longer than the context. No network.
 
-A `Conversation` is a generator: it yields requests, is sent their replies (or thrown their errors), and returns its
-result. So one text of the rules serves a worker, which blocks, and the triggerer, which must not.
+A `RequestFlow` is a generator. It yields requests, receives their replies (or the errors they failed with), and returns
+its result. So the same rules serve an operator in a worker, which may block, and a trigger, which must not.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -23,61 +23,84 @@ from ollama_provider.api.schemas import (
 from ollama_provider.api.truncation import prompt_was_cut
 
 _T = TypeVar("_T")
-Conversation = Generator[Request[Any], Any, _T]
+RequestFlow = Generator[Request[Any], Any, _T]
 Send = Callable[[Request[Any]], Any]
+AsyncSend = Callable[[Request[Any]], Awaitable[Any]]
 
-#: Texts a request. The server works on one at a time anyway; larger requests only fail or stop later.
-PIECE = 32
+#: Texts in one request for embeddings. The server works on one text at a time anyway; in a larger request an error or a
+#: cancellation only comes later.
+TEXTS_PER_REQUEST = 32
 
 
-def hold(conversation: Conversation[_T], send: Send) -> _T:
-    """Hold a conversation to its end, with *send* for each request; return its result.
+def run_flow(flow: RequestFlow[_T], send: Send) -> _T:
+    """Run a flow to its end and return its result.
+
+    Args:
+        flow: which requests to send.
+        send: sends one request and returns its reply.
 
     Raises:
-        OllamaError: what *send* raised and the conversation has no answer to.
+        OllamaError: *send* raised it, and the flow has no other request to try.
     """
-    step: Callable[[], Request[Any]] = partial(next, conversation)
+    step: Callable[[], Request[Any]] = partial(next, flow)
     while True:
         try:
             request = step()
         except StopIteration as end:
             result: _T = end.value
             return result
-        # Out of reach of that: an iterator that ends in *send* is no end of the conversation.
+        # Outside of that ``try``: a StopIteration that *send* raises is not the end of the flow.
         try:
             reply = send(request)
         except OllamaError as error:
-            step = partial(conversation.throw, error)
+            step = partial(flow.throw, error)
         else:
-            step = partial(conversation.send, reply)
+            step = partial(flow.send, reply)
 
 
-def conversations(request: Request[Any], *, may_cut: bool) -> Iterator[Conversation[Any]]:
-    """Yield the conversations that answer a request of any kind, to be held one after another."""
+async def run_flow_async(flow: RequestFlow[_T], send: AsyncSend) -> _T:
+    """Run a flow as `run_flow` does, with a *send* that is awaited."""
+    step: Callable[[], Request[Any]] = partial(next, flow)
+    while True:
+        try:
+            request = step()
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        try:
+            reply = await send(request)
+        except OllamaError as error:
+            step = partial(flow.throw, error)
+        else:
+            step = partial(flow.send, reply)
+
+
+def flows_for(request: Request[Any], *, may_cut: bool) -> Iterator[RequestFlow[Any]]:
+    """Yield the flows that answer a request of any kind, to be run one after another."""
     match request:
         case GenerateRequest() | ChatRequest():
-            yield ask(request, may_cut=may_cut)
+            yield inference_flow(request, may_cut=may_cut)
         case EmbedRequest():
-            yield from embed(request, may_cut=may_cut)
+            yield from embedding_flows(request, may_cut=may_cut)
         case _:
-            yield _once(request)
+            yield _single_request(request)
 
 
-def ask(
+def inference_flow(
     request: GenerateRequest | ChatRequest, *, may_cut: bool, trained: int | None = None
-) -> Conversation[tuple[GenerateReply | ChatReply, bool]]:
-    """Ask a model; return the reply, and whether the server dropped a part of the prompt.
+) -> RequestFlow[tuple[GenerateReply | ChatReply, bool]]:
+    """Send a prompt; return the reply, and whether the server dropped a part of the prompt.
 
-    A server since 0.12.6 refuses a prompt that is too long, and is asked once more, to cut it. Older ones do not say;
-    there the count of tokens is compared with the size of the context, as far as that is known.
+    A server since 0.12.6 refuses a prompt that is too long; then a second request lets it truncate the prompt. Older
+    servers truncate without saying so; there the count of tokens is compared with the size of the context, if known.
 
     Args:
         request: with ``truncate=False``.
-        may_cut: whether a part of the prompt will do.
-        trained: tokens the model was trained for, where that is known; it bears on no request.
+        may_cut: whether the server may truncate the prompt.
+        trained: tokens the model was trained for, if known; it changes no request.
 
     Raises:
-        ContextLengthError: the prompt is too long and may not be cut.
+        ContextLengthError: the prompt is too long and may not be truncated.
     """
     try:
         reply = yield request
@@ -89,14 +112,14 @@ def ask(
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A reply with the vectors of a few texts.
+class EmbeddedTexts:
+    """The reply to one request for embeddings.
 
     Attributes:
-        start: place of the first of them among all texts.
-        texts: the texts.
-        reply: one vector for each, if the server did its work.
-        cut: the text (there is one only) was longer than the context.
+        start: position of the first of its texts among all texts.
+        texts: the texts of this request.
+        reply: a vector for each text.
+        cut: the text was longer than the context and was truncated; then it is the only one.
     """
 
     start: int
@@ -105,38 +128,40 @@ class Embedded:
     cut: bool
 
 
-def embed(request: EmbedRequest, *, may_cut: bool) -> Iterator[Conversation[list[Embedded]]]:
-    """Yield a conversation for each `PIECE` of the texts, so that none waits long for its first byte.
+def embedding_flows(request: EmbedRequest, *, may_cut: bool) -> Iterator[RequestFlow[list[EmbeddedTexts]]]:
+    """Yield a flow for every `TEXTS_PER_REQUEST` texts, so that no request waits long for its first byte.
 
     Args:
         request: with all texts and ``truncate=False``.
-        may_cut: whether the beginning of a text will do.
+        may_cut: whether the server may truncate a text.
 
     Raises:
-        ContextLengthError: a text is too long and may not be cut; its place is named.
+        ContextLengthError: a text is too long and may not be truncated; the error names its position.
     """
     texts = list(request.input)
-    for start in range(0, len(texts), PIECE):
-        yield _embed(request, start, texts[start : start + PIECE], may_cut=may_cut)
+    for start in range(0, len(texts), TEXTS_PER_REQUEST):
+        yield _embedding_flow(request, start, texts[start : start + TEXTS_PER_REQUEST], may_cut=may_cut)
 
 
-def _embed(request: EmbedRequest, start: int, texts: list[str], *, may_cut: bool) -> Conversation[list[Embedded]]:
+def _embedding_flow(
+    request: EmbedRequest, start: int, texts: list[str], *, may_cut: bool
+) -> RequestFlow[list[EmbeddedTexts]]:
     request = request.model_copy(update={"input": texts})
     try:
-        return [Embedded(start, texts, (yield request), cut=False)]
+        return [EmbeddedTexts(start, texts, (yield request), cut=False)]
     except ContextLengthError as error:
         if len(texts) == 1:
             if not may_cut:
                 error.what = f"texts.{start}: {error.what}"
                 raise
-            return [Embedded(start, texts, (yield request.model_copy(update={"truncate": True})), cut=True)]
-    # The server does not say which one it was.
+            return [EmbeddedTexts(start, texts, (yield request.model_copy(update={"truncate": True})), cut=True)]
+    # The server does not say which text was too long.
     found = []
     for index, text in enumerate(texts, start):
-        found += yield from _embed(request, index, [text], may_cut=may_cut)
+        found += yield from _embedding_flow(request, index, [text], may_cut=may_cut)
     return found
 
 
-def _once(request: Request[Any]) -> Conversation[Reply]:
+def _single_request(request: Request[Any]) -> RequestFlow[Reply]:
     reply: Reply = yield request
     return reply

@@ -193,9 +193,9 @@ class TextGenerationOperator(DeferrableOperator):
             send: asks the server.
             trained: tokens the model was trained for, where that is known.
         """
-        from ollama_provider.api.request_flow import ask, hold
+        from ollama_provider.api.request_flow import inference_flow, run_flow
 
-        reply, prompt_cut = hold(ask(request, may_cut=self.may_cut, trained=trained), send)
+        reply, prompt_cut = run_flow(inference_flow(request, may_cut=self.may_cut, trained=trained), send)
         return [reply], prompt_cut
 
     def read_format(self) -> "Output | None":

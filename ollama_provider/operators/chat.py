@@ -134,7 +134,7 @@ class OllamaChatOperator(TextGenerationOperator):
 
     def generate(self, request: "ChatRequest", send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
         """Send requests and call functions until the model answers."""
-        from ollama_provider.api.request_flow import ask, hold
+        from ollama_provider.api.request_flow import inference_flow, run_flow
         from ollama_provider.tools import ToolChat
 
         box = self.read_tools()
@@ -147,7 +147,7 @@ class OllamaChatOperator(TextGenerationOperator):
         def send_chat(**changes: Any) -> Any:
             nonlocal prompt_cut
             asked = request.model_copy(update={"messages": chat.messages, **changes})
-            reply, cut = hold(ask(asked, may_cut=self.may_cut, trained=trained), send)
+            reply, cut = run_flow(inference_flow(asked, may_cut=self.may_cut, trained=trained), send)
             prompt_cut = prompt_cut or cut
             replies.append(reply)
             return reply

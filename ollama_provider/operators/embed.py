@@ -13,7 +13,7 @@ from ollama_provider.operators._vector_files import Vector, write_vectors, write
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from ollama_provider.api.request_flow import Embedded, Send
+    from ollama_provider.api.request_flow import EmbeddedTexts, Send
     from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 
 #: Bytes of JSON that go to XCom at most: it lives in Airflow's database and passes through its API server.
@@ -149,10 +149,10 @@ class Embedding:
         self.dimensions: int | None = None
 
     def __iter__(self) -> Iterator[Vector]:
-        from ollama_provider.api.request_flow import embed, hold
+        from ollama_provider.api.request_flow import embedding_flows, run_flow
 
-        for conversation in embed(self._request, may_cut=self._may_cut):
-            for embedded in hold(conversation, self._send):
+        for flow in embedding_flows(self._request, may_cut=self._may_cut):
+            for embedded in run_flow(flow, self._send):
                 yield from self._take(embedded)
 
     def numbers(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Embedding:
             "texts_cut": self.cut,
         }
 
-    def _take(self, embedded: "Embedded") -> Iterator[Vector]:
+    def _take(self, embedded: "EmbeddedTexts") -> Iterator[Vector]:
         reply, texts = embedded.reply, embedded.texts
         self._check(reply, len(texts))
         self.cut += embedded.cut

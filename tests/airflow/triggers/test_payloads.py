@@ -12,7 +12,7 @@ from ollama_provider.api.errors import (
     OllamaError,
     OverloadedError,
 )
-from ollama_provider.api.request_flow import ask, hold
+from ollama_provider.api.request_flow import inference_flow, run_flow
 from ollama_provider.api.schemas import (
     ChatRequest,
     CopyRequest,
@@ -259,4 +259,4 @@ def test_the_end_of_an_iterator_is_no_end_of_a_conversation():
         return next(iter(()))
 
     with pytest.raises(StopIteration):
-        hold(ask(REQUESTS[0], may_cut=False), send)
+        run_flow(inference_flow(REQUESTS[0], may_cut=False), send)
