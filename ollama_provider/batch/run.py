@@ -299,8 +299,8 @@ async def _request_all(
                 await _begin(run, manifest)
                 return COMPLETE
             if run.table is not None:
-                await run.table.open(reader.examples, spec.id_column)
-            setup = await _prepare(run, sample, host)
+                await run.table.open(sample.rows, spec.id_column)
+            setup = await _prepare(run, sample.prompts, host)
             manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
             recorder = OutcomeRecorder(run.checkpoints, run.counters, setup, host)
             workers = Workers(

@@ -1,4 +1,7 @@
-"""Rows in, prompts and keys out, up to a thousand at a time: reading and rendering happen in a thread of their own."""
+"""Reads rows and renders their prompts, up to a thousand at a time, for a thread that does nothing else.
+
+A row that cannot be read or rendered becomes a `PreparedRow` with a fault: it fails alone.
+"""
 
 import base64
 from collections.abc import Iterable, Iterator
@@ -15,23 +18,36 @@ from ollama_provider.batch.rows.sources import RAW, canonical, folder_of, read_r
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.keys import Keys
 
-#: Rows that are looked at before anything is sent.
+#: Rows of the sample that is checked before any request is sent.
 _SAMPLE = 100
-#: A portion ends after so many rows or characters of prompts, whichever is first.
+#: A chunk ends after so many rows or characters of prompts, whichever comes first.
 _ROWS, _CHARACTERS = 1024, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The first rows of an input.
+
+    Attributes:
+        prompts: of those rows that can be rendered.
+        rows: columns of those rows that can be read.
+    """
+
+    prompts: list[str]
+    rows: list[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class PreparedRow:
-    """A row, ready to be asked: or not, and then *fault* says why.
+    """A row with its key and prompt, or with what is wrong with it.
 
     Attributes:
-        key: of its work.
-        prompt: rendered; empty with a fault.
-        request_key: of the request without its schema, where there is one.
-        row_id: value of the id column, None if there is none.
+        key: says which rows are the same work; see `ollama_provider.batch.store.keys`.
+        prompt: the rendered prompt; empty with a fault.
+        row_id: value of the id column; None if there is none.
         columns: as they were read.
-        fault: class and text of what is wrong with the row.
+        fault: class and text of what is wrong with the row; None if a request can be sent for it.
+        request_key: of the request without its schema, where there is one.
         images: base64 texts.
     """
 
@@ -45,11 +61,14 @@ class PreparedRow:
 
 
 class RowReader:
-    """Reads and renders the rows of a batch, once, in their order.
+    """Reads and renders the rows of a batch once, in their order.
 
     Args:
-        spec: what to make of the rows.
-        rows: the input; that of *spec*, or what a query there has given.
+        spec: templates, id column, shard, and the policy for rows that cannot be read.
+        rows: the input: that of *spec*, or the file with the rows of its query.
+
+    Raises:
+        InputError: a template is wrong, or it is unknown where images are.
     """
 
     def __init__(self, spec: BatchSpec, rows: Rows) -> None:
@@ -59,15 +78,13 @@ class RowReader:
         self._folder = None if spec.images is None else _image_folder(spec)
         self._shard = spec.the_shard()
         self._rows: Iterator[Row] = iter(read_rows(rows))
-        #: Columns of the first rows, known after `sample`.
-        self.examples: list[dict[str, Any]] = []
 
-    def sample(self) -> list[str] | None:
-        """Look at the first rows, and return those prompts that can be made of them; None if there are no rows.
+    def sample(self) -> Sample | None:
+        """Return a sample of the first rows, which are read again by `next_chunk`; None if there are no rows.
 
         Raises:
-            InputError: none of them has a column that the template or ``id_column`` names; or one cannot be read, and
-                the policy is to fail then.
+            InputError: a column that a template or ``id_column`` names is missing in all of them; or a row cannot be
+                read, and the policy is to fail then.
         """
         head: list[Row] = []
         size = 0
@@ -80,9 +97,9 @@ class RowReader:
         if not head:
             return None
         self._rows = chain(head, self._rows)
-        good = self.examples = [row.columns for row in head if row.fault is None]
+        good = [row.columns for row in head if row.fault is None]
         if not good:
-            return []
+            return Sample([], [])
         columns = set(chain.from_iterable(good))
         self._prompts.check(columns)
         if self._images is not None:
@@ -92,7 +109,7 @@ class RowReader:
                 f"The id column {self._spec.id_column!r} is missing; the rows have the columns "
                 f"{', '.join(map(repr, sorted(columns)))}."
             )
-        return list(self._rendered(good))
+        return Sample(list(self._rendered(good)), good)
 
     def _rendered(self, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         for columns in rows:
@@ -102,29 +119,32 @@ class RowReader:
                 continue
 
     def next_chunk(self, keys: Keys) -> list[PreparedRow]:
-        """Return the next rows; none at the end of the input.
+        """Return the next rows; an empty list at the end of the input. Rows of other shards are left out.
+
+        Args:
+            keys: makes the keys of the rows.
 
         Raises:
             InputError: the input cannot be read; or a row cannot, and the policy is to fail then.
         """
-        portion: list[PreparedRow] = []
+        chunk: list[PreparedRow] = []
         size = 0
         for row in self._rows:
             prepared = self._prepare(row, keys)
             if self._shard is not None and not self._shard.owns(prepared.key):
                 continue
-            portion.append(prepared)
+            chunk.append(prepared)
             size += len(prepared.prompt) + sum(map(len, prepared.images))
-            if len(portion) >= _ROWS or size >= _CHARACTERS:
+            if len(chunk) >= _ROWS or size >= _CHARACTERS:
                 break
-        return portion
+        return chunk
 
     def _prepare(self, row: Row, keys: Keys) -> PreparedRow:
         columns = row.columns
         if row.fault is not None:
             self._refuse_broken(row)
             fault = {"class": "BrokenRow", "text": f"{row.place}: {row.fault}"}
-            # Its place is part of the key, so that each broken line is told apart and named.
+            # The place is part of the key: each broken line is a failed row of its own.
             return PreparedRow(keys.without_request(f"{row.place}: {columns[RAW]}"), "", None, columns, fault)
         row_id = columns.get(self._spec.id_column) if self._spec.id_column is not None else None
         try:
@@ -145,7 +165,7 @@ class RowReader:
 
         Raises:
             EmptyTextError: it is empty.
-            RenderError: see `PromptTemplate.render`; or no UTF-8 can say it.
+            RenderError: the template cannot be rendered with this row, or UTF-8 cannot encode the prompt.
         """
         prompt = self._prompts.render(columns)
         if not prompt or prompt.isspace():
@@ -156,11 +176,11 @@ class RowReader:
             try:
                 prompt.encode()
             except UnicodeEncodeError:
-                raise RenderError("the prompt holds half a surrogate pair, which no UTF-8 can say") from None
+                raise RenderError("the prompt has half a surrogate pair, which UTF-8 cannot encode") from None
         return prompt
 
     def _read_images(self, columns: dict[str, Any]) -> tuple[str, ...]:
-        """Return the pictures of a row, as base64; their content is part of its work, not where they lie."""
+        """Return the images of a row as base64. Their content is part of the row's key; their paths are not."""
         if self._images is None or self._folder is None:
             return ()
         files = [line.strip() for line in self._images.render(columns).splitlines() if line.strip()]
@@ -178,8 +198,8 @@ def _image_folder(spec: BatchSpec) -> ImageFolder:
     folder = folder_of(spec.rows) if spec.images_from is None else spec.images_from
     if folder is None:
         raise InputError(
-            "images_from: the rows are not in one folder, so name the folder or bucket that the pictures lie in. "
-            "Without it, whoever wrote the rows would choose what is read."
+            "images_from: the rows are not in one folder, so name the folder or bucket of the images. Without it, the "
+            "rows could name any file of this machine."
         )
     return ImageFolder(folder)
 
@@ -187,5 +207,5 @@ def _image_folder(spec: BatchSpec) -> ImageFolder:
 def _content(row: Row) -> str:
     try:
         return canonical(row.columns)
-    except (ValueError, TypeError, RecursionError):  # a list of rows may hold what JSON cannot: itself, or odd names
+    except (ValueError, TypeError, RecursionError):  # not JSON: a row that contains itself, or mixed types of names
         return row.place

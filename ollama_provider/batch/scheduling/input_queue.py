@@ -12,7 +12,7 @@ from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.progress import Counters, ProgressMeter
 from ollama_provider.batch.results.table import TableWriter
-from ollama_provider.batch.rows.reader import PreparedRow, RowReader
+from ollama_provider.batch.rows.reader import PreparedRow, RowReader, Sample
 from ollama_provider.batch.rows.sources import count_rows
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
 from ollama_provider.batch.scheduling.plan import Choice, choose
@@ -72,8 +72,8 @@ class InputQueue:
     ) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def sample(self) -> list[str] | None:
-        """Return the first prompts, or None if there are no rows; see `RowReader.sample`."""
+    async def sample(self) -> Sample | None:
+        """Return a sample of the first rows; None if there are no rows."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.sample)
 
     async def fill(self, setup: RunSetup, recorder: OutcomeRecorder) -> None:

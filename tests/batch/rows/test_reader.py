@@ -15,9 +15,9 @@ TURNS = [{"role": "system", "content": "{{ row.text }}"}, {"role": "user", "cont
 def prepare(rows, **spec):
     reader = RowReader(BatchSpec(model="m", rows=rows, **spec), rows)
     sample = reader.sample()
-    portion = reader.next_chunk(KEYS)
+    chunk = reader.next_chunk(KEYS)
     assert reader.next_chunk(KEYS) == []
-    return sample, portion
+    return sample.prompts, chunk
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u2003"], ids=repr)

@@ -8,7 +8,7 @@ from ollama_provider.batch.errors import DatabaseGoneError
 from ollama_provider.batch.rows.sources import read_rows
 
 
-class Question:
+class MemoryQuery:
     """A query in memory."""
 
     def __init__(self, rows, text="SELECT", occasion="night 1"):
@@ -31,8 +31,8 @@ def texts(*names):
 
 def test_a_retry_sees_the_same_rows(batch):
     """Whatever has changed meanwhile: it is asked once for an occasion."""
-    first = batch.run(Question(texts("a", "b")))
-    again = Question(texts("c"))
+    first = batch.run(MemoryQuery(texts("a", "b")))
+    again = MemoryQuery(texts("c"))
 
     summary = batch.run(again)
 
@@ -43,20 +43,35 @@ def test_a_retry_sees_the_same_rows(batch):
 
 def test_the_next_night_asks_anew(batch):
     """And what was answered is not asked again."""
-    batch.run(Question(texts("a", "b")))
+    batch.run(MemoryQuery(texts("a", "b")))
 
-    summary = batch.run(Question(texts("b", "c"), occasion="night 2"))
+    summary = batch.run(MemoryQuery(texts("b", "c"), occasion="night 2"))
 
     assert (summary.ok, summary.reused) == (2, 1)
     assert batch.asked == ["a", "b", "c"]
     assert len(list((batch.directory / "rows").glob("*.jsonl"))) == 1
 
 
+def test_other_files_beside_a_snapshot_are_kept(batch):
+    """Only files that are named like a snapshot are one: a new snapshot removes no others."""
+    folder = batch.directory / "rows"
+    folder.mkdir(parents=True)
+    others = [folder / name for name in ("mine.jsonl", "0123456789abcdeg.jsonl", "0123456789abcdef.jsonl.bak")]
+    for other in others:
+        other.write_text('{"text": "mine"}\n')
+
+    batch.run(MemoryQuery(texts("a")))
+    batch.run(MemoryQuery(texts("b"), occasion="night 2"))
+
+    assert all(other.exists() for other in others)
+    assert len(list(folder.iterdir())) == len(others) + 2  # the snapshot and its lock
+
+
 def test_a_query_that_changes_between_two_tries(batch):
     """It gets rows of its own; what both have is not asked again."""
-    batch.run(Question(texts("a", "b")))
+    batch.run(MemoryQuery(texts("a", "b")))
 
-    summary = batch.run(Question(texts("b", "c"), text="SELECT more"))
+    summary = batch.run(MemoryQuery(texts("b", "c"), text="SELECT more"))
 
     assert (summary.rows, summary.ok, summary.reused) == (2, 2, 1)
     assert batch.asked == ["a", "b", "c"]
@@ -65,16 +80,16 @@ def test_a_query_that_changes_between_two_tries(batch):
 def test_an_answer_that_breaks_off(batch):
     """Half an answer is none: nothing is asked of the model, and the next try begins anew."""
     with pytest.raises(DatabaseGoneError):
-        batch.run(Question([*texts("a"), DatabaseGoneError("gone")]))
+        batch.run(MemoryQuery([*texts("a"), DatabaseGoneError("gone")]))
     assert batch.asked == []
     assert not list((batch.directory / "rows").glob("*.jsonl"))
 
-    assert batch.run(Question(texts("a", "b"))).ok == 2
+    assert batch.run(MemoryQuery(texts("a", "b"))).ok == 2
 
 
 def test_no_rows(batch):
     """A complete, empty result."""
-    summary = batch.run(Question([]))
+    summary = batch.run(MemoryQuery([]))
 
     assert (summary.complete, summary.rows) == (True, 0)
     assert batch.results == []
@@ -82,7 +97,7 @@ def test_no_rows(batch):
 
 def test_shards_ask_once(batch):
     """Those that begin later read what the first one fetched."""
-    queries = [Question(texts(*"abcdefgh")) for _ in range(3)]
+    queries = [MemoryQuery(texts(*"abcdefgh")) for _ in range(3)]
     threads = [
         threading.Thread(target=batch.run, args=(query,), kwargs={"shard": (number, 3)})
         for number, query in enumerate(queries)
@@ -92,7 +107,7 @@ def test_shards_ask_once(batch):
     for thread in threads:
         thread.join()
 
-    summary = batch.run(Question([]), mode="merge")
+    summary = batch.run(MemoryQuery([]), mode="merge")
 
     assert sum(query.asked for query in queries) == 1
     assert (summary.complete, summary.rows) == (True, 8)
@@ -101,11 +116,11 @@ def test_shards_ask_once(batch):
 
 def test_what_was_asked_is_in_batch_json(batch):
     """So that a person sees where the rows came from."""
-    batch.run(Question(texts("a")))
+    batch.run(MemoryQuery(texts("a")))
 
     assert '"sql": "SELECT"' in (batch.directory / "batch.json").read_text()
 
 
 def test_read_here_and_now():
     """Without a directory a query is an iterable of rows."""
-    assert [row.columns for row in read_rows(Question(texts("a", "b")))] == texts("a", "b")
+    assert [row.columns for row in read_rows(MemoryQuery(texts("a", "b")))] == texts("a", "b")
