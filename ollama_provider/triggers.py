@@ -14,7 +14,7 @@ import random
 import time
 import traceback
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -35,7 +35,6 @@ _CONCURRENCY = 1000
 #: back in the queue before the scheduler has noticed that its worker process has ended. Airflow 3's supervisor may
 #: notice that end only at its next heartbeat, five seconds later.
 _MINIMUM_SECONDS = 10.0
-_Send = Callable[[Request[Any]], Awaitable[Any]]
 
 
 class OllamaTrigger(BaseTrigger):
