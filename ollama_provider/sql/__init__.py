@@ -1,4 +1,4 @@
-"""Rows out of a database and results into one, through Airflow's own connections and hooks.
+"""A query as the input of a batch, and a table for its results, through Airflow's own connections and hooks.
 
     OllamaBatchOperator(
         rows=SqlRows("warehouse", "SELECT id, text FROM documents WHERE day = %(day)s", {"day": "{{ params.day }}"}),
@@ -6,7 +6,7 @@
         …
     )
 
-Any connection whose hook is a ``DbApiHook`` gives rows; PostgreSQL and SQLite take results.
+Rows can come from any connection whose hook is a ``DbApiHook``. Results can go to PostgreSQL and SQLite.
 """
 
 from ollama_provider.sql.rows import SqlRows

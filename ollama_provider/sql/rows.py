@@ -1,4 +1,4 @@
-"""Rows from a query."""
+"""`SqlRows`: a query whose rows are the input of a batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,25 +13,25 @@ from ollama_provider.sql.database import database_errors, database_hook, dialect
 class SqlRows:
     """The rows of a query, for ``OllamaBatchOperator(rows=…)``: each a row of the batch, its columns by their names.
 
-    The database is asked once in a DAG run. What it answers is written into the batch's directory, as JSON lines,
-    before the first request; retries, and a cleared task, read that. Values that JSON has no word for become text, see
+    The query runs once in a DAG run. Its rows are written into the batch's directory, as JSON lines, before the first
+    request; retries and a cleared task read them there. Values that have no JSON form become text, see
     `ollama_provider.batch.records.plain`: dates in ISO 8601, times with a zone in UTC, decimals and UUIDs as they are
-    written, bytes in hex, NaN as null. Without ``ORDER BY`` the rows have, and keep, the order in which they came.
+    written, bytes in hex, NaN as null. Without ``ORDER BY`` the rows keep the order in which they came.
 
-    PostgreSQL answers through a cursor on the server, so memory is bounded by *chunk_size* rows; other databases by
-    what their drivers hold.
+    PostgreSQL answers through a cursor on the server, so no more than *chunk_size* rows are in memory. With other
+    databases the driver decides how many it holds.
 
     Args:
         conn_id: Airflow connection whose hook is a ``DbApiHook``; a template.
-        sql: one statement that gives rows; a template (a file: ``{% include "rows.sql" %}``).
-        parameters: values for the placeholders of the statement, as the driver wants them (``%s`` and ``%(name)s`` in
+        sql: one statement that returns rows; a template (a file: ``{% include "rows.sql" %}``).
+        parameters: values for the placeholders of the statement, in the style of the driver (``%s`` and ``%(name)s`` in
             PostgreSQL, ``?`` and ``:name`` in SQLite); a template.
         chunk_size: rows fetched at a time.
-        occasion: the rows are fetched once for each; `OllamaBatchOperator` puts the id of the DAG run here.
+        occasion: the query runs again when this changes; `OllamaBatchOperator` puts the id of the DAG run here.
 
     Raises:
-        DatabaseError: from `fetch`: the statement is wrong, or not one that gives rows with a name each.
-        DatabaseGoneError: from `fetch`: the database does not answer.
+        DatabaseError: from `fetch`: the statement is wrong, or two of its columns have the same name.
+        DatabaseGoneError: from `fetch`: the database is unavailable.
     """
 
     template_fields: ClassVar[Sequence[str]] = ("conn_id", "sql", "parameters")
@@ -44,7 +44,7 @@ class SqlRows:
 
     @property
     def question(self) -> Mapping[str, Any]:
-        """What is asked."""
+        """The query, as plain data."""
         return {"conn_id": self.conn_id, "sql": self.sql, "parameters": self.parameters}
 
     def fetch(self) -> Iterator[list[dict[str, Any]]]:
@@ -64,7 +64,7 @@ class SqlRows:
 
     @staticmethod
     def _cursor(dialect: str, connection: Any) -> Any:
-        # A cursor with a name is one on the server, in psycopg as in psycopg2.
+        # With a name it is a cursor on the server, in psycopg and in psycopg2.
         return connection.cursor("ollama_rows") if dialect == "postgresql" else connection.cursor()
 
     def _names(self, description: Sequence[Sequence[Any]]) -> list[str]:
@@ -72,8 +72,8 @@ class SqlRows:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DatabaseError(
-                f"Connection {self.conn_id!r}: the query gives several columns of the name {', '.join(twice)}. Name "
-                "them apart with AS."
+                f"Connection {self.conn_id!r}: the query returns several columns of the name {', '.join(twice)}. "
+                "Rename them with AS."
             )
         return names
 

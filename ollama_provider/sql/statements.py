@@ -1,6 +1,6 @@
-"""The statements that put results into a table. Text only: no database.
+"""The SQL statements that write results into a table, as text.
 
-PostgreSQL (9.5) and SQLite (3.24) say an upsert in the same words.
+PostgreSQL (since 9.5) and SQLite (since 3.24) have the same syntax for an upsert.
 """
 
 import re
@@ -14,17 +14,17 @@ _PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
 
 def quote(name: str) -> str:
-    """Return a name as SQL takes it literally: case, blanks, reserved words and quotes included."""
+    """Return a name in double quotes, so that SQL takes case, blanks, reserved words and quotes literally."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def quote_table(table: str) -> str:
-    """Return a table's name, which may have its schema in front, quoted part by part.
+    """Return the name of a table, with or without its schema, each part in double quotes.
 
-    A dot parts schema and table, unless it stands in double quotes: ``sales."v1.2"``.
+    A dot separates schema and table, unless it is inside double quotes, as in ``sales."v1.2"``.
 
     Raises:
-        DatabaseError: it is no such name.
+        DatabaseError: it is not a table name.
     """
     parts, place = [], 0
     while match := _PART.match(table, place):
@@ -35,11 +35,11 @@ def quote_table(table: str) -> str:
         if table[place] != ".":
             break
         place += 1
-    raise DatabaseError(f"{table!r} is no name of a table: write table or schema.table, odd names in double quotes.")
+    raise DatabaseError(f"{table!r} is not a table name: write table or schema.table, odd names in double quotes.")
 
 
 def upsert(table: str, columns: Sequence[str], key: Sequence[str], values: Sequence[str]) -> str:
-    """Return the statement that inserts a row, or updates the one with the same key."""
+    """Return the statement that inserts a row or updates the one with the same key."""
     rest = [column for column in columns if column not in key]
     update = ", ".join(f"{quote(column)} = excluded.{quote(column)}" for column in rest)
     insert = f"INSERT INTO {quote_table(table)} ({_names(columns)}) VALUES ({', '.join(values)})"  # noqa: S608  # quoted
@@ -47,13 +47,13 @@ def upsert(table: str, columns: Sequence[str], key: Sequence[str], values: Seque
 
 
 def create_table(table: str, types: Mapping[str, str], key: Sequence[str]) -> str:
-    """Return the statement that makes the table, if it is not there."""
+    """Return the statement that creates the table if it does not exist."""
     columns = ", ".join(f"{quote(column)} {kind}" for column, kind in types.items())
     return f"CREATE TABLE IF NOT EXISTS {quote_table(table)} ({columns}, PRIMARY KEY ({_names(key)}))"
 
 
 def create_unique_index(table: str, key: Sequence[str]) -> str:
-    """Return the statement that lets the key be one."""
+    """Return the statement that creates the unique index which an upsert needs."""
     return f"CREATE UNIQUE INDEX {quote('_'.join(['key', *key]))} ON {quote_table(table)} ({_names(key)})"
 
 

@@ -1,17 +1,26 @@
-"""A table for results."""
+"""`SqlTable`: a table that takes the good results of a batch."""
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 from ollama_provider.batch import DatabaseError, Outcome, Provenance, plain
-from ollama_provider.sql.database import database_errors, database_hook, dialect_of
-from ollama_provider.sql.failures import Failure, is_missing_table, is_missing_unique, judge, words
+from ollama_provider.sql.database import (
+    Cause,
+    cause_of,
+    database_errors,
+    database_hook,
+    dialect_of,
+    error_text,
+    is_missing_table,
+    is_missing_unique,
+)
 from ollama_provider.sql.statements import DIALECTS, create_table, create_unique_index, upsert
 
-#: What can be known of a row before the model is asked.
+#: Sources of columns that are known before the model is asked.
 _OWN = ("id", "index", "key", "row")
 _FIELDS = {*_OWN, *(each.name for kind in (Outcome, Provenance) for each in fields(kind))} - {
     "status",
@@ -24,38 +33,38 @@ _TYPES |= dict.fromkeys(("prompt_cut", "answer_cut"), "BOOLEAN")
 _TYPES_OF = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE PRECISION"}
 
 
-class _NothingThereError(ValueError):
-    """A result has nothing for a column."""
+class _MissingValueError(ValueError):
+    """A result has no value for a column."""
 
 
 @dataclass
 class SqlTable:
     """A table that the good results of a batch are written into, for ``OllamaBatchOperator(into=…)``.
 
-    A row is inserted, or updated if there is one with the same key, as soon as its result is sealed in the batch's
-    directory; what was written is noted there. So after a crash the next try writes the rest, neither a row less nor
-    one twice, without asking the model again. Failed rows are not written. A row that the table refuses, because of a
-    constraint or a type, is in ``failed.jsonl`` with the database's words, and all others are written. While the
-    database is gone the batch goes on and results wait, up to *max_outage* of the batch.
+    A row is inserted, or updated if there is one with the same key, as soon as its result is in a checkpoint of the
+    batch. The batch's directory notes what was written. So after a crash the next try writes the missing rows, each
+    once, without asking the model again. Failed rows are not written. A row that the table refuses, because of a
+    constraint or a type, is in ``failed.jsonl`` with the text of the database, and all others are written. While the
+    database is unavailable the batch goes on and results wait, for at most *max_outage* of the batch.
 
-    Names are taken literally, as the catalogue has them: PostgreSQL knows a table made as ``CREATE TABLE Summaries`` by
-    the name ``summaries``.
+    Names are taken literally, as the database's catalogue has them: a table that was made in PostgreSQL by ``CREATE
+    TABLE Summaries`` has the name ``summaries``.
 
     Args:
         conn_id: Airflow connection to PostgreSQL or SQLite; a template.
         table: name, with its schema in front if it is not the connection's own (``reports.summaries``); a template.
-        key: the column, or columns, that tell rows apart; the table must have a unique index on just them. They come
-            from ``id``, ``index``, ``key`` or ``row.…``.
+        key: the column, or columns, that identify a row; the table must have a unique index on exactly these. They
+            take ``id``, ``index``, ``key`` or ``row.…``.
         columns: for each column of the table what goes into it: ``id`` (the value of the batch's *id_column*),
-            ``index``, ``key``, ``output``, ``output.place.in.it`` of structured output, ``row.name`` (a column of the
+            ``index``, ``key``, ``output``, ``output.field.in.it`` of structured output, ``row.name`` (a column of the
             input), ``model``, ``digest``, ``tokens``, ``seconds`` or another name of ``results.jsonl``. What is not one
             value becomes JSON text, which fits ``jsonb``, ``json`` and ``text``.
-        create: make the table if it is not there.
+        create: create the table if it does not exist.
 
     Raises:
-        DatabaseError: from `open`, before the first request: there is no such table, column or unique index, or no
-            right to write; the text has the statement that would make what is missing.
-        DatabaseGoneError: from `open` and `write`: the database does not answer.
+        DatabaseError: from `open`, before the first request: the table, a column, the unique index or the right to
+            write is missing. The text has the statement that creates a missing table or index.
+        DatabaseGoneError: from `open` and `write`: the database is unavailable.
     """
 
     template_fields: ClassVar[Sequence[str]] = ("conn_id", "table")
@@ -69,7 +78,7 @@ class SqlTable:
 
     @property
     def row_columns(self) -> Sequence[str]:
-        """Columns of the input that it takes."""
+        """Columns of the input that the table takes."""
         return [source.partition(".")[2] for source in self.columns.values() if source.startswith("row.")]
 
     @property
@@ -81,19 +90,27 @@ class SqlTable:
     def _key(self) -> list[str]:
         return [self.key] if isinstance(self.key, str) else list(self.key)
 
+    @cached_property
+    def _hook(self) -> Any:
+        return database_hook(self.conn_id)
+
+    @cached_property
+    def _upsert(self) -> str:
+        return self._upsert_with(self._hook.placeholder)
+
+    def _upsert_with(self, value: str) -> str:
+        return upsert(self.table, list(self.columns), self._key, [value] * len(self.columns))
+
     def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
-        """Make sure, before the first request, that results can be written."""
+        """Check, before the first request, that results can be written; see `ollama_provider.batch.records.Table`."""
         self._check(examples, id_column)
-        self._hook = database_hook(self.conn_id)
         if (dialect := dialect_of(self._hook)) not in DIALECTS:
             raise DatabaseError(
                 f"Connection {self.conn_id!r} is to {dialect}; results go into {' and '.join(DIALECTS)} only. Load "
-                "results.jsonl there with a task of its own."
+                "results.jsonl with a task of its own."
             )
-        names = list(self.columns)
-        self._upsert = upsert(self.table, names, self._key, [self._hook.placeholder] * len(names))
-        # To explain it is to check it: table, columns, unique index, and in PostgreSQL the right to write.
-        explain = f"EXPLAIN {upsert(self.table, names, self._key, ['NULL'] * len(names))}"
+        # EXPLAIN checks table, columns, unique index, and in PostgreSQL the right to write.
+        explain = f"EXPLAIN {self._upsert_with('NULL')}"
         create = create_table(self.table, self._types(examples, id_column), self._key)
         with database_errors(self.conn_id, f"preparing to write into {self.table}"):
             if self.create:
@@ -102,10 +119,10 @@ class SqlTable:
                 self._run(explain)
             except Exception as error:
                 if is_missing_table(error):
-                    advice = f"There is none. This makes one, as create=True of SqlTable would: {create}"
+                    advice = f"It does not exist. This creates it, as create=True of SqlTable would: {create}"
                 elif is_missing_unique(error):
                     index = create_unique_index(self.table, self._key)
-                    advice = f"It has no unique index on its key. This makes one: {index}"
+                    advice = f"It has no unique index on its key. This creates one: {index}"
                 else:
                     raise
                 raise DatabaseError(f"Connection {self.conn_id!r}, table {self.table}: {advice}") from None
@@ -143,35 +160,35 @@ class SqlTable:
         return types
 
     def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return what does not come from the model: the values of the key, and all such values."""
+        """Return what does not come from the model: the values of the key, and those of all such columns."""
         values = {
             name: plain(_take(own, source)) for name, source in self.columns.items() if source.partition(".")[0] in _OWN
         }
         return [values[name] for name in self._key], values
 
     def write(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
-        """Insert or update a row for each result, and make that last."""
+        """Insert or update a row for each result, and commit. Return the refused ones with the database's text."""
         refused: dict[int, str] = {}
         rows: list[tuple[int, list[Any]]] = []
         for place, result in enumerate(results):
             try:
-                rows.append((place, [_bound(_take(result, source)) for source in self.columns.values()]))
-            except _NothingThereError as error:
+                rows.append((place, [_parameter(_take(result, source)) for source in self.columns.values()]))
+            except _MissingValueError as error:
                 refused[place] = str(error)
         if rows:
             self._write(rows, refused)
         return refused
 
     def _write(self, rows: Sequence[tuple[int, list[Any]]], refused: dict[int, str]) -> None:
-        """Write the rows in one transaction; halve them until the bad ones are alone."""
+        """Write the rows in one transaction. If one is refused, try each half, until every bad row is alone."""
         try:
             self._run(self._upsert, [values for _, values in rows])
         except Exception as error:
-            if judge(error) is not Failure.DATA:
+            if cause_of(error) is not Cause.DATA:
                 with database_errors(self.conn_id, f"writing into {self.table}"):
                     raise
             if len(rows) == 1:
-                refused[rows[0][0]] = words(error, detail=True)
+                refused[rows[0][0]] = error_text(error, detail=True)
                 return
         else:
             return
@@ -190,10 +207,10 @@ class SqlTable:
                     cursor.executemany(statement, rows)
             self._connection.commit()
         except BaseException as error:
-            if judge(error) is Failure.GONE:
+            if cause_of(error) is Cause.DOWN:
                 self.close()
             elif self._connection is not None:
-                with suppress(Exception):  # what is to be told is the error before
+                with suppress(Exception):  # the error before is the one to raise
                     self._connection.rollback()
             raise
 
@@ -201,7 +218,7 @@ class SqlTable:
         """Close the connection; twice does no harm."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(Exception):  # it may be broken, which is why it is closed
+            with suppress(Exception):  # it is closed because it is broken
                 connection.close()
 
 
@@ -212,11 +229,11 @@ def _take(result: Mapping[str, Any], source: str) -> Any:
         return value and value.get(rest)
     for name in rest.split(".") if rest else ():
         if not isinstance(value, Mapping) or name not in value:
-            raise _NothingThereError(f"the output has no {source.partition('.')[2]!r}")
+            raise _MissingValueError(f"the output has no {source.partition('.')[2]!r}")
         value = value[name]
     return value
 
 
-def _bound(value: Any) -> Any:
+def _parameter(value: Any) -> Any:
     value = plain(value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

@@ -75,7 +75,7 @@ def test_names_are_quoted(database, open_table):
 @pytest.mark.parametrize("name", ["", ".x", "x.", 'a"b', "a b.", '"open'])
 def test_a_name_that_is_none(open_table, name):
     """It never becomes part of a statement."""
-    with pytest.raises(DatabaseError, match="no name of a table"):
+    with pytest.raises(DatabaseError, match="not a table name"):
         open_table(name)
 
 
