@@ -1,4 +1,4 @@
-"""Airflow for the tests: a home of its own for each worker, set before anything imports Airflow."""
+"""Configure Airflow for the tests: an AIRFLOW_HOME for each test worker, set before anything imports Airflow."""
 
 import os
 import shutil
@@ -24,12 +24,12 @@ os.environ |= {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__UNIT_TEST_MODE": "True",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
-    # An update check or usage statistics would be the only thing in a test that leaves this machine.
+    # Tests send nothing to other machines: no update check, no usage statistics.
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     "SCARF_ANALYTICS": "False",
 }
 if version("apache-airflow").startswith("2."):
-    # Its default executor refuses SQLite.
+    # The default executor of Airflow 2 does not work with SQLite.
     os.environ["AIRFLOW__CORE__EXECUTOR"] = "SequentialExecutor"
 
 
@@ -41,7 +41,7 @@ def airflow_home() -> Path:
 
 @pytest.fixture(scope="session")
 def dags_folder() -> Path:
-    """The folder that Airflow reads DAGs from."""
+    """The DAGs folder of this worker's Airflow."""
     return _DAGS
 
 

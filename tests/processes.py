@@ -1,4 +1,4 @@
-"""Processes that a test starts and that are gone when it ends, whatever happened in between."""
+"""Start processes for a test, and end them with it."""
 
 import os
 import socket
@@ -12,17 +12,17 @@ import psutil
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 class Processes:
-    """A group of processes with a log file each, ended together at the end of the ``with`` block.
+    """A group of processes with a log file each. They are ended at the end of the ``with`` block.
 
-    A process is the leader of a session of its own, so that what it forked is found and ended with it; and it is told
-    to end when the test process dies, so that an interrupted run leaves nothing behind.
+    Each process leads a session of its own, so that its child processes are found and ended with it. The kernel ends
+    it when the test process dies, so that an interrupted run leaves no processes behind.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -37,12 +37,12 @@ class Processes:
         for process in reversed(self._running.values()):
             process.terminate()
         for name in reversed(list(self._running)):
-            self._end(self._running.pop(name), patience=20)
+            self._end(self._running.pop(name), timeout=20)
 
     def start(
         self, name: str, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, user: str | None = None
     ) -> None:
-        """Start a command; *user* is who runs it, where that must not be root."""
+        """Start a command, as *user* if it must not run as root."""
         identity = [] if user is None else [f"--reuid={user}", "--clear-groups"]
         with (self.logs / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
@@ -56,17 +56,17 @@ class Processes:
             )
 
     def kill(self, name: str) -> None:
-        """End a process and all it forked at once, as the kernel does when memory is short."""
+        """Kill a process and its child processes, as the kernel does when memory is short."""
         process = self._running.pop(name)
         for member in _session(process.pid):
             member.kill()
         process.wait()
 
     def wait(self, what: str, ready: Callable[[], bool], *, timeout: float) -> None:
-        """Wait until *ready* says so.
+        """Wait until *ready* returns True.
 
         Raises:
-            RuntimeError: a process of the group ended meanwhile, or *timeout* seconds went by; the text has the logs.
+            RuntimeError: A process of the group has ended, or *timeout* seconds have passed. The text has the logs.
         """
         deadline = time.monotonic() + timeout
         while not ready():
@@ -77,7 +77,7 @@ class Processes:
             time.sleep(0.2)
 
     def report(self, names: Sequence[str] = (), *, lines: int = 40) -> str:
-        """Return the end of the logs of *names*, or of all, for a person who wants to know what went wrong."""
+        """Return the last lines of the logs of *names*, by default of all processes."""
         parts = []
         for path in sorted(self.logs.glob("*.log")):
             if not names or path.stem in names:
@@ -86,10 +86,10 @@ class Processes:
         return "\n".join(parts)
 
     @staticmethod
-    def _end(process: subprocess.Popen[bytes], *, patience: float) -> None:
+    def _end(process: subprocess.Popen[bytes], *, timeout: float) -> None:
         members = _session(process.pid)
         try:
-            process.wait(patience)
+            process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis from the distribution, on free ports, with their data in a directory that goes away."""
+"""Run PostgreSQL and Redis, as installed on this machine, on free ports and with temporary data."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ class Postgresql:
     """A PostgreSQL server that can be killed and started again.
 
     Attributes:
-        port: of the loopback interface; there is no password.
+        port: Port of the loopback interface. There is no password.
         address: ``user@host:port/database``.
     """
 
@@ -44,54 +44,54 @@ class Postgresql:
         return ["-h", "127.0.0.1", "-p", str(self.port)]
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
-        # Durable enough for a directory that ends with the test.
+        """Start the server and wait until it accepts connections."""
+        # No fsync: the data is deleted after the test.
         settings = {
             "port": self.port, "unix_socket_directories": self._directory, "fsync": "off", "max_connections": 200,
         }  # fmt: skip
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
         command = [program("postgres"), "-D", self._directory / "data", "-h", "127.0.0.1", *flags]
         self._processes.start("postgresql", command, user=self._user)
-        self._processes.wait("ready", lambda: _says_yes("pg_isready", "-q", *self._where), timeout=60)
+        self._processes.wait("ready", lambda: _succeeds("pg_isready", "-q", *self._where), timeout=60)
 
     def kill(self) -> None:
-        """End it at once, with all connections."""
+        """Kill the server and its connections."""
         self._processes.kill("postgresql")
 
 
 @contextlib.contextmanager
 def postgresql(logs: Path) -> Iterator[Postgresql]:
     """Run a PostgreSQL server."""
-    # Not below pytest's own directory, which only its owner may enter.
+    # Not in pytest's directory, which other users may not enter.
     with tempfile.TemporaryDirectory(prefix="postgresql-") as directory, Processes(logs) as processes:
         server = Postgresql(Path(directory), processes)
         yield server
-        # Asked to end, it would wait for its clients.
+        # Killed, since it would wait for its clients to disconnect.
         server.kill()
 
 
 @contextlib.contextmanager
 def redis(logs: Path) -> Iterator[str]:
-    """Run a Redis server that keeps nothing on disk; yields its URL."""
+    """Run a Redis server that writes nothing to disk; yield its URL."""
     port = free_port()
     with Processes(logs) as processes:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         processes.start("redis", [program("redis-server"), *options])
-        processes.wait("ready", lambda: _says_yes("redis-cli", "-p", str(port), "ping"), timeout=30)
+        processes.wait("ready", lambda: _succeeds("redis-cli", "-p", str(port), "ping"), timeout=30)
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def _says_yes(name: str, *arguments: str) -> bool:
+def _succeeds(name: str, *arguments: str) -> bool:
     return subprocess.run([program(name), *arguments], capture_output=True, check=False).returncode == 0
 
 
 def program(name: str) -> Path:
-    """Return where a server's program is.
+    """Return the path of a program.
 
     Raises:
-        FileNotFoundError: it is not installed; the text says how to.
+        FileNotFoundError: It is not installed. The text names the command that installs it.
     """
-    # Debian keeps PostgreSQL's programs off PATH, one directory a version; the newest is taken.
+    # Debian has PostgreSQL's programs outside PATH, in a directory for each version. Take the newest.
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
     found = shutil.which(name) or (installed[-1] if installed else None)
     if found is None:

@@ -1,4 +1,4 @@
-"""Servers that are no Ollama, down to the bytes."""
+"""Servers that send arbitrary bytes."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def listening(serve_one: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A port of the loopback interface, as a URL, whose every connection is handled by a function and then closed."""
+    """Listen on a port of the loopback interface; yield its URL. A function handles each connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

@@ -1,4 +1,4 @@
-"""A server that speaks TLS, with a certificate that nobody trusts until he is told to."""
+"""A TLS server with a self-signed certificate."""
 
 import contextlib
 import datetime as dt
@@ -16,7 +16,7 @@ from tests.sockets import listening
 
 
 def make_certificate(folder: Path, name: str) -> str:
-    """A certificate for 127.0.0.1 and its key, in one PEM file, signed by itself."""
+    """Make a self-signed certificate for 127.0.0.1; return the path of a PEM file with it and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -42,7 +42,7 @@ def make_certificate(folder: Path, name: str) -> str:
 
 @contextlib.contextmanager
 def tls_server(certificate: str, *, client_ca: str | None = None) -> Iterator[str]:
-    """Speaks TLS and answers each request with a version."""
+    """Serve TLS and answer every request with a version of Ollama; yield the URL."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     if client_ca:

@@ -1,4 +1,4 @@
-"""What a person needs when a test with a real Airflow fails."""
+"""Add the logs of Airflow to the report of a failed test."""
 
 from collections.abc import Generator
 
@@ -9,7 +9,7 @@ from tests.e2e.stack import Stack
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failure what Airflow's components logged."""
+    """Add the logs of Airflow's components to a failure."""
     report = yield
     if report.failed and isinstance(stack := getattr(item, "funcargs", {}).get("stack"), Stack):
         report.sections.append(("Airflow", stack.report()))

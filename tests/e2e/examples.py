@@ -1,4 +1,4 @@
-"""The DAGs of dags/ with what they read: a connection to Ollama, rows in files, and a table of documents."""
+"""The DAGs of dags/, and their input: a connection to Ollama, rows in files, and a table of documents."""
 
 import json
 import sqlite3
@@ -9,8 +9,8 @@ from ollama_provider.testing import Server
 DAGS = Path(__file__).parents[2] / "dags"
 NAMES = sorted(path.stem for path in DAGS.glob("*.py"))
 
-#: Whose tasks wait in the triggerer if Airflow's ``[operators] default_deferrable`` says so. The others find what they
-#: would wait for at their first look, or work on their rows all the time, as a batch does.
+#: DAGs with tasks that wait in the triggerer if Airflow's ``[operators] default_deferrable`` is set. Tasks of the other
+#: DAGs have nothing to wait for, or process rows in the worker, as a batch does.
 DEFERRABLE = {
     "ollama_chat_with_history",
     "ollama_deferred_night",
@@ -21,15 +21,15 @@ DEFERRABLE = {
     "ollama_taskflow_answers",
     "ollama_taskflow_reviews",
 }
-#: Whose tasks say themselves that they do.
+#: DAGs with tasks that are always deferrable.
 DEFERRED = {"ollama_deferred_night"}
 
 
 def provide(directory: Path, ollama: Server) -> dict[str, str]:
-    """Write what the DAGs read into *directory*, which is to be their working directory.
+    """Write the input of the DAGs into *directory*, their working directory.
 
     Returns:
-        The environment variables with the connections.
+        Environment variables with the connections.
     """
     (directory / "docs").mkdir()
     rows = [json.dumps({"text": f"Row {number}. It has a second sentence."}) + "\n" for number in range(6)]

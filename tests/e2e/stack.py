@@ -1,4 +1,4 @@
-"""A real Airflow: its components as processes, with a home directory, ports and a user of their own."""
+"""Run a real Airflow: its components as processes, with their own AIRFLOW_HOME, ports and user."""
 
 import base64
 import json
@@ -25,15 +25,15 @@ class Stack:
     """Airflow 3 with api-server, scheduler, dag-processor and triggerer.
 
     Args:
-        home: a directory for everything it writes (database, logs, passwords); made if it is missing.
-        dags: the folder of the DAGs.
-        environment: settings (``AIRFLOW__SECTION__OPTION``) and anything else that tasks should find, over the defaults
+        home: Directory for the database, logs and passwords; created if it is missing.
+        dags: The DAGs folder.
+        environment: Settings (``AIRFLOW__SECTION__OPTION``) and other variables for tasks. They override the defaults
             below: SQLite, LocalExecutor, four tasks at a time.
-        processes: more processes that belong to this stack, by name, as arguments of ``airflow``.
+        processes: Further processes of this stack: name -> arguments of ``airflow``.
 
     Attributes:
-        url: of the UI and the REST API.
-        password: of the user ``admin``.
+        url: Base URL of the UI and the REST API.
+        password: Password of the user ``admin``.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Stack:
         self.url = f"http://localhost:{port}"
         self.password = secrets.token_urlsafe(12)
         self.processes = Processes(home / "processes")
+        self._api = httpx.Client(base_url=f"{self.url}/api/v2", timeout=30)
         self._database = home / "airflow.db"
         self._environment = {
-            # Nothing of the caller's Airflow may leak in.
+            # Without the settings of the caller's Airflow.
             **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))},
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__API__BASE_URL": self.url,
@@ -71,7 +72,7 @@ class Stack:
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}",
-            # Where the API server asks for the log of a task that is running.
+            # The API server reads the logs of running tasks from these ports.
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             **(environment or {}),
@@ -92,9 +93,9 @@ class Stack:
             for name, command in self._commands.items():
                 self.start(name, command)
             self.processes.wait("healthy", self._is_healthy, timeout=180)
-            self._api = httpx.Client(base_url=f"{self.url}/api/v2", headers=self._authorization(), timeout=30)
+            self._api.headers["Authorization"] = f"Bearer {self._token()}"
         except BaseException:
-            self.processes.__exit__()
+            self.__exit__()
             raise
         return self
 
@@ -107,7 +108,7 @@ class Stack:
         self.processes.start(name, [AIRFLOW, *command], env=self._environment)
 
     def airflow(self, *arguments: str) -> str:
-        """Run an Airflow command to its end and return what it printed."""
+        """Run an Airflow command and return its output."""
         done = subprocess.run([AIRFLOW, *arguments], env=self._environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(
@@ -116,12 +117,12 @@ class Stack:
         return done.stdout
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """Ask the REST API (paths below ``/api/v2``) and return its JSON."""
+        """Send a request to the REST API, with a path below ``/api/v2``, and return the JSON of the reply."""
         reply = self._api.request(method, path, **arguments)
         for _ in range(5):
             if reply.status_code < 500:
                 break
-            # SQLite has one writer: a busy moment is a 500 here.
+            # SQLite allows one writer. The API answers 500 while the database is locked.
             time.sleep(1)
             reply = self._api.request(method, path, **arguments)
         if reply.is_error:
@@ -129,7 +130,7 @@ class Stack:
         return reply.json() if reply.content else None
 
     def wait_for_dag(self, dag: str) -> None:
-        """Wait until the dag-processor has read the file of *dag*."""
+        """Wait until the dag-processor has parsed the file of *dag*."""
 
         def is_known() -> bool:
             if errors := self.call("GET", "/importErrors")["import_errors"]:
@@ -139,7 +140,7 @@ class Stack:
         self.processes.wait(f"aware of the DAG {dag}", is_known, timeout=120)
 
     def trigger(self, dag: str, conf: Mapping[str, Any] | None = None) -> str:
-        """Unpause a DAG and start a run of it; returns the run's id."""
+        """Unpause a DAG and start a run; return the id of the run."""
         self.wait_for_dag(dag)
         self.call("PATCH", f"/dags/{dag}", json={"is_paused": False})
         return self.call("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None, "conf": dict(conf or {})})[
@@ -147,7 +148,7 @@ class Stack:
         ]
 
     def wait_for_run(self, dag: str, run: str, *, timeout: float = 240) -> dict[str, str]:
-        """Wait until a run is over; returns the state of each task instance, ``task[map index]`` for mapped ones."""
+        """Wait until a run has ended; return the state of each task instance, ``task[map index]`` for mapped ones."""
         path = f"/dags/{dag}/dagRuns/{run}"
         self.processes.wait(f"done with {dag}", lambda: self.call("GET", path)["state"] in FINAL, timeout=timeout)
         return {
@@ -156,19 +157,19 @@ class Stack:
         }
 
     def task_log(self, dag: str, run: str, task: str, *, attempt: int = 1) -> str:
-        """Return the messages of one try of a task."""
+        """Return the log messages of one try of a task."""
         path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/logs/{attempt}"
         lines = self.call("GET", path, headers={"Accept": "application/json"})["content"]
         return "\n".join(line["event"] if isinstance(line, dict) else line for line in lines)
 
     def report(self) -> str:
-        """Return the end of each component's log, without the requests that the API server lists."""
+        """Return the last lines of each component's log, without the access log of the API server."""
         return "\n".join(line for line in self.processes.report().splitlines() if "[http.access]" not in line)
 
     def _migrate(self) -> None:
         self.airflow("db", "migrate")
         if self._database.exists():
-            # Readers do not wait for the writer then; the file remembers it.
+            # In WAL mode readers do not wait for the writer. The mode is stored in the file.
             with sqlite3.connect(self._database) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
             connection.close()
@@ -182,6 +183,6 @@ class Stack:
             health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor", "triggerer")
         )
 
-    def _authorization(self) -> dict[str, str]:
+    def _token(self) -> str:
         reply = httpx.post(f"{self.url}/auth/token", json={"username": USER, "password": self.password}, timeout=30)
-        return {"Authorization": f"Bearer {reply.raise_for_status().json()['access_token']}"}
+        return reply.raise_for_status().json()["access_token"]

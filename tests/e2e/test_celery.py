@@ -1,4 +1,4 @@
-"""CeleryExecutor on PostgreSQL and Redis with two workers: work goes to both, and one that dies loses nothing."""
+"""CeleryExecutor on PostgreSQL and Redis with two workers: both get tasks, and killing one loses no rows."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ WORKERS = ("worker-1", "worker-2")
 
 @pytest.fixture(scope="module")
 def ollama() -> Iterator[Server]:
-    """A server with a slot for every request of two shards."""
+    """A stand-in with a slot for every request of two shards."""
     with serve(StandIn(parallel=4)) as server:
         yield server
 
@@ -42,7 +42,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": "1",
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database.address}",
-            # Airflow notices by the silence that a worker is gone; after five minutes, if nobody asks for less.
+            # Airflow detects a dead worker by its missing heartbeats; by default after five minutes.
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
             "AIRFLOW_CONN_OLLAMA_DEFAULT": json.dumps(
@@ -59,7 +59,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, ollama: Server) -> Iterator[
 
 
 def test_the_nightly_dag_runs_on_the_workers(stack: Stack) -> None:
-    """Sensor, pull, documents and batch end well, wherever each of them ran, and every document has its summary."""
+    """Sensor, pull, documents and batch succeed on either worker, and every document has its summary."""
     run = stack.trigger("ollama_nightly_summaries", {"documents": 5, "output_path": f"file://{stack.home}/night"})
 
     states = stack.wait_for_run("ollama_nightly_summaries", run)
@@ -70,15 +70,15 @@ def test_the_nightly_dag_runs_on_the_workers(stack: Stack) -> None:
 
 
 def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Server) -> None:
-    """A worker is killed in the middle of its shard; the other takes that over, and every row is there once, in order.
+    """A worker is killed in the middle of its shard. The other takes the shard over; every row is there once, in order.
 
-    What was sealed before is not asked again.
+    Rows in checkpoints are not sent again.
     """
     ollama.stand_in.script(Pace(first_token=0.5), path="generate", always=True)
     run = stack.trigger("e2e_sharded_batch")
     parts = stack.home / "results"
-    stack.processes.wait("half-way", lambda: all(len(sealed(parts, n)) > ROWS / 8 for n in (0, 1)), timeout=90)
-    before = sealed(parts, 0) | sealed(parts, 1)
+    stack.processes.wait("half-way", lambda: all(len(checkpointed(parts, n)) > ROWS / 8 for n in (0, 1)), timeout=90)
+    before = checkpointed(parts, 0) | checkpointed(parts, 1)
 
     stack.processes.kill("worker-1")
     states = stack.wait_for_run("e2e_sharded_batch", run)
@@ -95,12 +95,12 @@ def test_a_killed_worker_costs_only_what_was_in_flight(stack: Stack, ollama: Ser
     asked = Counter(prompt.removeprefix(PROMPT) for prompt in prompts if prompt.startswith(PROMPT))
     places = {row["key"]: row["index"] for row in done}
     assert {asked[TEXT.format(n=places[key])] for key in before} == {1}
-    # Beyond each row once: at most what the killed worker had in flight, and what came since its last part.
+    # Besides one request for each row: at most those of the killed worker that were open or after its last checkpoint.
     assert sum(asked.values()) - ROWS <= 2 + 4
 
 
-def sealed(results: Path, shard: int) -> set[str]:
-    """Return the keys of the rows that a shard has sealed."""
+def checkpointed(results: Path, shard: int) -> set[str]:
+    """Return the keys of the rows in a shard's checkpoints."""
     return {row["key"] for part in results.glob(f"*/parts/*.{shard}of2.jsonl") for row in read(part)}
 
 

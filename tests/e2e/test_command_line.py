@@ -1,4 +1,4 @@
-"""Every DAG of dags/ with ``airflow dags test``, as somebody tries it first; with waits in workers and in triggers."""
+"""Run every DAG of dags/ with ``airflow dags test``, with waits in workers and in triggers."""
 
 import os
 import sqlite3
@@ -17,26 +17,26 @@ Airflow = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def ollama() -> Iterator[Server]:
-    """The server of all DAGs here."""
+    """The Ollama server of all DAGs here."""
     with serve(StandIn(parallel=4)) as server:
         yield server
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["blocking", "deferred"])
 def deferrable(request: pytest.FixtureRequest) -> bool:
-    """What ``[operators] default_deferrable`` says."""
+    """The value of ``[operators] default_deferrable``."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, deferrable: bool) -> Path:
-    """An AIRFLOW_HOME that is the working directory, too; another one for each way to wait."""
+    """AIRFLOW_HOME and working directory; one for each value of ``default_deferrable``."""
     return tmp_path_factory.mktemp("airflow")
 
 
 @pytest.fixture(scope="module")
 def airflow(home: Path, ollama: Server, deferrable: bool) -> Airflow:
-    """Return a function that runs an Airflow command and returns what it printed."""
+    """Return a function that runs an Airflow command and returns its output."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
         **provide(home, ollama),
@@ -60,7 +60,7 @@ def airflow(home: Path, ollama: Server, deferrable: bool) -> Airflow:
 
 @pytest.mark.parametrize("dag", NAMES)
 def test_a_dag_runs_to_its_end(airflow: Airflow, home: Path, deferrable: bool, dag: str) -> None:
-    """It succeeds as it is, without a parameter, and waits where Airflow's configuration says."""
+    """Each DAG succeeds unchanged and without parameters, and waits where Airflow's configuration says."""
     output = airflow("dags", "test", dag)
 
     with sqlite3.connect(home / "airflow.db") as database:

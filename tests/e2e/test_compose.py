@@ -1,4 +1,4 @@
-"""The compose file for users, checked as far as a machine without Docker can: every name in it is one that exists."""
+"""Checks of the compose file for users that need no Docker: every name in it must exist."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ VARIABLES = {
     "_AIRFLOW_WWW_USER_PASSWORD": "apache/airflow",
     # dumb-init, which starts it: "Signal propagation" in the documentation of Airflow's image.
     "DUMB_INIT_SETSID": "apache/airflow",
-    # Airflow's connections; which one, and whether it can be read, is a test of its own.
+    # Airflow's connections. Another test checks which ones, and that they can be read.
     "AIRFLOW_CONN_OLLAMA_DEFAULT": "apache/airflow",
     # The entry point of PostgreSQL's image: docker-entrypoint.sh in docker-library/postgres.
     "POSTGRES_USER": "postgres",
@@ -43,7 +43,7 @@ VARIABLES = {
 
 
 def make_up(directory: Path) -> Path:
-    """Run the script for the secrets in *directory*; returns the file that it made."""
+    """Run the script for the secrets in *directory*; return the path of the file that it wrote."""
     subprocess.run(["sh", DEPLOY / "secrets.sh"], cwd=directory, check=True)
     return directory / ".env"
 
@@ -55,13 +55,13 @@ def read(file: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the script for ``.env`` makes up."""
+    """The secrets that the script for ``.env`` generates."""
     return read(make_up(tmp_path_factory.mktemp("compose")))
 
 
 @pytest.fixture(scope="module")
 def services(secrets: dict[str, str]) -> dict[str, Any]:
-    """The services, with the secrets in their places as Docker puts them there."""
+    """The services, with the secrets filled in as Docker does."""
     text = re.sub(r"\$\{(\w+):\?\}", lambda found: secrets[found[1]], COMPOSE.read_text())
     assert "${" not in text, "a variable that nothing checks"
     return yaml.safe_load(text)["services"]
@@ -84,7 +84,7 @@ def test_it_follows_the_compose_specification(name: str) -> None:
 
 
 def test_images_are_named_with_their_version(services: dict[str, Any], airflow: dict[str, Any]) -> None:
-    """The Airflow is the one that the tests run on, and no image is whatever is the latest on that day."""
+    """The version of Airflow is the one that the tests run on, and every image has a fixed version."""
     pinned = metadata.version("apache-airflow")
     others = {service["image"] for name, service in services.items() if name not in airflow}
 
@@ -97,7 +97,7 @@ def test_images_are_named_with_their_version(services: dict[str, Any], airflow: 
 
 
 def test_a_wheel_beside_it_is_installed(airflow: dict[str, Any]) -> None:
-    """The image takes a wheel of the name that this package's has, and one that is always there, which COPY needs."""
+    """The image copies a wheel with this package's name, and a file that always exists, which COPY needs."""
     wheel = f"airflow_provider_ollama-{ollama_provider.__version__}-py3-none-any.whl"
     for service in airflow.values():
         dockerfile = service["build"]["dockerfile_inline"]
@@ -124,7 +124,7 @@ def test_airflow_knows_every_setting(airflow: dict[str, Any]) -> None:
 
 
 def test_other_variables_are_known(services: dict[str, Any]) -> None:
-    """Every other variable is one that the service's image reads."""
+    """Every other variable is read by the service's image."""
     others = {
         (name, "apache/airflow" if "build" in service else service["image"].partition(":")[0])
         for service in services.values()
@@ -136,7 +136,7 @@ def test_other_variables_are_known(services: dict[str, Any]) -> None:
 
 
 def test_airflow_knows_every_command(airflow: dict[str, Any]) -> None:
-    """Each service starts a command that this Airflow has, and together they are a whole Airflow."""
+    """Each service runs a command of this Airflow, and together they are all its components."""
     commands = {service["command"] for service in airflow.values()}
 
     for command in commands:
@@ -145,7 +145,7 @@ def test_airflow_knows_every_command(airflow: dict[str, Any]) -> None:
 
 
 def test_services_find_each_other(services: dict[str, Any], airflow: dict[str, Any]) -> None:
-    """Each host in a URL is a service, and what a service waits for has the state that is waited for."""
+    """Each host in a URL is a service, and each condition that a service waits for can become true."""
     for service in airflow.values():
         values = [value for value in service["environment"].values() if "://" in value and "localhost" not in value]
         hosts = {host for value in values for host in re.findall(r"://(?:[^@/]*@)?([a-z-]+)", value)}
@@ -156,7 +156,7 @@ def test_services_find_each_other(services: dict[str, Any], airflow: dict[str, A
 
 
 def test_volumes_are_declared_and_shared(airflow: dict[str, Any]) -> None:
-    """Every Airflow service sees the same DAGs, logs and results, and each named volume is declared."""
+    """All Airflow services share DAGs, logs and results, and each named volume is declared."""
     declared = yaml.safe_load(COMPOSE.read_text())["volumes"].keys()
     mounts = {tuple(service["volumes"]) for service in airflow.values()}
     named = {mount.split(":")[0] for mount in next(iter(mounts)) if not mount.startswith(".")}
@@ -167,7 +167,7 @@ def test_volumes_are_declared_and_shared(airflow: dict[str, Any]) -> None:
 
 
 def test_results_are_on_the_shared_volume(airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where each DAG of dags/ writes by default, and where deferred tasks leave what is long, all services share."""
+    """All services share the directories that the DAGs of dags/ and the payloads of deferred tasks use by default."""
     monkeypatch.setenv("AIRFLOW_HOME", "/opt/airflow")  # as in Airflow's image
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     ((volume,),) = {
@@ -183,12 +183,12 @@ def test_results_are_on_the_shared_volume(airflow: dict[str, Any], monkeypatch: 
     assert {name for name, place in places.items() if not place.startswith(f"file://{volume}/")} == set()
     assert handover.startswith(f"file://{volume}/")
     for service in airflow.values():
-        # Docker would give root a directory that the image lacks.
+        # If the image lacks the directory, Docker creates it for root.
         assert f"RUN mkdir {volume}\n" in service["build"]["dockerfile_inline"]
 
 
 def test_the_secrets_fit(secrets: dict[str, str], tmp_path: Path) -> None:
-    """The script makes each secret that the file asks for and no other, new ones each time, of the form that is due."""
+    """The script generates exactly the secrets that the file uses, new ones each time, in the right format."""
     asked = set(re.findall(r"\$\{(\w+):\?\}", COMPOSE.read_text()))
     again = read(make_up(tmp_path))
 
@@ -200,7 +200,7 @@ def test_the_secrets_fit(secrets: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_the_secrets_are_kept(tmp_path: Path) -> None:
-    """Nobody else may read them, and a second run does not take the keys of a database away."""
+    """Other users cannot read the file, and a second run does not replace the keys of an existing database."""
     file = make_up(tmp_path)
     before = file.read_text()
 
@@ -214,7 +214,7 @@ def test_the_secrets_are_kept(tmp_path: Path) -> None:
 def test_the_connection_is_the_ollama_service(
     services: dict[str, Any], airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection, read as a task reads it, points at the service and names a model."""
+    """The connection, read as by a task, has the host of the service and a model."""
     (value,) = {service["environment"]["AIRFLOW_CONN_OLLAMA_DEFAULT"] for service in airflow.values()}
     monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", value)
 

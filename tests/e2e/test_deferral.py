@@ -1,4 +1,4 @@
-"""Tasks that wait in a real triggerer: it is killed, somebody clears them, and the server knows nothing of it all."""
+"""Tasks that wait in a real triggerer: the triggerer is killed, or the tasks are cleared."""
 
 import contextlib
 import shutil
@@ -18,20 +18,20 @@ ASKING, PULLING = "/api/generate", "/api/pull"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """The Ollama of all tests here."""
+    """The Ollama server of all tests here."""
     with serve(StandIn(parallel=8)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def handover(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where long prompts wait."""
+    """Directory of the stored payloads."""
     return tmp_path_factory.mktemp("handover")
 
 
 @pytest.fixture(scope="module")
 def stack(server: Server, handover: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Airflow, with the stand-in as its Ollama."""
+    """Airflow with a connection to the stand-in."""
     parts = urlsplit(server.url)
     environment = {
         "AIRFLOW_CONN_OLLAMA_DEFAULT": f"ollama://:{KEY}@{parts.hostname}:{parts.port}",
@@ -53,13 +53,13 @@ def until(stack: Stack, what: str, ready: Callable[[], bool]) -> None:
 
 
 def under_way(server: Server) -> list[str]:
-    """Generations and pulls that the server works on."""
+    """The open generations and pulls of the server."""
     return sorted(seen.path for seen in server.stand_in.open_requests if seen.path in {ASKING, PULLING})
 
 
 @pytest.fixture
 def run(stack: Stack, server: Server) -> Iterator[str]:
-    """A run all of whose tasks are deferred: the model is missing, the pull gets nowhere, the answer does not come."""
+    """A run whose tasks are all deferred: the model is missing, the pull is stuck, the answer does not arrive."""
     server.stand_in.script((Answer("never told"), Stall(after=1)), path="generate")
     server.stand_in.script(StuckDownload(), path="pull")
     run = stack.trigger(DAG)
@@ -72,7 +72,7 @@ def run(stack: Stack, server: Server) -> Iterator[str]:
 
 
 def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, handover: Path, run: str) -> None:
-    """The server drops what it did for the dead one; the next triggerer goes on, in the same try of each task."""
+    """The server cancels the requests of the killed triggerer. The next one continues, in the same try of each task."""
     assert len(list(handover.iterdir())) == 1
     stack.processes.kill("triggerer")
     until(stack, "rid of the dead triggerer's requests", lambda: under_way(server) == [])
@@ -100,7 +100,7 @@ def test_a_triggerer_that_is_killed_is_taken_over(stack: Stack, server: Server, 
 
 
 def test_a_task_that_is_marked_or_cleared_ends_its_request(stack: Stack, server: Server, run: str) -> None:
-    """Nothing goes on computing for nobody; what is cleared asks anew."""
+    """The server cancels the requests of cleared tasks, which then send new ones."""
     stack.call("PATCH", f"/dags/{DAG}/dagRuns/{run}/taskInstances/pull", json={"new_state": "failed"})
     until(stack, "rid of the pull", lambda: under_way(server) == [ASKING])
 

@@ -1,4 +1,4 @@
-"""Every DAG of dags/ as Airflow runs it in earnest: by its scheduler, workers and triggerer."""
+"""Run every DAG of dags/ with Airflow's scheduler, workers and triggerer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +16,21 @@ FOLLOWER = "ollama_after_the_night"
 
 @pytest.fixture(scope="module")
 def ollama() -> Iterator[Server]:
-    """The server of all DAGs here."""
+    """The Ollama server of all DAGs here."""
     with serve(StandIn(parallel=4)) as server:
         yield server
 
 
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
 def deferrable(request: pytest.FixtureRequest) -> bool:
-    """What ``[operators] default_deferrable`` says."""
+    """The value of ``[operators] default_deferrable``."""
     return request.param
 
 
 @pytest.fixture
 def stack(deferrable: bool, ollama: Server, tmp_path: Path) -> Iterator[Stack]:
-    """Airflow with the DAGs of this project, and what they read."""
-    # All DAGs at once are more than SQLite, which has one writer, is good for: the scheduler dies of a locked database.
+    """Airflow with the DAGs of this project and their input."""
+    # Not SQLite, which allows one writer: with all DAGs at once the scheduler ends with a locked database.
     with postgresql(tmp_path / "servers") as database:
         environment = {
             **provide(tmp_path, ollama),
@@ -43,20 +43,20 @@ def stack(deferrable: bool, ollama: Server, tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.mark.timeout(900)
 def test_every_dag_runs_to_its_end(stack: Stack, deferrable: bool) -> None:
-    """All succeed as they are, at the same time, and wait in the triggerer where Airflow's configuration says."""
+    """All DAGs succeed unchanged, at the same time, and wait in the triggerer where Airflow's configuration says."""
     stack.wait_for_dag(FOLLOWER)
     stack.call("PATCH", f"/dags/{FOLLOWER}", json={"is_paused": False})
     runs = {dag: stack.trigger(dag) for dag in NAMES if dag != FOLLOWER}
 
     tasks = {dag: stack.wait_for_run(dag, run, timeout=600) for dag, run in runs.items()}
     stack.processes.wait("aware of the complete night", lambda: _runs(stack, FOLLOWER) != [], timeout=60)
-    # One for each night: the schedule has started one of its own.
+    # It has one run for each nightly run, and the schedule has started one besides the triggered one.
     follower, *_ = _runs(stack, FOLLOWER)
     tasks[FOLLOWER] = stack.wait_for_run(FOLLOWER, follower)
 
     failed = {dag: states for dag, states in tasks.items() if not set(states.values()) <= {"success", "skipped"}}
     assert failed == {}
-    # The triggerer writes beside the log of each task that it had.
+    # The triggerer writes a log file beside that of each task that was deferred.
     waited = {dag for dag in NAMES if any(stack.home.glob(f"logs/dag_id={dag}/**/*.trigger.*.log"))}
     assert waited == (DEFERRABLE if deferrable else DEFERRED)
 

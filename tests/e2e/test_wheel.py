@@ -1,4 +1,4 @@
-"""The package as users get it: the wheel, alone in a new environment, beside each supported Airflow."""
+"""The wheel, as users install it: in a new environment with each supported Airflow."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from ollama_provider.provider_info import EXTRA_FIELDS
 
 ROOT = Path(__file__).parents[2]
 LINES = sorted(path.stem.removeprefix("airflow-") for path in (ROOT / "constraints").glob("airflow-*.txt"))
-# What people import and what Airflow shows of it. A provider that loads, but has no form or no decorator, is broken.
+# Check imports, and the hook, form and decorators that Airflow finds. A provider may load without them.
 LOOK = """
 import importlib, json
 import airflow
@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
-    """Every module is there, with the mark that it is typed and the license; no test, DAG or tool is."""
+    """The wheel contains every module, `py.typed` and the license, but no test, DAG or tool."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider").rglob("*.py")}
@@ -60,7 +60,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
-    """Name, version, license and the two entry points are those of the project."""
+    """Name, version, license and the two entry points are those of pyproject.toml."""
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(path).decode())
@@ -76,7 +76,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("line", LINES)
 def test_airflow_finds_the_wheel(wheel: Path, line: str, tmp_path: Path) -> None:
-    """Installed with nothing but its own dependencies, Airflow lists it, with its hook, its form and its decorators."""
+    """With only its own dependencies, Airflow lists the provider with its hook, form and decorators."""
     programs = tmp_path / "venv" / "bin"
     subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
     constraints = ROOT / "constraints" / f"airflow-{line}.txt"
@@ -85,7 +85,7 @@ def test_airflow_finds_the_wheel(wheel: Path, line: str, tmp_path: Path) -> None
     environment["AIRFLOW_HOME"] = str(tmp_path / "airflow")
 
     def ask(program: str, *arguments: str) -> Any:
-        # From a directory without the source tree: what answers is the wheel.
+        # In a directory without the source tree, so that the wheel is imported.
         command = [programs / program, *arguments]
         done = subprocess.run(command, env=environment, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[-1])

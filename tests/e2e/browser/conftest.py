@@ -1,4 +1,4 @@
-"""A browser for the tests, and a look at what it showed when one of them failed."""
+"""A browser for the tests, and a screenshot when one fails."""
 
 import io
 import os
@@ -22,7 +22,7 @@ FLAGS = [
     "--no-sandbox",
 ]
 
-# Two cores run all of Airflow, the browser and the test.
+# Generous, since two cores may run Airflow, the browser and the test.
 expect.set_options(timeout=30_000)
 
 
@@ -37,7 +37,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """An empty page of a browser that remembers nothing; a failure leaves a picture of it in `tmp_path`."""
+    """An empty page of a new browser session. After a failure its screenshot is in `tmp_path`."""
     context = browser.new_context(viewport={"width": 1280, "height": 720}, reduced_motion="reduce")
     context.set_default_timeout(30_000)
     yield context.new_page()
@@ -46,13 +46,13 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 
 @pytest.fixture
 def screenshot() -> Callable[[Page | Locator, str], None]:
-    """Take a picture for the documentation, if the environment says where: ``SCREENSHOTS=docs/images make e2e``."""
+    """Take a screenshot for the documentation, if ``SCREENSHOTS`` is set: ``SCREENSHOTS=docs/images make e2e``."""
     directory = os.environ.get("SCREENSHOTS")
 
     def take(what: Page | Locator, name: str) -> None:
         if directory:
             picture = Image.open(io.BytesIO(what.screenshot(animations="disabled"))).convert("RGB")
-            # A user interface has few colours: a palette makes a third of the size of it.
+            # A palette is enough for the few colours of a user interface, and reduces the size to a third.
             picture.quantize(256).save(Path(directory, f"{name}.png"), optimize=True)
 
     return take
@@ -60,7 +60,7 @@ def screenshot() -> Callable[[Page | Locator, str], None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failure what the browser showed."""
+    """Add the browser's content to a failure."""
     report = yield
     fixtures = getattr(item, "funcargs", {})
     if report.failed and isinstance(page := fixtures.get("page"), Page):

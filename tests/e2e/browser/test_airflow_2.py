@@ -1,4 +1,4 @@
-"""What Airflow 2 shows in a way of its own, in a real browser: the connection form, and the results of a batch."""
+"""The UI of Airflow 2 in a real browser, where it differs from Airflow 3: the connection form and batch results."""
 
 import json
 import os
@@ -24,14 +24,14 @@ DAG = "ollama_nightly_summaries"
 
 @dataclass(frozen=True)
 class Webserver:
-    """Airflow 2's webserver, and what it takes to log in."""
+    """Airflow 2's webserver, with user and password."""
 
     url: str
     password: str
     environment: dict[str, str]
 
     def run(self, *command: str | Path, **environment: str) -> str:
-        """Run a command of the same environment to its end and return what it printed."""
+        """Run a command in the same environment and return its output."""
         done = subprocess.run(command, env=self.environment | environment, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -39,7 +39,7 @@ class Webserver:
 
 @pytest.fixture(scope="module")
 def webserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
-    """A webserver alone: neither a form nor the results of a run that is over need a scheduler."""
+    """Only a webserver: the form and the results of a finished run need no scheduler."""
     home = tmp_path_factory.mktemp("airflow")
     port = free_port()
     made = Webserver(
@@ -93,7 +93,7 @@ def form(airflow: Page, webserver: Webserver, ollama: Server) -> Page:
 
 
 def test_the_form_makes_a_connection(form: Page, webserver: Webserver, ollama: Server) -> None:
-    """What is filled in can be tested, and is what a hook reads, also after the form was opened and saved again."""
+    """A filled form can be tested, and a hook reads the same values, also after opening and saving the form again."""
     form.locator("#test-connection").click()
     expect(form.get_by_text(f"Ollama 0.24.0 at {ollama.url}")).to_be_visible()
     form.get_by_role("button", name="Save").click()
@@ -113,7 +113,7 @@ def test_the_form_makes_a_connection(form: Page, webserver: Webserver, ollama: S
 
 
 def test_a_connection_without_a_port(airflow: Page, webserver: Webserver, ollama: Server) -> None:
-    """A port in the host is enough for the button."""
+    """The *Test* button works with the port in the host field."""
     airflow.goto(f"{webserver.url}/connection/add")
     choose_type(airflow, "Ollama")
     airflow.get_by_label("Host").fill(f"{ollama.host}:{ollama.port}")
@@ -126,7 +126,7 @@ def test_a_connection_without_a_port(airflow: Page, webserver: Webserver, ollama
 def test_a_batch_says_where_its_results_are(
     airflow: Page, webserver: Webserver, ollama: Server, tmp_path: Path
 ) -> None:
-    """*Results*, a button beside the task, can be pressed, and what it opens has the directory."""
+    """The *Results* button of the task opens a page with the directory."""
     conf = {"documents": 2, "output_path": f"file://{tmp_path}/summaries"}
     connection = {"conn_type": "ollama", "host": ollama.url}
     webserver.run(AIRFLOW, "dags", "reserialize")
@@ -144,7 +144,7 @@ def test_a_batch_says_where_its_results_are(
 
 
 def choose_type(page: Page, name: str) -> None:
-    """Choose the connection type: the box filters a list by what is typed."""
+    """Choose the connection type in a list that is filtered by the typed text."""
     page.locator(".select2-selection").click()
     page.locator(".select2-search__field").fill(name)
     page.locator(".select2-search__field").press("Enter")

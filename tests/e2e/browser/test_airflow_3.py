@@ -1,4 +1,4 @@
-"""What a user does in Airflow's UI, from the connection form to the results of the night, in a real browser."""
+"""Airflow's UI in a real browser, from the connection form to the results of a nightly batch."""
 
 import json
 import re
@@ -27,7 +27,7 @@ Screenshot = Callable[[Page | Locator, str], None]
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Airflow with the DAGs of this project."""
-    # Pictures show where it is.
+    # The directory is visible in screenshots.
     with Stack(tmp_path_factory.mktemp("airflow", numbered=False), dags=DAGS) as stack:
         yield stack
 
@@ -44,7 +44,7 @@ def airflow(page: Page, stack: Stack) -> Page:
 
 
 def test_the_form_makes_a_connection(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
-    """What is filled in is what is stored and what the *Test* button goes by; what is left empty has no value."""
+    """The form stores the filled fields, and the *Test* button uses them. Empty fields have no value."""
     parts = urlsplit(ollama.url)
     airflow.goto(f"{stack.url}/connections")
     airflow.get_by_role("button", name="Add Connection").click()
@@ -71,14 +71,14 @@ def test_the_form_makes_a_connection(airflow: Page, stack: Stack, ollama: Server
     extra = json.loads(made["extra"])
     assert extra.pop("options") in ({"num_ctx": 8192}, '{"num_ctx": 8192}')  # text before Airflow 3.2
     filled = {"model": "llama3.2", "first_token_timeout": 600, "auto_pull": False}
-    # Airflow stores a null for what is left empty.
+    # Airflow stores null for empty fields.
     assert extra == dict.fromkeys(EXTRA_FIELDS.keys() - {"options"}) | filled
     notice = press_test(airflow, stack, "from_the_form")
     expect(notice).to_contain_text(f"Ollama 0.24.0 at {ollama.url}")
 
 
 def test_the_quickstart_can_be_tested(airflow: Page, stack: Stack, ollama: Server) -> None:
-    """What the quickstart fills in, and nothing else: the button answers in our words."""
+    """With just the fields of the quickstart, the button shows this provider's message."""
     fill_in(airflow, stack, {"Connection ID": "quickstart", "Host": ollama.host, "Port": str(ollama.port)})
 
     notice = press_test(airflow, stack, "quickstart")
@@ -87,7 +87,7 @@ def test_the_quickstart_can_be_tested(airflow: Page, stack: Stack, ollama: Serve
 
 
 def test_a_connection_without_a_port(airflow: Page, stack: Stack, ollama: Server) -> None:
-    """A port in the host is enough for hook and command; for the button, not in those Airflows that the page names.
+    """A port in the host field works for hook and command; for the button, not in the Airflows that the page names.
 
     When the form is opened and saved again, there is still no port.
     """
@@ -108,7 +108,7 @@ def test_a_connection_without_a_port(airflow: Page, stack: Stack, ollama: Server
 
 
 def test_an_example_says_what_it_is_for(airflow: Page, stack: Stack) -> None:
-    """Its description is shown where it is listed, its docstring behind *Docs*."""
+    """The list shows the DAG's description, and *Docs* its docstring."""
     stack.wait_for_dag("ollama_first_batch")
     airflow.goto(f"{stack.url}/dags?name_pattern=ollama_first_batch")
     airflow.get_by_role("link", name="ollama_first_batch").hover()
@@ -121,7 +121,7 @@ def test_an_example_says_what_it_is_for(airflow: Page, stack: Stack) -> None:
 
 
 def test_the_button_says_what_is_there(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
-    """A server that can be used is told by its version and its models."""
+    """For a usable server, the message has its version and models."""
     add_connection(stack, "test_success", ollama.url, {"model": "llama3.2"})
 
     notice = press_test(airflow, stack, "test_success")
@@ -132,7 +132,7 @@ def test_the_button_says_what_is_there(airflow: Page, stack: Stack, ollama: Serv
 
 
 def test_the_button_says_that_nobody_listens(airflow: Page, stack: Stack, screenshot: Screenshot) -> None:
-    """A connection that is refused is told in words, with the host."""
+    """For a refused connection, the message has the host."""
     url = f"http://127.0.0.1:{free_port()}"
     add_connection(stack, "test_refused", url)
 
@@ -146,7 +146,7 @@ def test_the_button_says_that_nobody_listens(airflow: Page, stack: Stack, screen
 def test_the_button_says_that_the_key_is_wrong(
     airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot
 ) -> None:
-    """A proxy that wants another API key is told by its status, and neither key nor header is shown."""
+    """For a proxy that refuses the API key, the message has the status, but neither key nor header."""
     ollama.stand_in.script(Respond(401, "<html>Unauthorized</html>"), path="*", always=True)
     add_connection(stack, "test_unauthorized", ollama.url, password="not-this-one")
 
@@ -159,7 +159,7 @@ def test_the_button_says_that_the_key_is_wrong(
 
 
 def test_a_connection_that_is_edited_keeps_what_it_has(airflow: Page, stack: Stack, tmp_path: Path) -> None:
-    """A change in the form of a connection that another way has made changes that alone; secrets are not shown."""
+    """Editing a connection that was created without the form changes only the edited field. Secrets are not shown."""
     extra = {
         "model": "llama3.2",
         "options": {"num_ctx": 8192},
@@ -191,7 +191,7 @@ def test_a_connection_that_is_edited_keeps_what_it_has(airflow: Page, stack: Sta
 
 @pytest.mark.ollama(parallel=2)
 def test_a_night_from_trigger_to_results(airflow: Page, stack: Stack, ollama: Server, screenshot: Screenshot) -> None:
-    """The nightly DAG is triggered, its log tells how far it is, it turns green, and its results are there.
+    """The nightly DAG is triggered, its log shows the progress, it succeeds, and its results are linked.
 
     The run of last night, which begins when the DAG is unpaused, goes first: its 12 documents are not asked again.
     """
@@ -217,7 +217,7 @@ def test_a_night_from_trigger_to_results(airflow: Page, stack: Stack, ollama: Se
     airflow.get_by_role("row", name="summaries").get_by_role("link", name="summaries").click()
     airflow.get_by_role("link", name="Details", exact=True).click()
     with airflow.context.expect_page() as opened:
-        # Some Airflows open it in a tab of its own; the middle button does it on all.
+        # Some versions open the link in a new tab, others do not. The middle button does so in all.
         airflow.get_by_role("link", name="Results", exact=True).click(button="middle")
     xcoms = opened.value
     directory = xcoms.get_by_role("row", name=re.compile("^results ")).get_by_text("file://")
@@ -225,7 +225,7 @@ def test_a_night_from_trigger_to_results(airflow: Page, stack: Stack, ollama: Se
     xcoms.get_by_role("button", name="Expand all extra JSON").click()
     expect(xcoms.get_by_text("complete").first).to_be_visible()
     screenshot(xcoms, "nightly-results")
-    # No web page may lead to a file; whoever stands before the machine pastes where it is.
+    # Web pages cannot link to local files, so the user copies the path.
     airflow.goto(directory.inner_text())
     airflow.get_by_role("link", name="results.jsonl").click()
     results = [json.loads(line) for line in airflow.locator("body").inner_text().splitlines()]
@@ -234,7 +234,7 @@ def test_a_night_from_trigger_to_results(airflow: Page, stack: Stack, ollama: Se
 
 
 def fill_in(page: Page, stack: Stack, fields: dict[str, str]) -> None:
-    """Make a connection of type Ollama with the form, from these fields alone."""
+    """Create a connection of type Ollama with the form, with just these fields."""
     page.goto(f"{stack.url}/connections")
     page.get_by_role("button", name="Add Connection").click()
     form = page.get_by_role("dialog")
@@ -246,7 +246,7 @@ def fill_in(page: Page, stack: Stack, fields: dict[str, str]) -> None:
 
 
 def choose_type(form: Locator, name: str) -> None:
-    """Choose the connection type: the box is a text field that filters a list."""
+    """Choose the connection type in a list that is filtered by the typed text."""
     box = form.get_by_role("combobox", name="Connection Type")
     box.focus()
     box.press_sequentially(name)
@@ -255,7 +255,7 @@ def choose_type(form: Locator, name: str) -> None:
 
 
 def paste(part: Locator, text: str) -> None:
-    """Replace what a part of the form has; its JSON editor would close brackets and quotes that are typed."""
+    """Replace the content of a part of the form at once. Its JSON editor would complete typed brackets and quotes."""
     page = part.page
     page.context.grant_permissions(["clipboard-write", "clipboard-read"])
     page.evaluate("text => navigator.clipboard.writeText(text)", text)
@@ -270,7 +270,7 @@ def field(form: Locator, label: str) -> Locator:
 
 
 def add_connection(stack: Stack, name: str, url: str, extra: dict[str, Any] | None = None, **more: str) -> None:
-    """Make a connection without the form."""
+    """Create a connection without the form."""
     parts = urlsplit(url)
     body = {
         "connection_id": name,
@@ -282,7 +282,7 @@ def add_connection(stack: Stack, name: str, url: str, extra: dict[str, Any] | No
 
 
 def press_test(page: Page, stack: Stack, connection: str) -> Locator:
-    """Press the *Test* button of a connection's row; returns where the answer appears."""
+    """Press the *Test* button of a connection's row; return the element with the message."""
     page.goto(f"{stack.url}/connections")
     page.get_by_role("row", name=connection).get_by_role("button", name="Test Connection").click()
     notice = page.get_by_role("region", name="Notifications").get_by_role("status")

@@ -1,4 +1,4 @@
-"""One batch in two shards: with two workers that take one task each, each worker has one."""
+"""One batch in two shards. With two workers of one task each, every worker runs one shard."""
 
 import os
 from datetime import timedelta
