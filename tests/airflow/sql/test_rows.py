@@ -161,5 +161,5 @@ def test_a_connection_to_something_else(add_connection, ollama):
     """The text says what it is."""
     add_connection("ollama_default", host=ollama.host, port=ollama.port)
 
-    with pytest.raises(DatabaseError, match=r"'ollama_default' is no database.*OllamaHook"):
+    with pytest.raises(DatabaseError, match=r"'ollama_default' is not to an SQL database.*OllamaHook"):
         list(SqlRows("ollama_default", "SELECT 1").fetch())
