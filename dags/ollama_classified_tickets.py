@@ -12,6 +12,7 @@ from typing import Literal
 from airflow.providers.common.compat.sdk import DAG, Param, task
 from pydantic import BaseModel, Field
 
+from ollama_provider.batch import FailurePolicy
 from ollama_provider.operators import OllamaBatchOperator
 
 AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
@@ -48,7 +49,7 @@ with DAG(
         output_type=Ticket,
         options={"temperature": 0, "num_predict": 200},
         output_path="{{ params.output_path }}",
-        max_failed_ratio=0.5,
+        failures=FailurePolicy(max_failed_ratio=0.5),
     )
 
     @task.branch

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, Param, task
 
+from ollama_provider.batch import Embedding
+
 AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 
 with DAG(
@@ -28,9 +30,8 @@ with DAG(
     # [start batch]
     @task.ollama_batch(
         model="{{ params.model }}",
-        task="embed",
+        embedding=Embedding(on_long_text="truncate"),
         id_column="name",
-        on_long_text="truncate",
         output_path="{{ params.output_path }}",
         resume="task",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, Param, task
 
+from ollama_provider.batch import Window
 from ollama_provider.operators import OllamaBatchOperator
 
 AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
@@ -38,8 +39,7 @@ with DAG(
         model="{{ params.model }}",
         rows="{{ params.rows }}",
         prompt="Summarise in one sentence:\n{{ row.text }}",
-        stop_at="{{ params.stop_at }}",
-        unload_after=True,
+        window=Window(stop_at="{{ params.stop_at }}", unload_after=True),
         output_path="{{ params.output_path }}",
         resume="task",
     )

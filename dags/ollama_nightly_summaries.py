@@ -12,6 +12,7 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param, task
 
+from ollama_provider.batch import FailurePolicy
 from ollama_provider.operators import OllamaBatchOperator, OllamaPullModelOperator
 from ollama_provider.sensors import OllamaHealthSensor
 
@@ -59,7 +60,7 @@ with DAG(
         options={"temperature": 0, "num_predict": 300},
         output_path="{{ params.output_path }}",
         resume="task",
-        max_failed_ratio=0.05,
+        failures=FailurePolicy(max_failed_ratio=0.05),
         retries=2,
     )
     # [end batch]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, Param
 
+from ollama_provider.batch import FailurePolicy, Window
 from ollama_provider.operators import OllamaBatchOperator
 
 AIRFLOW_HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
@@ -36,12 +37,13 @@ with DAG(
         task_id="summaries",
         mode="{{ params.mode }}",
         model="{{ params.model }}",
-        max_attempts="{{ params.max_attempts }}",
-        max_failed_ratio="{{ params.max_failed_ratio }}",
-        stop_at="{{ params.stop_at }}",
         rows="{{ params.rows }}",
         prompt="Summarise in one sentence:\n{{ row.text }}",
         output_path="{{ params.output_path }}",
         resume="task",
+        failures=FailurePolicy(
+            max_attempts="{{ params.max_attempts }}", max_failed_ratio="{{ params.max_failed_ratio }}"
+        ),
+        window=Window(stop_at="{{ params.stop_at }}"),
     )
 # [end batch]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, Param
 
+from ollama_provider.batch import FailurePolicy
 from ollama_provider.operators import OllamaBatchOperator
 from ollama_provider.sql import SqlRows, SqlTable
 
@@ -43,7 +44,7 @@ with DAG(
         ),
         output_path="{{ params.output_path }}",
         resume="task",
-        max_failed_ratio=0.05,
+        failures=FailurePolicy(max_failed_ratio=0.05),
         retries=2,
     )
     # [end batch]

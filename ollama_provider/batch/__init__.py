@@ -15,7 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollama_provider.batch.arguments import GROUPS as GROUPS
+    from ollama_provider.batch.arguments import ArgumentGroup as ArgumentGroup
+    from ollama_provider.batch.arguments import Embedding, FailurePolicy, Pace, Timeouts, Window
+    from ollama_provider.batch.arguments import is_final as is_final
     from ollama_provider.batch.arguments import read_argument as read_argument
+    from ollama_provider.batch.arguments import refuse_contradictions as refuse_contradictions
     from ollama_provider.batch.errors import (
         BatchError,
         DatabaseError,
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
     from ollama_provider.batch.results.progress import Progress
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
     from ollama_provider.batch.run import run_batch
-    from ollama_provider.batch.spec import BatchSpec, Limits
+    from ollama_provider.batch.spec import BatchSpec
     from ollama_provider.batch.stop import StopSignal
     from ollama_provider.batch.store.storage import local_path as local_path
 
@@ -43,10 +48,12 @@ __all__ = [
     "DatabaseError",
     "DatabaseGoneError",
     "DirectoryBusyError",
+    "Embedding",
+    "FailurePolicy",
     "InputError",
-    "Limits",
     "ModelChangedError",
     "Outcome",
+    "Pace",
     "Progress",
     "Provenance",
     "Query",
@@ -56,23 +63,29 @@ __all__ = [
     "Summary",
     "SystemRefusedError",
     "Table",
+    "Timeouts",
     "TooManyFailedError",
+    "Window",
     "run_batch",
 ]
 
 # Loaded on first use: a DAG file is parsed every few seconds, and names an error or two of these at most.
 _HOMES = {
+    "arguments": (
+        "Embedding", "FailurePolicy", "Pace", "Timeouts", "Window",
+        # For the operators.
+        "GROUPS", "ArgumentGroup", "is_final", "read_argument", "refuse_contradictions",
+    ),
     "errors": (
         "BatchError", "DatabaseError", "DatabaseGoneError", "DirectoryBusyError", "InputError", "ModelChangedError",
         "StorageError", "SystemRefusedError", "TooManyFailedError",
     ),
-    "spec": ("BatchSpec", "Limits"),
+    "spec": ("BatchSpec",),
     "records": ("Outcome", "Provenance", "Query", "Rows", "Summary", "Table", "paths_of", "plain"),
     "run": ("run_batch",),
     "stop": ("StopSignal",),
     "results.progress": ("Progress",),
     # For the operators; not in __all__, so not part of the documented API.
-    "arguments": ("read_argument",),
     "rows.image_folder": ("ImageFolder",),
     "store.storage": ("local_path",),
 }  # fmt: skip

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch.errors import BatchError
+from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace
+from ollama_provider.batch.errors import BatchError, InputError
 from ollama_provider.batch.results.progress import ProgressBar
 from ollama_provider.batch.run import run_batch
-from ollama_provider.batch.spec import BatchSpec, Limits
+from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.stop import StopSignal
 
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
@@ -41,18 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--host", help="URL of the server (default: OLLAMA_HOST, else http://127.0.0.1:11434)")
     what.add_argument("--model", required=True, help="name, or name@sha256:… to demand these weights")
     what.add_argument("--rows", required=True, metavar="FILE", help=".jsonl, .csv or .parquet; a glob in quotes")
-    what.add_argument("--task", choices=["generate", "chat", "embed"], default="generate")
+    what.add_argument("--embed", action="store_true", help="ask for a vector of the prompt instead of an answer")
     prompt = what.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEMPLATE", help="Jinja; the column 'text' is {{ row.text }}")
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file with that template")
     prompt.add_argument(
-        "--messages", metavar="FILE", type=_read_json, help="JSON list of turns with role and content (a template)"
+        "--messages", metavar="FILE", type=_read_json, help="JSON list of messages with role and content (a template)"
     )
     what.add_argument("--images", metavar="TEMPLATE", help="path of a picture for each row: {{ row.path }}")
     what.add_argument("--images-from", metavar="FOLDER", help="where they must lie (default: the folder of --rows)")
     what.add_argument("--schema", metavar="FILE", type=_read_json, help="JSON schema that each answer must fit")
-    what.add_argument("--fallback-model", metavar="MODEL", help="asked last, for answers that did not fit the schema")
-    what.add_argument("--dimensions", type=int, metavar="N", help="numbers of a vector")
     what.add_argument("--results", choices=["jsonl", "parquet"], help="default: parquet for vectors, else jsonl")
     what.add_argument("--output", required=True, metavar="DIR", help="directory for results, and for resuming")
     what.add_argument("--system", metavar="TEXT", help="system message for all rows")
@@ -69,32 +69,48 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--think", nargs="?", const="true", default="false", metavar="LEVEL", help="let the model reason")
     how = parser.add_argument_group("how to do it")
     how.add_argument(
-        "--concurrency", type=_concurrency, default="auto", metavar="N", help="a number, or auto (default)"
+        "--mode", choices=["all", "failed_only"], default="all", help="failed_only sends failed rows again"
     )
-    how.add_argument("--requests-per-minute", type=float, metavar="N")
-    how.add_argument("--mode", choices=["all", "failed_only"], default="all", help="failed_only asks failed rows again")
-    how.add_argument("--pack", type=_concurrency, default="auto", metavar="N", help="texts of a request for vectors")
-    how.add_argument("--on-long-text", choices=["dead_letter", "truncate", "split"], default="dead_letter")
-    how.add_argument("--stop-at", metavar="TIME", help="06:00, or a moment in ISO 8601: send no row after that")
-    how.add_argument("--timezone", metavar="NAME", help="of --stop-at: Europe/Berlin (default: this machine's)")
-    how.add_argument("--unload-after", action="store_true", help="take the model out of memory at the end")
     part = how.add_mutually_exclusive_group()
     part.add_argument("--shard", type=_shard, metavar="I/N", help="only these rows: 0/4 to 3/4, then --merge")
-    part.add_argument("--merge", action="store_true", help="put together what the shards have; asks nothing")
-    how.add_argument("--on-truncation", choices=["dead_letter", "fail", "flag"], default="dead_letter")
-    how.add_argument("--allow-cut", action="store_true", help="an answer that ended at num_predict is good")
-    how.add_argument("--on-broken-row", choices=["fail", "dead_letter"], default="fail")
-    how.add_argument("--on-digest-change", choices=["stop", "continue"], default="stop")
-    how.add_argument("--max-attempts", type=int, default=Limits.max_attempts, metavar="N")
-    how.add_argument("--max-failed-rows", type=int, metavar="N", help="tolerate so many (default: none)")
-    how.add_argument("--max-failed-ratio", type=float, metavar="SHARE", help="tolerate 0.01 for 1 %% of the rows")
-    how.add_argument("--max-outage", type=float, default=Limits.max_outage, metavar="SECONDS")
-    how.add_argument("--checkpoint-every", type=float, default=BatchSpec.checkpoint_every, metavar="SECONDS")
-    how.add_argument("--report-every", type=float, default=BatchSpec.report_every, metavar="SECONDS")
+    part.add_argument("--merge", action="store_true", help="merge the results of the shards; sends nothing")
+    _add_groups(parser)
     return parser
 
 
-def _concurrency(text: str) -> Any:
+def _add_groups(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `BatchSpec` has in groups, each by its own name. Only those given are in the result."""
+    new = partial(parser.add_argument_group, argument_default=argparse.SUPPRESS)
+
+    failures = new("what fails and what is tolerated")
+    failures.add_argument("--max-attempts", type=int, metavar="N", help=f"default: {FailurePolicy.max_attempts}")
+    failures.add_argument("--max-failed-rows", type=int, metavar="N", help="tolerate so many (default: none)")
+    failures.add_argument("--max-failed-ratio", type=float, metavar="SHARE", help="tolerate 0.01 for 1 %% of the rows")
+    failures.add_argument("--max-outage", type=float, metavar="SECONDS", help=f"default: {FailurePolicy.max_outage:g}")
+    failures.add_argument("--on-truncation", choices=["dead_letter", "fail", "flag"])
+    failures.add_argument("--allow-cut", action="store_true", help="an answer that ended at num_predict is good")
+    failures.add_argument("--on-broken-row", choices=["fail", "dead_letter"])
+    failures.add_argument("--on-digest-change", choices=["stop", "continue"])
+    failures.add_argument("--fallback-model", metavar="MODEL", help="asked last, for answers that did not fit --schema")
+
+    pace = new("pace")
+    pace.add_argument("--concurrency", type=_number_or_auto, metavar="N", help="a number, or auto (default)")
+    pace.add_argument("--requests-per-minute", type=float, metavar="N")
+    pace.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help=f"default: {Pace.checkpoint_every:g}")
+    pace.add_argument("--report-every", type=float, metavar="SECONDS", help=f"default: {Pace.report_every:g}")
+
+    window = new("window")
+    window.add_argument("--stop-at", metavar="TIME", help="06:00, or a moment in ISO 8601: send no row after that")
+    window.add_argument("--timezone", metavar="NAME", help="of --stop-at: Europe/Berlin (default: this machine's)")
+    window.add_argument("--unload-after", action="store_true", help="unload the model at the end")
+
+    embedding = new("vectors (with --embed)")
+    embedding.add_argument("--dimensions", type=int, metavar="N", help="length of a vector")
+    embedding.add_argument("--on-long-text", choices=["dead_letter", "truncate", "split"])
+    embedding.add_argument("--pack", type=_number_or_auto, metavar="N", help="texts in one request, or auto (default)")
+
+
+def _number_or_auto(text: str) -> Any:
     if text == "auto":
         return text
     number = int(text)
@@ -131,11 +147,19 @@ def _settings(host: str | None) -> Settings:
 
 
 def _spec(arguments: argparse.Namespace) -> BatchSpec:
-    names = {field.name for kind in (BatchSpec, Limits) for field in fields(kind)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given = vars(arguments)
+    groups = {
+        name: {field.name: given[field.name] for field in fields(kind) if field.name in given}
+        for name, kind in GROUPS.items()
+    }
+    if groups["embedding"] and not arguments.embed:
+        raise InputError(f"{', '.join(groups['embedding'])}: they are for vectors, so they need --embed.")
+    flat = {field.name: given[field.name] for field in fields(BatchSpec) if field.name in given}
     return BatchSpec.read(
-        given
+        flat
+        | groups
         | {
+            "embedding": groups["embedding"] if arguments.embed else None,
             "prompt": arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
             "output_type": arguments.schema,
             "options": _options(arguments.option),

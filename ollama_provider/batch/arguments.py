@@ -1,15 +1,20 @@
-"""How each argument of a batch is read, as an operator or a command has it; `BatchSpec.read` makes a batch of all.
+"""The arguments of a batch: how each is read, and the values that group those that belong together.
 
 A DAG file reads them when it is parsed, as far as they are no templates, so nothing heavy is imported here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, replace
+from datetime import date, time, timedelta, tzinfo
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 from ollama_provider.api.arguments import is_null, one_of, read_flag, read_list, read_number, read_text, read_whole
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.batch.window import read_stop_at, read_timezone, timezone_name
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.records import OnLongText, OnTruncation
+from ollama_provider.batch.window import StopAt, read_stop_at, read_timezone, timezone_name
 
 
 def _auto(name: str, value: Any) -> Any:
@@ -21,13 +26,28 @@ def _auto(name: str, value: Any) -> Any:
         raise InvalidRequestError(f"{name}: {value!r} is neither 'auto' nor a number from 1 on") from None
 
 
-def _stop_at(_: str, value: Any) -> Any:
-    return read_stop_at(value)
+def _seconds(name: str, value: Any) -> float:
+    seconds = read_number(name, value)
+    if not seconds:
+        raise InvalidRequestError(f"{name}: {value!r} is not a number of seconds above 0")
+    return seconds
 
 
-def _timezone(_: str, value: Any) -> str | None:
-    zone = read_timezone(value)
-    return None if zone is None else timezone_name(zone)
+def _stop_at(name: str, value: Any) -> Any:
+    return _named(name, read_stop_at, value)
+
+
+def _timezone(name: str, value: Any) -> str | None:
+    zone = _named(name, read_timezone, value)
+    return None if zone is None else _named(name, timezone_name, zone)
+
+
+def _named(name: str, read: Callable[[Any], Any], value: Any) -> Any:
+    """Read *value*; an error text begins with the full name of the argument (``window.stop_at: …``)."""
+    try:
+        return read(value)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{name.rpartition('.')[0]}.{error}") from None
 
 
 def _think(name: str, value: Any) -> Any:
@@ -51,27 +71,253 @@ def _path(name: str, value: Any) -> Any:
     return value if hasattr(value, "__fspath__") or hasattr(value, "read_text") else read_text(name, value)
 
 
+def is_final(value: Any, template_files: Sequence[str] = ()) -> bool:
+    """Return whether a value is known already: no template, no output of another task.
+
+    Args:
+        value: an argument as a DAG file has it.
+        template_files: suffixes of texts that name a template file.
+    """
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value and not value.endswith(tuple(template_files))
+    return value is None or isinstance(value, bool | int | float | time | date | timedelta | tzinfo | ArgumentGroup)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ArgumentGroup:
+    """Arguments of a batch that belong together, as one value.
+
+    A value never changes, so several DAGs can share it. Each of its arguments may be a Jinja template, or the output of
+    another task. What is known when it is made is read and checked at once; the rest when the batch begins, by
+    `read_argument` and `check`.
+
+    Raises:
+        InvalidRequestError: an argument has a wrong value; the text names it (``failures.max_attempts: …``).
+    """
+
+    #: Name of the argument of `BatchSpec` and of `OllamaBatchOperator` that takes the value.
+    argument: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self._values().items():
+            if is_final(value):
+                object.__setattr__(self, name, self._read(name, value))
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _read(self, name: str, value: Any) -> Any:
+        return read_argument(name, value, label=f"{self.argument}.{name}")
+
+    def check(self) -> None:
+        """Make sure that every argument has its final value.
+
+        Raises:
+            InvalidRequestError: one is still a template, or has a wrong value; the text names it.
+        """
+        for name, value in self._values().items():
+            self._read(name, value)
+
+    def unknown(self) -> dict[str, Any]:
+        """Return the arguments whose value is not known yet: templates and outputs of other tasks."""
+        return {name: value for name, value in self._values().items() if not is_final(value)}
+
+    def render(self, render: Callable[[Any], Any]) -> Self:
+        """Return a copy with the templates rendered by *render*.
+
+        The copy is not read yet: while Airflow renders, an error would not fail the task at once, as it does later.
+        """
+        rendered = copy(self)
+        for name, value in self.unknown().items():
+            object.__setattr__(rendered, name, render(value))
+        return rendered
+
+    def __repr__(self) -> str:
+        """Return the value as it would be written, without the arguments that have their defaults."""
+        given = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FailurePolicy(ArgumentGroup):
+    """What makes a row fail, what is tried again, and how many failed rows are tolerated.
+
+    Args:
+        max_attempts: requests for a row, the first included. Server outages do not count.
+        max_failed_rows: the task succeeds with up to so many failed rows. Without this and *max_failed_ratio*, one
+            failed row fails the task, after all other rows are done.
+        max_failed_ratio: the same as a share of all rows (0.05 is 5 %).
+        max_outage: seconds without any answer from the server, or from the table of the results, after which the task
+            fails.
+        retry_delay: seconds before a failed row is sent again when no other row waits.
+        on_truncation: a prompt that is longer than the context fails its row (``"dead_letter"``) or the task
+            (``"fail"``), or is cut by the server and marked in the result (``"flag"``).
+        allow_cut: accept an answer that was cut off at ``num_predict`` or at the end of the context.
+        on_broken_row: an input row that cannot be read stops the task (``"fail"``) or fails alone
+            (``"dead_letter"``).
+        on_digest_change: ``"stop"`` or ``"continue"`` when the model is replaced on the server during the run.
+        fallback_model: another model for the rows whose answers did not fit *output_type*. It is asked after all
+            other rows are done.
+    """
+
+    argument: ClassVar[str] = "failures"
+
+    max_attempts: int = 3
+    max_failed_rows: int | None = None
+    max_failed_ratio: float | None = None
+    max_outage: float = 1800.0
+    retry_delay: float = 1.0
+    on_truncation: OnTruncation = "dead_letter"
+    allow_cut: bool = False
+    on_broken_row: Literal["fail", "dead_letter"] = "fail"
+    on_digest_change: Literal["stop", "continue"] = "stop"
+    fallback_model: str | None = None
+
+    def too_many(self, failed: int, rows: int) -> bool:
+        """Return whether more rows failed than are tolerated. Without a limit, one is too many.
+
+        Args:
+            failed: number of failed rows.
+            rows: number of all rows.
+        """
+        if self.max_failed_rows is None and self.max_failed_ratio is None:
+            return failed > 0
+        by_count = self.max_failed_rows is not None and failed > self.max_failed_rows
+        by_ratio = self.max_failed_ratio is not None and failed > self.max_failed_ratio * rows
+        return by_count or by_ratio
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pace(ArgumentGroup):
+    """How many requests at a time, and how often the batch saves and reports.
+
+    Args:
+        concurrency: requests in flight, or ``"auto"`` to find the best number by measuring (for vectors: two).
+        requests_per_minute: upper limit; None is none.
+        checkpoint_every: seconds between two checkpoints. A crash loses the work since the last one.
+        report_every: seconds between two progress lines in the log.
+    """
+
+    argument: ClassVar[str] = "pace"
+
+    concurrency: int | Literal["auto"] = "auto"
+    requests_per_minute: float | None = None
+    checkpoint_every: float = 10.0
+    report_every: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Window(ArgumentGroup):
+    """When the batch must be off the server.
+
+    Args:
+        stop_at: a time of day (``"06:00"`` or a `time`: the first one after the DAG run began), a moment (a `datetime`
+            or ISO 8601), or how long after the DAG run began (a `timedelta`, or ``"PT6H"``). From then on no row is
+            sent; requests in flight are finished, and the task succeeds with ``complete`` False. The next run with the
+            same results goes on (``resume="task"``).
+        timezone: of *stop_at*, such as ``"Europe/Berlin"`` or ``"+02:00"``; None is the DAG's, and without Airflow the
+            machine's own.
+        unload_after: unload the model at the end of the run, also when it ends early.
+    """
+
+    argument: ClassVar[str] = "window"
+
+    stop_at: StopAt | None = None
+    timezone: str | tzinfo | None = None
+    unload_after: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Embedding(ArgumentGroup):
+    """Ask for the vector of each prompt instead of an answer.
+
+    Args:
+        dimensions: length of a vector, for models that can do with less than their own (server 0.11.11).
+        on_long_text: a text that is longer than the context fails its row (``"dead_letter"``), is cut by the server and
+            marked in the result (``"truncate"``), or is split into overlapping pieces, each with a vector and a row of
+            the results (``"split"``).
+        pack: texts in one request, or ``"auto"`` to find the best number by measuring.
+    """
+
+    argument: ClassVar[str] = "embedding"
+
+    dimensions: int | None = None
+    on_long_text: OnLongText = "dead_letter"
+    pack: int | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Timeouts(ArgumentGroup):
+    """How long the batch waits for the server, in seconds.
+
+    Args:
+        load: for the first load of the model.
+        first_token: for the first token of an answer, which includes the server's queue and the reading of the prompt;
+            None is the connection's setting.
+        idle: between two pieces of an answer; None is the connection's setting.
+        total: for one attempt in all; None is the connection's setting.
+    """
+
+    argument: ClassVar[str] = "timeouts"
+
+    load: float = 1800.0
+    first_token: float | None = None
+    idle: float | None = None
+    total: float | None = None
+
+    def of_requests(self) -> dict[str, float]:
+        """Return the timeouts that differ from the connection's, by their names in `api.settings.Timeouts`."""
+        given = {"first_token": self.first_token, "idle": self.idle, "total": self.total}
+        return {name: seconds for name, seconds in given.items() if seconds is not None}
+
+
+#: The groups, by the arguments that take them.
+GROUPS: dict[str, type[ArgumentGroup]] = {
+    kind.argument: kind for kind in (FailurePolicy, Pace, Window, Embedding, Timeouts)
+}
+
+
+def _group(name: str, value: Any) -> ArgumentGroup:
+    kind = GROUPS[name]
+    if isinstance(value, kind):
+        # To make it is to read it: templates may have been rendered meanwhile.
+        return replace(value)
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(
+            f"{name}: a {kind.__name__} is needed, or a dict of its arguments, not {type(value).__name__}"
+        )
+    known = [field.name for field in fields(kind)]
+    if unknown := [str(key) for key in value if key not in known]:
+        raise InvalidRequestError(f"{name}: {kind.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return kind(**value)
+
+
 Reader = Callable[[str, Any], Any]
 
 #: How each argument is read. What is not here has no form but its own: rows, options, classes and the like.
 _READERS: dict[str, Reader] = {
     "prompt": _path,
-    "task": lambda name, value: one_of(name, value, "generate", "chat", "embed"),
-    "on_long_text": lambda name, value: one_of(name, value, "dead_letter", "truncate", "split"),
-    "pack": _auto,
     "think": _think,
     "mode": lambda name, value: one_of(name, value, "all", "failed_only", "merge"),
-    "concurrency": _auto,
+    # of FailurePolicy
     "max_attempts": partial(read_whole, least=1),
     "max_outage": read_number,
+    "retry_delay": read_number,
     "on_truncation": lambda name, value: one_of(name, value, "dead_letter", "fail", "flag"),
     "allow_cut": read_flag,
     "on_broken_row": lambda name, value: one_of(name, value, "fail", "dead_letter"),
     "on_digest_change": lambda name, value: one_of(name, value, "stop", "continue"),
-    "load_timeout": read_number,
+    # of Pace
+    "concurrency": _auto,
     "checkpoint_every": read_number,
     "report_every": read_number,
+    # of Window
     "unload_after": read_flag,
+    # of Embedding
+    "on_long_text": lambda name, value: one_of(name, value, "dead_letter", "truncate", "split"),
+    "pack": _auto,
+    # of Timeouts
+    "load": _seconds,
 }
 #: The same for those that may be None.
 _OPTIONAL: dict[str, Reader] = {
@@ -79,24 +325,68 @@ _OPTIONAL: dict[str, Reader] = {
     "images": read_text,
     "images_from": _path,
     "system": read_text,
-    "fallback_model": read_text,
-    "dimensions": partial(read_whole, least=1),
     "id_column": read_text,
-    "requests_per_minute": read_number,
+    "results": lambda name, value: one_of(name, value, "jsonl", "parquet"),
+    **dict.fromkeys(GROUPS, _group),
+    # of FailurePolicy
     "max_failed_rows": partial(read_whole, least=0),
     "max_failed_ratio": partial(read_number, most=1.0),
-    "results": lambda name, value: one_of(name, value, "jsonl", "parquet"),
+    "fallback_model": read_text,
+    # of Pace
+    "requests_per_minute": read_number,
+    # of Window
     "stop_at": _stop_at,
     "timezone": _timezone,
+    # of Embedding
+    "dimensions": partial(read_whole, least=1),
+    # of Timeouts
+    "first_token": _seconds,
+    "idle": _seconds,
+    "total": _seconds,
 }
 
 
-def read_argument(name: str, value: Any) -> Any:
-    """Return the value of an argument in the type that `BatchSpec` or `Limits` has for it.
+def read_argument(name: str, value: Any, *, label: str | None = None) -> Any:
+    """Return the value of an argument in the type that `BatchSpec`, or the group that it is in, has for it.
+
+    Args:
+        name: of the argument.
+        value: as a DAG file, a template, a form or a command line gives it.
+        label: how an error text names the argument; None is *name*.
 
     Raises:
         InvalidRequestError: it has no meaning there; the text names the argument.
     """
     if name in _OPTIONAL:
-        return None if is_null(value) else _OPTIONAL[name](name, value)
-    return _READERS[name](name, value) if name in _READERS else value
+        return None if is_null(value) else _OPTIONAL[name](label or name, value)
+    return _READERS[name](label or name, value) if name in _READERS else value
+
+
+def refuse_contradictions(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that make no sense together.
+
+    Args:
+        given: arguments by their names. What is not known yet is ignored.
+
+    Raises:
+        InputError: two contradict each other; the text names them.
+    """
+    known = {name for name, value in given.items() if value is not None and is_final(value)}
+    # A class, a schema, messages and a table are values that no template makes.
+    known |= {name for name in ("messages", "output_type", "into") if given.get(name) is not None}
+    failures = given.get("failures")
+    fallback_model = failures.fallback_model if isinstance(failures, FailurePolicy) else None
+    if fallback_model is not None and is_final(fallback_model):
+        known.add("failures.fallback_model")
+    if not given.get("think"):
+        known.discard("think")
+    if given.get("embedding") is not None:
+        if "messages" in known:
+            raise InputError("messages, embedding: a batch asks for answers or for vectors; leave one of them out.")
+        if "into" in known:
+            raise InputError("into: vectors go to a file, results.parquet; leave it out with embedding.")
+        unused = ("system", "images", "output_type", "failures.fallback_model", "think")
+        if wrong := [name for name in unused if name in known]:
+            raise InputError(f"{', '.join(wrong)}: a vector needs none; leave it out with embedding.")
+    if "failures.fallback_model" in known and given.get("output_type") is None:
+        raise InputError("failures.fallback_model: it is for answers that do not fit, so it needs output_type.")

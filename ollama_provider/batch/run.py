@@ -79,7 +79,7 @@ def run_batch(
 
     Raises:
         BatchError: see the tree in `ollama_provider.batch.errors`.
-        OllamaError: one that fails every row, or an outage that outlasted ``limits.max_outage``.
+        OllamaError: one that fails every row, or an outage that outlasted ``failures.max_outage``.
     """
     stop = stop or StopSignal()
     storage = open_storage(directory)
@@ -135,8 +135,10 @@ async def _run(
 ) -> Summary:
     """Open the directory, send requests until every row has an outcome, and write the results."""
     reader, results = RowReader(spec, rows), files.results_format(spec)
-    timeouts = settings.timeouts.model_copy(update={"first_token": spec.load_timeout})
-    patient = settings.model_copy(update={"timeouts": timeouts})
+    timeouts = settings.timeouts.model_copy(update=spec.timeouts.of_requests())
+    settings = settings.model_copy(update={"timeouts": timeouts})
+    load_timeouts = timeouts.model_copy(update={"first_token": spec.timeouts.load})
+    patient = settings.model_copy(update={"timeouts": load_timeouts})
     single_attempt = settings.model_copy(update={"max_attempts": 1})
     async with (
         _renewing(lock) as renewal,
@@ -147,7 +149,7 @@ async def _run(
         try:
             reason = await _request_all(run, reader, rows, client, renewal, closing=closing)
         finally:
-            if spec.unload_after and run.scheduler.plan.sends:
+            if spec.window.unload_after and run.scheduler.plan.sends:
                 await run.server.unload(preflight.split_model(spec.model)[0])
         return await _finish(run, reason, results, renewal)
 
@@ -231,16 +233,17 @@ async def _open(
         keep_replies=spec.output_type is not None,
     )
     model, _ = preflight.split_model(spec.model)
+    failures, per_minute = spec.failures, spec.pace.requests_per_minute
     checkpoints = Checkpoints(
-        journal, look_up_digest=partial(server.digest, model), on_digest_change=spec.on_digest_change
+        journal, look_up_digest=partial(server.digest, model), on_digest_change=failures.on_digest_change
     )
-    interval = 60 / spec.requests_per_minute if spec.requests_per_minute else 0.0
+    interval = 60 / per_minute if per_minute else 0.0
     order = RowOrder(with_ids=spec.id_column is not None)
     table = None
     # The results of shards go into the table with the merge, which knows the place of each row.
     if spec.into is not None and shard is None:
         written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target)
-        table = TableWriter(spec.into, written, storage, journal, max_outage=spec.limits.max_outage, pause=stop.pause)
+        table = TableWriter(spec.into, written, storage, journal, max_outage=failures.max_outage, pause=stop.pause)
     try:
         yield _Run(
             spec=spec,
@@ -252,7 +255,7 @@ async def _open(
             checkpoints=checkpoints,
             order=order,
             table=table,
-            scheduler=Scheduler(Plan(spec.limits, interval=interval), concurrency_limit(spec), pack_size(spec)),
+            scheduler=Scheduler(Plan(failures, interval=interval), concurrency_limit(spec), pack_size(spec)),
             server=server,
             counters=Counters(),
             meter=meter,
@@ -313,7 +316,7 @@ async def _request_all(
                 counters=run.counters,
                 location=run.storage.location,
             )
-            start(run.checkpoints.write_periodically(spec.checkpoint_every, partial(_on_checkpoint, run)))
+            start(run.checkpoints.write_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
             if run.table is not None:
                 start(run.table.run(scheduler.notify))
             start(_report(run))
@@ -359,11 +362,12 @@ async def _prepare(run: _Run, sample: Sequence[str], host: str) -> RunSetup:
         name, _ = preflight.split_model(spec.model)
         setup = preflight.run_setup(spec, sample, manifest.num_ctx, host, await run.server.describe(name))
     run.checkpoints.set_provenance(setup.provenance)
-    if spec.mode == "merge" or spec.fallback_model is None:
+    fallback_model = spec.failures.fallback_model
+    if spec.mode == "merge" or fallback_model is None:
         return setup
-    name, _ = preflight.split_model(spec.fallback_model)
+    name, _ = preflight.split_model(fallback_model)
     described = await run.server.describe(name)
-    fallback = preflight.fallback_provenance(spec.fallback_model, setup.task, setup.provenance, described, host)
+    fallback = preflight.fallback_provenance(fallback_model, setup.task, setup.provenance, described, host)
     return replace(setup, fallback=fallback)
 
 
@@ -391,14 +395,14 @@ def _on_checkpoint(run: _Run) -> None:
 
 
 async def _report(run: _Run) -> None:
-    due = _now() + run.spec.report_every
+    due = _now() + run.spec.pace.report_every
     while True:
-        await asyncio.sleep(min(_TICK, run.spec.report_every))
+        await asyncio.sleep(min(_TICK, run.spec.pace.report_every))
         progress = run.progress("running")
         run.on_progress(progress)
         if _now() < due:
             continue
-        due += run.spec.report_every
+        due += run.spec.pace.report_every
         logger.info("%s", progress.line())
         writing = asyncio.create_task(asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json()))
         try:
@@ -460,7 +464,7 @@ async def _finish(run: _Run, reason: str, results: ResultsFormat, renewal: "_Ren
     run.on_progress(progress)
     logger.info("%s", progress.line())
     await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
-    if summary.complete and run.spec.limits.too_many(summary.failed, summary.rows):
+    if summary.complete and run.spec.failures.too_many(summary.failed, summary.rows):
         raise TooManyFailedError(
             f"{summary.failed} of {summary.rows} rows failed ({run.counters.reasons()}); "
             "all others have their results. "
@@ -603,9 +607,10 @@ async def _renewing(lock: shards.RunLock) -> AsyncIterator[_Renewal]:
 
 
 def _window_end(spec: BatchSpec) -> datetime | None:
-    if spec.stop_at is None:
+    window = spec.window
+    if window.stop_at is None:
         return None
-    return closing_time(spec.stop_at, spec.timezone, now=datetime.now(UTC), due=spec.due)
+    return closing_time(window.stop_at, window.timezone, now=datetime.now(UTC), due=spec.due)
 
 
 def _now() -> float:

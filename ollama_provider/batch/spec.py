@@ -1,4 +1,4 @@
-"""When to give up: on a row, on a server, and on the whole batch."""
+"""What a batch is to do: its arguments, and the shard of it that a run does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,40 +9,19 @@ from typing import Any, Literal, Self
 
 from ollama_provider.api.schemas import KeepAlive, Options, Think
 from ollama_provider.api.structured_output import Output
-from ollama_provider.batch.arguments import read_argument
+from ollama_provider.batch.arguments import (
+    GROUPS,
+    ArgumentGroup,
+    Embedding,
+    FailurePolicy,
+    Pace,
+    Timeouts,
+    Window,
+    read_argument,
+    refuse_contradictions,
+)
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.records import Mode, OnLongText, OnTruncation, Query, Rows, Table, TaskName, paths_of, plain
-from ollama_provider.batch.window import StopAt
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to give up.
-
-    Attributes:
-        max_attempts: attempts for a row, the first included; an outage uses up none.
-        max_failed_rows: failed rows that the batch tolerates; None leaves it to the ratio.
-        max_failed_ratio: failed rows that the batch tolerates, of all rows (0.05 is 5 %).
-        max_outage: seconds without one answer while the server is busy or gone.
-        retry_delay: seconds before a row's own failure is tried again, if nothing else is to do.
-    """
-
-    max_attempts: int = 3
-    max_failed_rows: int | None = None
-    max_failed_ratio: float | None = None
-    max_outage: float = 1800.0
-    retry_delay: float = 1.0
-
-    def too_many(self, failed: int, rows: int) -> bool:
-        """Tell whether so many failed rows of so many are more than tolerated. Without a limit, one is too many."""
-        if self.max_failed_rows is None and self.max_failed_ratio is None:
-            return failed > 0
-        by_count = self.max_failed_rows is not None and failed > self.max_failed_rows
-        by_ratio = self.max_failed_ratio is not None and failed > self.max_failed_ratio * rows
-        return by_count or by_ratio
-
-
-# FROM batch.spec: What a batch is told to do, and how it is told to stop.
+from ollama_provider.batch.records import Mode, Query, Rows, Table, TaskName, paths_of, plain
 
 SHARDS_FOLDER = "shards"
 
@@ -97,11 +76,9 @@ class Shard:
         return f"{SHARDS_FOLDER}/{self.name}{LOCK}"
 
 
-#: What another run must have in common with this one, to be a shard of the same batch.
-_SAME = (
-    "model", "task", "rows", "prompt", "messages", "images", "system", "options", "think", "output_type", "dimensions",
-    "on_long_text", "fallback_model",
-)  # fmt: skip
+#: Settings that another run must have in common with this one, to be a shard of the same batch; `BatchSpec.common` adds
+#: some that are in groups.
+_SAME = ("model", "task", "rows", "prompt", "messages", "images", "system", "options", "think", "output_type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,121 +87,95 @@ class BatchSpec:
 
     Attributes:
         model: name of the model; ``name@sha256:…`` (a beginning of the digest is enough) also demands these weights.
-        rows: see `ollama_provider.batch.rows.sources.read_rows`; or a `Query`, which is asked once.
+        rows: see `ollama_provider.batch.rows.sources.read_rows`; or a `Query`, which is run once.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
-        task: ``generate`` (a completion), ``chat`` (an answer to `messages`) or ``embed`` (a vector of `prompt`).
-        messages: turns of a chat, each with ``role`` and ``content``, which is a template as `prompt` is.
-        images: template of the path of a picture, for models that see: ``{{ row.path }}``; several, one a line. What is
-            no picture, or lies elsewhere than it may, fails its row.
-        images_from: folder or bucket that such a path must lie in, and begins in if it is relative; None is the folder
-            of the input, where that is files. See `ollama_provider.batch.rows.image_folder`.
+        messages: messages of a chat instead of *prompt*, each with ``role`` and ``content``, which is a template as
+            *prompt* is.
+        embedding: ask for a vector of *prompt* instead of an answer.
+        images: template of the path of an image, for models with vision: ``{{ row.path }}``; several, one a line. What
+            is no image, or lies outside of *images_from*, fails its row.
+        images_from: folder or bucket that images must lie in. A relative path begins there. None is the folder of the
+            input, where that is files. See `ollama_provider.batch.rows.image_folder`.
         system: system message for all rows.
-        output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is
-            asked for, and checked; what follows when it does not fit is in `ollama_provider.batch.requests.validation`.
-        fallback_model: asked, after all others are done, for the rows whose answers did not fit.
-        dimensions: numbers of a vector, where the model can do with fewer than it has (0.11.11).
-        on_long_text: a text over the context fails its row (``dead_letter``), or is cut by the server and marked in the
-            result (``truncate``), or gets a vector, and a row of the results, for each of its overlapping pieces
-            (``split``).
-        pack: texts of one request for vectors: a number, or ``auto`` to find it by measuring.
+        output_type: what an answer must look like: ``"json"``, a JSON schema, or a type that pydantic knows. It is sent
+            with the request, and each answer is checked; what follows when one does not
+            fit is in `ollama_provider.batch.requests.validation`.
         id_column: column whose value is carried through to the results.
         options: options of the model. ``num_ctx``, where it is not given, is chosen from the first rows and kept, since
             a change of it loads the model again.
-        keep_alive: how long the model stays in memory afterwards.
-        think: reasoning; sent in any case, since servers since 0.12.5 let a model that can think do so by default.
-        mode: ``all`` asks what has no good result yet; ``failed_only`` asks again what failed, and nothing else.
-        concurrency: requests in flight: a number, or ``auto`` to find it by measuring (for vectors: two).
-        requests_per_minute: never more than that.
-        limits: attempts, tolerated failures, patience.
-        on_truncation: a prompt that does not fit the context fails its row (``dead_letter``), or the batch (``fail``),
-            or is cut by the server and marked in the result (``flag``).
-        allow_cut: an answer that ended at ``num_predict`` or the context is good.
-        on_broken_row: a row that cannot be read stops the batch (``fail``) or fails alone (``dead_letter``).
-        on_digest_change: what to do when the server's model changes during the run: ``stop`` or ``continue``.
-        load_timeout: seconds for the first load of the model.
-        checkpoint_every: seconds between two sealed parts: what a crash can lose.
-        report_every: seconds between two lines of progress.
+        keep_alive: how long the model stays in memory after a request.
+        think: reasoning; always sent, since servers since 0.12.5 let a model that can think do so by default.
+        mode: ``all`` sends the rows without a good result; ``failed_only`` sends the rows that failed before, and no
+            others; ``merge`` merges the results of the shards, and sends nothing.
+        failures: what makes a row fail, what is tried again, and what is tolerated.
+        pace: requests at a time, and the seconds between checkpoints and reports.
+        window: when the batch stops, and whether it unloads the model.
+        timeouts: how long to wait for the server.
         into: a table for the good results; see `ollama_provider.batch.results.table`.
         results: ``jsonl`` or ``parquet`` (needs pyarrow): what ``results.*`` is; None is Parquet for vectors, else JSON
             lines.
-        stop_at: when the night is over; see `ollama_provider.batch.window.closing_time`. No row is sent any more then,
-            what is in flight comes back, and the next run goes on from there.
-        timezone: IANA name or offset for *stop_at*; None is the machine's own.
-        due: when the run was due; None is its beginning.
-        unload_after: take the model out of memory at the end, also at an early one.
+        due: when the run was due, where *window* counts from; None is the beginning of the run.
         shard: number (from 0) and how many: only these rows; see `ollama_provider.batch.store.shards`.
 
     Raises:
         InputError: arguments contradict each other.
-        InvalidRequestError: *output_type* is no format.
+        InvalidRequestError: *output_type* is no format, or an argument of a group is still a template.
     """
 
     model: str
     rows: Rows
     prompt: str | PathLike[str] = "{{ row.text }}"
-    task: TaskName = "generate"
     messages: Sequence[Mapping[str, str]] | None = None
+    embedding: Embedding | None = None
     images: str | None = None
     images_from: str | PathLike[str] | None = None
     system: str | None = None
     output_type: Any = None
-    fallback_model: str | None = None
-    dimensions: int | None = None
-    on_long_text: OnLongText = "dead_letter"
-    pack: int | Literal["auto"] = "auto"
     id_column: str | None = None
     options: Options = field(default_factory=Options)
     keep_alive: KeepAlive | None = None
     think: Think = False
     mode: Mode = "all"
-    concurrency: int | Literal["auto"] = "auto"
-    requests_per_minute: float | None = None
-    limits: Limits = field(default_factory=Limits)
-    on_truncation: OnTruncation = "dead_letter"
-    allow_cut: bool = False
-    on_broken_row: Literal["fail", "dead_letter"] = "fail"
-    on_digest_change: Literal["stop", "continue"] = "stop"
-    load_timeout: float = 1800.0
-    checkpoint_every: float = 10.0
-    report_every: float = 30.0
+    failures: FailurePolicy = field(default_factory=FailurePolicy)
+    pace: Pace = field(default_factory=Pace)
+    window: Window = field(default_factory=Window)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     into: Table | None = None
     results: Literal["jsonl", "parquet"] | None = None
-    stop_at: StopAt | None = None
-    timezone: str | None = None
     due: datetime | None = None
-    unload_after: bool = False
     shard: tuple[int, int] | None = None
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """Make one of arguments as an operator or a command has them: those of a batch and of its limits, side by side.
+        """Make one of arguments as an operator or a command has them.
 
-        Values may come out of templates or a form; see `ollama_provider.batch.arguments`.
+        Values may come out of templates or a form; see `ollama_provider.batch.arguments`. A group may be a dict of its
+        arguments; None is its defaults.
 
         Raises:
             InvalidRequestError: a value has no meaning; the text names the argument.
             InputError: arguments contradict each other.
         """
         read = {name: read_argument(name, value) for name, value in given.items()}
-        limits = {field.name: read.pop(field.name) for field in fields(Limits) if field.name in read}
-        return cls(limits=Limits(**limits), **read)
+        return cls(**{name: value for name, value in read.items() if value is not None or name not in GROUPS})
 
     def __post_init__(self) -> None:
-        if (self.task == "chat") != (self.messages is not None):
-            raise InputError('messages: they belong to task="chat", and it needs them.')
-        if self.task == "embed":
-            given = [name for name in ("system", "images", "output_type", "fallback_model") if getattr(self, name)]
-            if given or self.think:
-                raise InputError(f'{", ".join(given) or "think"}: a vector needs none; leave it out with task="embed".')
-            if self.into is not None:
-                raise InputError('into: vectors go to a file, results.parquet; leave it out with task="embed".')
-        elif self.dimensions is not None or self.pack != "auto":
-            raise InputError('dimensions, pack: they belong to task="embed".')
-        if self.fallback_model is not None and self.output_type is None:
-            raise InputError("fallback_model: it is for answers that do not fit, so it needs output_type.")
+        for group in self._groups().values():
+            group.check()
+        refuse_contradictions({field.name: getattr(self, field.name) for field in fields(self)})
         self.the_shard()
         self.output()
+
+    def _groups(self) -> dict[str, ArgumentGroup]:
+        return {name: group for name in GROUPS if (group := getattr(self, name)) is not None}
+
+    @property
+    def task(self) -> TaskName:
+        """What is asked for: an answer to `prompt` or `messages`, or a vector."""
+        if self.embedding is not None:
+            return "embed"
+        return "generate" if self.messages is None else "chat"
 
     def output(self) -> Output | None:
         """Return what checks an answer; None for text."""
@@ -256,20 +207,23 @@ class BatchSpec:
 
     def settings(self) -> dict[str, Any]:
         """Return it as plain data for ``batch.json``: without the rows themselves."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {
-            "rows": self._rows(),
-            "prompt": self.template(),
-            "options": self.options.model_dump(exclude_none=True),
-            "keep_alive": self.keep_alive,
-            "limits": asdict(self.limits),
-            "output_type": self.schema(),
-            "stop_at": None if self.stop_at is None else str(self.stop_at),
-            "due": None if self.due is None else self.due.isoformat(),
-            "messages": None if self.messages is None else [dict(message) for message in self.messages],
-            "images_from": None if self.images_from is None else str(self.images_from),
-            "into": None if self.into is None else self.into.target,
-        }
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return (
+            given
+            | {name: _plain_group(group) for name, group in self._groups().items()}
+            | {
+                "task": self.task,
+                "rows": self._rows(),
+                "prompt": self.template(),
+                "options": self.options.model_dump(exclude_none=True),
+                "keep_alive": self.keep_alive,
+                "output_type": self.schema(),
+                "due": None if self.due is None else self.due.isoformat(),
+                "messages": None if self.messages is None else [dict(message) for message in self.messages],
+                "images_from": None if self.images_from is None else str(self.images_from),
+                "into": None if self.into is None else self.into.target,
+            }
+        )
 
     def _rows(self) -> Any:
         if isinstance(self.rows, Query):
@@ -287,4 +241,18 @@ class BatchSpec:
     def common(self) -> dict[str, Any]:
         """Return, as plain data, what the shards of a batch have in common."""
         plain = self.settings()
-        return {name: plain[name] for name in _SAME} | {"shards": self.shard[1] if self.shard else None}
+        embedding = self.embedding or Embedding()
+        return {name: plain[name] for name in _SAME} | {
+            "dimensions": embedding.dimensions,
+            "on_long_text": embedding.on_long_text,
+            "fallback_model": self.failures.fallback_model,
+            "shards": self.shard[1] if self.shard else None,
+        }
+
+
+def _plain_group(group: ArgumentGroup) -> dict[str, Any]:
+    # A time of day, a moment and a duration are no JSON.
+    return {
+        name: value if value is None or isinstance(value, str | int | float) else str(value)
+        for name, value in asdict(group).items()
+    }

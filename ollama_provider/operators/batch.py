@@ -1,16 +1,27 @@
-"""A night's work in one task."""
+"""Many rows in one task: OllamaBatchOperator, and `sharded` for several workers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta, tzinfo
-from inspect import Parameter, signature
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import TaskGroup
+from airflow.providers.common.compat.sdk import TaskGroup, XComArg
 from jinja2 import Environment, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
 from ollama_provider.api.arguments import read_whole
-from ollama_provider.batch import read_argument
+from ollama_provider.batch import (
+    GROUPS,
+    ArgumentGroup,
+    Embedding,
+    FailurePolicy,
+    Pace,
+    StopSignal,
+    Timeouts,
+    Window,
+    is_final,
+    read_argument,
+    refuse_contradictions,
+)
 from ollama_provider.links import BatchResultsLink
 from ollama_provider.operators._base import OllamaOperator
 
@@ -18,19 +29,22 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from ollama_provider.api.schemas import Think
-    from ollama_provider.operators._batch_run import BatchRun
+    from ollama_provider.batch import BatchSpec
     from ollama_provider.sql import SqlRows, SqlTable
 
 
 class OllamaBatchOperator(OllamaOperator):
-    """Send each row of an input to a model, N at a time, and put the results into a directory.
+    """Send each row of an input to a model, several at a time, and write the results into a directory.
 
-    The memory of the batch is that directory: a row with a good result there is not asked again. So a retry goes on
-    where the last try was stopped, a cleared task repairs what failed, and a run with some new rows asks only those.
-    ``results.jsonl`` has a row for each row of the input, in its order; ``failed.jsonl`` those that failed, and why;
-    ``summary.json`` is written last. XCom gets the summary, also when too many rows failed: ``complete``,
+    The directory is the batch's memory: a row that has a good result there is not sent again. So a retry goes on where
+    the last try stopped, a cleared task sends only the failed rows, and a run with some new rows sends only those.
+    ``results.jsonl`` has a row for each row of the input, in its order; ``failed.jsonl`` has those that failed, with
+    the reason; ``summary.json`` is written last. XCom gets the summary, also when too many rows failed: ``complete``,
     ``directory``, ``rows``, ``ok``, ``failed``, ``reused``, tokens, seconds, and what explains the numbers later
     (``provenance``: model, digest, server, options). The button *Results* in the UI leads there.
+
+    Arguments that belong together are values of `ollama_provider.batch` (`FailurePolicy`, `Pace`, `Window`,
+    `Embedding`, `Timeouts`). They never change, so several tasks and DAGs can share one; templates work inside them.
 
     Args:
         rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), or a list of
@@ -39,100 +53,63 @@ class OllamaBatchOperator(OllamaOperator):
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just
             that column). It is rendered for each row, in a sandbox, and not by Airflow. May be the name of a file that
             ends in ``.prompt`` or ``.jinja2``, looked up where Airflow looks for templates.
-        into: a table that good results are written into besides, as `ollama_provider.sql.SqlTable`.
         output_path: folder for the results, on any ``ObjectStoragePath``; give each task one of its own.
         resume: who shares results. ``"run"``: the tries of one DAG run; they are in ``output_path/<run id>``.
             ``"task"``: all runs; they are in *output_path* itself, and each run writes ``results.jsonl`` anew. Another
             name: whoever uses it; they are in ``output_path/<name>``. A mapped task adds its map index.
-        mode: ``"all"`` asks what has no good result yet; ``"failed_only"`` asks again what failed before, and nothing
-            else; ``"merge"`` puts together what the shards have, and asks nothing.
-        shard: number (from 0) and how many: only these rows, in the directory of all. Given by
-            `sharded`, which makes the tasks of all shards.
-        task: what is done with each row: ``"generate"`` (a completion), ``"chat"`` (an answer to *messages*) or
-            ``"embed"`` (a vector of *prompt*, into Parquet).
-        messages: turns of a chat, with ``role`` and ``content``. A ``content`` that names ``row`` is a template for
-            each row, and not rendered by Airflow.
-        images: template of the path of a picture for each row (``{{ row.path }}``; several, one a line), on any
+        mode: ``"all"`` sends the rows without a good result; ``"failed_only"`` sends the rows that failed before,
+            and no others; ``"merge"`` merges the results of the shards, and sends nothing.
+        shard: number (from 0) and how many: only these rows, in the directory of all. Given by `sharded`, which makes
+            the tasks of all shards.
+        messages: messages of a chat instead of *prompt*, with ``role`` and ``content``. A ``content`` that names
+            ``row`` is a template for each row, and not rendered by Airflow.
+        embedding: an `Embedding`: ask for the vector of *prompt* instead of an answer, into Parquet. ``Embedding()``
+            has the defaults.
+        images: template of the path of an image for each row (``{{ row.path }}``; several, one a line), on any
             ``ObjectStoragePath``.
-        images_from: folder or bucket that the pictures must lie in, with ``..`` and links followed; a path that does
-            not begin with ``/`` or a protocol begins in it. Whoever wrote the rows would choose otherwise what the
-            worker reads. None is the folder of the input, where that is files.
+        images_from: folder or bucket that the images must lie in, with ``..`` and links followed. A path that does not
+            begin with ``/`` or a protocol begins in it. Without it whoever wrote the rows could choose what the worker
+            reads. None is the folder of the input, where that is files.
         output_type: what an answer must look like: a pydantic class, a JSON schema, or ``"json"``. An answer that does
-            not fit is asked for again in up to four ways, and then its row has failed, with the raw reply.
-        fallback_model: asked, after all others are done, for the rows whose answers did not fit.
-        dimensions: numbers of a vector, where the model can do with fewer.
-        on_long_text: a text over the context, with ``"embed"``: its row fails (``"dead_letter"``), the server cuts it
-            and the result is marked (``"truncate"``), or its overlapping pieces get a row each (``"split"``).
-        pack: texts of one request for vectors, or ``"auto"`` to find out by measuring.
+            not fit is asked for again in up to four ways; then its row has failed, with the raw reply.
         results: ``"jsonl"`` or ``"parquet"``; None is Parquet for vectors, else JSON lines.
-        stop_at: the end of the night: a time of day (``"06:00"`` or a `time`: the first one after the DAG run began), a
-            moment (a `datetime` or ISO 8601), or how long after the DAG run began (a `timedelta`, or ``"PT6H"``). No
-            row is sent then, what is in flight comes back, and the task succeeds with ``complete`` False; the next run
-            with the same results goes on (``resume="task"``).
-        timezone: of *stop_at*, such as ``"Europe/Berlin"`` or ``"+02:00"``; None is the DAG's.
-        unload_after: take the model out of memory at the end.
+        into: a table that good results are also written into, as `ollama_provider.sql.SqlTable`.
         id_column: column whose value is carried through to the results.
         system: system message for all rows.
         options: the model's options, laid over the connection's. ``num_ctx``, where it is not given, is chosen from the
             first rows.
-        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for ever.
+        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for no limit.
         think: reasoning on or off, or how much; off by default.
-        concurrency: requests in flight, or ``"auto"`` to find out by measuring.
-        requests_per_minute: never more than that.
-        max_attempts: attempts for a row; an outage of the server uses up none.
-        max_failed_rows: so many failed rows leave the task green; without this and the next, none does.
-        max_failed_ratio: the same as a share of all rows (0.01 is 1 %).
-        max_outage: seconds without any answer after which the task fails.
-        on_truncation: a prompt over the context fails its row (``"dead_letter"``), or the task (``"fail"``), or is cut
-            by the server and marked in the result (``"flag"``).
-        allow_cut: an answer that ended at ``num_predict`` is good.
-        on_broken_row: a line that cannot be read stops the task (``"fail"``) or fails alone (``"dead_letter"``).
-        on_digest_change: what to do when the server's model changes during the run: ``"stop"`` or ``"continue"``.
-        load_timeout: seconds for the first load of the model.
-        checkpoint_every: seconds between two sealed parts, which is what a crash can lose.
+        failures: a `FailurePolicy`: what makes a row fail, what is tried again, and how many failed rows are tolerated.
+            By default none is.
+        pace: a `Pace`: requests at a time, requests per minute, seconds between checkpoints.
+        window: a `Window`: when the batch must be off the server, and whether it unloads the model.
+        timeouts: a `Timeouts`: for the load of the model and for one attempt.
         auto_pull: pull the model if the server lacks it; None is the connection's setting.
-        first_token_timeout: seconds for queue and prompt of a row; None is the connection's setting.
-        idle_timeout: seconds between two pieces of an answer; None is the connection's setting.
-        total_timeout: seconds for one attempt in all; None is the connection's setting.
     """
 
     operator_extra_links = (BatchResultsLink(),)
     template_fields: Sequence[str] = (
         *OllamaOperator.template_fields,
         "rows",
-        "into",
-        "system",
         "output_path",
         "resume",
         "mode",
-        "task",
         "messages",
+        "embedding",
         "images",
         "images_from",
-        "fallback_model",
-        "dimensions",
-        "on_long_text",
-        "pack",
         "results",
-        "stop_at",
-        "timezone",
-        "unload_after",
+        "into",
         "id_column",
+        "system",
         "options",
         "keep_alive",
         "think",
-        "concurrency",
-        "requests_per_minute",
-        "max_attempts",
-        "max_failed_rows",
-        "max_failed_ratio",
-        "max_outage",
-        "on_truncation",
-        "allow_cut",
-        "on_broken_row",
-        "on_digest_change",
-        "load_timeout",
-        "checkpoint_every",
+        "failures",
+        "pace",
+        "window",
+        "timeouts",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "rows": "json",
@@ -140,9 +117,7 @@ class OllamaBatchOperator(OllamaOperator):
         "options": "json",
         "messages": "json",
     }
-    #: Made by each try.
-    _run: "BatchRun | None" = None
-    hook_overrides = ("auto_pull", "first_token_timeout", "idle_timeout", "total_timeout")
+    hook_overrides = ("auto_pull",)
     list_fields = ("rows",)
 
     def __init__(
@@ -150,94 +125,67 @@ class OllamaBatchOperator(OllamaOperator):
         *,
         rows: "str | Iterable[str | Mapping[str, Any]] | SqlRows",
         output_path: str,
-        into: "SqlTable | None" = None,
         prompt: str = "{{ row.text }}",
         resume: str = "run",
         mode: Literal["all", "failed_only", "merge"] = "all",
         shard: Sequence[int] | None = None,
-        task: Literal["generate", "chat", "embed"] = "generate",
         messages: Sequence[Mapping[str, str]] | None = None,
+        embedding: Embedding | None = None,
         images: str | None = None,
         images_from: Any = None,
         output_type: Any = None,
-        fallback_model: str | None = None,
-        dimensions: int | None = None,
-        on_long_text: Literal["dead_letter", "truncate", "split"] = "dead_letter",
-        pack: int | Literal["auto"] = "auto",
         results: Literal["jsonl", "parquet"] | None = None,
-        stop_at: str | time | datetime | timedelta | None = None,
-        timezone: str | tzinfo | None = None,
-        unload_after: bool = False,
+        into: "SqlTable | None" = None,
         id_column: str | None = None,
         system: str | None = None,
         options: dict[str, Any] | None = None,
         keep_alive: float | str | None = None,
         think: "Think" = False,
-        concurrency: int | Literal["auto"] = "auto",
-        requests_per_minute: float | None = None,
-        max_attempts: int = 3,
-        max_failed_rows: int | None = None,
-        max_failed_ratio: float | None = None,
-        max_outage: float = 1800.0,
-        on_truncation: Literal["dead_letter", "fail", "flag"] = "dead_letter",
-        allow_cut: bool = False,
-        on_broken_row: Literal["fail", "dead_letter"] = "fail",
-        on_digest_change: Literal["stop", "continue"] = "stop",
-        load_timeout: float = 1800.0,
-        checkpoint_every: float = 10.0,
+        failures: FailurePolicy | None = None,
+        pace: Pace | None = None,
+        window: Window | None = None,
+        timeouts: Timeouts | None = None,
         auto_pull: bool | None = None,
-        first_token_timeout: float | None = None,
-        idle_timeout: float | None = None,
-        total_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.rows = rows
-        self.into = into
         self.output_path = output_path
         self.prompt = prompt
         self.resume = resume
         self.mode = mode
         self.shard = shard
-        self.task = task
         self.messages = messages
+        self.embedding = embedding
         self.images = images
         self.images_from = images_from
         self.output_type = output_type
-        self.fallback_model = fallback_model
-        self.dimensions = dimensions
-        self.on_long_text = on_long_text
-        self.pack = pack
         self.results = results
-        self.stop_at = stop_at
-        self.timezone = timezone
-        self.unload_after = unload_after
+        self.into = into
         self.id_column = id_column
         self.system = system
         self.options = options
         self.keep_alive = keep_alive
         self.think = think
-        self.concurrency = concurrency
-        self.requests_per_minute = requests_per_minute
-        self.max_attempts = max_attempts
-        self.max_failed_rows = max_failed_rows
-        self.max_failed_ratio = max_failed_ratio
-        self.max_outage = max_outage
-        self.on_truncation = on_truncation
-        self.allow_cut = allow_cut
-        self.on_broken_row = on_broken_row
-        self.on_digest_change = on_digest_change
-        self.load_timeout = load_timeout
-        self.checkpoint_every = checkpoint_every
+        self.failures = failures
+        self.pace = pace
+        self.window = window
+        self.timeouts = timeouts
         self.auto_pull = auto_pull
-        self.first_token_timeout = first_token_timeout
-        self.idle_timeout = idle_timeout
-        self.total_timeout = total_timeout
-        # What is wrong however it is rendered is an error of the DAG file. (A mapped task is made by its worker.)
+        #: Stops the batch of this try from `on_kill`; each try has its own.
+        self._stop = StopSignal()
+        # A mapped task is made by its worker, from arguments that are rendered.
         if not getattr(self, "_BaseOperator__from_mapped", False):
-            for name in self.template_fields:
-                if _is_final(value := getattr(self, name)):
-                    read_argument(name, value)
+            self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuse, while the DAG file is parsed, what is wrong whatever the templates give."""
+        given = {name: getattr(self, name) for name in self.template_fields}
+        for name, value in given.items():
+            if is_final(value, self.template_ext) or (name in GROUPS and isinstance(value, Mapping | list | tuple)):
+                given[name] = read_argument(name, value)
+        refuse_contradictions({"output_type": self.output_type, **given})
+        _wait_for_outputs(self, given)
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
         """Render a template field, but neither a list of rows nor a template for each row.
@@ -253,35 +201,69 @@ class OllamaBatchOperator(OllamaOperator):
         def render(content: Any) -> Any:
             return super(OllamaBatchOperator, self).render_template(content, *args, **kwargs)
 
+        if isinstance(content, ArgumentGroup):
+            return content.render(render)
         if content is self.messages or content is self.images:
             return _render_around_rows(content, render)
         return render(content)
 
-    @staticmethod
-    def own_arguments() -> Sequence[str]:
-        """Return the names of the arguments that no other operator has."""
-        named = signature(OllamaBatchOperator.__init__).parameters.values()
-        return [argument.name for argument in named if argument.kind is Parameter.KEYWORD_ONLY]
-
     def perform(self, context: "Context") -> dict[str, Any]:
         """Run the batch; return its summary."""
-        # Here, since a DAG file is parsed all the time and runs no batch.
-        from ollama_provider.operators._batch_run import BatchRun
+        # Imported here, since a DAG file is parsed all the time and runs no batch.
+        from ollama_provider.operators._batch_run import results_directory, run_in_task
 
-        self._run = BatchRun(self, context)
-        return self._run.summary()
+        self._stop = StopSignal()
+        instance = context["ti"]
+        directory = results_directory(self.output_path, self.resume, instance, is_shard=self.shard is not None)
+        return run_in_task(
+            self._spec(context),
+            self.hook.settings,
+            directory,
+            instance=instance,
+            log=self.log,
+            stop=self._stop,
+        )
+
+    def _spec(self, context: "Context") -> "BatchSpec":
+        """Return what the batch is to do, with the connection's defaults.
+
+        Raises:
+            InvalidRequestError: an argument is wrong.
+        """
+        from ollama_provider.api.schemas import GenerateRequest, Options
+        from ollama_provider.batch import BatchSpec
+        from ollama_provider.operators._batch_run import locate, locate_rows, read_prompt
+
+        given = {field.name: getattr(self, field.name) for field in fields(BatchSpec) if field.name != "due"}
+        # A request lays the connection's defaults under these, and refuses what is wrong.
+        request = self.hook.request(GenerateRequest, model=self.model, options=self.options, keep_alive=self.keep_alive)
+        window: Window = read_argument("window", self.window) or Window()
+        return BatchSpec.read(
+            given
+            | {
+                "model": request.model,
+                "options": request.options or Options(),
+                "keep_alive": request.keep_alive,
+                "rows": locate_rows(self.rows, context["ti"].run_id),
+                "prompt": read_prompt(self.prompt, self.template_ext, self.get_template_env()),
+                "images_from": locate(read_argument("images_from", self.images_from)),
+                "window": replace(window, timezone=self.dag.timezone) if window.timezone is None else window,
+                # A retry belongs to the same night. A cleared DAG run begins anew.
+                "due": getattr(context.get("dag_run"), "start_date", None),
+                "shard": None if self.shard is None else tuple(self.shard),
+            }
+        )
 
     def on_kill(self) -> None:
-        """Stop: close the requests, keep what there is. Airflow kills the process some seconds later."""
-        if self._run:
-            self._run.stop.set("the task was killed")
+        """Stop the batch: close its requests and write a last checkpoint. Airflow kills the process seconds later."""
+        self._stop.set("the task was killed")
 
 
-def _is_final(value: Any) -> bool:
-    """Return whether a value is one already, and not a template, another task's output or the like."""
-    if isinstance(value, str):
-        return "{{" not in value and "{%" not in value and not value.endswith(tuple(OllamaOperator.template_ext))
-    return value is None or isinstance(value, bool | int | float | time | date | timedelta | tzinfo)
+def _wait_for_outputs(task: Any, arguments: Mapping[str, Any]) -> None:
+    """Make the tasks whose outputs are in a group upstream of *task*; Airflow itself does not look into a group."""
+    for group in arguments.values():
+        if isinstance(group, ArgumentGroup):
+            XComArg.apply_upstream_relationship(task, list(group.unknown().values()))
 
 
 def _render_around_rows(content: Any, render: Callable[[Any], Any]) -> Any:
@@ -327,8 +309,8 @@ def sharded(count: int, *, task_id: str, **arguments: Any) -> ShardedBatch:
     Args:
         count: of the shards, each a mapped task ``<task_id>.shards``; how many run at a time is Airflow's
             (``max_active_tis_per_dagrun``).
-        task_id: of the group. Its last task, ``<task_id>.merge``, puts together what the shards have asked; *output* of
-            the group is its XCom, the summary of all.
+        task_id: of the group. Its last task, ``<task_id>.merge``, merges the results of the shards; *output* of the
+            group is its XCom, the summary of all.
         arguments: of `OllamaBatchOperator`.
 
     Raises:
@@ -338,6 +320,8 @@ def sharded(count: int, *, task_id: str, **arguments: Any) -> ShardedBatch:
     group = ShardedBatch(group_id=task_id)
     with group:
         merge = OllamaBatchOperator(**{**arguments, "task_id": "merge", "mode": "merge"})
-        shards = [[number, count] for number in range(count)]
-        OllamaBatchOperator.partial(task_id="shards", **arguments).expand(shard=shards) >> merge
+        numbers = [[number, count] for number in range(count)]
+        shards = OllamaBatchOperator.partial(task_id="shards", **arguments).expand(shard=numbers)
+        _wait_for_outputs(shards, arguments)
+        shards >> merge
     return group

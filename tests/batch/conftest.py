@@ -1,17 +1,29 @@
 """A batch in a directory of its own, against a stand-in."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, Limits, Summary, run_batch
+from ollama_provider.batch import GROUPS, BatchSpec, FailurePolicy, Pace, Summary, run_batch
 from ollama_provider.testing import Server
 
 #: As forgiving as a batch can be, and quick to try again.
-LENIENT = Limits(max_failed_ratio=1.0, retry_delay=0.0)
+LENIENT = FailurePolicy(max_failed_ratio=1.0, retry_delay=0.0)
+RARE_CHECKPOINTS = Pace(checkpoint_every=60.0)
+
+
+def grouped(given: dict[str, Any]) -> dict[str, Any]:
+    """Put the arguments of groups, which tests name side by side, into their groups: ``pack=3`` into ``embedding``."""
+    given = dict(given)
+    for name, kind in GROUPS.items():
+        inside = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
+        if inside:
+            given[name] = replace(given.get(name) or kind(), **inside)
+    return given
 
 
 class Batch:
@@ -26,7 +38,7 @@ class Batch:
         return Settings(base_url=self.server.url, max_attempts=1)
 
     def run(self, rows: Any, *, directory: Any = None, **spec: Any) -> Summary:
-        given = {"model": "llama3.2", "limits": LENIENT, "checkpoint_every": 60.0} | spec
+        given = grouped({"model": "llama3.2", "failures": LENIENT, "pace": RARE_CHECKPOINTS} | spec)
         hooks = {name: given.pop(name) for name in ("on_progress", "stop", "listener") if name in given}
         summary = run_batch(BatchSpec(rows=rows, **given), self.settings, directory or self.directory, **hooks)
         # Of every run of every test: each row is counted once.

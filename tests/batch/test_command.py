@@ -50,10 +50,26 @@ def test_a_window_that_has_closed(command):
 @pytest.mark.ollama(models=[Model("emb", ("embedding",))])
 def test_vectors(command, tmp_path):
     """To Parquet, unless it is said otherwise."""
-    done = command("--task", "embed", "--pack", "16", "--dimensions", "8", "--unload-after", model="emb")
+    done = command("--embed", "--pack", "16", "--dimensions", "8", "--unload-after", model="emb")
 
     assert done.returncode == 0, done.stderr
     assert parquet.read_table(tmp_path / "out/results.parquet").schema.field("output").type.list_size == 8
+
+
+def test_arguments_of_vectors_need_vectors(command):
+    """They are refused by their names, and nothing is written."""
+    done = command("--pack", "16", "--dimensions", "8")
+
+    assert done.returncode == 1
+    assert "dimensions, pack: they are for vectors, so they need --embed" in done.stderr
+
+
+def test_a_wrong_argument_of_a_group_is_named(command):
+    """As by the operator, which reads it in the same way."""
+    done = command("--max-attempts", "0")
+
+    assert done.returncode == 1
+    assert "failures.max_attempts: 0 is not a whole number from 1 on" in done.stderr
 
 
 def test_chat_with_a_schema(command, tmp_path):
@@ -62,8 +78,7 @@ def test_chat_with_a_schema(command, tmp_path):
     (tmp_path / "schema.json").write_text('{"type": "object", "properties": {"n": {"type": "integer"}}}')
 
     done = command(
-        "--task", "chat", "--messages", str(tmp_path / "turns.json"), "--schema", str(tmp_path / "schema.json"),
-        prompt=False,
+        "--messages", str(tmp_path / "turns.json"), "--schema", str(tmp_path / "schema.json"), prompt=False
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr

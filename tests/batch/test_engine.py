@@ -10,7 +10,7 @@ import pytest
 
 from ollama_provider.api.errors import AuthenticationError, ContextLengthError, InvalidRequestError, UnsupportedError
 from ollama_provider.api.schemas import Options
-from ollama_provider.batch import InputError, Limits, ModelChangedError, StopSignal, TooManyFailedError
+from ollama_provider.batch import FailurePolicy, InputError, ModelChangedError, StopSignal, TooManyFailedError
 from ollama_provider.testing import Answer, Cut, Fail, Model, Pace, Respond, Stall
 
 
@@ -297,12 +297,12 @@ class TestFailures:
         ollama.stand_in.script(Fail("no", 400), where=asks("text 1"))
 
         with pytest.raises(TooManyFailedError, match="1 of 5 rows failed") as raised:
-            batch.run(texts(5), limits=Limits(retry_delay=0))
+            batch.run(texts(5), failures=FailurePolicy(retry_delay=0))
 
         assert raised.value.retryable
         assert raised.value.summary.ok == 4
         assert len(batch.results) == 5
-        summary = batch.run(texts(5), limits=Limits(retry_delay=0))
+        summary = batch.run(texts(5), failures=FailurePolicy(retry_delay=0))
         assert (summary.ok, summary.reused, summary.requests) == (5, 4, 1)
         assert batch.failed == []
 
@@ -312,7 +312,7 @@ class TestFailures:
 
         for tries in (1, 2):
             with pytest.raises(TooManyFailedError, match=r"BadRequestError 2. times"):
-                batch.run(texts(1000), limits=Limits(max_failed_ratio=0.5, retry_delay=0), concurrency=4)
+                batch.run(texts(1000), failures=FailurePolicy(max_failed_ratio=0.5, retry_delay=0), concurrency=4)
             assert batch.asked.count("text 0") == tries
             assert len(set(batch.asked)) < 40
         assert not (batch.directory / "summary.json").exists()
@@ -345,7 +345,7 @@ class TestFailures:
         busy = Respond(503, {"error": "server busy, please try again.  maximum pending requests exceeded"})
         ollama.stand_in.script(busy, times=3, where=lambda body: body.get("prompt"))
 
-        summary = batch.run(texts(30), concurrency=3, limits=Limits(max_attempts=1))
+        summary = batch.run(texts(30), concurrency=3, failures=FailurePolicy(max_attempts=1))
 
         assert (summary.ok, summary.failed) == (30, 0)
         assert {row["attempts"] for row in batch.results} == {1}
@@ -361,7 +361,7 @@ class TestFailures:
 
         helper = threading.Thread(target=restart)
         helper.start()
-        summary = batch.run(texts(20), concurrency=3, limits=Limits(max_attempts=2, retry_delay=0))
+        summary = batch.run(texts(20), concurrency=3, failures=FailurePolicy(max_attempts=2, retry_delay=0))
         helper.join()
 
         assert (summary.ok, summary.failed) == (20, 0)
@@ -377,7 +377,7 @@ class TestFailures:
         helper = threading.Thread(target=leave)
         helper.start()
         with pytest.raises(Exception, match="Is the server running"):
-            batch.run(texts(20), concurrency=1, limits=Limits(max_outage=0.5, retry_delay=0))
+            batch.run(texts(20), concurrency=1, failures=FailurePolicy(max_outage=0.5, retry_delay=0))
         helper.join()
 
         ollama.start()

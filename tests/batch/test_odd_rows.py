@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from ollama_provider.api.schemas import Options
-from ollama_provider.batch import Limits, StorageError, SystemRefusedError, TooManyFailedError
+from ollama_provider.batch import Embedding, FailurePolicy, StorageError, SystemRefusedError, TooManyFailedError
 from ollama_provider.testing import Answer, Fail, Model, Respond
 
 
@@ -41,7 +41,7 @@ class TestRowsThatAreNeverAsked:
         """Every tenth of 400 rows, the ninth the first of them: more than are read ahead before the first answer."""
         rows = [bad | {"id": n} if n % 10 == 9 else {"id": n, "text": f"text {n}"} for n in range(400)]
 
-        summary = batch.run(rows, prompt=prompt, limits=Limits(max_failed_ratio=0.1, retry_delay=0))
+        summary = batch.run(rows, prompt=prompt, failures=FailurePolicy(max_failed_ratio=0.1, retry_delay=0))
 
         assert (summary.complete, summary.ok, summary.failed) == (True, 360, 40)
         assert set(summary.errors) == {kind}
@@ -52,7 +52,7 @@ class TestRowsThatAreNeverAsked:
         file = tmp_path / "rows.jsonl"
         file.write_text("\n".join(['{"text": '] * 25 + good_lines(475)) + "\n")
 
-        summary = batch.run(file, on_broken_row="dead_letter", limits=Limits(max_failed_ratio=0.05))
+        summary = batch.run(file, on_broken_row="dead_letter", failures=FailurePolicy(max_failed_ratio=0.05))
 
         assert (summary.complete, summary.ok, summary.failed) == (True, 475, 25)
 
@@ -65,7 +65,11 @@ class TestRowsThatAreNeverAsked:
         rows = [{"text": f"{n}", "path": str(tmp_path / ("no.png" if n < 30 else "yes.png"))} for n in range(60)]
 
         summary = batch.run(
-            rows, model="llava", images="{{ row.path }}", images_from=tmp_path, limits=Limits(max_failed_ratio=0.5)
+            rows,
+            model="llava",
+            images="{{ row.path }}",
+            images_from=tmp_path,
+            failures=FailurePolicy(max_failed_ratio=0.5),
         )
 
         assert (summary.complete, summary.ok, summary.failed) == (True, 30, 30)
@@ -76,7 +80,7 @@ class TestRowsThatAreNeverAsked:
 
         for _ in range(2):
             with pytest.raises(TooManyFailedError, match="50 of 100 rows failed"):
-                batch.run(rows, limits=Limits(max_failed_ratio=0.1))
+                batch.run(rows, failures=FailurePolicy(max_failed_ratio=0.1))
             assert len(batch.results) == 100
         assert len(batch.asked) == 50
 
@@ -85,7 +89,6 @@ def test_an_empty_prompt_fails_its_row_in_a_chat_as_well(batch):
     """A server would answer nothing, or the system message."""
     summary = batch.run(
         [{"text": "a"}, {"text": ""}, {"text": "\t"}],
-        task="chat",
         system="Be brief.",
         messages=[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "{{ row.text }}"}],
     )
@@ -120,7 +123,7 @@ def test_a_text_without_a_vector_fails_alone(batch, ollama, vector):
     answer = Respond(200, json.dumps({"model": "emb", "embeddings": [vector]}))
     ollama.stand_in.script(answer, where=lambda body: body["input"] == ["text 1"], always=True, path="embed")
 
-    summary = batch.run(texts(3), model="emb", task="embed", pack=1, results="jsonl")
+    summary = batch.run(texts(3), model="emb", embedding=Embedding(pack=1), results="jsonl")
 
     assert (summary.ok, summary.failed) == (2, 1)
 
@@ -159,7 +162,7 @@ class TestWhatNobodyForesaw:
         ollama.stand_in.script({"n": 1}, where=is_row, always=True)
 
         with pytest.raises(TooManyFailedError, match="UnforeseenError 20 times"):
-            batch.run(texts(200), output_type=Strict, limits=Limits(max_failed_ratio=0.2), concurrency=1)
+            batch.run(texts(200), output_type=Strict, failures=FailurePolicy(max_failed_ratio=0.2), concurrency=1)
 
 
 def is_row(body):

@@ -14,7 +14,7 @@ from ollama_provider.api.errors import (
     OllamaError,
     OverloadedError,
 )
-from ollama_provider.batch import Limits, StopSignal
+from ollama_provider.batch import FailurePolicy, StopSignal
 from ollama_provider.testing import Respond
 
 PAGE = "<html><head><title>Maintenance</title></head><body>Back soon</body></html>"
@@ -47,7 +47,7 @@ def test_what_was_right_a_moment_ago_is_waited_for(batch, ollama, fault):
     """In the middle of a run it costs a pause, and every row is answered by its first attempt."""
     ollama.stand_in.script(fault, where=lambda body: body.get("prompt") == "text 5")
 
-    summary = batch.run(texts(20), concurrency=1, limits=Limits(max_attempts=1))
+    summary = batch.run(texts(20), concurrency=1, failures=FailurePolicy(max_attempts=1))
 
     assert (summary.complete, summary.ok, summary.failed) == (True, 20, 0)
     assert {row["attempts"] for row in batch.results} == {1}
@@ -79,7 +79,7 @@ class TestOfTheSetup:
         ollama.stand_in.script(fault, where=lambda body: is_row(body) and body["prompt"] not in good, always=True)
 
         with pytest.raises(kind):
-            batch.run(texts(20), concurrency=1, limits=Limits(max_outage=0.5))
+            batch.run(texts(20), concurrency=1, failures=FailurePolicy(max_outage=0.5))
 
         assert batch.run(texts(5)).reused == 5
 
@@ -104,7 +104,7 @@ class TestRetryAfter:
     def test_it_is_bounded_by_our_own_patience_and_the_log_tells_the_wait(self, batch, caplog):
         """After max_outage there is one request more, and no second hour."""
         with pytest.raises(OverloadedError):
-            batch.run(texts(20), concurrency=1, limits=Limits(max_outage=2))
+            batch.run(texts(20), concurrency=1, failures=FailurePolicy(max_outage=2))
 
         assert "Server unavailable, pausing all requests for 2 s" in caplog.text
 
@@ -147,7 +147,7 @@ def test_an_outage_without_end_that_loads_the_model(batch, ollama):
     ollama.stand_in.script(CLOTHES["502"], where=lambda body: is_row(body) and body["prompt"] not in good, always=True)
 
     with pytest.raises(OllamaError) as raised:
-        batch.run(texts(50), limits=Limits(max_outage=3))
+        batch.run(texts(50), failures=FailurePolicy(max_outage=3))
 
     assert isinstance(raised.value, GatewayError)
     assert not (batch.directory / "failed.jsonl").exists()

@@ -16,7 +16,7 @@ from rows import prompt
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, run_batch
+from ollama_provider.batch import BatchSpec, Pace, run_batch
 
 HERE = Path(__file__).parent
 PEERS = HERE.parents[1] / ".venv-peers/bin/python"
@@ -56,7 +56,7 @@ def ours(url: str, rows: int, concurrency: Any) -> dict[str, float]:
             prompt="Summarise in one sentence:\n{{ row.text }}",
             id_column="id",
             options=Options(seed=1, num_ctx=4096),
-            concurrency=concurrency,
+            pace=Pace(concurrency=concurrency),
         )
         wall, processor = time.perf_counter(), time.process_time()
         summary = run_batch(spec, Settings(base_url=url), f"{folder}/out")

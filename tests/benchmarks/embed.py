@@ -19,7 +19,7 @@ from common import serve, tell
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, run_batch
+from ollama_provider.batch import BatchSpec, Embedding, run_batch
 from ollama_provider.batch.requests.embedding import PackRequest, encode_vector
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import parquet_format
@@ -34,7 +34,7 @@ def batch(url: str, texts: int) -> float:
         spec = BatchSpec(
             model="bench",
             rows=({"text": f"text {number}"} for number in range(texts)),
-            task="embed",
+            embedding=Embedding(),
             options=Options(num_ctx=512),
         )
         began = time.perf_counter()

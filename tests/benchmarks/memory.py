@@ -18,7 +18,7 @@ from common import serve, tell
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, run_batch
+from ollama_provider.batch import BatchSpec, Pace, run_batch
 
 MEGABYTE = 1 << 20
 
@@ -38,7 +38,7 @@ def measure(url: str, rows: int, folder: str) -> None:
     # The first batch loads what is loaded late (the transport), and is part of the baseline.
     run_batch(BatchSpec(model="bench", rows=["a"]), Settings(base_url=url), f"{folder}/warm")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    spec = BatchSpec(model="bench", rows=file, id_column="id", options=Options(num_ctx=4096), concurrency=16)
+    spec = BatchSpec(model="bench", rows=file, id_column="id", options=Options(num_ctx=4096), pace=Pace(concurrency=16))
     summary = run_batch(spec, Settings(base_url=url), f"{folder}/out")
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"ok": summary.ok, "before": before, "after": after, "seconds": summary.seconds}))

@@ -18,7 +18,7 @@ from rows import prompt
 
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, Summary, run_batch
+from ollama_provider.batch import BatchSpec, Pace, Summary, run_batch
 
 SHARDS, WORKERS, SLOTS, SECONDS = 4, 2, 8, 0.1
 
@@ -31,7 +31,7 @@ def run(url: str, folder: Path, shard: int | None) -> Summary:
         rows=folder / "rows.jsonl",
         options=Options(num_ctx=4096),
         # One more than its part of the slots, so that none waits for us.
-        concurrency=SLOTS // WORKERS + 1,
+        pace=Pace(concurrency=SLOTS // WORKERS + 1),
         mode="all" if shard is not None else "merge",
         shard=None if shard is None else (shard, SHARDS),
     )

@@ -29,7 +29,7 @@ from rows import prompt  # noqa: E402
 
 from ollama_provider.api.schemas import Options  # noqa: E402
 from ollama_provider.api.settings import Settings  # noqa: E402
-from ollama_provider.batch import BatchSpec, run_batch  # noqa: E402
+from ollama_provider.batch import BatchSpec, Pace, run_batch  # noqa: E402
 from ollama_provider.sql import SqlRows, SqlTable  # noqa: E402
 from tests.services import Postgresql, postgresql, program  # noqa: E402
 
@@ -43,7 +43,7 @@ def run(url: str, folder: str, rows: Any, into: SqlTable | None) -> tuple[float,
         prompt="Summarise in one sentence:\n{{ row.text }}",
         id_column="id",
         options=Options(seed=1, num_ctx=4096),
-        concurrency=16,
+        pace=Pace(concurrency=16),
     )
     wall, processor = time.perf_counter(), time.process_time()
     summary = run_batch(spec, Settings(base_url=url), folder)

@@ -90,7 +90,7 @@ class Embed(Task):
     """One vector a row.
 
     Attributes:
-        dimensions: see `BatchSpec`.
+        dimensions: see `Embedding`.
     """
 
     dimensions: int | None = None
@@ -135,7 +135,7 @@ class VectorValidator(ReplyValidator):
     Attributes:
         task: whose replies they are.
         host: base URL of the server, for errors.
-        on_long_text: see `BatchSpec`.
+        on_long_text: see `Embedding`.
     """
 
     task: Embed

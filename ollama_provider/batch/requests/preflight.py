@@ -25,6 +25,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.truncation import oversized_context
+from ollama_provider.batch.arguments import Embedding
 from ollama_provider.batch.errors import InputError, ModelChangedError
 from ollama_provider.batch.records import Provenance
 from ollama_provider.batch.requests.embedding import Embed, VectorValidator
@@ -150,14 +151,15 @@ def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Em
         num_ctx: the context that was chosen, in tokens; None where the user gave one.
     """
     name, _ = split_model(spec.model)
-    if spec.task == "embed":
+    if spec.embedding is not None:
         return Embed(
             model=name,
             options=spec.options,
             num_ctx=num_ctx,
             keep_alive=spec.keep_alive,
-            dimensions=spec.dimensions,
+            dimensions=spec.embedding.dimensions,
         )
+    fallback_model = spec.failures.fallback_model
     return (Chat if spec.task == "chat" else Generate)(
         model=name,
         options=spec.options,
@@ -166,7 +168,7 @@ def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Em
         keep_alive=spec.keep_alive,
         think=spec.think,
         output_type=spec.output(),
-        fallback_model=spec.fallback_model and split_model(spec.fallback_model)[0],
+        fallback_model=fallback_model and split_model(fallback_model)[0],
         sees=spec.images is not None,
     )
 
@@ -209,18 +211,19 @@ def validator_of(
         context_length: tokens that the model was trained for; None if unknown.
     """
     if isinstance(task, Embed):
-        return VectorValidator(task, host, spec.on_long_text)
+        return VectorValidator(task, host, (spec.embedding or Embedding()).on_long_text)
+    failures = spec.failures
     return AnswerValidator(
         task=task,
         host=host,
         model=task.model,
         refuses_long_prompts=refuses_long_prompts(version),
         context_length=context_length,
-        on_truncation=spec.on_truncation,
-        allow_cut=spec.allow_cut,
+        on_truncation=failures.on_truncation,
+        allow_cut=failures.allow_cut,
         repairs=None
         if spec.output_type is None
-        else RepairStrategy(spec.options.num_predict, spec.think, has_fallback=spec.fallback_model is not None),
+        else RepairStrategy(spec.options.num_predict, spec.think, has_fallback=failures.fallback_model is not None),
     )
 
 

@@ -82,7 +82,7 @@ class Completion(Task):
     Attributes:
         system, think: see `BatchSpec`.
         output_type: schema of the answer; None for text.
-        fallback_model: see `BatchSpec`. No part of the identity, since it answers the same question.
+        fallback_model: see `FailurePolicy`. No part of the identity, since it answers the same question.
         sees: rows have images.
     """
 

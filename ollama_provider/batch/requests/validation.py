@@ -159,7 +159,7 @@ class AnswerValidator(ReplyValidator):
         model: name of the model, for errors.
         refuses_long_prompts: the server answers 400 to a prompt over the context when it is told ``truncate: false``.
         context_length: tokens that the model was trained for; None if the server does not say.
-        on_truncation, allow_cut: see `BatchSpec`.
+        on_truncation, allow_cut: see `FailurePolicy`.
         repairs: what to try for an answer that does not fit the schema; None for text.
     """
 

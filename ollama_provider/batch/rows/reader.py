@@ -188,7 +188,7 @@ class RowReader:
         return tuple(base64.b64encode(image).decode("ascii") for image in data)
 
     def _refuse_broken(self, row: Row) -> None:
-        if row.fault is not None and self._spec.on_broken_row == "fail":
+        if row.fault is not None and self._spec.failures.on_broken_row == "fail":
             raise InputError(
                 f'{row.place}: {row.fault}. Repair it, or let such rows fail alone with on_broken_row="dead_letter".'
             )

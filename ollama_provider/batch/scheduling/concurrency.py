@@ -154,14 +154,14 @@ class PackSize:
 
 def concurrency_limit(spec: BatchSpec) -> ConcurrencyLimit:
     """Return the limit that a batch begins with."""
-    if spec.concurrency != "auto":
-        return ConcurrencyLimit.fixed(spec.concurrency)
+    if spec.pace.concurrency != "auto":
+        return ConcurrencyLimit.fixed(spec.pace.concurrency)
     # A server works on one text for a vector at a time: the second request is there when the first is done.
     return ConcurrencyLimit() if spec.task != "embed" else ConcurrencyLimit.fixed(2)
 
 
 def pack_size(spec: BatchSpec) -> PackSize:
     """Return the pack size that a batch begins with: one row, unless it is for vectors."""
-    if spec.pack != "auto":
-        return PackSize(spec.pack, settled=True)
-    return PackSize() if spec.task == "embed" else PackSize(1, settled=True)
+    if spec.embedding is None:
+        return PackSize(1, settled=True)
+    return PackSize() if spec.embedding.pack == "auto" else PackSize(spec.embedding.pack, settled=True)

@@ -32,9 +32,9 @@ from ollama_provider.api.errors import (
     TransportError,
     UnreachableError,
 )
+from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.records import Mode
 from ollama_provider.batch.requests.work_item import WorkItem
-from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import State
 
 #: Seconds of the first pause. Each one without an answer in between is twice as long as the one before.
@@ -112,7 +112,7 @@ class Plan:
     """The queue of a batch and the rules that order it.
 
     Attributes:
-        limits: when to give up.
+        failures: what is tried again, and what is tolerated.
         interval: seconds between two requests at least (60 / requests_per_minute).
         closed: nothing more is sent; what is in flight may come back.
         ok, failed: rows with an outcome of this run.
@@ -124,7 +124,7 @@ class Plan:
         pause: seconds of the last pause, as long as it really is; 0 once the server has answered since.
     """
 
-    limits: Limits
+    failures: FailurePolicy
     interval: float = 0.0
     closed: bool = False
     ok: int = 0
@@ -349,9 +349,9 @@ class Plan:
             self._retries.append(item)
             return Verdict.AGAIN
         item.attempts += 1
-        allowed = min(self.limits.max_attempts, error.max_attempts or self.limits.max_attempts)
+        allowed = min(self.failures.max_attempts, error.max_attempts or self.failures.max_attempts)
         if error.retryable and item.attempts < allowed and not final:
-            item.not_before = now + self.limits.retry_delay
+            item.not_before = now + self.failures.retry_delay
             self._retries.append(item)
             if isinstance(error, TransportError):
                 self._recently_cut.append((now, item))
@@ -388,7 +388,7 @@ class Plan:
             return Verdict.AGAIN
         self.pause_count += 1
         self._outage_since = now if self._outage_since is None else self._outage_since
-        last = self._outage_since + self.limits.max_outage
+        last = self._outage_since + self.failures.max_outage
         if now >= last:
             return Verdict.STOP
         pause = min(_PAUSE * 2.0 ** min(self._pauses_in_a_row - 1, 9), _LONGEST_PAUSE)
@@ -406,7 +406,7 @@ class Plan:
     def hopeless(self) -> bool:
         """Return whether the batch should stop early: many requested rows failed, and no row has ever been good."""
         requested = self.failed - self.unrequested
-        return not (self.ok or self.reused) and requested >= _HOPELESS and self.limits.too_many(requested, requested)
+        return not (self.ok or self.reused) and requested >= _HOPELESS and self.failures.too_many(requested, requested)
 
 
 def _is_permanent(error: OllamaError) -> bool:

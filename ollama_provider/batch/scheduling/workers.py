@@ -64,7 +64,7 @@ class Workers:
 
         Raises:
             TooManyFailedError: the first rows all failed.
-            OllamaError: one that fails every row, or an outage that outlasted ``limits.max_outage``.
+            OllamaError: one that fails every row, or an outage that outlasted ``failures.max_outage``.
         """
         while not self._plan.queued:
             if self._scheduler.finished:

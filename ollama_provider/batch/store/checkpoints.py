@@ -33,7 +33,7 @@ class Checkpoints:
     Args:
         journal: where the outcomes go.
         look_up_digest: asks the server for the model's current digest; None if the server lists none.
-        on_digest_change: see `BatchSpec`.
+        on_digest_change: see `FailurePolicy`.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ _DAG = """
 from datetime import datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG, task
+from ollama_provider.batch import Embedding, FailurePolicy, Pace, Timeouts, Window
 from ollama_provider.operators import *
 
 {above}

@@ -14,7 +14,8 @@ ROWS = "[{'name': 'a', 'text': 'Apples are red.'}, {'name': 'b', 'text': 'Banana
 
 def batch(tmp_path, *arguments: str, rows: str = ROWS, resume: str = "task") -> str:
     """The source of a batch task."""
-    given = [f"rows={rows}", f"output_path='{tmp_path}/out'", f"resume='{resume}'", "concurrency=1", *arguments]
+    pace = "pace=Pace(concurrency=1)"
+    given = [f"rows={rows}", f"output_path='{tmp_path}/out'", f"resume='{resume}'", pace, *arguments]
     return f"OllamaBatchOperator(task_id='t', model='llama3.2', retries=3, {', '.join(given)})"
 
 
@@ -153,7 +154,7 @@ def test_failed_rows_fail_the_task_after_all_the_others(run_task, ollama, tmp_pa
     crash = Fail("llama runner process has terminated: signal: killed", status=500)
     ollama.stand_in.script(crash, where=lambda body: "Bananas" in body.get("prompt", ""), times=2)
 
-    ran = run_task(batch(tmp_path, "max_attempts=2"))
+    ran = run_task(batch(tmp_path, "failures=FailurePolicy(max_attempts=2)"))
 
     assert (ran.state, ran.tries) == ("success", 2)
     assert "1 of 2 rows failed" in ran.log
@@ -176,7 +177,7 @@ def test_failed_rows_may_be_tolerated(run_task, ollama, tmp_path) -> None:
     """``max_failed_rows`` leaves the task green."""
     ollama.stand_in.script(Fail("invalid image", status=400), where=lambda body: "Bananas" in body.get("prompt", ""))
 
-    ran = run_task(batch(tmp_path, "max_failed_rows=1"))
+    ran = run_task(batch(tmp_path, "failures=FailurePolicy(max_failed_rows=1)"))
 
     assert (ran.state, ran.value["failed"]) == ("success", 1)
 
@@ -189,19 +190,22 @@ def test_failed_rows_may_be_tolerated(run_task, ollama, tmp_path) -> None:
         ("prompt='nowhere.prompt'", "there is no file 'nowhere.prompt'"),
         ("options={'temprature': 1}", "did you mean 'temperature'"),
         ("mode='{{ \"failed\" }}'", "mode: 'failed' is not one of 'all', 'failed_only'"),
-        ("on_truncation='{{ \"warn\" }}'", "on_truncation: 'warn' is not one of"),
-        ("concurrency='{{ 0 }}'", "concurrency: '0' is neither 'auto' nor a number from 1 on"),
-        ("max_failed_ratio='{{ 5 }}'", "max_failed_ratio: '5' is not a number from 0 to 1"),
-        ("allow_cut='{{ 1 }}'", "allow_cut: '1' is neither True nor False"),
-        ("stop_at='{{ 1350 }}'", "stop_at: '1350' is a number, as YAML makes of 22:30"),
-        ("timezone='{{ params.get(1) }}x'", "timezone: there is no 'Nonex'"),
+        ("failures=FailurePolicy(on_truncation='{{ \"warn\" }}')", "failures.on_truncation: 'warn' is not one of"),
+        ("pace=Pace(concurrency='{{ 0 }}')", "pace.concurrency: '0' is neither 'auto' nor a number from 1 on"),
+        (
+            "failures=FailurePolicy(max_failed_ratio='{{ 5 }}')",
+            "failures.max_failed_ratio: '5' is not a number from 0 to 1",
+        ),
+        ("failures={'allow_cut': '{{ 1 }}'}", "failures.allow_cut: '1' is neither True nor False"),
+        ("window=Window(stop_at='{{ 1350 }}')", "window.stop_at: '1350' is a number, as YAML makes of 22:30"),
+        ("window=Window(timezone='{{ params.get(1) }}x')", "window.timezone: there is no 'Nonex'"),
         ("resume='../elsewhere'", "resume: '../elsewhere' is neither"),
         ("rows='/nowhere/*.jsonl'", "No file matches /nowhere/*.jsonl"),
     ],
 )
 def test_what_cannot_be_right_fails_at_once(run_task, ollama, tmp_path, arguments, told) -> None:
     """It is found before the first prompt is sent, and no retry is wasted on it."""
-    given = {"resume": "'task'", "rows": ROWS, "concurrency": "1"}
+    given = {"resume": "'task'", "rows": ROWS, "pace": "Pace(concurrency=1)"}
     name, _, value = arguments.partition("=")
     source = ", ".join(f"{name}={value}" for name, value in {**given, name: value}.items())
     ran = run_task(f"""

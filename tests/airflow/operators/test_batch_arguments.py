@@ -1,54 +1,75 @@
 """The arguments of OllamaBatchOperator: beside those of the engine, and as DAG files, forms and templates give them."""
 
+import copy
 import dataclasses
 import inspect
+import pickle
 from datetime import date, time, timedelta
+from functools import partial
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.batch import BatchSpec, Limits, read_argument
+from ollama_provider.batch import (
+    GROUPS,
+    BatchSpec,
+    Embedding,
+    FailurePolicy,
+    InputError,
+    Pace,
+    Timeouts,
+    Window,
+    read_argument,
+)
 from ollama_provider.operators import OllamaBatchOperator
+from ollama_provider.operators.batch import sharded
 
-#: The connection has defaults of its own for these.
-OF_THE_CONNECTION = {"model", "options"}
+#: The connection has defaults of its own for these; None is the defaults of a group.
+OTHER_DEFAULTS = {"model", "options", *GROUPS}
+#: Said by Airflow.
+NOT_OF_THE_OPERATOR = {"due"}
+
+BATCH = partial(OllamaBatchOperator, task_id="t", rows="x.jsonl", output_path="out")
 
 
-def test_defaults_are_those_of_the_engine() -> None:
-    """They are written out in the operator, which a DAG file loads without the engine."""
+def test_arguments_and_defaults_are_those_of_the_engine() -> None:
+    """The defaults are written out in the operator, which a DAG file loads without the engine."""
     arguments = inspect.signature(OllamaBatchOperator.__init__).parameters
-    fields = [field for kind in (BatchSpec, Limits) for field in dataclasses.fields(kind)]
-    engine = {field.name: field.default for field in fields if field.name in arguments.keys() - OF_THE_CONNECTION}
-    required = {name for name, default in engine.items() if default is dataclasses.MISSING}
+    engine = {field.name: field.default for field in dataclasses.fields(BatchSpec)}
+    same = engine.keys() - OTHER_DEFAULTS - NOT_OF_THE_OPERATOR
+    required = {name for name in same if engine[name] is dataclasses.MISSING}
 
     assert required == {"rows"}
-    assert {name: arguments[name].default for name in engine.keys() - required} == {
-        name: default for name, default in engine.items() if name not in required
+    assert {name: arguments[name].default for name in same - required} == {
+        name: engine[name] for name in same - required
     }
+    assert GROUPS.keys() <= arguments.keys()
+
+
+def test_there_are_few_enough_to_read() -> None:
+    """What belongs together is one value."""
+    own = [
+        name
+        for name, argument in inspect.signature(OllamaBatchOperator.__init__).parameters.items()
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY and name != "shard"
+    ]
+
+    assert len(own) <= 22, own
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"mode": "failed"},
-        {"task": "rewrite"},
-        {"concurrency": 0},
-        {"concurrency": "many"},
-        {"pack": 1.5},
-        {"max_attempts": 0},
-        {"max_failed_rows": -1},
-        {"max_failed_ratio": 5},
-        {"max_outage": float("nan")},
         {"results": "csv"},
-        {"on_digest_change": "ask"},
-        {"allow_cut": "yes"},
         {"think": "deep"},
-        {"stop_at": 1350},
-        {"stop_at": date(2026, 11, 26)},
-        {"stop_at": "6am"},
-        {"timezone": "Europe/Berln"},
         {"id_column": 0.1},
+        {"failures": 3},
+        {"failures": Pace()},
+        {"failures": "none"},
+        {"pace": [1]},
+        {"window": {"stop": "06:00"}},
     ],
     ids=str,
 )
@@ -57,31 +78,91 @@ def test_what_is_wrong_however_it_is_rendered_is_refused_when_the_file_is_parsed
     (name,) = wrong
 
     with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match=rf"^{name}: "):
-        OllamaBatchOperator(task_id="t", rows="x.jsonl", output_path="out", **wrong)
+        BATCH(**wrong)
+
+
+WRONG = [
+    (FailurePolicy, {"max_attempts": 0}),
+    (FailurePolicy, {"max_failed_rows": -1}),
+    (FailurePolicy, {"max_failed_ratio": 5}),
+    (FailurePolicy, {"max_outage": float("nan")}),
+    (FailurePolicy, {"on_digest_change": "ask"}),
+    (FailurePolicy, {"allow_cut": "yes"}),
+    (Pace, {"concurrency": 0}),
+    (Pace, {"concurrency": "many"}),
+    (Window, {"stop_at": 1350}),
+    (Window, {"stop_at": date(2026, 11, 26)}),
+    (Window, {"stop_at": "6am"}),
+    (Window, {"timezone": "Europe/Berln"}),
+    (Embedding, {"pack": 1.5}),
+    (Timeouts, {"load": 0}),
+    (Timeouts, {"idle": "soon"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong"), WRONG, ids=str)
+def test_what_is_wrong_in_a_group_is_refused_where_it_stands(kind, wrong):
+    """By its full name, also in a module that DAGs share, and in a mapped task."""
+    (name,) = wrong
+
+    with pytest.raises(InvalidRequestError, match=rf"^{kind.argument}\.{name}: "):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(("kind", "wrong"), WRONG, ids=str)
+def test_a_group_may_be_a_dict(kind, wrong):
+    """As another task, or a file, gives it; what is wrong is told in the same way."""
+    (name,) = wrong
+
+    with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match=rf"^{kind.argument}\.{name}: "):
+        BATCH(**{kind.argument: wrong})
+
+
+def test_an_unknown_argument_of_a_group_is_refused_with_those_that_there_are():
+    """A misspelt name, for instance."""
+    with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match="no max_attempt; it has max_attempts, "):
+        BATCH(failures={"max_attempt": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"embedding": Embedding(), "messages": [{"role": "user", "content": "a"}]}, "messages, embedding: "),
+        ({"embedding": Embedding(), "system": "Be brief."}, "system: "),
+        ({"embedding": Embedding(), "think": True}, "think: "),
+        ({"embedding": Embedding(), "output_type": "json"}, "output_type: "),
+        ({"embedding": {"dimensions": 8}, "failures": FailurePolicy(fallback_model="m")}, "failures.fallback_model: "),
+        ({"failures": FailurePolicy(fallback_model="m")}, "failures.fallback_model: "),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_together_is_refused_when_the_file_is_parsed(given, told):
+    """A vector has no system message, and a second model has nothing to do without a schema."""
+    with DAG("any", schedule=None), pytest.raises(InputError, match=f"^{told}"):
+        BATCH(**given)
+
+
+def test_what_a_template_decides_is_not_refused_when_the_file_is_parsed():
+    """It may come out as None."""
+    with DAG("any", schedule=None):
+        BATCH(
+            embedding=Embedding(),
+            system="{{ params.system }}",
+            failures=FailurePolicy(fallback_model="{{ params.second }}"),
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "given", "read"),
     [
         ("mode", " failed_only", "failed_only"),
-        ("concurrency", "4", 4),
-        ("concurrency", 4.0, 4),
-        ("concurrency", "auto", "auto"),
-        ("max_attempts", "5", 5),
-        ("max_failed_ratio", "0.05", 0.05),
-        ("max_failed_rows", "None", None),
-        ("requests_per_minute", "30", 30.0),
-        ("allow_cut", "True", True),
-        ("unload_after", "false", False),
         ("think", "False", False),
         ("think", "high", "high"),
         ("id_column", 2026, "2026"),
         ("id_column", "None", None),
-        ("fallback_model", None, None),
-        ("timezone", "+02:00", "+02:00"),
-        ("stop_at", time(6), time(6)),
-        ("stop_at", "PT6H", timedelta(hours=6)),
-        ("stop_at", "None", None),
+        ("failures", None, None),
+        ("embedding", "None", None),
+        ("embedding", {}, Embedding()),
         (
             "messages",
             '[{"role": "user", "content": "{{ row.text }}"}]',
@@ -93,6 +174,37 @@ def test_what_is_wrong_however_it_is_rendered_is_refused_when_the_file_is_parsed
 def test_what_has_one_meaning_is_read(name, given, read):
     """As a template renders it, with native objects or without, and as a form sends it."""
     assert read_argument(name, given) == read
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "given", "read"),
+    [
+        (Pace, "concurrency", "4", 4),
+        (Pace, "concurrency", 4.0, 4),
+        (Pace, "concurrency", "auto", "auto"),
+        (Pace, "requests_per_minute", "30", 30.0),
+        (FailurePolicy, "max_attempts", "5", 5),
+        (FailurePolicy, "max_failed_ratio", "0.05", 0.05),
+        (FailurePolicy, "max_failed_rows", "None", None),
+        (FailurePolicy, "allow_cut", "True", True),
+        (FailurePolicy, "fallback_model", None, None),
+        (Window, "unload_after", "false", False),
+        (Window, "timezone", "+02:00", "+02:00"),
+        (Window, "stop_at", time(6), time(6)),
+        (Window, "stop_at", "PT6H", timedelta(hours=6)),
+        (Window, "stop_at", "None", None),
+        (Timeouts, "total", "None", None),
+        (Timeouts, "total", "60", 60.0),
+    ],
+)
+def test_what_has_one_meaning_is_read_in_a_group(kind, name, given, read):
+    """When it is made, and when its templates are rendered."""
+    template = kind(**{name: "{{ params.value }}"})
+    rendered = template.render({"{{ params.value }}": given}.get)
+
+    assert getattr(kind(**{name: given}), name) == read
+    assert getattr(read_argument(kind.argument, rendered), name) == read
+    assert getattr(template, name) == "{{ params.value }}"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +222,7 @@ def test_what_has_one_meaning_is_read(name, given, read):
         ("max_outage", "1e999", "is not a number"),
         ("max_outage", "-1", "is not a number"),
         ("mode", 1, "is not one of"),
+        ("pace", FailurePolicy(), "a Pace is needed, or a dict of its arguments, not FailurePolicy"),
     ],
 )
 def test_what_has_none_or_two_is_refused(name, given, told):
@@ -118,15 +231,43 @@ def test_what_has_none_or_two_is_refused(name, given, told):
         read_argument(name, given)
 
 
+def test_a_template_that_nobody_rendered_is_refused():
+    """Also without Airflow: its text is no number."""
+    with pytest.raises(InvalidRequestError, match=r"^pace\.concurrency: '\{\{ 4 \}\}' is neither"):
+        BatchSpec(model="m", rows=["a"], pace=Pace(concurrency="{{ 4 }}"))
+
+
+def test_a_group_shows_what_differs_from_its_defaults():
+    """In the UI, and the same in every process: else Airflow would see another version of the DAG at each parse."""
+    assert repr(FailurePolicy()) == "FailurePolicy()"
+    assert repr(FailurePolicy(max_failed_ratio="0.05", allow_cut=True)) == (
+        "FailurePolicy(max_failed_ratio=0.05, allow_cut=True)"
+    )
+    assert str(Pace(concurrency="{{ params.n }}")) == "Pace(concurrency='{{ params.n }}')"
+
+
+@pytest.mark.parametrize("kind", GROUPS.values())
+def test_a_group_can_be_copied_and_compared(kind):
+    """Airflow copies DAGs; two tasks that say the same have equal values."""
+    assert kind() == kind() == copy.deepcopy(kind()) == pickle.loads(pickle.dumps(kind()))
+    assert hash(kind()) == hash(kind())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().anything = 1
+
+
 def test_templates_and_outputs_are_read_when_they_are_known():
-    """And not when the file is parsed."""
-    with DAG("any", schedule=None):
+    """And not when the file is parsed; the task waits for the one whose output it needs."""
+    with DAG("any", schedule=None) as dag:
         above = OllamaBatchOperator(task_id="above", rows="x.jsonl", output_path="out")
         OllamaBatchOperator(
             task_id="t",
             rows=above.output,
             output_path="out",
             mode="{{ params.mode }}",
-            concurrency="{% if True %}4{% endif %}",
-            stop_at=above.output["stop_at"],
+            pace=Pace(concurrency="{% if True %}4{% endif %}"),
         )
+        BATCH(task_id="in_a_group", window=Window(stop_at=above.output["stop_at"]))
+        sharded(2, task_id="all", rows="x.jsonl", output_path="out", pace=Pace(concurrency=above.output["slots"]))
+
+    for task_id in ("t", "in_a_group", "all.shards", "all.merge"):
+        assert "above" in dag.get_task(task_id).upstream_task_ids, task_id

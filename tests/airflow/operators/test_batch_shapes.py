@@ -69,7 +69,7 @@ def test_shards_wait_for_the_task_that_makes_their_rows(run_task, ollama, tmp_pa
 
 def test_a_closed_window_is_no_failure(run_task, ollama, tmp_path) -> None:
     """The task succeeds, says that it is not complete, and asks nothing."""
-    given = batch(tmp_path, "stop_at='2020-01-01T06:00'")
+    given = batch(tmp_path, "window=Window(stop_at='2020-01-01T06:00')")
     ran = run_task(f"OllamaBatchOperator({given})")
 
     assert (ran.state, ran.value["complete"]) == ("success", False)
@@ -83,16 +83,13 @@ def test_values_of_a_trigger_form(run_task, ollama, tmp_path, native) -> None:
     turns = "[{'role': 'system', 'content': '{{ params.tone }}'}, {'role': 'user', 'content': '{{ row.text }}'}]"
     given = batch(
         tmp_path,
-        "task='{{ params.task }}'",
         f"messages={turns}",
-        "concurrency='{{ params.concurrency }}'",
-        "max_failed_ratio='{{ params.ratio }}'",
-        "allow_cut='{{ params.allow_cut }}'",
-        "stop_at='{{ params.stop_at }}'",
+        "pace=Pace(concurrency='{{ params.concurrency }}')",
+        "failures=FailurePolicy(max_failed_ratio='{{ params.ratio }}', allow_cut='{{ params.allow_cut }}')",
+        "window=Window(stop_at='{{ params.stop_at }}')",
         "id_column='{{ params.id_column }}'",
     ).replace("resume='task'", "resume='{{ params.resume }}'")
     params = {
-        "task": "chat",
         "tone": "Be brief.",
         "concurrency": 2,
         "ratio": 0.5,
@@ -127,11 +124,12 @@ def test_a_dag_with_a_fixed_offset(run_dag, tmp_path) -> None:
     ran = run_dag(f"""
 from datetime import datetime, timedelta, timezone
 from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.batch import Window
 from ollama_provider.operators import OllamaBatchOperator
 
 start = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=2)))
 with DAG("with_an_offset", schedule=None, start_date=start):
-    OllamaBatchOperator({batch(tmp_path, "stop_at='2020-01-01T22:30'")})
+    OllamaBatchOperator({batch(tmp_path, "window=Window(stop_at='2020-01-01T22:30')")})
 """)
 
     (instance,) = ran.get_task_instances()
@@ -141,7 +139,8 @@ with DAG("with_an_offset", schedule=None, start_date=start):
 
 def test_a_window_that_is_open(run_task, tmp_path) -> None:
     """A time of day counts from the beginning of the DAG run, in the DAG's timezone."""
-    ran = run_task(f"OllamaBatchOperator({batch(tmp_path, 'stop_at=timedelta(hours=1)', 'unload_after=True')})")
+    window = "window=Window(stop_at=timedelta(hours=1), unload_after=True)"
+    ran = run_task(f"OllamaBatchOperator({batch(tmp_path, window)})")
 
     assert (ran.state, ran.value["complete"]) == ("success", True)
 
@@ -149,7 +148,7 @@ def test_a_window_that_is_open(run_task, tmp_path) -> None:
 @pytest.mark.ollama(models=[Model("emb", ("embedding",), embedding_length=16)])
 def test_vectors(run_task, tmp_path) -> None:
     """Into Parquet."""
-    given = batch(tmp_path, "task='embed'", model="emb")
+    given = batch(tmp_path, "embedding=Embedding()", model="emb")
     ran = run_task(f"OllamaBatchOperator({given})")
 
     assert ran.state == "success", ran.log

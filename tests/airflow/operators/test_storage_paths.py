@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_provider.operators import OllamaBatchOperator
-from ollama_provider.operators._batch_run import BatchRun
+from ollama_provider.operators._batch_run import results_directory
 from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name
 
 USUAL = [
@@ -68,8 +67,8 @@ def test_no_two_runs_share_a_folder_and_none_leads_elsewhere(run_ids):
 
 
 def directory_of(tmp_path, run_id):
-    task = OllamaBatchOperator(task_id="t", model="m", rows=[], output_path=f"file://{tmp_path}/out")
-    return BatchRun(task, {"ti": SimpleNamespace(run_id=run_id, map_index=-1)}).directory()
+    instance = SimpleNamespace(run_id=run_id, map_index=-1)
+    return results_directory(f"file://{tmp_path}/out", "run", instance, is_shard=False)
 
 
 def test_results_of_an_earlier_version_are_told_of(tmp_path, caplog):

@@ -16,6 +16,7 @@ DAG = """
 from datetime import datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG, task
+from ollama_provider.batch import Pace
 from ollama_provider.operators import OllamaBatchOperator
 from ollama_provider.sql import SqlRows, SqlTable
 
@@ -27,7 +28,7 @@ with DAG(
 """
 ROUND_TRIP = """
 OllamaBatchOperator(
-    task_id="t", model="llama3.2", output_path={out!r}, resume="task", id_column="id", concurrency=1,
+    task_id="t", model="llama3.2", output_path={out!r}, resume="task", id_column="id", pace=Pace(concurrency=1),
     rows=SqlRows(
         "warehouse", "SELECT id, title, text FROM documents WHERE id >= {mark} ORDER BY id", ["{{{{ params.least }}}}"]
     ),
@@ -134,7 +135,9 @@ def test_the_decorator(run, ollama, database, tmp_path, returned):
 
     state, summary, _ = run(
         f"""
-@task.ollama_batch(model="llama3.2", output_path={{out!r}}, concurrency=1, prompt="Say: {{{{{{{{ row.text }}}}}}}}")
+@task.ollama_batch(
+    model="llama3.2", output_path={{out!r}}, pace=Pace(concurrency=1), prompt="Say: {{{{{{{{ row.text }}}}}}}}"
+)
 def t(params=None):
     assert params["least"] == 3
     return {returned}
@@ -152,15 +155,14 @@ SCRIPT = """
 import sys
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import run_batch
-from ollama_provider.batch import BatchSpec
+from ollama_provider.batch import BatchSpec, Pace, run_batch
 from ollama_provider.sql import SqlRows, SqlTable
 url, out = sys.argv[1:]
 summary = run_batch(
     BatchSpec(
         model="llama3.2", rows=SqlRows("warehouse", "SELECT id, text FROM documents ORDER BY id"), id_column="id",
         into=SqlTable("warehouse", "summaries", "doc", {"doc": "id", "summary": "output"}),
-        concurrency=2, checkpoint_every=0.05, options=Options(num_ctx=4096),
+        pace=Pace(concurrency=2, checkpoint_every=0.05), options=Options(num_ctx=4096),
     ),
     Settings(base_url=url), out,
 )

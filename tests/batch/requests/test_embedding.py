@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from ollama_provider.api.errors import UnsupportedError
 from ollama_provider.api.schemas import Options
+from ollama_provider.batch.arguments import Embedding
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.requests.embedding import PackRequest, decode_vector, encode_vector, split
 from ollama_provider.batch.scheduling.concurrency import PackSize
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.ollama(models=[Model("emb", ("embedding",), context_len
 @pytest.fixture
 def embed(batch):
     def run(rows, **spec):
-        return batch.run(rows, **({"model": "emb", "task": "embed"} | spec))
+        return batch.run(rows, **({"model": "emb", "embedding": Embedding()} | spec))
 
     return run
 
@@ -214,14 +215,12 @@ def test_a_model_that_does_not_embed_is_refused_before_the_first_row(batch, olla
 
 
 def test_what_a_vector_does_not_have_is_refused(batch):
-    """A system message, a schema, thinking; and a pack without vectors."""
-    for wrong in ({"system": "s"}, {"output_type": "json"}, {"think": True}):
+    """A system message, a schema, thinking, a second model, messages."""
+    for wrong in ({"system": "s"}, {"output_type": "json"}, {"think": True}, {"fallback_model": "large"}):
         with pytest.raises(InputError, match="vector"):
-            batch.run(["a"], task="embed", **wrong)
-    with pytest.raises(InputError, match="embed"):
-        batch.run(["a"], dimensions=3)
-    with pytest.raises(InputError, match="embed"):
-        batch.run(["a"], pack=3)
+            batch.run(["a"], embedding=Embedding(), **wrong)
+    with pytest.raises(InputError, match=r"^messages, embedding: "):
+        batch.run(["a"], embedding=Embedding(), messages=[{"role": "user", "content": "a"}])
 
 
 def test_nothing_but_failures_is_a_table_too(batch, embed):
@@ -296,5 +295,5 @@ def test_what_is_no_json_is_told_from_what_is_no_vector():
 def test_vectors_do_not_go_into_a_table_of_a_database(batch, ollama):
     """It would hold the form of the parts."""
     with pytest.raises(InputError, match="into"):
-        batch.run(["a"], task="embed", into=object())
+        batch.run(["a"], embedding=Embedding(), into=object())
     assert ollama.stand_in.requests == []

@@ -29,7 +29,7 @@ def chats(ollama):
 
 class TestChat:
     def run(self, batch, rows, **spec):
-        return batch.run(rows, **({"task": "chat", "messages": TURNS} | spec))
+        return batch.run(rows, **({"messages": TURNS} | spec))
 
     def test_turns_are_rendered_for_each_row(self, batch, ollama):
         """Every turn is a template; quotes and line breaks in a row change nothing of the turns."""
@@ -54,7 +54,7 @@ class TestChat:
         assert self.run(batch, rows).requests == 0
 
         assert self.run(batch, [{"topic": "milk", "text": "a"}]).requests == 1
-        assert batch.run([{"text": "a"}], task="chat", messages=TURNS[3:]).requests == 1
+        assert batch.run([{"text": "a"}], messages=TURNS[3:]).requests == 1
 
     def test_a_wrong_answer_is_a_turn_of_the_conversation(self, batch, ollama):
         """And what was wrong with it the next one."""
@@ -78,14 +78,8 @@ class TestChat:
     def test_turns_that_are_none_are_refused(self, batch, ollama, turns):
         """Before anything is sent."""
         with pytest.raises(InputError, match="messages"):
-            batch.run(["a"], task="chat", messages=turns)
+            batch.run(["a"], messages=turns)
         assert ollama.stand_in.requests == []
-
-    def test_messages_and_chat_belong_together(self, batch):
-        """One without the other is a mistake."""
-        for wrong in ({"task": "chat"}, {"messages": TURNS}):
-            with pytest.raises(InputError, match="chat"):
-                batch.run(["a"], **wrong)
 
     def test_a_missing_column_of_any_turn_is_named(self, batch, ollama):
         """As of a prompt."""
@@ -119,7 +113,7 @@ class TestImages:
     def test_it_goes_with_the_last_turn_of_a_chat(self, batch, ollama, picture):
         """The one that asks for it."""
         turns = [{"role": "user", "content": "What is it?"}]
-        self.run(batch, [{"path": str(picture)}], task="chat", messages=turns, prompt="{{ row.text }}")
+        self.run(batch, [{"path": str(picture)}], messages=turns, prompt="{{ row.text }}")
 
         assert chats(ollama)[0]["messages"][0]["images"] == [base64.b64encode(PNG).decode()]
 

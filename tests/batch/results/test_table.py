@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError, StorageError, TooManyFailedError
-from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.storage import Disk, open_storage
 
 ROWS = [{"id": f"r{number}", "text": f"text {number % 7}", "title": f"title {number}"} for number in range(12)]
@@ -109,7 +109,7 @@ def test_refused_rows_are_dead_letters(batch):
     table = MemoryTable(refuse={"r2", "r9"})
 
     with pytest.raises(TooManyFailedError, match=r"2 of 12 rows failed .RefusedByTable 2 times") as caught:
-        batch.run(ROWS, id_column="id", into=table, limits=Limits())
+        batch.run(ROWS, id_column="id", into=table, failures=FailurePolicy())
 
     summary = caught.value.summary
     assert (summary.failed, summary.written, summary.errors) == (2, 10, {"RefusedByTable": 2})
@@ -121,7 +121,7 @@ def test_refused_rows_are_dead_letters(batch):
 
     asked = len(batch.asked)
     table.refuse = ()
-    assert batch.run(ROWS, id_column="id", into=table, limits=Limits()).written == 2
+    assert batch.run(ROWS, id_column="id", into=table, failures=FailurePolicy()).written == 2
     assert len(batch.asked) == asked
     assert batch.failed == []
     assert table.rows == expected(batch)
@@ -157,7 +157,7 @@ def test_a_database_that_stays_down(batch):
     table = MemoryTable(down=10)
 
     with pytest.raises(DatabaseGoneError):
-        batch.run(ROWS, id_column="id", into=table, limits=Limits(max_outage=0))
+        batch.run(ROWS, id_column="id", into=table, failures=FailurePolicy(max_outage=0))
 
     asked = len(batch.asked)
     table.down = 0

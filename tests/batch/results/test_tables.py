@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.embedding import encode_vector
 from ollama_provider.batch.results.files import json_lines_format, write_results
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import parquet_format
-from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import Journal, State, shared_fields
 from ollama_provider.batch.store.keys import Keys
 from ollama_provider.batch.store.storage import open_storage
@@ -236,7 +236,7 @@ def test_the_next_run_asks_again_what_a_table_refused(batch, ollama):
     """So a retry can succeed: no run fails for ever because of one answer."""
     ollama.stand_in.script({"n": 7}, where=lambda body: body.get("prompt"), always=True)
     ollama.stand_in.script(POISON, where=lambda body: body.get("prompt") == "b")
-    spec = {"output_type": SCHEMA, "results": "parquet", "limits": Limits(retry_delay=0)}
+    spec = {"output_type": SCHEMA, "results": "parquet", "failures": FailurePolicy(retry_delay=0)}
 
     with pytest.raises(TooManyFailedError, match=r"1 of 3 rows failed \(RefusedByTable 1 times\)") as raised:
         batch.run(["a", "b", "c"], **spec)

@@ -3,6 +3,7 @@
 import pytest
 
 from ollama_provider.api.schemas import Options
+from ollama_provider.batch.arguments import Embedding, FailurePolicy
 from ollama_provider.batch.requests.tasks import Generate
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.spec import BatchSpec
@@ -22,7 +23,7 @@ def prepare(rows, **spec):
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u2003"], ids=repr)
 @pytest.mark.parametrize(
-    "spec", [{}, {"task": "embed"}, {"task": "chat", "messages": TURNS}], ids=["generate", "embed", "chat"]
+    "spec", [{}, {"embedding": Embedding()}, {"messages": TURNS}], ids=["generate", "embed", "chat"]
 )
 def test_an_empty_prompt_fails_its_row(text, spec):
     """A server would answer it with nothing, and call that good."""
@@ -49,11 +50,11 @@ def test_an_empty_prompt_fails_its_row(text, spec):
     ids=repr,
 )
 @pytest.mark.parametrize(
-    "spec", [{}, {"task": "embed"}, {"task": "chat", "messages": TURNS}], ids=["generate", "embed", "chat"]
+    "spec", [{}, {"embedding": Embedding()}, {"messages": TURNS}], ids=["generate", "embed", "chat"]
 )
 def test_a_row_of_which_no_prompt_can_be_made(row, kind, spec):
     """It stands at its place, with its own key, and those around it are asked."""
-    sample, rows = prepare(["a", row, "b"], on_broken_row="dead_letter", **spec)
+    sample, rows = prepare(["a", row, "b"], failures=FailurePolicy(on_broken_row="dead_letter"), **spec)
 
     assert len(sample) == 2
     assert [prepared.fault and prepared.fault["class"] for prepared in rows] == [None, kind, None]

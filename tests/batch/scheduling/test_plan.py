@@ -21,14 +21,14 @@ from ollama_provider.api.errors import (
     TLSError,
     UnreachableError,
 )
+from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.requests.work_item import Variant, WorkItem
 from ollama_provider.batch.scheduling.plan import Choice, Do, Plan, Verdict, choose
-from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.store.journal import State
 
 
 def plan(*numbers: int, **limits: float) -> Plan:
-    made = Plan(Limits(**limits))
+    made = Plan(FailurePolicy(**limits))
     for number in numbers:
         made.add(WorkItem(number, f"prompt {number}"))
     return made
@@ -173,7 +173,7 @@ def test_no_proxy_can_ask_for_a_pause_beyond_our_patience(seconds):
 
 def test_the_pace_of_the_user_does_not_outlast_our_patience():
     """With a request in ten minutes, an outage of a minute is told after a minute."""
-    made = Plan(Limits(max_outage=60), interval=600)
+    made = Plan(FailurePolicy(max_outage=60), interval=600)
     for number in range(3):
         made.add(WorkItem(number, ""))
     gone = Simulation(
@@ -474,12 +474,12 @@ def test_results_that_cannot_be_written_are_failed_rows():
 )
 def test_thresholds(limits, failed, rows, too_many):
     """Without a threshold no failed row is tolerated; with two, both must hold."""
-    assert Limits(**limits).too_many(failed, rows) is too_many
+    assert FailurePolicy(**limits).too_many(failed, rows) is too_many
 
 
 def test_requests_per_minute_spaces_the_requests():
     """With an interval, the next request waits for its time."""
-    made = Plan(Limits(), interval=2.0)
+    made = Plan(FailurePolicy(), interval=2.0)
     for number in range(3):
         made.add(WorkItem(number, ""))
 

@@ -6,8 +6,9 @@ import pytest
 from upath import UPath
 
 from ollama_provider.api.schemas import Options
+from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import DirectoryBusyError, InputError, TooManyFailedError
-from ollama_provider.batch.spec import Limits, Shard
+from ollama_provider.batch.spec import Shard
 from ollama_provider.batch.stop import StopSignal
 from ollama_provider.batch.store.locks import LeaseLock
 from ollama_provider.batch.store.shards import RunLock, shards
@@ -120,16 +121,16 @@ def test_a_merge_before_the_last_shard_is_incomplete(batch):
 def test_failed_rows_are_asked_again_by_their_shard_and_listed_by_the_merge(batch, ollama):
     """A shard's retry repairs; the merge judges all of them and asks none."""
     ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") == "text 7", times=2)
-    rows, strict = texts(20), Limits(retry_delay=0)
+    rows, strict = texts(20), FailurePolicy(retry_delay=0)
     first = run_shards(batch, rows, 2)
 
     assert sorted(summary.failed for summary in first) == [0, 1]
     with pytest.raises(TooManyFailedError, match="1 of 20 rows failed"):
-        batch.run(rows, mode="merge", limits=strict)
+        batch.run(rows, mode="merge", failures=strict)
     assert [row["index"] for row in batch.failed] == [7]
     assert len(batch.asked) == 20
     with pytest.raises(TooManyFailedError):
-        run_shards(batch, rows, 2, limits=strict)
+        run_shards(batch, rows, 2, failures=strict)
     run_shards(batch, rows, 2)
     assert batch.run(rows, mode="merge").failed == 0
     assert len(batch.asked) == 22

@@ -13,9 +13,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import parquet
 from upath import UPath
 
+from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.rows.sources import read_rows
-from ollama_provider.batch.spec import Limits
 from ollama_provider.batch.stop import StopSignal
 from ollama_provider.batch.store.storage import Disk, local_path, open_storage, write
 from ollama_provider.testing import Fail, Stall
@@ -199,7 +199,7 @@ def test_a_batch_in_an_object_store(batch, tmp_path, ollama):
     ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") == "text 3")
 
     batch.run([f"text {number}" for number in range(10)], directory=root)
-    summary = batch.run([f"text {number}" for number in range(12)], directory=root, limits=Limits())
+    summary = batch.run([f"text {number}" for number in range(12)], directory=root, failures=FailurePolicy())
 
     assert (summary.ok, summary.reused) == (12, 9)
     names = sorted(path.name for path in root.iterdir() if path.name != "parts")

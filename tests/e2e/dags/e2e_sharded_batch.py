@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from airflow.sdk import dag
 
+from ollama_provider.batch import Pace
 from ollama_provider.operators.batch import sharded
 
 
@@ -18,8 +19,7 @@ def e2e_sharded_batch():
         prompt="Summarise in one sentence:\n{{ row.text }}",
         id_column="id",
         output_path=os.environ.get("E2E_RESULTS", "results"),
-        concurrency=2,
-        checkpoint_every=0.5,
+        pace=Pace(concurrency=2, checkpoint_every=0.5),
         retries=2,
         retry_delay=timedelta(seconds=1),
     )
