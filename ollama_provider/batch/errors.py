@@ -1,16 +1,18 @@
-"""What can go wrong with a batch as a whole, apart from Ollama's own errors (`ollama_provider.api.errors`).
+"""Errors of a batch as a whole, apart from those of the server (`ollama_provider.api.errors`).
+
+On the right: whether the same batch can succeed when it is started again.
 
 ::
 
     BatchError
-    ├── InputError             the rows or the prompt's template are wrong            hopeless
-    ├── DirectoryBusyError     another run is at work in the same directory           again, later
-    ├── StorageError           the directory cannot be read or written                again
-    ├── DatabaseError          rows cannot be read from a database, or results not written into it       hopeless
-    │   └── DatabaseGoneError  the database does not answer, or no longer            again
-    ├── ModelChangedError      the model's digest is not the one it must be           hopeless
-    ├── SystemRefusedError     the operating system refused something else than the directory           again
-    └── TooManyFailedError     more rows failed than the batch tolerates              again: asks the failed rows only
+    ├── InputError             the rows or the prompt's template are wrong                  no
+    ├── DirectoryBusyError     another run is at work in the same directory                 later
+    ├── StorageError           the directory cannot be read or written                      yes
+    ├── SystemRefusedError     the operating system refused something else                  yes
+    ├── DatabaseError          the query or the table is wrong                              no
+    │   └── DatabaseGoneError  the database does not answer, or no longer                   yes
+    ├── ModelChangedError      the model's digest is not the one it must be                 no
+    └── TooManyFailedError     more rows failed than the batch tolerates                    it asks the failed rows
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class BatchError(Exception):
-    """The batch did not come to a good end. What was sealed is kept, and the next run goes on from there.
+    """The batch failed. What its checkpoints hold is kept, and the next run goes on from there.
 
     Attributes:
         retryable: the same batch, started again, may succeed.
@@ -30,7 +32,7 @@ class BatchError(Exception):
 
 
 class InputError(BatchError):
-    """The rows, or the template that makes a prompt of a row, are wrong; nothing was sent for them."""
+    """The rows are wrong, or the template that makes a prompt of a row, or the arguments contradict each other."""
 
 
 class DirectoryBusyError(BatchError):
@@ -40,36 +42,36 @@ class DirectoryBusyError(BatchError):
 
 
 class StorageError(BatchError):
-    """The directory of the batch cannot be read or written; the operating system's words follow."""
+    """The directory of the batch cannot be read or written. The text ends with what the operating system says."""
 
     retryable = True
 
 
 class SystemRefusedError(BatchError):
-    """The operating system refused something that is not in the directory of the batch; its words follow."""
+    """The operating system refused something outside of the directory of the batch, such as one more open file."""
 
     retryable = True
 
 
 class DatabaseError(BatchError):
-    """The query is wrong, or the table that results go to; the database's words follow."""
+    """The query is wrong, or the table for the results. The text ends with what the database says."""
 
 
 class DatabaseGoneError(DatabaseError):
-    """The database does not answer, or broke off."""
+    """The database does not answer, or closed the connection."""
 
     retryable = True
 
 
 class ModelChangedError(BatchError):
-    """The server's model is not, or no longer, the one that this batch is made with."""
+    """The digest of the server's model is not, or no longer, the one that this batch must be made with."""
 
 
 class TooManyFailedError(BatchError):
     """More rows failed than ``max_failed_rows`` or ``max_failed_ratio`` allow.
 
     Attributes:
-        summary: what was done all the same.
+        summary: of the run; None where it stopped early.
     """
 
     retryable = True

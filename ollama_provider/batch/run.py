@@ -318,7 +318,7 @@ async def _request_all(
             )
             start(run.checkpoints.write_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
             if run.table is not None:
-                start(run.table.run(scheduler.notify))
+                start(run.table.run(scheduler.want_rows))
             start(_report(run))
             start(estimate_total(rows, run.shard, run.meter))
             start(queue.fill(setup, recorder))

@@ -317,6 +317,17 @@ class TestFailures:
             assert len(set(batch.asked)) < 40
         assert not (batch.directory / "summary.json").exists()
 
+    def test_it_does_not_stop_early_when_rows_of_an_earlier_run_were_good(self, batch, ollama):
+        """Thirty new rows fail first, and the ones behind them are requested all the same."""
+        batch.run(["good before"])
+        ollama.stand_in.script(
+            Fail("no", 400), always=True, where=lambda body: (body.get("prompt") or "").startswith("text")
+        )
+
+        summary = batch.run(["good before", *texts(30), "good after"], concurrency=1)
+
+        assert (summary.ok, summary.reused, summary.failed) == (2, 1, 30)
+
     def test_a_repair_asks_the_failed_rows_and_nothing_else(self, batch, ollama):
         """mode="failed_only" leaves good rows and new rows alone, and says so."""
         ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") in {"text 1", "text 3"}, times=2)

@@ -94,8 +94,8 @@ class InputQueue:
                 for row in rows:
                     self._add(row, setup, recorder)
                 scheduler.notify()
-                while scheduler.plan.queued_new > scheduler.rows_wanted or (self._table and self._table.is_behind):
-                    await scheduler.wait()
+                while scheduler.plan.queued_new > scheduler.rows_ahead or (self._table and self._table.is_behind):
+                    await scheduler.wait_until_rows_wanted()
         finally:
             coming.cancel()
         self._meter.total = len(self._order)

@@ -22,8 +22,10 @@ class Scheduler:
         self.pack = pack
         #: The input is not read to its end.
         self.more_input = True
-        # asyncio.Condition would need a lock, which plain functions that notify cannot take.
+        # asyncio.Condition would need a lock, which plain functions that notify cannot take. The reader has an event of
+        # its own, so that not every reply wakes it.
         self._changed = asyncio.Event()
+        self._rows_wanted = asyncio.Event()
 
     @property
     def in_flight_limit(self) -> int:
@@ -31,7 +33,7 @@ class Scheduler:
         return self.plan.in_flight_limit(self.concurrency.target)
 
     @property
-    def rows_wanted(self) -> int:
+    def rows_ahead(self) -> int:
         """Rows that must be queued, so that no worker waits for the input."""
         return self.concurrency.target * self.pack.size
 
@@ -41,7 +43,7 @@ class Scheduler:
         return not self.more_input and not self.plan.unfinished
 
     def notify(self) -> None:
-        """Wake all tasks that wait for a change."""
+        """Wake all tasks that wait for a change of the plan."""
         self._changed.set()
         self._changed.clear()
 
@@ -50,3 +52,12 @@ class Scheduler:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until or None):
                 await self._changed.wait()
+
+    def want_rows(self) -> None:
+        """Wake the reader of the input."""
+        self._rows_wanted.set()
+
+    async def wait_until_rows_wanted(self) -> None:
+        """Wait until the reader should look whether more rows are needed."""
+        self._rows_wanted.clear()
+        await self._rows_wanted.wait()

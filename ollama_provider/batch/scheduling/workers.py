@@ -99,8 +99,8 @@ class Workers:
         """Send the request for a row, or for a pack of them, and do what follows from the reply."""
         scheduler = self._scheduler
         self._plan.fill(item, scheduler.pack.size, PACK_CHARACTERS)
-        if self._plan.queued_new <= scheduler.rows_wanted:
-            scheduler.notify()
+        if self._plan.queued_new <= scheduler.rows_ahead:
+            scheduler.want_rows()
         sent_at_target, began = scheduler.concurrency.target, self._now()
         reply: Metrics | None = None
         doing = "requesting its answer"

@@ -452,6 +452,16 @@ def test_rows_that_were_never_asked_say_nothing_about_hope():
     assert made.failed == 520
 
 
+def test_a_good_result_of_an_earlier_run_is_hope():
+    """Rows of this kind can be answered, so the new ones are all requested, however many fail first."""
+    made = plan(*range(30))
+    made.reused = 1
+    for _ in range(30):
+        made.failure(send(made, 0), ContextLengthError("too long"), 0.0)
+
+    assert not made.hopeless()
+
+
 def test_results_that_cannot_be_written_are_failed_rows():
     """The answer was good for the server's sake, and none for the row."""
     made = plan(1)
