@@ -183,7 +183,15 @@ def test_a_compressed_refusal_is_told_by_its_status(on, encoding):
     assert type(raised.value) is (errors.ModelNotFoundError if encoding == "gzip" else errors.NotOllamaError)
 
 
-@pytest.mark.parametrize("body", [gzip.compress(ANSWER)[:-30], b"\x1f\x8bgarbage", ANSWER, gzip.compress(b"")[:12]])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(gzip.compress(ANSWER)[:-30], id="cut"),
+        pytest.param(b"\x1f\x8bgarbage", id="damaged"),
+        pytest.param(ANSWER, id="not compressed"),
+        pytest.param(gzip.compress(b"")[:12], id="cut before the first byte"),
+    ],
+)
 def test_a_broken_compression_is_worth_another_attempt(on, body):
     """Cut, damaged, or none at all."""
     with pytest.raises(errors.IncompleteReplyError):
