@@ -34,7 +34,7 @@ from ollama_provider.api.replies import Collector, Pieces, as_embed_reply
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.timeouts import Patience, patience_for
+from ollama_provider.api.timeouts import ReadTimeouts, timeouts_for
 from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, Exchange, Upload, Wire
 
 _T = TypeVar("_T")
@@ -210,54 +210,54 @@ class Client:
         exchange = self._wire.exchange()
         try:
             try:
-                patience = patience_for(request, self.settings.timeouts, monotonic())
-                response = self._open(exchange, call, body, patience)
+                timeouts = timeouts_for(request, self.settings.timeouts, monotonic())
+                response = self._open(exchange, call, body, timeouts)
                 decoder = Decoder(
                     request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
                 )
-                while (data := self._read(exchange, call, patience, decoder)) is not None:
+                while (data := self._read(exchange, call, timeouts, decoder)) is not None:
                     for part in decoder.feed(data):
-                        if (moved := patience.take(part, monotonic())) is not None:
+                        if (moved := timeouts.decoded(part, monotonic())) is not None:
                             call.tell(moved)
                         yield part
             finally:
                 exchange.close()
             for part in decoder.end():
-                if (moved := patience.take(part, monotonic())) is not None:
+                if (moved := timeouts.decoded(part, monotonic())) is not None:
                     call.tell(moved)
                 yield part
         except OllamaError as error:
             self._wire.add_proxy(error, exchange.response)
             raise
 
-    def _open(self, exchange: Exchange, call: Call[Any], body: Body, patience: Patience) -> httpx.Response:
+    def _open(self, exchange: Exchange, call: Call[Any], body: Body, timeouts: ReadTimeouts) -> httpx.Response:
         request = call.request
         if self._wire.closed:
             raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
         try:
-            return exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+            return exchange.open(request.method, self._wire.url(request.target), body, timeouts.deadline)
         except Exception as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            raise self._explain(error, call, patience, answered=False) from None
+            raise self._explain(error, call, timeouts, answered=False) from None
 
-    def _read(self, exchange: Exchange, call: Call[Any], patience: Patience, decoder: Decoder) -> bytes | None:
+    def _read(self, exchange: Exchange, call: Call[Any], timeouts: ReadTimeouts, decoder: Decoder) -> bytes | None:
         try:
-            data = exchange.read(patience.deadline)
+            data = exchange.read(timeouts.deadline)
         except Exception as error:
             if decoder.complete:  # what breaks behind the last object took nothing away
                 return None
-            raise self._explain(error, call, patience, answered=True) from None
-        if data is not None and not patience.hear(len(data), monotonic()):
-            raise patience.refuse(host=self.settings.base_url, model=call.model)
+            raise self._explain(error, call, timeouts, answered=True) from None
+        if data is not None and not timeouts.received(len(data), monotonic()):
+            raise timeouts.too_long_error(host=self.settings.base_url, model=call.model)
         return data
 
-    def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
+    def _explain(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
         if self._wire.closed:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
-            return patience.give_up(host=host, model=model)
+            return timeouts.timeout_error(host=host, model=model)
         if isinstance(error, UnknownEncoding):
             advice = "A proxy in between may compress it: switch that off for Ollama."
             what = f"the answer is compressed ({error}), which was not asked for"
@@ -424,56 +424,58 @@ class AsyncClient:
         exchange = await self._wire.exchange()
         try:
             try:
-                patience = patience_for(request, self.settings.timeouts, monotonic())
-                response = await self._open(exchange, call, body, patience)
+                timeouts = timeouts_for(request, self.settings.timeouts, monotonic())
+                response = await self._open(exchange, call, body, timeouts)
                 decoder = Decoder(
                     request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
                 )
-                while (data := await self._read(exchange, call, patience, decoder)) is not None:
+                while (data := await self._read(exchange, call, timeouts, decoder)) is not None:
                     for part in decoder.feed(data):
-                        if (moved := patience.take(part, monotonic())) is not None:
+                        if (moved := timeouts.decoded(part, monotonic())) is not None:
                             call.tell(moved)
                         yield part
             finally:
                 await exchange.close()
             for part in decoder.end():
-                if (moved := patience.take(part, monotonic())) is not None:
+                if (moved := timeouts.decoded(part, monotonic())) is not None:
                     call.tell(moved)
                 yield part
         except OllamaError as error:
             self._wire.add_proxy(error, exchange.response)
             raise
 
-    async def _open(self, exchange: AsyncExchange, call: Call[Any], body: Body, patience: Patience) -> httpx.Response:
+    async def _open(
+        self, exchange: AsyncExchange, call: Call[Any], body: Body, timeouts: ReadTimeouts
+    ) -> httpx.Response:
         request = call.request
         if self._wire.closed:
             raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
         try:
-            return await exchange.open(request.method, self._wire.url(request.target), body, patience.deadline)
+            return await exchange.open(request.method, self._wire.url(request.target), body, timeouts.deadline)
         except Exception as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            raise self._explain(error, call, patience, answered=False) from None
+            raise self._explain(error, call, timeouts, answered=False) from None
 
     async def _read(
-        self, exchange: AsyncExchange, call: Call[Any], patience: Patience, decoder: Decoder
+        self, exchange: AsyncExchange, call: Call[Any], timeouts: ReadTimeouts, decoder: Decoder
     ) -> bytes | None:
         try:
-            data = await exchange.read(patience.deadline)
+            data = await exchange.read(timeouts.deadline)
         except Exception as error:
             if decoder.complete:  # what breaks behind the last object took nothing away
                 return None
-            raise self._explain(error, call, patience, answered=True) from None
-        if data is not None and not patience.hear(len(data), monotonic()):
-            raise patience.refuse(host=self.settings.base_url, model=call.model)
+            raise self._explain(error, call, timeouts, answered=True) from None
+        if data is not None and not timeouts.received(len(data), monotonic()):
+            raise timeouts.too_long_error(host=self.settings.base_url, model=call.model)
         return data
 
-    def _explain(self, error: Exception, call: Call[Any], patience: Patience, *, answered: bool) -> OllamaError:
+    def _explain(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
         if self._wire.closed:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
-            return patience.give_up(host=host, model=model)
+            return timeouts.timeout_error(host=host, model=model)
         if isinstance(error, UnknownEncoding):
             advice = "A proxy in between may compress it: switch that off for Ollama."
             what = f"the answer is compressed ({error}), which was not asked for"

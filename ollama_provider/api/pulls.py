@@ -20,7 +20,7 @@ REPORT_EVERY = 5.0
 #: Seconds over which the rate is measured.
 RATE_OVER = 30.0
 #: Seconds of silence granted for hashing and for writing: a huge layer on a slow disk.
-VERIFY_PATIENCE = 3600.0
+VERIFY_TIMEOUT = 3600.0
 #: Layers and stages that are told apart; the largest models have some thousands of layers.
 MOST_LAYERS = 100_000
 #: Seconds between two measurements that are kept for the rate.
@@ -71,7 +71,7 @@ class PullProgress:
             if stage not in self._seen and len(self._seen) < MOST_LAYERS:
                 self._seen.add(stage)
                 self._moved_at = now
-            self._silence = self._stall if self._is_transfer(stage) else max(self._stall, VERIFY_PATIENCE)
+            self._silence = self._stall if self._is_transfer(stage) else max(self._stall, VERIFY_TIMEOUT)
         self._count(line)
         done = sum(self._done.values())
         if done > self._most:

@@ -37,7 +37,7 @@ class Timeouts(BaseModel):
     Attributes:
         connect: until a connection stands, for each address of the host.
         first_token: until the first byte. Ollama sends none before the first token, so it covers the queue, the load of
-            the model and the reading of the prompt. Requests that no model works on have a patience of their own.
+            the model and the reading of the prompt. Requests that no model works on have a timeout of their own.
         idle: between two pieces of an answer.
         total: for one attempt in all; None is no bound. A pull has none.
         pull_stall: without a byte more while pulling (a stalled pull keeps sending lines).

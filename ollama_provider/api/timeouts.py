@@ -1,6 +1,6 @@
-"""How long to wait for the next byte of an answer, how many bytes to take, and which error says that it was too much.
+"""How long to wait for the next byte of an answer, how many bytes to read, and which error to raise beyond that.
 
-No answer is waited for without end, and none is read without end. Time is an argument.
+Every wait and every answer is bounded. No clock: the time is an argument.
 """
 
 import math
@@ -13,96 +13,97 @@ from ollama_provider.api.pulls import PullProgress
 from ollama_provider.api.schemas import PullRequest, PushRequest, Request
 from ollama_provider.api.settings import Timeouts
 
-#: Bytes that one line of a stream may have: a picture fits.
-LONGEST_LINE = 32 * 2**20
-#: Seconds for the end of an answer whose last object is there.
-UNTIL_END = 5.0
-#: One object of an answer may take so many times the silence that is granted.
-SLOWEST = 10
-#: A request that no model works on may take so many times the silence that is granted.
-LONGEST = 4
+#: Bytes in one line of a stream. A picture fits.
+MAX_LINE_BYTES = 32 * 2**20
+#: Seconds for the end of an answer after its last object.
+END_TIMEOUT = 5.0
+#: A JSON object of the answer must be complete within this many idle timeouts.
+IDLE_TIMEOUTS_PER_OBJECT = 10
+#: An answer that no model works on must be complete within this many read timeouts.
+READ_TIMEOUTS_PER_ANSWER = 4
 
 
-class Patience:
-    """The patience with one attempt at a request whose model has to work: first token, idle, total.
+class ReadTimeouts:
+    """The timeouts of one attempt at a request that a model works on: first token, idle, total.
 
-    Bytes that come drop by drop do not prolong it for ever: an object of the answer has to be whole within `SLOWEST`
-    times the idle timeout.
+    A trickle of bytes does not extend the idle timeout without limit: each object of the answer must be complete within
+    `IDLE_TIMEOUTS_PER_OBJECT` idle timeouts.
 
     Args:
-        request: what is asked; it says how long its answer may be.
+        request: its class limits the size of the answer.
         timeouts: the settings.
-        now: seconds, of any clock that never goes back; the attempt begins.
+        now: when the attempt begins, in seconds of a monotonic clock.
     """
 
-    #: What an answer is called that is too long.
+    #: The error for an answer that is too long.
     too_long: type[OllamaError] = errors.RejectedReplyError
 
     def __init__(self, request: Request[Any], timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
-        self._end = now + timeouts.total if timeouts.total is not None else math.inf
-        self._next = now + timeouts.first_token
+        self._end_by = now + timeouts.total if timeouts.total is not None else math.inf
+        self._next_byte_by = now + timeouts.first_token
         self._object_by = math.inf
         self._began = False
-        self._longest = request.longest
-        self._longest_line = min(LONGEST_LINE, self._longest) if request.streamed else self._longest
+        self._max_bytes = request.max_bytes
+        self._max_line_bytes = min(MAX_LINE_BYTES, self._max_bytes) if request.streamed else self._max_bytes
         self._size = self._line = 0
 
     @property
     def deadline(self) -> float:
-        """When to give up, unless a byte comes before."""
-        return min(self._next, self._end, self._object_by)
+        """When the wait for the next byte times out."""
+        return min(self._next_byte_by, self._end_by, self._object_by)
 
-    def hear(self, size: int, now: float) -> bool:
-        """Note that so many bytes came; return whether they may."""
+    def received(self, size: int, now: float) -> bool:
+        """Record that bytes were received; return False if the answer is too long now."""
         if not self._began:
             self._began = True
-            self._object_by = now + SLOWEST * self._timeouts.idle
-        self._next = now + self._timeouts.idle
-        return self._fits(size)
+            self._object_by = now + IDLE_TIMEOUTS_PER_OBJECT * self._timeouts.idle
+        self._next_byte_by = now + self._timeouts.idle
+        return self._count(size)
 
-    def _fits(self, size: int) -> bool:
+    def _count(self, size: int) -> bool:
         self._size += size
         self._line += size
-        return self._size <= self._longest and self._line <= self._longest_line
+        return self._size <= self._max_bytes and self._line <= self._max_line_bytes
 
-    def take(self, part: dict[str, Any], now: float) -> PullMoved | None:
-        """Note an object of the answer; a pull may have something to report."""
+    def decoded(self, part: dict[str, Any], now: float) -> PullMoved | None:
+        """Record an object of the answer; return the event to report, if any (for a pull)."""
         self._line = 0
-        self._object_by = now + SLOWEST * self._timeouts.idle
-        self._end_soon(part, now)
+        self._object_by = now + IDLE_TIMEOUTS_PER_OBJECT * self._timeouts.idle
+        self._check_last(part, now)
         return None
 
-    def _end_soon(self, part: dict[str, Any], now: float) -> None:
+    def _check_last(self, part: dict[str, Any], now: float) -> None:
         if part.get("done") is True or part.get("status") == "success":
-            self._end = min(self._end, now + UNTIL_END)
+            self._end_by = min(self._end_by, now + END_TIMEOUT)
 
-    def refuse(self, *, host: str, model: str | None) -> OllamaError:
+    def too_long_error(self, *, host: str, model: str | None) -> OllamaError:
         """Return the error for an answer that is too long."""
-        bound = self._longest if self._size > self._longest else self._longest_line
-        what = "the answer is" if bound == self._longest else "a line of the answer is"
+        bound = self._max_bytes if self._size > self._max_bytes else self._max_line_bytes
+        what = "the answer is" if bound == self._max_bytes else "a line of the answer is"
         return self.too_long(f"{what} longer than {bound / 2**20:.0f} MiB", host=host, model=model)
 
-    def give_up(self, *, host: str, model: str | None) -> OllamaError:
-        """Return the error for a deadline that passed."""
-        kind, seconds, what = self._judge()
+    def timeout_error(self, *, host: str, model: str | None) -> OllamaError:
+        """Return the error for the deadline that has passed."""
+        kind, seconds, what = self._passed()
         return kind(f"{what} within {seconds:g} s", host=host, model=model)
 
-    def _judge(self) -> tuple[type[OllamaError], float, str]:
-        if self._end <= self._next and self._timeouts.total is not None:
+    def _passed(self) -> tuple[type[OllamaError], float, str]:
+        if self._end_by <= self._next_byte_by and self._timeouts.total is not None:
             return errors.TotalTimeoutError, self._timeouts.total, "the answer was not complete"
-        if self._object_by <= self._next:
-            slowest = SLOWEST * self._timeouts.idle
-            return errors.IdleTimeoutError, slowest, "the answer came drop by drop, and no part of it was whole"
+        if self._object_by <= self._next_byte_by:
+            seconds = IDLE_TIMEOUTS_PER_OBJECT * self._timeouts.idle
+            return errors.IdleTimeoutError, seconds, "the answer came drop by drop, and no part of it was whole"
         if self._began:
             return errors.IdleTimeoutError, self._timeouts.idle, "the answer stalled: nothing more came"
         return errors.FirstTokenTimeoutError, self._timeouts.first_token, "no answer began"
 
 
-class FixedPatience(Patience):
-    """The patience with a request that no model works on.
+class FixedReadTimeouts(ReadTimeouts):
+    """The timeouts of a request that no model works on.
 
-    The same silence is granted before and between bytes, and `LONGEST` times as much for all of it.
+    One read timeout holds before and between bytes, and the answer must be complete within
+    `READ_TIMEOUTS_PER_ANSWER` of them.
     """
 
     too_long = errors.NotOllamaError
@@ -110,57 +111,60 @@ class FixedPatience(Patience):
     def __init__(self, request: Request[Any], seconds: float, timeouts: Timeouts, now: float) -> None:
         super().__init__(request, timeouts, now)
         self._seconds = seconds
-        self._next, self._end = now + seconds, now + LONGEST * seconds
+        self._next_byte_by, self._end_by = now + seconds, now + READ_TIMEOUTS_PER_ANSWER * seconds
 
-    def hear(self, size: int, now: float) -> bool:
-        """Note that so many bytes came; return whether they may."""
-        self._next = now + self._seconds
-        return self._fits(size)
+    def received(self, size: int, now: float) -> bool:
+        """Record that bytes were received; return False if the answer is too long now."""
+        self._next_byte_by = now + self._seconds
+        return self._count(size)
 
-    def take(self, part: dict[str, Any], now: float) -> PullMoved | None:
-        """Note an object of the answer."""
+    def decoded(self, part: dict[str, Any], now: float) -> PullMoved | None:
+        """Record an object of the answer."""
         self._line = 0
-        self._end_soon(part, now)
+        self._check_last(part, now)
         return None
 
-    def _judge(self) -> tuple[type[OllamaError], float, str]:
-        if self._end <= self._next:
-            return errors.ResponseTimeoutError, LONGEST * self._seconds, "the answer was not complete"
+    def _passed(self) -> tuple[type[OllamaError], float, str]:
+        if self._end_by <= self._next_byte_by:
+            return errors.ResponseTimeoutError, READ_TIMEOUTS_PER_ANSWER * self._seconds, "the answer was not complete"
         return errors.ResponseTimeoutError, self._seconds, "nothing came"
 
 
-class PullPatience(Patience):
-    """The patience with a pull or a push: as long as bytes move, for ever."""
+class PullReadTimeouts(ReadTimeouts):
+    """The timeouts of a pull or a push: no limit as long as bytes are transferred."""
 
     too_long = errors.PullFailedError
 
     def __init__(self, request: PullRequest | PushRequest, timeouts: Timeouts, now: float) -> None:
         super().__init__(request, timeouts, now)
-        self._end = math.inf
+        self._end_by = math.inf
         self._progress = PullProgress(request.model, stall=timeouts.pull_stall, now=now)
-        self._next = self._progress.deadline
+        self._next_byte_by = self._progress.deadline
 
-    def hear(self, size: int, now: float) -> bool:  # noqa: ARG002  # lines of a stalled pull keep coming
-        """Note that so many bytes came; return whether they may. Only what they say prolongs the patience."""
-        return self._fits(size)
+    def received(self, size: int, now: float) -> bool:  # noqa: ARG002
+        """Record that bytes were received; return False if the answer is too long now.
 
-    def take(self, part: dict[str, Any], now: float) -> PullMoved | None:
-        """Note a line; return a report when one is due."""
+        The deadline stays, since a stalled pull keeps sending lines. Only progress moves it, see `decoded`.
+        """
+        return self._count(size)
+
+    def decoded(self, part: dict[str, Any], now: float) -> PullMoved | None:
+        """Record a line; return the event to report, if one is due."""
         self._line = 0
-        self._end_soon(part, now)
+        self._check_last(part, now)
         moved = self._progress.add(part, now)
-        self._next = self._progress.deadline
+        self._next_byte_by = self._progress.deadline
         return moved
 
-    def _judge(self) -> tuple[type[OllamaError], float, str]:
+    def _passed(self) -> tuple[type[OllamaError], float, str]:
         stage = self._progress.status or "the first line"
         return errors.PullStalledError, self._timeouts.pull_stall, f"the pull stalled at {stage!r}: no byte more"
 
 
-def patience_for(request: Request[Any], timeouts: Timeouts, now: float) -> Patience:
-    """Return the patience that fits a request."""
+def timeouts_for(request: Request[Any], timeouts: Timeouts, now: float) -> ReadTimeouts:
+    """Return the timeouts for one attempt at a request."""
     if isinstance(request, PullRequest | PushRequest):
-        return PullPatience(request, timeouts, now)
-    if request.patience is not None:
-        return FixedPatience(request, request.patience, timeouts, now)
-    return Patience(request, timeouts, now)
+        return PullReadTimeouts(request, timeouts, now)
+    if request.read_timeout is not None:
+        return FixedReadTimeouts(request, request.read_timeout, timeouts, now)
+    return ReadTimeouts(request, timeouts, now)

@@ -58,9 +58,9 @@ def test_what_is_no_digest_is_refused():
         HeadBlobRequest(digest="sha256:../../etc/passwd")
 
 
-def test_patience_grows_with_the_size():
+def test_the_timeout_grows_with_the_size():
     """A hundred gigabytes may take a day, a few bytes may not."""
-    small, large = (PushBlobRequest(digest=DIGEST, size=size, source=list).patience for size in (10, 100_000_000_000))
+    small, large = (PushBlobRequest(digest=DIGEST, size=size, source=list).read_timeout for size in (10, 100_000_000_000))
 
     assert small < 600
     assert large > 24 * 3600

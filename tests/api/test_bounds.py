@@ -23,13 +23,13 @@ ANSWER = b'{"model":"m","response":"hi","done":false}\n{"model":"m","response":"
 class BriefVersion(VersionRequest):
     """Needs an answer soon."""
 
-    patience = 0.1
+    read_timeout = 0.1
 
 
 class BriefGenerate(GenerateRequest):
     """Takes little."""
 
-    longest = 1000
+    max_bytes = 1000
 
 
 def endless(head: bytes, again: bytes, every: float = 0.0):
@@ -83,8 +83,8 @@ def test_the_vectors_of_many_texts_may_take_more_than_those_of_one():
     """The bound goes by what was asked for."""
     one, many = EmbedRequest(model="m", input="a"), EmbedRequest(model="m", input=["a"] * 512)
 
-    assert one.longest < 2 * 2**20
-    assert many.longest > 256 * 2**20
+    assert one.max_bytes < 2 * 2**20
+    assert many.max_bytes > 256 * 2**20
 
 
 # Time
@@ -112,7 +112,7 @@ def test_an_inference_that_comes_drop_by_drop_ends(on, request_, head):
 @pytest.mark.parametrize("again", [b"", b"\n", b" "], ids=["silence", "blank lines", "blanks"])
 def test_what_is_finished_is_not_held_back(on, monkeypatch, request_, line, again):
     """The last object has come; the end of the stream is waited for a moment, and not an hour."""
-    monkeypatch.setattr(timeouts, "UNTIL_END", 0.1)
+    monkeypatch.setattr(timeouts, "END_TIMEOUT", 0.1)
     with endless(NDJSON + line, again, every=0.02) as url:
         (reply,) = on.send(request_, base_url=url)
 

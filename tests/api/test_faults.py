@@ -613,7 +613,7 @@ def test_an_answer_that_is_cut(on, ollama):
 
 
 def test_gates_of_the_stand_in_let_a_slow_answer_finish(on, ollama):
-    """Silence within the timeouts is patience and no fault."""
+    """Silence within the timeouts is no fault."""
     gate = Gate()
     ollama.stand_in.script(("One two three.", Stall(until=gate)))
     threading.Timer(0.05, gate.open).start()

@@ -26,7 +26,7 @@ from ollama_provider.api.schemas import (
     VersionRequest,
 )
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.timeouts import patience_for
+from ollama_provider.api.timeouts import timeouts_for
 from ollama_provider.testing import Respond
 
 GENERATE = GenerateRequest(model="llama3.2", prompt="hi")
@@ -99,10 +99,10 @@ def read(request: Request[Any], data: bytes, *, in_pieces: bool) -> None:
     settings, seconds = Settings(base_url="http://h"), 0.0
     decoder = Decoder(request, 200, {}, settings=settings, now=datetime.now(UTC))
     collector, pieces = Collector(request, host="http://h"), Pieces(request, host="http://h")
-    patience = patience_for(request, settings.timeouts, seconds)
+    timeouts = timeouts_for(request, settings.timeouts, seconds)
     for part in [*decoder.feed(data), *decoder.end()]:
         seconds += 7
-        patience.take(part, seconds)
+        timeouts.decoded(part, seconds)
         if in_pieces:
             pieces.read(part).model_dump_json().encode()
         else:

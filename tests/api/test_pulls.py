@@ -95,7 +95,7 @@ def test_hashing_is_silent_and_that_is_right(status):
 
 
 def test_a_manifest_that_does_not_come_is_a_stall():
-    """Before the first layer the same patience holds as for bytes."""
+    """Before the first layer the same timeout holds as for bytes."""
     pull = progress(stall=60)
     pull.add({"status": "pulling manifest"}, 1)
 

@@ -55,9 +55,9 @@ class Request(Part, Generic[ReplyT]):
     needs_model: ClassVar[bool] = False
     #: Seconds of silence granted; None where a model has to work first and the settings' timeouts hold. Metadata comes
     #: at once, except that /api/ps waits up to 5 s for memory to be released and /api/tags for the cache after a start.
-    patience: ClassVar[float | None] = 30
+    read_timeout: ClassVar[float | None] = 30
     #: Bytes that an answer may have; one that is longer is broken off. JSON in memory takes up to thirty times as much.
-    longest: ClassVar[int] = 8 * 2**20
+    max_bytes: ClassVar[int] = 8 * 2**20
 
     @model_validator(mode="wrap")
     @classmethod

@@ -51,7 +51,7 @@ class PushBlobRequest(Request[EmptyReply]):
         return self.path + self.digest
 
     @property
-    def patience(self) -> float:  # type: ignore[override]  # a constant elsewhere, here a matter of the size
+    def read_timeout(self) -> float:  # type: ignore[override]  # a constant elsewhere, here a matter of the size
         """Seconds until the answer, which comes when all bytes are sent and hashed: 1 MB/s at least, and 5 minutes."""
         return 300 + self.size / 1e6
 

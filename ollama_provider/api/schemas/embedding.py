@@ -21,7 +21,7 @@ class EmbedRequest(Request[EmbedReply]):
     path: ClassVar[str] = "/api/embed"
     reply: ClassVar[type[Reply]] = EmbedReply
     needs_model: ClassVar[bool] = True
-    patience: ClassVar[float | None] = None
+    read_timeout: ClassVar[float | None] = None
 
     model: str = Field(min_length=1)
     input: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -32,7 +32,7 @@ class EmbedRequest(Request[EmbedReply]):
     keep_alive: KeepAlive | None = None
 
     @property
-    def longest(self) -> int:  # type: ignore[override]  # a constant elsewhere, here a matter of the number of texts
+    def max_bytes(self) -> int:  # type: ignore[override]  # a constant elsewhere, here a matter of the number of texts
         """Bytes that an answer may have: vectors of 16,000 numbers fit."""
         return 2**20 + len(self.input) * 2**19
 
@@ -49,7 +49,7 @@ class LegacyEmbedRequest(Request[LegacyEmbedReply]):
     path: ClassVar[str] = "/api/embeddings"
     reply: ClassVar[type[Reply]] = LegacyEmbedReply
     needs_model: ClassVar[bool] = True
-    patience: ClassVar[float | None] = None
+    read_timeout: ClassVar[float | None] = None
 
     model: str = Field(min_length=1)
     prompt: str

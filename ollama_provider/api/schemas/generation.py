@@ -124,8 +124,8 @@ class GenerateRequest(InferenceRequest, Request[GenerateReply]):
     reply: ClassVar[type[Reply]] = GenerateReply
     streamed: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True
-    patience: ClassVar[float | None] = None
-    longest: ClassVar[int] = 256 * 2**20
+    read_timeout: ClassVar[float | None] = None
+    max_bytes: ClassVar[int] = 256 * 2**20
 
     prompt: str = ""
     suffix: str | None = None
@@ -162,8 +162,8 @@ class ChatRequest(InferenceRequest, Request[ChatReply]):
     reply: ClassVar[type[Reply]] = ChatReply
     streamed: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True
-    patience: ClassVar[float | None] = None
-    longest: ClassVar[int] = 256 * 2**20
+    read_timeout: ClassVar[float | None] = None
+    max_bytes: ClassVar[int] = 256 * 2**20
 
     messages: Annotated[list[Message], BeforeValidator(_read_messages)] = Field(default_factory=list)
     tools: list[Tool] | None = None

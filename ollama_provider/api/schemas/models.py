@@ -134,7 +134,7 @@ class ShowRequest(Named, Request[ShowReply]):
 
     path: ClassVar[str] = "/api/show"
     reply: ClassVar[type[Reply]] = ShowReply
-    longest: ClassVar[int] = 64 * 2**20
+    max_bytes: ClassVar[int] = 64 * 2**20
 
     verbose: bool | None = None
 
@@ -164,7 +164,7 @@ class PullRequest(Named, Request[ProgressReply]):
 
     path: ClassVar[str] = "/api/pull"
     reply: ClassVar[type[Reply]] = ProgressReply
-    longest: ClassVar[int] = 2**30
+    max_bytes: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
 
     insecure: bool | None = None
@@ -175,7 +175,7 @@ class PushRequest(Named, Request[ProgressReply]):
 
     path: ClassVar[str] = "/api/push"
     reply: ClassVar[type[Reply]] = ProgressReply
-    longest: ClassVar[int] = 2**30
+    max_bytes: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
 
     insecure: bool | None = None
@@ -186,10 +186,10 @@ class CreateRequest(Named, Request[ProgressReply]):
 
     path: ClassVar[str] = "/api/create"
     reply: ClassVar[type[Reply]] = ProgressReply
-    longest: ClassVar[int] = 2**30
+    max_bytes: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
     # Converting and quantizing a large model is silent for long.
-    patience: ClassVar[float | None] = 3600
+    read_timeout: ClassVar[float | None] = 3600
 
     from_: str | None = Field(default=None, serialization_alias="from")
     #: File name to blob digest ("sha256:…").
