@@ -60,7 +60,9 @@ def test_what_is_no_digest_is_refused():
 
 def test_the_timeout_grows_with_the_size():
     """A hundred gigabytes may take a day, a few bytes may not."""
-    small, large = (PushBlobRequest(digest=DIGEST, size=size, source=list).read_timeout for size in (10, 100_000_000_000))
+    small, large = (
+        PushBlobRequest(digest=DIGEST, size=size, source=list).read_timeout for size in (10, 100_000_000_000)
+    )
 
     assert small < 600
     assert large > 24 * 3600
