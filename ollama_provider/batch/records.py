@@ -1,4 +1,8 @@
-"""What goes in, what comes out, and how it went: values that never change."""
+"""The values and interfaces that all rooms of the batch share: rows, outcomes, the summary, queries and tables.
+
+The values never change. From top to bottom: the input, the outcome of a row, the summary of a run, the tables that
+results are written into, and values as plain data.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,19 +13,22 @@ from math import isfinite
 from os import PathLike
 from typing import Any, Literal, Protocol, runtime_checkable
 
-OnLongText = Literal["dead_letter", "truncate", "split"]
+TaskName = Literal["generate", "chat", "embed"]
 
+#: ``merge`` sends no requests: it puts the outcomes of all shards of a batch together.
+Mode = Literal["all", "failed_only", "merge"]
 
 OnTruncation = Literal["dead_letter", "fail", "flag"]
 
-TaskName = Literal["generate", "chat", "embed"]
-
-
-#: ``merge`` asks nothing: it only puts together what the shards of a batch have.
-Mode = Literal["all", "failed_only", "merge"]
-
+OnLongText = Literal["dead_letter", "truncate", "split"]
 
 Status = Literal["ok", "failed"]
+
+
+# The input.
+
+#: Columns that readers make: of a row that is only a text, and of one that cannot be read.
+TEXT, RAW = "text", "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +37,8 @@ class Row:
 
     Attributes:
         columns: name to value, as the source has them (a Parquet date is a `datetime.date`).
-        place: where it stands, for people: ``docs.jsonl, line 7``.
-        fault: why it cannot be read; such a row has its text in the column ``raw``.
+        place: where it is in the input, for error texts: ``docs.jsonl, line 7``.
+        fault: why it cannot be read; None if it can. A row with a fault has its text in the column ``raw``.
     """
 
     columns: dict[str, Any]
@@ -39,30 +46,80 @@ class Row:
     fault: str | None = None
 
 
+@runtime_checkable
+class Query(Protocol):
+    """Rows that are fetched from somewhere else, such as a database."""
+
+    @property
+    def question(self) -> Mapping[str, Any]:
+        """What is fetched, as plain data."""
+
+    @property
+    def occasion(self) -> str:
+        """What it is fetched for, such as a DAG run: the same question is fetched again only for another occasion."""
+
+    def fetch(self) -> Iterator[list[dict[str, Any]]]:
+        """Return the rows, a bounded number at a time.
+
+        Raises:
+            DatabaseError: the query is wrong.
+            DatabaseGoneError: the database does not answer, or the connection broke off.
+        """
+
+
+Rows = str | PathLike[str] | Iterable[str | PathLike[str] | Mapping[str, Any]] | Query
+"""A file or a glob of files, several of these, the rows themselves, or a query that gives them."""
+
+#: Suffixes of the files that rows can be read from.
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+
+
+def paths_of(rows: Any) -> list[Any] | None:
+    """Return the paths and globs that *rows* are; None if they are rows themselves, or an iterator."""
+    if isinstance(rows, str) or is_path(rows):
+        return [rows]
+    if isinstance(rows, list | tuple) and rows and all(map(names_file, rows)):
+        return list(rows)
+    return None
+
+
+def is_path(value: Any) -> bool:
+    """Return whether a value is a path object, local or of an object store."""
+    return isinstance(value, PathLike) or hasattr(value, "iterdir")
+
+
+def names_file(value: Any) -> bool:
+    """Return whether a value is a path object, or a text that ends in a known suffix."""
+    return value.lower().endswith(SUFFIXES) if isinstance(value, str) else is_path(value)
+
+
+# The outcome of a row.
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the request for one key: the part of a result that does not depend on where the row stands.
+    """The outcome of the request for one key: the part of a result that is the same for all rows with this key.
 
     Attributes:
-        key: 32 hex digits; see `ollama_provider.batch.store.journal`.
+        key: 32 hex digits; see `ollama_provider.batch.store.keys`.
         status: ``ok`` or ``failed``.
         output: the answer; None for a failed row.
         error: ``{"class": …, "text": …}`` of a failed row.
-        reply: the raw answer: of a failed row, where one came, and of every row with a schema.
-        thinking: the model's reasoning, where it was asked for.
-        prompt_tokens: tokens of the prompt; None if the server did not say.
-        tokens: tokens generated, thinking included; None if the server did not say.
-        seconds: from sending the request to its last token, of the attempt that counts.
+        reply: the raw answer, of every row with a schema and of a failed row that was answered.
+        thinking: the model's reasoning, where it was requested.
+        prompt_tokens: tokens of the prompt; None if the server did not report it.
+        tokens: tokens generated, thinking included; None if the server did not report it.
+        seconds: from sending the request to its last token, in the last attempt.
         tokens_per_second: while generating, by the server's clock.
-        attempts: how often it was asked; outages do not count.
+        attempts: how often the request was sent; server outages do not count.
         done_reason: why the model stopped: ``stop`` or ``length``.
-        prompt_cut: the server dropped a part of the prompt.
-        answer_cut: the answer ended at ``num_predict`` or at the end of the context.
+        prompt_cut: whether the server dropped a part of the prompt.
+        answer_cut: whether the answer ended at ``num_predict`` or at the end of the context.
         rungs: what was tried until the answer fitted the schema, or for nothing; see
             `ollama_provider.batch.requests.validation`.
-        request: 32 hex digits for the request without its schema; where there is a schema, `reply` is kept in any case.
-        spans: begin and end, in characters, of the pieces of a text that was longer than the context; `output` has a
-            vector for each then.
+        request: the request key, 32 hex digits: of the request without its schema, where there is one.
+        spans: start and end, in characters, of the pieces of a text that was longer than the context; `output` has a
+            vector for each piece then.
     """
 
     key: str
@@ -86,16 +143,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What all rows of a run have in common: what it takes to explain a number a year later.
+    """What all rows of a run have in common, so that a result can be explained a year later.
 
     Attributes:
-        model: name as it was asked for.
+        model: name as it was requested.
         digest: 64 hex digits of the model's manifest; None if the server lists none.
         server: base URL, without credentials.
-        server_version: as the server says it.
+        server_version: as the server reports it.
         options_hash: eight bytes of BLAKE2b over the options as they were sent, in hex.
         seed: ``options.seed``.
-        num_ctx: the context that was asked for, in tokens, and given or chosen.
+        num_ctx: the requested context size in tokens, which the user gave or the batch chose.
     """
 
     model: str
@@ -107,31 +164,35 @@ class Provenance:
     num_ctx: int | None
 
 
+# The summary of a run.
+
+
 @dataclass(frozen=True)
 class Summary:
-    """How a run went. It counts rows, not requests, and ``ok + failed + left`` are the `rows`.
+    """What a run did. It counts rows, not requests, and ``ok + failed + left`` are the `rows`.
 
     Attributes:
-        complete: every row of the input has an outcome, and ``results.jsonl`` holds them all.
+        complete: whether every row of the input has an outcome, and ``results.jsonl`` has them all.
         reason: why the run ended: ``complete``, or what stopped it.
         directory: where the results are.
-        rows: rows of the input; where the run ended early and nobody had counted them, those with an outcome.
+        rows: rows of the input; where the run ended early and the input was not counted, those with an outcome.
         ok: rows with a good result, reused ones included.
         failed: rows that failed; those in ``failed.jsonl``, once all rows have an outcome.
-        reused: of the good ones, those not asked in this run: the result was there, or is that of another row.
+        reused: the good rows without a request in this run: their result was stored already, or is that of an equal
+            row.
         written: rows written into a table in this run.
-        skipped: of those that are left, the ones that ``mode="failed_only"`` or a merge left alone.
-        revalidated: of the reused rows, those whose kept raw reply fits the schema, which is new.
+        skipped: of the rows that are left, those that ``mode="failed_only"`` or a merge does not send.
+        revalidated: of the reused rows, those whose stored raw reply fits a schema that has changed.
         ladder: for each repair (see `batch.requests.validation`) of this run, the rows that it was ``tried`` for and
             those that it made ``good``.
         left: rows without an outcome; None where the input was not counted.
-        seconds_left: for these, at the pace of this run; None where that is unknown.
-        requests: requests that were sent for rows, repeated attempts included.
+        seconds_left: for the rows that are left, at the pace of this run; None where that is unknown.
+        requests: requests that were sent for rows, retries included.
         prompt_tokens, tokens: of the rows answered in this run.
         seconds: from the start of the run to its end.
         tokens_per_second: tokens generated in a second of the run.
         concurrency: requests in flight at the end.
-        errors: failed rows by class of error, of this run.
+        errors: failed rows of this run, by class of error.
         provenance: model, digest, server, options.
     """
 
@@ -158,7 +219,7 @@ class Summary:
     provenance: Provenance | None = None
 
     def as_json(self) -> bytes:
-        """Return it as the content of ``summary.json``."""
+        """Return the content of ``summary.json``."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,55 +227,62 @@ class Summary:
         return asdict(self)
 
 
-@runtime_checkable
-class Query(Protocol):
-    """Rows that have to be asked for."""
+# The tables that results are written into.
+
+
+class Table(Protocol):
+    """A table that good results are written into, besides the directory."""
 
     @property
-    def question(self) -> Mapping[str, Any]:
-        """What is asked, as plain data."""
+    def row_columns(self) -> Sequence[str]:
+        """Columns of the input that the table needs."""
 
     @property
-    def occasion(self) -> str:
-        """For what it is asked: the same question is asked again only for another occasion."""
+    def target(self) -> Mapping[str, Any]:
+        """The name of the table, and which field of a result goes into which column, as plain data."""
 
-    def fetch(self) -> Iterator[list[dict[str, Any]]]:
-        """Ask, and return the rows, a bounded number at a time.
+    def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
+        """Check, before the first request, that results can be written.
+
+        Args:
+            examples: the first rows of the input.
+            id_column: see `BatchSpec`.
 
         Raises:
-            DatabaseError: the question is wrong.
-            DatabaseGoneError: there is no answer, or no further one.
+            DatabaseError: results cannot be written.
+            DatabaseGoneError: the database does not answer.
         """
 
+    def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the values that do not come from the model: those of the table's key, and all of them.
 
-Rows = str | PathLike[str] | Iterable[str | PathLike[str] | Mapping[str, Any]] | Query
-"""A file or a glob of files, several of these, the rows themselves, or a query that gives them."""
+        Args:
+            own: ``index``, ``id``, ``key`` and ``row`` of a result.
+        """
 
-#: Of the files that rows can be read from.
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+    def write(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
+        """Insert or update a row for each result, and commit.
+
+        Args:
+            results: lines of ``results.jsonl``, and ``row`` with the columns of the input.
+
+        Returns:
+            The results that the table refused, by their place in *results*, with the reason. All others are written.
+
+        Raises:
+            DatabaseError: no results can be written any more.
+            DatabaseGoneError: some of them may be written. The same call may succeed later.
+        """
+
+    def close(self) -> None:
+        """Close the connection. A second call does nothing."""
 
 
-def paths_of(rows: Any) -> list[Any] | None:
-    """Return the paths and globs that *rows* are; None if they are rows themselves, or an iterator."""
-    if isinstance(rows, str) or is_path(rows):
-        return [rows]
-    if isinstance(rows, list | tuple) and rows and all(map(names_file, rows)):
-        return list(rows)
-    return None
-
-
-def is_path(value: Any) -> bool:
-    """Return whether a value is a path object, of this machine or of an object store."""
-    return isinstance(value, PathLike) or hasattr(value, "iterdir")
-
-
-def names_file(value: Any) -> bool:
-    """Return whether a value is a path object, or a text that ends in a known suffix."""
-    return value.lower().endswith(SUFFIXES) if isinstance(value, str) else is_path(value)
+# Values as plain data.
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911  # a table
-    """Return a value as plain data, the same in every process and for every setting of a session.
+    """Return a value as plain data, which is the same in every process and for all session settings of a database.
 
     Dates and times become ISO 8601 (those with a time zone in UTC), decimals, UUIDs, intervals and whatever else there
     is become their text, bytes become hex digits; NaN and infinite numbers, decimal ones included, become null.
@@ -242,49 +310,6 @@ def plain(value: Any) -> Any:  # noqa: PLR0911  # a table
             return str(value)
 
 
-class Table(Protocol):
-    """Where good results go besides the directory."""
-
-    @property
-    def row_columns(self) -> Sequence[str]:
-        """Columns of the input that it takes."""
-
-    @property
-    def target(self) -> Mapping[str, Any]:
-        """Which table, and what of a result goes into which column, as plain data."""
-
-    def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
-        """Make sure, before the first request, that results can be written.
-
-        Args:
-            examples: the first rows of the input.
-            id_column: see `BatchSpec`.
-
-        Raises:
-            DatabaseError: they cannot.
-            DatabaseGoneError: nobody knows, since the database does not answer.
-        """
-
-    def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return what does not come from the model: the values of the table's key, and all such values.
-
-        Args:
-            own: ``index``, ``id``, ``key`` and ``row`` of a result.
-        """
-
-    def write(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
-        """Insert or update a row for each result, and make that last.
-
-        Args:
-            results: lines of ``results.jsonl``, and ``row`` with the columns of the input.
-
-        Returns:
-            The refused ones, by their place in *results*, with the reason; all others are written.
-
-        Raises:
-            DatabaseError: nothing more can be written.
-            DatabaseGoneError: some of them may be written; the same call may succeed later.
-        """
-
-    def close(self) -> None:
-        """Close the connection; twice does no harm."""
+def canonical_json(columns: Mapping[str, Any]) -> str:
+    """Return the content of a row as one text, which is the same for the same content in every process."""
+    return json.dumps(columns, sort_keys=True, default=repr)

@@ -20,9 +20,8 @@ from time import monotonic
 from typing import Any
 
 from ollama_provider.batch.errors import DatabaseGoneError
-from ollama_provider.batch.records import Table
+from ollama_provider.batch.records import Table, canonical_json
 from ollama_provider.batch.results.files import REFUSED
-from ollama_provider.batch.rows.sources import canonical
 from ollama_provider.batch.store.journal import Journal, PartReader, State
 from ollama_provider.batch.store.keys import KEY_BYTES, Index
 from ollama_provider.batch.store.storage import Storage, write
@@ -54,7 +53,7 @@ class WrittenKeys:
 
     def __init__(self, storage: Storage, target: Mapping[str, Any]) -> None:
         self._storage = storage
-        self._seed = blake2b(canonical(target).encode(), digest_size=KEY_BYTES)
+        self._seed = blake2b(canonical_json(target).encode(), digest_size=KEY_BYTES)
         self._index = Index()
         self._notes: list[bytes] = []
         files = sorted((int(match[1]), name) for name in storage.names(_FOLDER) if (match := _NAME.fullmatch(name)))
@@ -69,14 +68,14 @@ class WrittenKeys:
     def row_hash(self, table_key: Any) -> bytes:
         """Return the hash of the table's row with this key."""
         digest = self._seed.copy()
-        digest.update(canonical({"": table_key}).encode())
+        digest.update(canonical_json({"": table_key}).encode())
         return digest.digest()
 
     @staticmethod
     def content_hash(key: str, values: Any) -> int:
         """Return the hash of what a row has: the key of its result, and the values that are not the model's."""
         digest = blake2b(key.encode(), digest_size=8)
-        digest.update(canonical({"": values}).encode())
+        digest.update(canonical_json({"": values}).encode())
         return int.from_bytes(digest.digest(), "little") & ~_WRITTEN_NOW
 
     def has(self, row: bytes, content: int) -> bool:

@@ -1,1 +1,9 @@
-"""Where rows come from, and what prompt each of them makes."""
+"""Where rows come from, and what prompt each of them makes.
+
+- `sources`: texts, mappings, files, globs and queries become rows.
+- `formats`: files of JSON lines, CSV and Parquet, read row by row.
+- `snapshot`: the rows of a query are fetched once and kept in the batch's directory.
+- `prompts`: templates that make the prompt of a row, or the messages of a chat.
+- `image_folder`: the one folder that the images of rows are read from.
+- `reader`: all of this for a batch, a chunk of prepared rows at a time.
+"""

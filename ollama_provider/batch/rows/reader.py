@@ -11,10 +11,10 @@ from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.records import Row, Rows
+from ollama_provider.batch.records import RAW, Row, Rows, canonical_json
 from ollama_provider.batch.rows.image_folder import ImageFolder
 from ollama_provider.batch.rows.prompts import ChatTemplate, EmptyTextError, PromptTemplate, RenderError
-from ollama_provider.batch.rows.sources import RAW, canonical, folder_of, read_rows
+from ollama_provider.batch.rows.sources import folder_of, read_rows
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.keys import Keys
 
@@ -206,6 +206,6 @@ def _image_folder(spec: BatchSpec) -> ImageFolder:
 
 def _content(row: Row) -> str:
     try:
-        return canonical(row.columns)
+        return canonical_json(row.columns)
     except (ValueError, TypeError, RecursionError):  # not JSON: a row that contains itself, or mixed types of names
         return row.place

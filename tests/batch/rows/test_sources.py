@@ -15,8 +15,9 @@ from pyarrow import parquet
 from upath import UPath
 
 from ollama_provider.batch.errors import InputError, StorageError
-from ollama_provider.batch.rows import sources
-from ollama_provider.batch.rows.sources import canonical, count_rows, read_rows
+from ollama_provider.batch.records import canonical_json
+from ollama_provider.batch.rows import formats
+from ollama_provider.batch.rows.sources import count_rows, read_rows
 
 
 def columns(rows):
@@ -212,8 +213,8 @@ def test_the_content_of_a_row_is_one_text():
     """It does not depend on the order of columns, and knows the types that JSON does not."""
     first = {"a": dt.date(2026, 1, 2), "b": float("nan"), "c": b"x", "d": decimal.Decimal("1.0")}
 
-    assert canonical(first) == canonical(dict(reversed(first.items())))
-    assert canonical(first) != canonical(first | {"d": decimal.Decimal("1.00")})
+    assert canonical_json(first) == canonical_json(dict(reversed(first.items())))
+    assert canonical_json(first) != canonical_json(first | {"d": decimal.Decimal("1.00")})
 
 
 class TestSeveralFiles:
@@ -315,8 +316,8 @@ class TestWhatCannotBeOpened:
 
     def test_a_pipe_and_a_device(self, tmp_path):
         os.mkfifo(tmp_path / "a.jsonl")
-        assert "no regular file" in self.told(tmp_path / "a.jsonl")
-        assert "no regular file" in self.told("/dev/zero")
+        assert "not a regular file" in self.told(tmp_path / "a.jsonl")
+        assert "not a regular file" in self.told("/dev/zero")
 
     @pytest.mark.parametrize(
         "text", ["a" * 5000, "a\0b.jsonl", "Summarise this.\n" * 300], ids=["long", "NUL", "lines"]
@@ -433,7 +434,7 @@ class TestLongLines:
 
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        monkeypatch.setattr(sources, "_LONGEST", 1000)
+        monkeypatch.setattr(formats, "_MAX_LINE", 1000)
 
     @pytest.mark.parametrize("size", [1001, 5000])
     def test_of_json(self, tmp_path, size):
@@ -468,7 +469,7 @@ class TestLongLines:
             next(rows)
 
     def test_memory(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(sources, "_LONGEST", 1 << 20)
+        monkeypatch.setattr(formats, "_MAX_LINE", 1 << 20)
         with (tmp_path / "a.jsonl").open("wb") as file:
             file.truncate(1 << 27)
 
