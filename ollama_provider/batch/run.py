@@ -1,9 +1,19 @@
-"""One run of a batch, from its first look at the directory to the summary. `run_batch` is the way in."""
+"""One run of a batch, from its first look at the directory to the summary.
+
+The first functions tell it from top to bottom:
+
+1. `run_batch` takes the lock of the directory, and fetches the rows if they come from a query.
+2. `_run` opens the directory and the connections to the server.
+3. `_request_all` checks server and model, and sends requests until every row has an outcome in a checkpoint.
+4. `_finish` writes results, summary and the last progress.
+
+What they need stands below them.
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +23,6 @@ from ollama_provider.api.client import AsyncClient
 from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.errors import (
-    BatchError,
     StorageError,
     SystemRefusedError,
     TooManyFailedError,
@@ -28,6 +37,7 @@ from ollama_provider.batch.results.progress import Counters, Progress, ProgressM
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
+from ollama_provider.batch.scheduling.background import LockRenewal, background_tasks, close_window, renewing
 from ollama_provider.batch.scheduling.concurrency import concurrency_limit, pack_size
 from ollama_provider.batch.scheduling.input_queue import InputQueue, estimate_total
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
@@ -48,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
 
-#: Seconds between two calls of `on_progress`, and between two looks at the lock.
+#: Seconds between two calls of `on_progress`.
 _TICK = 1.0
 
 
@@ -141,7 +151,7 @@ async def _run(
     patient = settings.model_copy(update={"timeouts": load_timeouts})
     single_attempt = settings.model_copy(update={"max_attempts": 1})
     async with (
-        _renewing(lock) as renewal,
+        renewing(lock) as renewal,
         AsyncClient(patient, listener=listener) as patient_client,
         _open(spec, storage, ModelControl(patient_client), on_progress, stop) as run,
         AsyncClient(single_attempt, listener=listener, concurrency=run.scheduler.concurrency.highest) as client,
@@ -152,6 +162,120 @@ async def _run(
             if spec.window.unload_after and run.scheduler.plan.sends:
                 await run.server.unload(preflight.split_model(spec.model)[0])
         return await _finish(run, reason, results, renewal)
+
+
+async def _request_all(
+    run: "_Run", reader: RowReader, rows: Rows, client: AsyncClient, renewal: LockRenewal, *, closing: datetime | None
+) -> str:
+    """Send requests until every row has an outcome or something ends the run. All outcomes are stored then.
+
+    Returns:
+        `COMPLETE`, or why the run was stopped.
+    """
+    spec, manifest, scheduler, host = run.spec, run.manifest, run.scheduler, client.settings.base_url
+    queue = InputQueue(
+        reader,
+        scheduler,
+        run.journal,
+        checkpoints=run.checkpoints,
+        order=run.order,
+        table=run.table,
+        counters=run.counters,
+        meter=run.meter,
+        mode=spec.mode,
+    )
+    try:
+        async with queue, background_tasks() as start:
+            start(run.stop.wait())
+            start(renewal.wait())
+            sample = await queue.sample()
+            if closing is not None:
+                start(close_window(scheduler, closing))
+            if sample is None:
+                await _begin(run, manifest)
+                return COMPLETE
+            if run.table is not None:
+                await run.table.open(sample.rows, spec.id_column)
+            setup = await _prepare(run, sample.prompts, host)
+            manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
+            recorder = OutcomeRecorder(run.checkpoints, run.counters, setup, host)
+            workers = Workers(
+                scheduler,
+                setup,
+                client,
+                run.server,
+                checkpoints=run.checkpoints,
+                recorder=recorder,
+                counters=run.counters,
+                location=run.storage.location,
+            )
+            start(run.checkpoints.write_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
+            if run.table is not None:
+                start(run.table.run(scheduler.want_rows))
+            start(_report(run))
+            start(estimate_total(rows, run.shard, run.meter))
+            start(queue.fill(setup, recorder))
+            await workers.run()
+    except StoppedError as stopped:
+        return str(stopped)
+    except TooManyFailedError:
+        # The run came to its own end, so the next one is a new pass, which asks the failed rows again.
+        await asyncio.to_thread(manifests.save, run.storage, manifest.next_pass(), run.names)
+        raise
+    finally:
+        await run.checkpoints.close()
+    return COMPLETE
+
+
+async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: LockRenewal) -> Summary:
+    """Write the results and the summary of a run whose outcomes are all stored.
+
+    Args:
+        run: with no request in flight.
+        reason: `COMPLETE`, or why it ended early: then there are no results to write.
+        results: how they are written.
+        renewal: of the lock.
+
+    Raises:
+        TooManyFailedError: more rows failed than are tolerated.
+        DatabaseGoneError: the table was gone for longer than is tolerated.
+        StorageError: the results cannot be written.
+    """
+    written = None
+    if reason == COMPLETE:
+        try:
+            written = await _write_results(run, results, renewal)
+        except StoppedError as stopped:
+            reason = str(stopped)
+    if reason == COMPLETE and run.counters.skipped:
+        reason = "rows that were never asked were left alone"
+    summary = _summary(run, reason, written)
+    if summary.complete:
+        await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
+        if run.shard is None:
+            await asyncio.to_thread(shards.forget, run.storage)
+    # What a table refused is known only now, and no row waits for another any more.
+    progress = replace(
+        run.progress(COMPLETE if summary.complete else "incomplete"),
+        done=summary.ok + summary.failed,
+        ok=summary.ok,
+        failed=summary.failed,
+        reused=summary.reused,
+    )
+    run.on_progress(progress)
+    logger.info("%s", progress.line())
+    await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
+    if summary.complete and run.spec.failures.too_many(summary.failed, summary.rows):
+        raise TooManyFailedError(
+            f"{summary.failed} of {summary.rows} rows failed ({run.counters.reasons()}); "
+            "all others have their results. "
+            + (f"See {run.storage.location}/{files.FAILED}." if run.shard is None else "The merge lists them."),
+            summary,
+        )
+    return summary
+
+
+# The parts of a run.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,70 +392,14 @@ async def _open(
         order.close()
 
 
-# The first phase: rows in, requests out, outcomes into the checkpoints.
+# Before the first request.
 
 
-async def _request_all(
-    run: _Run, reader: RowReader, rows: Rows, client: AsyncClient, renewal: "_Renewal", *, closing: datetime | None
-) -> str:
-    """Send requests until every row has an outcome or something ends the run. All outcomes are stored then.
-
-    Returns:
-        `COMPLETE`, or why the run was stopped.
-    """
-    spec, manifest, scheduler, host = run.spec, run.manifest, run.scheduler, client.settings.base_url
-    queue = InputQueue(
-        reader,
-        scheduler,
-        run.journal,
-        checkpoints=run.checkpoints,
-        order=run.order,
-        table=run.table,
-        counters=run.counters,
-        meter=run.meter,
-        mode=spec.mode,
-    )
-    try:
-        async with queue, _background() as start:
-            start(run.stop.wait())
-            start(renewal.wait())
-            sample = await queue.sample()
-            if closing is not None:
-                start(_close_window(scheduler, closing))
-            if sample is None:
-                await _begin(run, manifest)
-                return COMPLETE
-            if run.table is not None:
-                await run.table.open(sample.rows, spec.id_column)
-            setup = await _prepare(run, sample.prompts, host)
-            manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
-            recorder = OutcomeRecorder(run.checkpoints, run.counters, setup, host)
-            workers = Workers(
-                scheduler,
-                setup,
-                client,
-                run.server,
-                checkpoints=run.checkpoints,
-                recorder=recorder,
-                counters=run.counters,
-                location=run.storage.location,
-            )
-            start(run.checkpoints.write_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
-            if run.table is not None:
-                start(run.table.run(scheduler.want_rows))
-            start(_report(run))
-            start(estimate_total(rows, run.shard, run.meter))
-            start(queue.fill(setup, recorder))
-            await workers.run()
-    except StoppedError as stopped:
-        return str(stopped)
-    except TooManyFailedError:
-        # The run came to its own end, so the next one is a new pass, which asks the failed rows again.
-        await asyncio.to_thread(manifests.save, run.storage, manifest.next_pass(), run.names)
-        raise
-    finally:
-        await run.checkpoints.close()
-    return COMPLETE
+def _window_end(spec: BatchSpec) -> datetime | None:
+    window = spec.window
+    if window.stop_at is None:
+        return None
+    return closing_time(window.stop_at, window.timezone, now=datetime.now(UTC), due=spec.due)
 
 
 async def _prepare(run: _Run, sample: Sequence[str], host: str) -> RunSetup:
@@ -388,6 +456,9 @@ async def _begin(run: _Run, manifest: Manifest) -> Manifest:
     return manifest
 
 
+# While requests are sent.
+
+
 def _on_checkpoint(run: _Run) -> None:
     if run.table is not None:
         run.table.on_checkpoint()
@@ -413,68 +484,10 @@ async def _report(run: _Run) -> None:
             raise
 
 
-async def _close_window(scheduler: Scheduler, closing: datetime) -> None:
-    """Send no request from that moment on, and end the run when those in flight are answered."""
-    await asyncio.sleep((closing - datetime.now(UTC)).total_seconds())
-    scheduler.plan.closed = True
-    logger.info("Window closed, sending no more requests; waiting for %d in flight.", scheduler.plan.in_flight)
-    while scheduler.plan.in_flight:
-        await scheduler.wait()
-    raise StoppedError(f"the window closed at {closing.isoformat(timespec='minutes')}")
+# After the last request.
 
 
-# The second phase: results and summary.
-
-
-async def _finish(run: _Run, reason: str, results: ResultsFormat, renewal: "_Renewal") -> Summary:
-    """Write the results and the summary of a run whose outcomes are all stored.
-
-    Args:
-        run: with no request in flight.
-        reason: `COMPLETE`, or why it ended early: then there are no results to write.
-        results: how they are written.
-        renewal: of the lock.
-
-    Raises:
-        TooManyFailedError: more rows failed than are tolerated.
-        DatabaseGoneError: the table was gone for longer than is tolerated.
-        StorageError: the results cannot be written.
-    """
-    written = None
-    if reason == COMPLETE:
-        try:
-            written = await _write_results(run, results, renewal)
-        except StoppedError as stopped:
-            reason = str(stopped)
-    if reason == COMPLETE and run.counters.skipped:
-        reason = "rows that were never asked were left alone"
-    summary = _summary(run, reason, written)
-    if summary.complete:
-        await asyncio.to_thread(write, run.storage, run.names.summary, summary.as_json())
-        if run.shard is None:
-            await asyncio.to_thread(shards.forget, run.storage)
-    # What a table refused is known only now, and no row waits for another any more.
-    progress = replace(
-        run.progress(COMPLETE if summary.complete else "incomplete"),
-        done=summary.ok + summary.failed,
-        ok=summary.ok,
-        failed=summary.failed,
-        reused=summary.reused,
-    )
-    run.on_progress(progress)
-    logger.info("%s", progress.line())
-    await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
-    if summary.complete and run.spec.failures.too_many(summary.failed, summary.rows):
-        raise TooManyFailedError(
-            f"{summary.failed} of {summary.rows} rows failed ({run.counters.reasons()}); "
-            "all others have their results. "
-            + (f"See {run.storage.location}/{files.FAILED}." if run.shard is None else "The merge lists them."),
-            summary,
-        )
-    return summary
-
-
-async def _write_results(run: _Run, results: ResultsFormat, renewal: "_Renewal") -> files.Written:
+async def _write_results(run: _Run, results: ResultsFormat, renewal: LockRenewal) -> files.Written:
     """Write what is left for the table, and the results; return what failed in the end, at the table too."""
     refused: dict[int, dict[str, str]] = {}
     if run.table is not None:
@@ -536,81 +549,6 @@ def _summary(run: _Run, reason: str, written: files.Written | None) -> Summary:
         errors=dict(counters.errors),
         provenance=run.checkpoints.provenance,
     )
-
-
-# What runs beside the phases.
-
-
-@contextlib.asynccontextmanager
-async def _background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Run coroutines beside a block. The first error ends the block and is raised; all are cancelled at its end.
-
-    An `asyncio.TaskGroup` alone would wait for coroutines that never end, and raise a group of errors: a run ends for
-    one reason, the first.
-    """
-    tasks: list[asyncio.Task[None]] = []
-    error: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield lambda work: tasks.append(group.create_task(work))
-            for task in tasks:
-                task.cancel()
-    except BaseExceptionGroup as errors:
-        error = errors
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-    if error is not None:
-        raise error from error.__cause__
-
-
-class _Renewal:
-    """Renews the lock of a run to show that it is alive, also while a model loads or results are written.
-
-    Args:
-        lock: that the run has taken.
-    """
-
-    def __init__(self, lock: shards.RunLock) -> None:
-        self._lock = lock
-        self._lost: Exception | None = None
-        self._is_lost = asyncio.Event()
-
-    async def run(self) -> None:
-        """Renew it until it is lost."""
-        while self._lost is None:
-            await asyncio.sleep(_TICK)
-            try:
-                await asyncio.to_thread(self._lock.renew)
-            except (BatchError, OSError) as error:
-                self._lost = error
-                self._is_lost.set()
-
-    async def wait(self) -> None:
-        """Wait until it is lost, and raise the reason."""
-        await self._is_lost.wait()
-        self.check()
-
-    def check(self) -> None:
-        """Raise the reason if it is lost; from any thread."""
-        if self._lost is not None:
-            raise self._lost
-
-
-@contextlib.asynccontextmanager
-async def _renewing(lock: shards.RunLock) -> AsyncIterator[_Renewal]:
-    renewal = _Renewal(lock)
-    task = asyncio.create_task(renewal.run())
-    try:
-        yield renewal
-    finally:
-        task.cancel()
-
-
-def _window_end(spec: BatchSpec) -> datetime | None:
-    window = spec.window
-    if window.stop_at is None:
-        return None
-    return closing_time(window.stop_at, window.timezone, now=datetime.now(UTC), due=spec.due)
 
 
 def _now() -> float:
