@@ -25,6 +25,16 @@ def test_the_layers_are_those_that_are_enforced() -> None:
     assert others == ["httpx", "tenacity", "pydantic"]
 
 
+def test_the_layers_inside_the_batch_are_those_that_are_enforced() -> None:
+    """In their order as well."""
+    block = re.search(r"```\n(__main__\n.*?)```", PAGE, re.DOTALL)
+    assert block
+
+    assert [line.split(" · ") for line in block[1].splitlines()] == [
+        layer.split(" | ") for layer in contract("layers", "Inside the batch")["layers"]
+    ]
+
+
 def test_what_is_said_to_know_no_airflow() -> None:
     """Is what `make imports` keeps from it, and the other way round."""
     sentence = re.search(r"(`api`[^.]*) import without Airflow", PAGE)
@@ -42,3 +52,29 @@ def test_every_part_is_in_the_tree() -> None:
     rows = set(re.findall(r"`(?:ollama_provider/)?(\w+(?:\.py|/))", PAGE[: PAGE.index("## Who may import whom")]))
 
     assert parts <= rows
+
+
+def test_every_module_of_the_batch_has_its_row() -> None:
+    """And what stands there is there."""
+    section = PAGE[PAGE.index("### Inside `batch/`") : PAGE.index("## The way of a row")]
+    package = ROOT / "ollama_provider"
+    modules = {path.relative_to(package).as_posix() for path in package.glob("batch/**/*.py")}
+
+    assert {path for path in modules if not path.endswith("/__init__.py")} | {"batch/__init__.py"} == set(
+        re.findall(r"`(batch/[\w/]+\.py)`", section)
+    )
+
+
+def test_a_row_and_a_prompt_come_back_to_no_module() -> None:
+    """The ways name modules that exist, each of them once."""
+    for way in ("The way of a row", "The way of a prompt"):
+        steps = re.findall(
+            r"^\d+\. .*?(?=^\d+\. |^$)",
+            PAGE.partition(f"## {way}\n")[2].partition("\n## ")[0],
+            re.MULTILINE | re.DOTALL,
+        )
+        passed = [found for step in steps for found in re.findall(r"`([\w/]+\.py)`", step)]
+
+        assert len(passed) > 8
+        assert [path for path in passed if not (ROOT / "ollama_provider" / path).exists()] == []
+        assert sorted(set(passed)) == sorted(passed)
