@@ -1,11 +1,11 @@
-"""``@task.ollama_…``: a function returns the one argument of an operator that matters, the decorator has the others.
+"""The decorators ``@task.ollama_…``: a function returns one argument of an operator, the decorator takes the others.
 
     @task.ollama_generate(model="llama3.2", output_type=Review)
     def review(text: str) -> str:
         return f"How many stars, and about what? {text}"
 
-What the function returns may hold Jinja, as with Airflow's own decorators. Text from elsewhere may hold braces that are
-none of yours: return ``literal(text)`` of ``airflow.sdk``, and it is sent as it is.
+The returned value is rendered as a Jinja template, as with Airflow's own decorators. Text from elsewhere may contain
+braces that are not meant as a template: return ``literal(text)`` of ``airflow.sdk``, and it is sent unchanged.
 """
 
 from collections.abc import Callable
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 class _Decorated(DecoratedOperator):
-    """An operator, one argument of which is what a function returns; to be put before the operator's class.
+    """Mixin for an operator, one of whose arguments is the value that a function returns.
 
-    A subclass names the argument, and the decorator as people write it.
+    A subclass names the argument (``argument``) and the decorator (``custom_operator_name``).
     """
 
     argument: ClassVar[str]
     custom_operator_name: str
-    # What the function has returned is what people want to see under Rendered Templates.
+    # Show the returned value under Rendered Templates.
     overwrite_rtif_after_execution = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Add the operator's template fields to those of the function's arguments."""
+        """Combine the template fields of the operator with those of the function's arguments."""
         super().__init_subclass__(**kwargs)
         operator: Any = cls.__mro__[cls.__mro__.index(DecoratedOperator) + 1]
         cls.template_fields = (*DecoratedOperator.template_fields, *operator.template_fields)
@@ -58,23 +58,23 @@ class _Decorated(DecoratedOperator):
         super().__init__(python_callable=python_callable, **{self.argument: SET_DURING_EXECUTION}, **kwargs)
 
     def execute(self, context: "Context") -> Any:
-        """Call the function, render what it returns, and do the operator's work."""
+        """Call the function, render the value that it returns, and execute the operator."""
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         value = self.python_callable(*self.op_args, **kwargs)
-        # Set before it is rendered, too: the operator may render this field in a way of its own.
+        # Set it before rendering too, because `render_template` of the operator looks at its fields.
         setattr(self, self.argument, value)
-        setattr(self, self.argument, self._fill_in(value, context))
+        setattr(self, self.argument, self._render_returned(value, context))
         return super().execute(context)
 
-    def _fill_in(self, value: Any, context: "Context") -> Any:
-        # This field alone: the others are rendered already, and data in the function's arguments is no template.
+    def _render_returned(self, value: Any, context: "Context") -> Any:
+        # Only this field: the others are rendered already, and their values are data, not templates.
         try:
             return self.render_template(value, context)
         except TemplateError as error:
             raise AirflowFailException(
                 f"{self.argument}: what {self.python_callable.__name__}() returned cannot be rendered as a template "
-                f"({type(error).__name__}). If it holds braces that are not meant as one, return literal(...) of it"
+                f"({type(error).__name__}). If its braces are not meant as a template, return literal(...) of it"
             ) from None
 
 
@@ -98,29 +98,29 @@ class _Batch(_Decorated, OllamaBatchOperator):
     custom_operator_name = "@task.ollama_batch"
     overwrite_rtif_after_execution = False
 
-    def _fill_in(self, value: Any, context: "Context") -> Any:
-        # A path or a query may hold Jinja. Rows are data, and not for Airflow's database either.
-        return value if isinstance(value, list | tuple) else super()._fill_in(value, context)
+    def _render_returned(self, value: Any, context: "Context") -> Any:
+        # A path or a query may be a template. Rows are data, and are not stored in Airflow's database either.
+        return value if isinstance(value, list | tuple) else super()._render_returned(value, context)
 
 
 def ollama_generate_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make a function an `OllamaGenerateOperator` whose prompt it returns: ``@task.ollama_generate``."""
+    """``@task.ollama_generate``: an `OllamaGenerateOperator` whose *prompt* the function returns."""
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Generate, **kwargs)
 
 
 def ollama_chat_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make a function an `OllamaChatOperator` whose messages it returns: ``@task.ollama_chat``."""
+    """``@task.ollama_chat``: an `OllamaChatOperator` whose *messages* the function returns."""
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Chat, **kwargs)
 
 
 def ollama_embed_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make a function an `OllamaEmbedOperator` whose texts it returns: ``@task.ollama_embed``."""
+    """``@task.ollama_embed``: an `OllamaEmbedOperator` whose *texts* the function returns."""
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Embed, **kwargs)
 
 
 def ollama_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make a function an `OllamaBatchOperator` whose rows it returns: ``@task.ollama_batch``.
+    """``@task.ollama_batch``: an `OllamaBatchOperator` whose *rows* the function returns.
 
-    A list or an iterator of texts or dicts, a path or a glob, or `ollama_provider.sql.SqlRows`.
+    The rows are a list or an iterator of texts or dicts, a path or a glob, or an `ollama_provider.sql.SqlRows`.
     """
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Batch, **kwargs)

@@ -1,4 +1,4 @@
-"""Tasks that talk to Ollama."""
+"""The operators. Import them from here; the modules below load when an operator is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ __all__ = [
     "OllamaUnloadModelOperator",
 ]
 
-# Loaded when they are asked for: a DAG file is parsed every few seconds and pays for the operators that it uses.
-_HOMES = {
+# Modules are imported on first access, so that parsing a DAG file loads only the operators that it uses.
+_MODULES = {
     "OllamaBatchOperator": "batch",
     "OllamaChatOperator": "chat",
     "OllamaCopyModelOperator": "disk",
@@ -45,6 +45,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

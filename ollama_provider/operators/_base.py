@@ -1,4 +1,4 @@
-"""What all operators share: the connection, a way to stop, and the one place where errors become Airflow's."""
+"""Base class of the operators: the connection, `on_kill`, and the conversion of our errors to Airflow's."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ from ollama_provider.api.arguments import read_list
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.batch import BatchError
 
-# What talks to a server is loaded when a task runs: DAG files are parsed all day, and tasks run now and then.
+# The modules that talk to a server are imported when the task runs, because DAG files are parsed much more often.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from ollama_provider.api.schemas import LocalModel
     from ollama_provider.hooks import OllamaHook
 
-_COUNTS = {
+_USAGE_UNITS = {
     "texts": "texts",
     "prompt_tokens": "prompt tokens",
     "tokens": "tokens generated",
@@ -34,44 +34,44 @@ _COUNTS = {
 
 @contextmanager
 def airflow_errors() -> Iterator[None]:
-    """Turn our errors into Airflow's: one that trying again cannot mend fails the task without its retries."""
+    """Convert our errors to Airflow's. One that a retry cannot fix becomes `AirflowFailException`."""
     try:
         yield
     except (OllamaError, BatchError) as error:
         kind = AirflowException if error.retryable else AirflowFailException
-        # The text says it all; httpx's traceback below it would hide that.
+        # Without httpx's traceback, which would bury the text in the log.
         raise kind(str(error)) from None
     except AirflowNotFoundException as error:
         raise AirflowFailException(str(error)) from None
 
 
 def describe(usage: dict[str, Any]) -> str:
-    """Return the numbers of an answer as one line."""
-    counts = [f"{usage[key]} {what}" for key, what in _COUNTS.items() if usage.get(key) is not None]
+    """Return the usage of an answer as one line for the log."""
+    counts = [f"{usage[key]} {what}" for key, what in _USAGE_UNITS.items() if usage.get(key) is not None]
     return f"Model {usage['model']} at {usage['server']}: {', '.join(counts)}"
 
 
 class OllamaOperator(BaseOperator):
-    """A task that talks to an Ollama server.
+    """A task that sends requests to an Ollama server.
 
-    A subclass does its work in `perform`, and names in `hook_overrides` those of its arguments that are laid over the
-    connection's settings.
+    A subclass does its work in `perform`. It lists in `hook_overrides` those of its arguments that replace settings of
+    the connection.
 
     Args:
         conn_id: connection of type *Ollama*.
-        model: name of the model; None is the connection's default model.
+        model: name of the model; None means the connection's default model.
 
     Raises:
-        AirflowFailException: the request or the setup is wrong, so the task's retries are not used.
-        AirflowException: trying again may help.
+        AirflowFailException: the request or the setup is wrong; the task fails without retries.
+        AirflowException: a retry may help.
     """
 
     template_fields: Sequence[str] = ("conn_id", "model")
-    # Suffixes that no sentence ends in: "Summarise README.md" is a prompt, not a file.
+    # Suffixes with which no sentence ends: "Summarise README.md" is a prompt, not a file.
     template_ext: Sequence[str] = (".prompt", ".jinja2")
     ui_color = "#f0ede6"
     hook_overrides: ClassVar[Sequence[str]] = ()
-    #: Template fields in which the text that a template has made of a list is read as that list.
+    #: Template fields that may be lists. If a template has turned a list into text, it is converted back.
     list_fields: ClassVar[Sequence[str]] = ()
 
     def __init__(self, *, conn_id: str = "ollama_default", model: str | None = None, **kwargs: Any) -> None:
@@ -80,65 +80,65 @@ class OllamaOperator(BaseOperator):
         self.model = model
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render a template; the text of a list becomes that list again, in the fields that `list_fields` names."""
+        """Render a template. In the fields of `list_fields`, the text of a list is converted back to the list."""
         rendered = super().render_template(content, *args, **kwargs)
         if not (isinstance(content, str) and isinstance(rendered, str)) or rendered == content:
-            # A text that no template made is meant as it is, whatever it looks like.
+            # Only text that a template has produced is converted. Other text is meant literally.
             return rendered
         fields = {name for name in self.template_fields if getattr(self, name, None) is content}
-        found = read_list(rendered) if fields and fields <= set(self.list_fields) else None
-        return rendered if found is None else found
+        items = read_list(rendered) if fields and fields <= set(self.list_fields) else None
+        return rendered if items is None else items
 
     @cached_property
     def hook(self) -> "OllamaHook":
-        """The hook of this try."""
+        """The hook of the current try."""
         from ollama_provider.hooks import OllamaHook
 
         return OllamaHook(self.conn_id, **{name: getattr(self, name) for name in self.hook_overrides})
 
     def execute(self, context: "Context") -> Any:
-        """Run the task: `perform`, with Airflow's errors, and with the connection closed in the end."""
-        with self.at_work():
+        """Run `perform`, with errors converted to Airflow's, and close the connection at the end."""
+        with self.open_hook():
             return self.perform(context)
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Raise Airflow's errors inside, and close the connection in the end."""
+    def open_hook(self) -> Iterator[None]:
+        """Context manager: converts errors to Airflow's, and closes the hook at the end."""
         try:
             with airflow_errors(), self.hook:
                 yield
         finally:
-            # It is closed for good; another try in the same process gets another one.
+            # A closed hook cannot be reused, so another try in the same process creates a new one.
             self.__dict__.pop("hook", None)
 
     def perform(self, context: "Context") -> Any:
-        """Do the work and return what goes to XCom."""
+        """Do the work of the task, and return the value for XCom."""
         raise NotImplementedError
 
     def on_kill(self) -> None:
-        """Close the connection: the read that waits for the model ends, and so does the model's work."""
+        """Close the connection. That ends the read that waits for the model, and stops the model's work."""
         if "hook" in self.__dict__:
             self.hook.close()
 
     def find_model(self, name: str) -> "LocalModel | None":
-        """Return what the server says about a model on its disk; None if it has no such model."""
+        """Return the entry of a model in the server's list; None if the server does not have it."""
         from ollama_provider.api.model_names import same_model
 
         return next((entry for entry in self.hook.list_models() if same_model(entry.tag, name)), None)
 
     def report(self, context: "Context", model: str, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Log what an answer cost, push it to the XCom key ``usage``, and return it.
+        """Log the usage of an answer, push it to the XCom key ``usage``, and return it.
 
         Args:
             context: of the task.
-            model: the model as it was asked for; the server's own spelling and the digest are looked up.
-            numbers: ``prompt_tokens``, ``seconds``, ``tokens_per_second`` (None if unknown), for generated text
-                ``tokens``, and what else there is.
+            model: name of the model in the request. The server's spelling of it and its digest are looked up.
+            numbers: ``prompt_tokens``, ``seconds``, ``tokens_per_second`` (None if unknown), ``tokens`` for generated
+                text, and others.
         """
         try:
             entry = self.find_model(model)
         except OllamaError as error:
-            # The answer is there and must not be lost for want of a digest.
+            # The answer has arrived, and must not be lost because the digest is unknown.
             self.log.warning("The digest of the model is unknown: %s", error)
             entry = None
         usage = {

@@ -121,7 +121,7 @@ class DeferrableOperator(OllamaOperator):
                 )
             if event["status"] == "failed":
                 raise AirflowException(event["text"])
-            with self.at_work(), AnswerReader(event["answers"]) as answers:
+            with self.open_hook(), AnswerReader(event["answers"]) as answers:
                 return self.finish(context, read_request(event["parcel"]), answers.send, **event["remembered"])
         finally:
             delete_payload(event["parcel"])

@@ -1,7 +1,7 @@
-"""Pictures (and sounds) for a model: from bytes, base64 or a file, and nothing else than what a model can see.
+"""Reads the images (and sounds) of a request, from bytes, base64 or a file, and checks their format.
 
-A text that is no picture is taken for a path only where the DAG says out of which folder: `images` is rendered from
-templates and other tasks' results, and whoever wrote that data would choose with a path what the worker reads.
+A text that is not base64 counts as a path only if the DAG names a folder with *images_from*. The images may come from
+templates and other tasks' results, and whoever writes that data could otherwise make the worker read any file.
 """
 
 import base64
@@ -26,18 +26,18 @@ _DATA_URL = re.compile(r"^data:[^,]*;base64,")
 
 
 def read_images(images: Any, *, images_from: Any = None, place: str = "images") -> list[bytes]:
-    """Return the bytes of each picture or sound.
+    """Return the bytes of each image or sound.
 
     Args:
-        images: one or a list of: bytes; base64 text, also as a ``data:`` URL; an ``ObjectStoragePath`` or
-            ``pathlib.Path``; with *images_from* also a text that names a file or an object in there. A list may be
+        images: one image or a list. Each is bytes; base64 text, also as a ``data:`` URL; an ``ObjectStoragePath`` or
+            ``pathlib.Path``; or, with *images_from*, the path of a file or object in that folder. The list may be the
             text that a template has made of it.
-        images_from: folder or bucket out of which files are read that a text names.
-        place: what errors call the list.
+        images_from: folder or bucket that paths given as text must lie in.
+        place: name of the list in errors.
 
     Raises:
-        InvalidRequestError: one of them is none of these, is not PNG, JPEG, WebP, WAV or MP3, is larger than `LIMIT`,
-            is not there, or lies elsewhere. The text names its place and, where it is a file, the file's name.
+        InvalidRequestError: one is none of these; is not PNG, JPEG, WebP, WAV or MP3; is larger than `LIMIT`; does not
+            exist; or lies outside the folder. The text names its place in the list and the file, if it is one.
     """
     if isinstance(images, str):
         images = images if (listed := read_list(images)) is None else listed
@@ -51,20 +51,20 @@ def read_images(images: Any, *, images_from: Any = None, place: str = "images") 
 def _folder(images_from: Any) -> "ImageFolder | None":
     if not images_from:
         return None
-    from ollama_provider.batch import ImageFolder  # the batch is for those who have one
+    from ollama_provider.batch import ImageFolder  # loaded only when it is needed
 
     return ImageFolder(storage_path(images_from) if isinstance(images_from, str) else images_from)
 
 
 def _read(value: Any, place: str, folder: "ImageFolder | None") -> bytes:
     if isinstance(value, str):
-        data = _decoded(value)
+        data = _decode(value)
         if data is not None and (kind_of(data) or folder is None):
             return check_image(data, place)
         if folder is None:
             raise InvalidRequestError(
-                f"{place}: this text is not base64. If it names a file, set images_from to the folder or bucket that "
-                "such files lie in, or give an ObjectStoragePath"
+                f"{place}: this text is not base64. If it names a file, set images_from to the folder or bucket of "
+                "such files, or pass an ObjectStoragePath"
             )
         return folder.read(value, place)
     if isinstance(value, Path | ObjectStoragePath):
@@ -76,8 +76,8 @@ def _read(value: Any, place: str, folder: "ImageFolder | None") -> bytes:
     raise InvalidRequestError(f"{place}: bytes, base64 or a path is needed, not {type(value).__name__}")
 
 
-def _decoded(text: str) -> bytes | None:
+def _decode(text: str) -> bytes | None:
     try:
         return base64.b64decode(_DATA_URL.sub("", text.strip()), validate=True)
-    except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
+    except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
         return None

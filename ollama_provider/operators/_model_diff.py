@@ -1,9 +1,9 @@
-"""What a model is made of, read from ``/api/show``, and whether making it again would change it. No network.
+"""Compares a model on the server with what a create request would make of it. No network.
 
-The server keeps no record of how a model was created, but shows all that came of it (0.24): the digests of its weights
-and adapters as the first instructions of the Modelfile, and template, system prompt, parameters, messages and license.
-What a request leaves out is taken from the base; parameters are laid over the base's, key by key, and a license is
-added to those that are there.
+The server does not record how a model was created, but ``/api/show`` returns the result (0.24): the digests of its
+weights and adapters, in the first instructions of the Modelfile, and its template, system prompt, parameters, messages
+and license. Fields that a create request leaves out are taken from the base model. Parameters are merged with the
+base's, key by key, and a license is appended to the base's.
 """
 
 import json
@@ -20,29 +20,29 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 def blob_digests(shown: ShowReply, instruction: str) -> list[str]:
     """Return the digests (64 hex digits) of a model's weights (``"FROM"``) or adapters (``"ADAPTER"``).
 
-    Empty where the server does not say, as for a model that runs elsewhere.
+    Empty if the server does not tell, for instance for a cloud model.
     """
-    found = []
+    digests = []
     for line in shown.modelfile.split("\n"):
         if not line or line.startswith("#"):
             continue
         match = _BLOB.match(line)
         if match is None:
-            # Behind the files come texts, in which a line may say anything.
+            # After the files come texts, whose lines may look like instructions.
             break
         if match[1] == instruction:
-            found.append(match[2])
-    return found
+            digests.append(match[2])
+    return digests
 
 
 def differences(request: CreateRequest, shown: ShowReply, base: ShowReply | None) -> list[str]:
-    """Return the names of the fields in which a model differs from what a request would make of it.
+    """Return the names of the fields in which a model differs from what a request would create.
 
-    Weights that are quantized on the way are known by their level alone.
+    Of weights that the server quantizes, only the quantization level can be compared.
 
     Args:
-        request: how the model is to be made.
-        shown: the model as it is.
+        request: the create request.
+        shown: the model on the server.
         base: the model that the request starts from; None if it starts from files.
     """
     return list(_differences(request, shown, base or ShowReply()))
@@ -56,22 +56,22 @@ def _differences(request: CreateRequest, shown: ShowReply, base: ShowReply) -> I
         yield "files" if request.files else "from"
     if blob_digests(shown, "ADAPTER") != (_digests(request.adapters) or blob_digests(base, "ADAPTER")):
         yield "adapters"
-    # A template that nobody gave is the base's, or what the server makes of the file's own.
+    # Without a template in the request, the model has the base's, or the one that the server finds in the file.
     if shown.template != (request.template or (base.template if request.from_ else shown.template)):
         yield "template"
     if shown.system != (request.system or base.system):
         yield "system"
     own = request.parameters.model_dump(exclude_none=True) if request.parameters else {}
-    if _plain(read_parameters(shown.parameters)) != _plain(read_parameters(base.parameters) | own):
+    if _comparable(read_parameters(shown.parameters)) != _comparable(read_parameters(base.parameters) | own):
         yield "parameters"
-    if _said(shown.messages) != (_said(request.messages) or _said(base.messages)):
+    if _texts_of(shown.messages) != (_texts_of(request.messages) or _texts_of(base.messages)):
         yield "messages"
     if not _text(shown.license).endswith(_text(request.license or base.license)):
         yield "license"
 
 
 def read_parameters(text: str) -> dict[str, Any]:
-    """Read the ``parameters`` of ``/api/show``: a name and a value a line, several lines for a list."""
+    """Parse the ``parameters`` of ``/api/show``: one name and value per line, several lines for a list."""
     found: dict[str, Any] = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
@@ -86,15 +86,15 @@ def _read_value(text: str) -> Any:
     if text.startswith('"'):
         try:
             return json.loads(text)
-        except ValueError:  # Go writes some control characters otherwise than JSON
+        except ValueError:  # Go escapes some control characters differently from JSON
             return text
     if text in {"true", "false"}:
         return text == "true"
     return float(text) if _NUMBER.fullmatch(text) else text
 
 
-def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Make values comparable: to Python, True is 1."""
+def _comparable(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Convert values so that they can be compared. Booleans become text, because in Python True equals 1."""
     return {
         name: str(value) if isinstance(value, bool) else value if isinstance(value, str | list) else float(value)
         for name, value in parameters.items()
@@ -105,7 +105,7 @@ def _digests(files: dict[str, str] | None) -> list[str]:
     return [digest.removeprefix("sha256:") for digest in (files or {}).values()]
 
 
-def _said(messages: list[Message] | None) -> list[tuple[str, str]]:
+def _texts_of(messages: list[Message] | None) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in messages or []]
 
 

@@ -1,4 +1,4 @@
-"""Files on their way to the server: known by their SHA-256, sent only where it does not have them."""
+"""Files of a model (weights, adapters), uploaded to the server as blobs unless it already has them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from ollama_provider.api.schemas import HeadBlobRequest, PushBlobRequest
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.observability import Logger, describe_pull, describe_size
 
-#: Bytes read at a time.
-_PIECE = 1 << 20
+#: Bytes per read.
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A file, by its content.
+    """A file and the digest of its content.
 
     Attributes:
-        path: where it is.
+        path: the file.
         digest: ``sha256:`` and 64 hex digits.
         size: bytes.
     """
@@ -33,78 +33,79 @@ class Blob:
     digest: str
     size: int
 
-    def pieces(self) -> Iterator[bytes]:
-        """Read the file."""
+    def chunks(self) -> Iterator[bytes]:
+        """Read the file in chunks."""
         with self.path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                yield piece
+            while chunk := file.read(_CHUNK):
+                yield chunk
 
 
 def read_blobs(field: str, value: Any) -> dict[str, Blob]:
-    """Return files by name, each read once to know its digest.
+    """Read files to compute their digests, and return them by file name.
 
     Args:
-        field: the argument they were given as, for errors.
-        value: a path or a list of paths, on any ``ObjectStoragePath``; None is none.
+        field: name of the argument, for errors.
+        value: a path or a list of paths, on any ``ObjectStoragePath``; None for no files.
 
     Raises:
-        InvalidRequestError: one is not there, is called ``.gguf`` and is none, or has the name of another.
+        InvalidRequestError: a file does not exist, a ``.gguf`` file is not in that format, or two files have the same
+            name.
     """
     paths = [] if value is None else [value] if isinstance(value, str | Path | ObjectStoragePath) else list(value)
-    found: dict[str, Blob] = {}
+    blobs: dict[str, Blob] = {}
     for path in map(ObjectStoragePath, paths):
-        if path.name in found:
-            raise InvalidRequestError(f"{field}: there are several files of the name {path.name!r}")
+        if path.name in blobs:
+            raise InvalidRequestError(f"{field}: there are several files with the name {path.name!r}")
         try:
-            found[path.name] = _read(field, path)
+            blobs[path.name] = _read(field, path)
         except FileNotFoundError:
             raise InvalidRequestError(f"{field}: there is no file {path}") from None
-    return found
+    return blobs
 
 
 def _read(field: str, path: ObjectStoragePath) -> Blob:
     digest, size = hashlib.sha256(), 0
-    for piece in Blob(path, "", 0).pieces():
-        if not size and path.suffix == ".gguf" and not piece.startswith(b"GGUF"):
-            raise InvalidRequestError(f"{field}: {path.name} is not a GGUF file, whatever its name says")
-        digest.update(piece)
-        size += len(piece)
+    for chunk in Blob(path, "", 0).chunks():
+        if not size and path.suffix == ".gguf" and not chunk.startswith(b"GGUF"):
+            raise InvalidRequestError(f"{field}: {path.name} is not a GGUF file, despite its name")
+        digest.update(chunk)
+        size += len(chunk)
     return Blob(path, f"sha256:{digest.hexdigest()}", size)
 
 
 def upload(hook: OllamaHook, blob: Blob, log: Logger) -> None:
-    """See to it that the server has a blob.
+    """Upload a blob, unless the server has it from an earlier try or another model.
 
-    What it has, from an earlier try or another model, is not sent again; of an upload that broke off it keeps nothing.
+    The server keeps nothing of an interrupted upload, so such a file is sent again from its beginning.
 
     Raises:
-        InvalidRequestError: the file is no longer what it was when its digest was taken.
+        InvalidRequestError: the file has changed since its digest was computed.
     """
     try:
         hook.send(HeadBlobRequest(digest=blob.digest))
     except BlobNotFoundError:
         pass
     else:
-        log.info("%s: the server has it already", blob.path.name)
+        log.info("%s: already on the server", blob.path.name)
         return
     try:
-        hook.send(PushBlobRequest(digest=blob.digest, size=blob.size, source=lambda: _told(blob, log)))
+        hook.send(PushBlobRequest(digest=blob.digest, size=blob.size, source=lambda: _chunks_with_progress(blob, log)))
     except BadRequestError as error:
         if "digest mismatch" not in error.what:
             raise
         raise InvalidRequestError(
-            f"{blob.path.name} changed while it was uploaded. Is somebody still writing it?", host=error.host
+            f"{blob.path.name} changed while it was uploaded. Is another process still writing it?", host=error.host
         ) from None
     log.info("%s: uploaded, %s", blob.path.name, describe_size(blob.size))
 
 
-def _told(blob: Blob, log: Logger) -> Iterator[bytes]:
-    """Read the file, and tell every few seconds how far it is."""
+def _chunks_with_progress(blob: Blob, log: Logger) -> Iterator[bytes]:
+    """Read the file in chunks, and log the progress of the upload every few seconds."""
     progress = PullProgress(blob.path.name, stall=0, now=monotonic())
     sent = 0
-    for piece in blob.pieces():
-        sent += len(piece)
+    for chunk in blob.chunks():
+        sent += len(chunk)
         line: dict[str, object] = {"status": "uploading", "digest": blob.digest, "total": blob.size, "completed": sent}
         if moved := progress.add(line, monotonic()):
             log.info("%s", describe_pull(moved))
-        yield piece
+        yield chunk

@@ -1,7 +1,7 @@
-"""Which models go, and why the others stay. No network, no clock: the time is an argument.
+"""Decides which models are pruned, and why the others are kept. No network, no clock: the time is an argument.
 
-Names are not what takes up a disk: a model made of another one shares its weights, and a copy shares everything. So
-sizes are counted for each set of weights once, and room is only made where all names of a set go.
+Several names may share files: a model that was created from another one shares its weights, and a copy shares all
+files. So each set of weights is counted once, and deleting frees space only if all names of a set are deleted.
 """
 
 import re
@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.model_names import ModelName
 from ollama_provider.observability import describe_size
-from ollama_provider.operators._server_models import is_called
+from ollama_provider.operators._server_models import is_same_model
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|T)B", re.IGNORECASE)
 _NAME = re.compile(r"[\w.:/*?-]+")
@@ -25,11 +25,11 @@ class Installed:
     """A model on the server's disk.
 
     Attributes:
-        name: as the server shows it.
-        size: bytes, those shared with other models included.
-        modified: when it was pulled, created or copied; None if unknown. Ollama does not note when it was used.
-        weights: what it shares with the models made of it.
-        loaded: it, or a copy of it, is in memory.
+        name: name as the server shows it.
+        size: size in bytes, files shared with other models included.
+        modified: when it was pulled, created or copied; None if unknown. Ollama does not record when it was used.
+        weights: identifies its weights. Models with the same weights share them on the disk.
+        loaded: whether it, or a copy of it, is in memory.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Installed:
 
 @dataclass(frozen=True)
 class Rules:
-    """What may go.
+    """Which models may be deleted. A model must satisfy all rules.
 
     Attributes:
-        older_than: only what was pulled, created or copied longer ago.
-        match: only these names or patterns; all if empty.
-        max_total_size: only as much as needed to come down to so many bytes, the oldest first.
-        keep: never these names or patterns.
+        older_than: delete only models that were pulled, created or copied longer ago than this.
+        match: delete only models with these names or patterns; all if empty.
+        max_total_size: delete only as many as needed to reduce the total to this many bytes, the oldest first.
+        keep: never delete models with these names or patterns.
     """
 
     older_than: timedelta | None = None
@@ -57,36 +57,37 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What happens to a model, and why."""
+class Decision:
+    """Whether a model is deleted, and why."""
 
     model: Installed
-    goes: bool
+    delete: bool
     reason: str
 
 
-def judge(models: Sequence[Installed], rules: Rules, now: datetime) -> list[Verdict]:
-    """Return a verdict for each model, the oldest first.
+def decide(models: Sequence[Installed], rules: Rules, now: datetime) -> list[Decision]:
+    """Return a decision for each model, the oldest first.
 
     Raises:
-        InvalidRequestError: there is no rule that would let anything stay, so it is more likely a mistake.
+        InvalidRequestError: no rule limits what is deleted, which is probably a mistake.
     """
     if rules.older_than is None and not rules.match and rules.max_total_size is None:
         raise InvalidRequestError(
-            'give older_than, match or max_total_size: without one of them all models would go (match="*" says so)'
+            "set older_than, match or max_total_size: without one of them all models would be deleted "
+            '(match="*" does that)'
         )
     ordered = sorted(models, key=lambda model: (model.modified is None, model.modified or now, model.name))
-    stay = {model.name: reason for model in ordered if (reason := _reason_to_stay(model, rules, now))}
+    kept = {model.name: reason for model in ordered if (reason := _reason_to_keep(model, rules, now))}
     if rules.max_total_size is not None:
-        stay |= _enough(ordered, stay, rules.max_total_size)
+        kept |= _kept_by_size(ordered, kept, rules.max_total_size)
     return [
-        Verdict(model, goes=model.name not in stay, reason=stay.get(model.name) or _age(model, now))
+        Decision(model, delete=model.name not in kept, reason=kept.get(model.name) or _age(model, now))
         for model in ordered
     ]
 
 
 def disk_size(models: Iterable[Installed]) -> int:
-    """Return the bytes that models take, what they share counted once."""
+    """Return the size of models on the disk in bytes, with shared weights counted once."""
     largest: dict[str, int] = {}
     for model in models:
         largest[model.weights] = max(model.size, largest.get(model.weights, 0))
@@ -99,7 +100,7 @@ def fits(name: str, pattern: str) -> bool:
     A pattern is held against the whole name and against the name without its tag, whatever the case.
     """
     if not is_pattern(pattern):
-        return is_called(name, ModelName.parse(pattern))
+        return is_same_model(name, ModelName.parse(pattern))
     return any(fnmatchcase(text, pattern.lower()) for text in (name.lower(), name.lower().rpartition(":")[0]))
 
 
@@ -109,26 +110,29 @@ def is_pattern(text: str) -> bool:
 
 
 def read_names(field: str, value: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Return names and patterns, which may come as one text with commas or blanks between them.
+    """Return names and patterns. They may be one text, separated by commas or spaces.
 
     Raises:
-        InvalidRequestError: one is neither, as in a list that a template has turned into text.
+        InvalidRequestError: one is neither a name nor a pattern.
     """
     parts = [value] if isinstance(value, str) else list(value or ())
-    names = tuple(name for part in parts for name in part.replace(",", " ").split())
+    # A number in a list is refused below, and not read as the name of a model.
+    names = tuple(
+        name for part in parts for name in (part.replace(",", " ").split() if isinstance(part, str) else [part])
+    )
     for name in names:
-        if not _NAME.fullmatch(name):
-            raise InvalidRequestError(f"{field}: {name[:50]!r} is neither a name nor a pattern with * or ?")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InvalidRequestError(f"{field}: {str(name)[:50]!r} is neither a name nor a pattern with * or ?")
         if not is_pattern(name):
             ModelName.parse(name)
     return names
 
 
 def read_size(value: int | float | str) -> int:
-    """Read a number of bytes, or a text such as "50 GB" (a GB is 10^9 bytes).
+    """Return a number of bytes; *value* may be a text such as "50 GB" (a GB is 10^9 bytes).
 
     Raises:
-        InvalidRequestError: it is neither.
+        InvalidRequestError: it is neither a number nor a size.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return int(value)
@@ -137,15 +141,15 @@ def read_size(value: int | float | str) -> int:
         return int(text)
     if match := _SIZE.fullmatch(text):
         return int(float(match[1]) * _UNITS[match[2].lower()])
-    raise InvalidRequestError(f'max_total_size: {text[:50]!r} is no size; write a number of bytes, or "50 GB"')
+    raise InvalidRequestError(f'max_total_size: {text[:50]!r} is not a size; write a number of bytes, or "50 GB"')
 
 
-def table(verdicts: Sequence[Verdict], now: datetime) -> list[str]:
-    """Return the verdicts as lines of a table."""
+def table(decisions: Sequence[Decision], now: datetime) -> list[str]:
+    """Return the decisions as lines of a table."""
     rows = [("MODEL", "SIZE", "CHANGED", "")]
-    for verdict in verdicts:
-        model = verdict.model
-        what = "goes" if verdict.goes else f"stays: {verdict.reason}"
+    for decision in decisions:
+        model = decision.model
+        what = "delete" if decision.delete else f"keep: {decision.reason}"
         rows.append((model.name, describe_size(model.size), _age(model, now), what))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
@@ -154,7 +158,7 @@ def table(verdicts: Sequence[Verdict], now: datetime) -> list[str]:
     ]
 
 
-def _reason_to_stay(model: Installed, rules: Rules, now: datetime) -> str:
+def _reason_to_keep(model: Installed, rules: Rules, now: datetime) -> str:
     if model.loaded:
         return "in memory"
     if any(fits(model.name, pattern) for pattern in rules.keep):
@@ -166,20 +170,20 @@ def _reason_to_stay(model: Installed, rules: Rules, now: datetime) -> str:
     return ""
 
 
-def _enough(ordered: Sequence[Installed], stay: dict[str, str], bound: int) -> dict[str, str]:
-    """Return why some more models stay: there is room enough, or their going would make none."""
+def _kept_by_size(ordered: Sequence[Installed], kept: dict[str, str], limit: int) -> dict[str, str]:
+    """Return the models that the size limit keeps: enough is deleted already, or deleting them would free nothing."""
     groups: dict[str, list[Installed]] = {}
     for model in ordered:
         groups.setdefault(model.weights, []).append(model)
     more: dict[str, str] = {}
-    # A set is as old as the newest of its names.
+    # A set of weights is as old as its newest name.
     ages = {weights: max(ordered.index(model) for model in group) for weights, group in groups.items()}
     left = list(ordered)
     for weights, group in sorted(groups.items(), key=lambda item: ages[item[0]]):
-        kept = [model.name for model in group if model.name in stay]
-        if kept:
-            more |= {model.name: f"shares its files with {kept[0]}" for model in group if model.name not in stay}
-        elif disk_size(left) <= bound:
+        sharing = [model.name for model in group if model.name in kept]
+        if sharing:
+            more |= {model.name: f"shares its files with {sharing[0]}" for model in group if model.name not in kept}
+        elif disk_size(left) <= limit:
             more |= {model.name: "there is room" for model in group}
         else:
             left = [model for model in left if model.weights != weights]

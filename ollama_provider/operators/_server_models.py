@@ -1,33 +1,36 @@
-"""What the server has, on its disk and in its memory, and what its models can do."""
+"""Functions that ask the server about its models: on disk, in memory, their capabilities; pull and unload them."""
 
+import time
 from collections.abc import Iterable
 
-from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, UnsupportedError
+from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, OverloadedError, UnsupportedError
 from ollama_provider.api.model_names import ModelName
 from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.schemas import RunningModel, ShowReply, ShowRequest
 from ollama_provider.hooks import OllamaHook
 
-#: Models whose capabilities are asked for, when one is refused.
-_ASKED = 50
+#: Most models that are checked for a capability, to suggest one in an error.
+_MAX_SUGGESTIONS = 50
+#: Seconds between two checks whether a model is still in memory.
+_UNLOAD_POLL_INTERVAL = 0.25
 
 
-def is_called(shown: str, name: ModelName) -> bool:
-    """Say whether a name in the server's list is *name*."""
+def is_same_model(shown: str, name: ModelName) -> bool:
+    """Return whether *shown*, a name in the server's list, means the model *name*."""
     try:
         return ModelName.parse(shown) == name
     except InvalidRequestError:
-        # Another server may have names of another grammar.
+        # Other programs that speak this API may use names that Ollama would refuse.
         return False
 
 
 def model_name(hook: OllamaHook, model: str | None) -> str:
-    """Return a model's name, by default that of the connection's default model."""
+    """Return *model*, or the connection's default model if it is None."""
     return hook.request(ShowRequest, model=model).model
 
 
 def show_if_there(hook: OllamaHook, model: str) -> ShowReply | None:
-    """Return what the server says about a model; None if it has no such model."""
+    """Return the details of a model; None if the server does not have it."""
     try:
         return hook.show(model)
     except ModelNotFoundError:
@@ -35,10 +38,10 @@ def show_if_there(hook: OllamaHook, model: str) -> ShowReply | None:
 
 
 def show_or_pull(hook: OllamaHook, model: str) -> ShowReply:
-    """Return what the server says about a model, which is pulled first if it is missing and may be pulled.
+    """Return the details of a model. Pull it first, if the server lacks it.
 
     Raises:
-        PullNotAllowedError: it is missing and may not be pulled.
+        PullNotAllowedError: the model is missing and may not be pulled.
     """
     try:
         return hook.show(model)
@@ -49,41 +52,67 @@ def show_or_pull(hook: OllamaHook, model: str) -> ShowReply:
 
 
 def in_memory(hook: OllamaHook, model: str) -> RunningModel | None:
-    """Return what the server says about a model in its memory; None if it is not there."""
+    """Return the state of a model in the server's memory; None if it is not loaded."""
     name = ModelName.parse(model)
-    return next((entry for entry in hook.ps() if is_called(entry.tag, name)), None)
+    return next((entry for entry in hook.ps() if is_same_model(entry.tag, name)), None)
 
 
-def require(hook: OllamaHook, model: str, wanted: Iterable[str]) -> None:
-    """Refuse a model that cannot do what is wanted, before it is loaded.
-
-    Servers before 0.6.4 do not say what a model can do; there it is left to find out.
-
-    Args:
-        hook: the server; it pulls a missing model first, if it may.
-        model: the model.
-        wanted: capabilities in Ollama's words: vision, audio, tools, thinking, insert, ….
+def unload_and_wait(hook: OllamaHook, model: str, timeout: float) -> bool:
+    """Unload a model and wait until its memory is free. Return False if it was not in memory.
 
     Raises:
-        UnsupportedError: it lacks one of them; the text names models of the server that have them all.
+        OverloadedError: the model is still in memory after *timeout* seconds.
+    """
+    # Check first, because the server answers 404 when it is asked to unload a model that it does not have.
+    if in_memory(hook, model) is None:
+        return False
+    deadline = time.monotonic() + timeout
+    # The server answers at once, but frees the memory only when all requests to the model have been answered.
+    hook.unload(model)
+    while in_memory(hook, model) is not None:
+        if time.monotonic() > deadline:
+            raise OverloadedError(
+                f"the model is still in memory after {timeout:g} s: it is answering requests, or new ones keep coming",
+                host=hook.settings.base_url,
+                model=model,
+                advice="Stop the tasks that use it, or raise unload_timeout.",
+            )
+        time.sleep(_UNLOAD_POLL_INTERVAL)
+    return True
+
+
+def require_capabilities(hook: OllamaHook, model: str, wanted: Iterable[str]) -> None:
+    """Raise an error if a model lacks a capability, before the model is loaded.
+
+    Servers before 0.6.4 do not report capabilities, so nothing is checked there.
+
+    Args:
+        hook: hook of the server. A missing model is pulled first, if that is allowed.
+        model: name of the model.
+        wanted: capabilities as Ollama names them: vision, audio, tools, thinking, insert, ….
+
+    Raises:
+        UnsupportedError: the model lacks one of them. The text names models on the server that have all.
     """
     needed = set(wanted)
     has = show_or_pull(hook, model).capabilities if needed else None
     if has is None or needed <= set(has):
         return
-    able = _able(hook, needed)
+    able = _models_with(hook, needed)
     raise UnsupportedError(
         f"the model lacks {' and '.join(sorted(needed - set(has)))}; its capabilities are {', '.join(has) or 'none'}",
         host=hook.settings.base_url,
         model=model,
-        advice=f"Models there that can: {', '.join(able)}." if able else "No model on this server can; pull one.",
+        advice=f"Suitable models on this server: {', '.join(able)}."
+        if able
+        else "No model on this server is suitable; pull one.",
     )
 
 
-def _able(hook: OllamaHook, needed: set[str]) -> list[str]:
+def _models_with(hook: OllamaHook, needed: set[str]) -> list[str]:
     able = []
-    for entry in hook.list_models()[:_ASKED]:
-        # The list itself says it since 0.30.
+    for entry in hook.list_models()[:_MAX_SUGGESTIONS]:
+        # Since 0.30 the list itself contains the capabilities.
         shown = None if entry.capabilities is not None else show_if_there(hook, entry.tag)
         if needed <= set(entry.capabilities or (shown and shown.capabilities) or ()):
             able.append(entry.tag)

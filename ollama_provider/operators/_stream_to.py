@@ -1,4 +1,4 @@
-"""A long answer, shown while it comes: in the task's log every few seconds, or in a file."""
+"""The argument ``stream_to``: shows an answer while it is generated, in the task's log or in a file."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,97 +13,96 @@ from ollama_provider.api.schemas import ChatReply, GenerateReply, Request
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.observability import Logger
 
-#: Seconds between two looks.
-EVERY = 5.0
+#: Seconds between two log lines, or two flushes of the file.
+INTERVAL = 5.0
 
 Part = GenerateReply | ChatReply
-Show = Callable[[Part], None]
+Display = Callable[[Part], None]
 
 
-class Throttle:
-    """Text that comes in many small pieces, put together to a few larger ones.
+class TextBuffer:
+    """Joins the many small parts of an answer to a few larger texts.
 
-    Thinking and answer are kept apart: what begins ends what was before.
+    Reasoning and answer are kept apart: when one begins, the text of the other is complete.
 
     Args:
-        every: seconds from one piece to the next.
-        now: seconds, of any clock that never goes back.
+        interval: seconds between two texts.
+        now: current time in seconds, of a monotonic clock.
     """
 
-    def __init__(self, every: float, now: float) -> None:
-        self._every = every
+    def __init__(self, interval: float, now: float) -> None:
+        self._interval = interval
         self._since = now
         self._kind = ""
         self._texts: list[str] = []
 
     def add(self, part: Part, now: float) -> Iterator[tuple[str, str]]:
-        """Take a piece; yield kind ("thinking" or "answer") and text of what is to be shown now."""
+        """Add a part. Yield kind ("thinking" or "answer") and text of what is to be shown now."""
         for kind, text in (("thinking", part.thinking), ("answer", part.text)):
             if not text:
                 continue
             if kind != self._kind:
-                yield from self.end()
+                yield from self.flush()
                 self._kind = kind
             self._texts.append(text)
-        if now - self._since >= self._every:
+        if now - self._since >= self._interval:
             self._since = now
-            yield from self.end()
+            yield from self.flush()
 
-    def end(self) -> Iterator[tuple[str, str]]:
-        """Yield what is left."""
+    def flush(self) -> Iterator[tuple[str, str]]:
+        """Yield the text that was not shown yet."""
         if text := "".join(self._texts).strip("\n"):
             yield self._kind, text
         self._texts.clear()
 
 
 @contextmanager
-def showing(where: Any, log: Logger, *, every: float = EVERY) -> Iterator[Show]:
-    """Yield a function that shows a piece of an answer.
+def open_display(where: Any, log: Logger, *, interval: float = INTERVAL) -> Iterator[Display]:
+    """Yield a function that shows a part of an answer.
 
     Args:
-        where: ``"log"``, or a file on any ``ObjectStoragePath``, which gets the answers without the thinking. A file
-            on a disk grows every few seconds, an object appears at the end; either way it is left as it is when the
-            answer breaks off.
+        where: ``"log"``, or a file on any ``ObjectStoragePath``, which gets the answer without the reasoning. A file on
+            a disk grows every few seconds; an object in a store appears at the end. An interrupted answer is kept.
         log: the task's logger.
-        every: seconds between two looks.
+        interval: seconds between two log lines, or two flushes of the file.
     """
-    throttle = Throttle(every, monotonic())
+    buffer = TextBuffer(interval, monotonic())
     if where == "log":
 
-        def tell(pieces: Iterator[tuple[str, str]]) -> None:
-            for kind, text in pieces:
+        def log_texts(texts: Iterator[tuple[str, str]]) -> None:
+            for kind, text in texts:
                 log.info("%s%s", "(thinking) " if kind == "thinking" else "", text)
 
         try:
-            yield lambda part: tell(throttle.add(part, monotonic()))
+            yield lambda part: log_texts(buffer.add(part, monotonic()))
         finally:
-            tell(throttle.end())
+            log_texts(buffer.flush())
         return
     path = ObjectStoragePath(where)
     if path.protocol in {"", "file"}:
-        # Object stores have no folders to make.
+        # Object stores need no folders.
         path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
 
         def write(part: Part) -> None:
             file.write(part.text.encode())
-            if any(throttle.add(part, monotonic())):
+            if any(buffer.add(part, monotonic())):
                 file.flush()
 
         yield write
 
 
-def shown(hook: OllamaHook, show: Show) -> Send:
-    """Return what sends a request, shows the pieces of the answer as they come, and returns it whole.
+def send_with_display(hook: OllamaHook, display: Display) -> Send:
+    """Return a function that sends a request, displays the parts of its reply, and returns the whole reply.
 
-    An answer that breaks off after its first piece is not asked for again: somebody has seen a part of it.
+    An interrupted reply is not requested again, because a part of it was shown already.
     """
 
     def send(request: Request[Any]) -> Any:
         collector = Collector(request, host=hook.settings.base_url)
         with hook.stream(request) as parts:
             for part in parts:
-                show(part)
+                display(part)
                 collector.add(part.model_dump(exclude_unset=True))
         return collector.reply()
 

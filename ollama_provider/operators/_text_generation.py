@@ -1,4 +1,4 @@
-"""What generate and chat share: formats, cut prompts and answers, and what goes to XCom."""
+"""Base class of generate and chat: output formats, truncated prompts and answers, usage, and the value for XCom."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -26,39 +26,42 @@ if TYPE_CHECKING:
 
 
 class TextGenerationOperator(DeferrableOperator):
-    """A task that asks a model once.
+    """A task that asks a model for text.
 
-    A subclass names its kind of request and, in `request_fields`, the fields that only this kind has.
+    A subclass names its type of request and, in `request_fields`, the fields that only this type has.
 
     Args:
-        options: the model's options (``{"temperature": 0, "num_ctx": 8192}``); they are laid over the connection's,
-            key by key. A misspelt name is refused.
-        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for ever.
-        think: reasoning on or off, or ``"low"``, ``"medium"``, ``"high"``, ``"max"``. Off by default, and sent
-            explicitly, since servers from 0.12.5 on let a model think that nobody asked to. What is thought is no
-            part of the answer, also where it stands there between ``<think>`` and ``</think>``; ``output="reply"`` has
-            it as ``thinking``. It counts towards ``num_predict``: where it takes all of it, there is no answer and the
-            task fails.
-        format: ``"json"`` or a JSON schema (dict, or JSON text out of a template). The answer is validated and goes to
+        options: model options (``{"temperature": 0, "num_ctx": 8192}``). They are merged with the connection's, key by
+            key, and win. A misspelt name is refused.
+        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for no limit.
+        think: reasoning on or off, or ``"low"``, ``"medium"``, ``"high"``, ``"max"``. Off by default. False is sent
+            explicitly, because servers since 0.12.5 let models think by default. The reasoning is not part of the
+            answer, even if the server returns it there between ``<think>`` and ``</think>``; ``output="reply"`` has it
+            as ``thinking``. It counts towards ``num_predict``; if it uses up all of it, the task fails for lack of an
+            answer.
+        format: ``"json"`` or a JSON schema (a dict, or JSON text from a template). The answer is validated and goes to
             XCom as data.
         output_type: instead of *format*: a pydantic class, a dataclass, or ``list[...]`` of one. XCom gets plain data.
-        output: ``"text"``: XCom gets the answer, as text or, with a format, as data. ``"reply"``: the server's whole
-            reply as a dict, with ``answer_cut`` and ``prompt_cut`` added and, with a format, the data as ``data``.
-        on_truncation: what to do when the context was too small for the prompt, or the answer ended at
-            ``num_predict``: ``"warn"`` in the log and flag it, or ``"fail"``.
-        stream_to: show the answer while it comes: ``"log"``, every 5 seconds in the task's log (which then holds the
-            answer), or a file on any ``ObjectStoragePath``. The wait is in the worker then. An answer that breaks off
-            is not asked for again by itself, since a part of it was seen; the task's retries do that.
-        images_from: a folder or a bucket, on any ``ObjectStoragePath``. Only with it are images read that a text names,
-            and only such as lie in there, with ``..`` and links followed: a text may come from a template or another
-            task, and who writes it would choose what the worker reads. A path that does not begin with ``/`` or a
-            protocol begins in it. An ``ObjectStoragePath`` or ``pathlib.Path`` in the DAG is always read.
-        auto_pull: pull the model if the server lacks it; None is the connection's setting.
-        first_token_timeout: seconds for queue, load and prompt; None is the connection's setting.
-        idle_timeout: seconds between two pieces of the answer; None is the connection's setting.
-        total_timeout: seconds for one attempt in all; None is the connection's setting.
+        output: ``"text"``: XCom gets the answer, as text or, with a format, as data. ``"reply"``: XCom gets the
+            server's whole reply as a dict, with ``answer_cut`` and ``prompt_cut`` added and, with a format, the data as
+            ``data``.
+        on_truncation: what happens when the prompt was longer than the context, or the answer was cut at
+            ``num_predict``: ``"warn"`` logs a warning and sets a flag, ``"fail"`` fails the task.
+        stream_to: where to show the answer while it is generated: ``"log"`` (the task's log, every 5 seconds, which
+            then contains the answer), or a file on any ``ObjectStoragePath``. Such a task waits in the worker. An
+            interrupted answer is not requested again within the same try, because a part of it was shown already; use
+            the task's retries.
+        images_from: a folder or a bucket, on any ``ObjectStoragePath``, for images that are given as a path in a text.
+            Without it such images are refused. With it they must lie in that folder, after ``..`` and links are
+            resolved, because the text may come from a template or another task, and whoever writes it could otherwise
+            make the worker read any file. Relative paths start in the folder. An ``ObjectStoragePath`` or
+            ``pathlib.Path`` in the DAG is always read.
+        auto_pull: pull the model if the server lacks it; None means the connection's setting.
+        first_token_timeout: seconds for queue, loading and reading the prompt; None means the connection's setting.
+        idle_timeout: seconds between two parts of the answer; None means the connection's setting.
+        total_timeout: seconds for a whole attempt; None means the connection's setting.
 
-    A second XCom value, ``usage``, holds server, model, digest, tokens, seconds, tokens a second and the two flags.
+    A second XCom value, ``usage``, holds server, model, digest, tokens, seconds, tokens per second and the two flags.
     """
 
     template_fields: Sequence[str] = (
@@ -108,20 +111,20 @@ class TextGenerationOperator(DeferrableOperator):
 
     @property
     def request_kind(self) -> "type[GenerateRequest] | type[ChatRequest]":
-        """The kind of request."""
+        """The type of the request."""
         raise NotImplementedError
 
     def request_fields(self) -> dict[str, Any]:
-        """Return the fields that only this kind of request has, checked for being empty."""
+        """Return the fields that only this type of request has. Raise `InvalidRequestError` if they are empty."""
         raise NotImplementedError
 
     @property
     def may_cut(self) -> bool:
-        """Whether a part of the prompt will do."""
+        """Whether the server may cut a prompt that is longer than the context."""
         return self.on_truncation == "warn"
 
     def capabilities(self, fields: dict[str, Any]) -> set[str]:
-        """Return what a model must be able to do for a request with these fields, besides answering."""
+        """Return the capabilities that the model needs for a request with these fields."""
         thinking = {"thinking"} if self.think else set()
         return thinking | capabilities_for(self.images_of(fields))
 
@@ -130,8 +133,8 @@ class TextGenerationOperator(DeferrableOperator):
         raise NotImplementedError
 
     def perform(self, context: "Context") -> Any:
-        """Ask, and return the answer."""
-        from ollama_provider.operators._server_models import require
+        """Check the arguments and the model, then send the request."""
+        from ollama_provider.operators._server_models import require_capabilities
 
         output, fields = self.read_format(), self.request_fields()
         request = self.hook.request(
@@ -144,14 +147,14 @@ class TextGenerationOperator(DeferrableOperator):
             truncate=False,
             **fields,
         )
-        require(self.hook, request.model, self.capabilities(fields))
+        require_capabilities(self.hook, request.model, self.capabilities(fields))
         trained = self.trained_length(request)
         return self.send_and_finish(context, request, **({} if trained is None else {"trained": trained}))
 
     def trained_length(self, request: "GenerateRequest | ChatRequest") -> int | None:
-        """Return how many tokens the model was trained for, where a size of the context is asked for.
+        """Return the context length that the model was trained for, if the request sets ``num_ctx``.
 
-        A larger one than that is not to be had; servers before 0.12.6 cut the prompt at it without a word.
+        The server does not use a larger context than that. Servers before 0.12.6 silently cut the prompt there.
         """
         from ollama_provider.api.truncation import oversized_context
         from ollama_provider.operators._server_models import show_if_there
@@ -165,33 +168,33 @@ class TextGenerationOperator(DeferrableOperator):
 
     @property
     def tied_to_worker(self) -> str | None:
-        """What the wait is needed for in the worker, so that it cannot be handed over."""
-        return "the answer is shown while it comes" if self.stream_to else None
+        """Why the task must wait in the worker even if it is deferrable; None if it need not."""
+        return "stream_to shows the answer while it is generated" if self.stream_to else None
 
     def send_and_finish(self, context: "Context", request: Any, **remembered: Any) -> Any:
-        """Wait for the answer, where it can be waited for, and `finish`."""
+        """Send the request, wait for its answer where that is possible, and call `finish`."""
         if self.deferrable and self.tied_to_worker:
-            self.log.info("The wait is not deferred: %s", self.tied_to_worker)
+            self.log.info("Not deferring: %s", self.tied_to_worker)
             return self.finish(context, request, self.hook.send, **remembered)
         return super().send_and_finish(context, request, **remembered)
 
     def finish(self, context: "Context", request: Any, send: "Send", trained: int | None = None, **_: Any) -> Any:
-        """Take the answer and deliver it."""
-        from ollama_provider.operators._stream_to import showing, shown
+        """Receive the answer, and return the value for XCom."""
+        from ollama_provider.operators._stream_to import open_display, send_with_display
 
         with ExitStack() as stack:
             if self.stream_to:
-                send = shown(self.hook, stack.enter_context(showing(self.stream_to, self.log)))
+                send = send_with_display(self.hook, stack.enter_context(open_display(self.stream_to, self.log)))
             replies, prompt_cut = self.generate(request, send, trained)
         return self.deliver(context, replies, prompt_cut=prompt_cut, output=self.read_format())
 
     def generate(self, request: Any, send: "Send", trained: int | None) -> "tuple[Sequence[Answer], bool]":
-        """Return the model's replies, the last of which is the answer, and whether a part of a prompt was dropped.
+        """Return the model's replies, of which the last is the answer, and whether the server cut a prompt.
 
         Args:
-            request: what to ask.
-            send: asks the server.
-            trained: tokens the model was trained for, where that is known.
+            request: the request to send.
+            send: sends a request and returns its reply.
+            trained: context length that the model was trained for, if known.
         """
         from ollama_provider.api.request_flow import inference_flow, run_flow
 
@@ -199,20 +202,20 @@ class TextGenerationOperator(DeferrableOperator):
         return [reply], prompt_cut
 
     def read_format(self) -> "Output | None":
-        """Return what the answer must look like; None for plain text."""
+        """Return the format of the answer; None for plain text."""
         from ollama_provider.api.structured_output import Output
 
         one_of("output", self.answer_as, "text", "reply")
         one_of("on_truncation", self.on_truncation, "warn", "fail")
         if self.format is not None and self.output_type is not None:
-            raise InvalidRequestError("give format or output_type, not both")
+            raise InvalidRequestError("use format or output_type, not both")
         wanted = self.output_type if self.format is None else self.format
         return None if wanted is None else Output(wanted)
 
     def deliver(
         self, context: "Context", replies: "Sequence[Answer]", *, prompt_cut: bool, output: "Output | None"
     ) -> Any:
-        """Log and push the usage, judge the answer, and return what goes to XCom."""
+        """Log and push the usage, validate the answer, and return the value for XCom."""
         reply = replies[-1]
         cuts = {"answer_cut": reply.answer_cut, "prompt_cut": prompt_cut}
         numbers = self.numbers(replies)
@@ -228,7 +231,7 @@ class TextGenerationOperator(DeferrableOperator):
         return reply.model_dump(mode="json", exclude_none=True) | cuts | data
 
     def numbers(self, replies: "Sequence[Answer]") -> dict[str, Any]:
-        """Return tokens and seconds of all replies together."""
+        """Return the sums of tokens and seconds over all replies."""
         tokens, duration = (sum(getattr(reply, name) for reply in replies) for name in ("eval_count", "eval_duration"))
         return {
             "prompt_tokens": sum(reply.prompt_eval_count for reply in replies),
@@ -241,15 +244,15 @@ class TextGenerationOperator(DeferrableOperator):
         }
 
     def faults(self, reply: "Answer", *, prompt_cut: bool) -> Iterator[RejectedReplyError]:
-        """Yield what is wrong with an answer that came."""
+        """Yield the errors of an answer that was truncated, or whose prompt was."""
         where: dict[str, Any] = {"host": self.hook.settings.base_url, "model": reply.model}
         if prompt_cut:
             yield CutPromptError("the prompt was longer than the context, and the server dropped a part of it", **where)
         if reply.answer_cut:
             what = f"the answer was cut after {reply.eval_count} tokens"
             if _is_empty(reply):
-                what += ", all of them spent on thinking: there is no answer"
-                where["advice"] = "Raise options.num_predict, or let the model think less, or not at all (think)."
+                what += ", all of them used for thinking: there is no answer"
+                where["advice"] = "Raise options.num_predict, or set think to a lower level or False."
             yield CutAnswerError(what, **where)
 
     def read_answer(self, reply: "Answer", output: "Output | None") -> Any:
@@ -257,21 +260,21 @@ class TextGenerationOperator(DeferrableOperator):
         if output is None:
             return reply.text
         if _is_empty(reply) and not reply.answer_cut:
-            # Models that always think (gpt-oss) do so in generate, where the format already holds for the thoughts.
+            # Models that always think (gpt-oss) also think in generate, where the format applies to their reasoning.
             raise RejectedReplyError(
-                "the answer is empty, and the thinking is not",
+                "the answer is empty; the model has produced only reasoning",
                 host=self.hook.settings.base_url,
                 model=reply.model,
-                advice="Use OllamaChatOperator, where a model thinks first and answers in the format then.",
+                advice="Use OllamaChatOperator. In a chat the format applies to the answer only.",
             )
         try:
             return output.read(reply.text)
         except InvalidOutputError as error:
             error.host, error.model = self.hook.settings.base_url, reply.model
-            # Half a JSON text is no news when the answer was cut, and asking again would cut it again.
+            # An answer that was cut is not valid JSON, and another try would be cut too, so report the truncation.
             raise next(self.faults(reply, prompt_cut=False), error) from None
 
 
 def _is_empty(reply: "Answer") -> bool:
-    """Say whether the model has thought, and answered nothing."""
+    """Return whether the model has produced reasoning but no answer."""
     return bool(reply.thinking) and not reply.text.strip() and not reply.tool_calls

@@ -1,4 +1,4 @@
-"""Vectors in a file: JSON lines or Parquet, written as they come, and there as a whole or not at all."""
+"""Files of vectors, as JSON lines or Parquet. Rows are written as they arrive; a file is complete or absent."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -9,12 +9,12 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.api.errors import InvalidRequestError
 
-#: Rows that Parquet keeps together, and memory holds.
+#: Rows in a row group of Parquet, which are held in memory.
 _ROW_GROUP = 1000
 
 
 class Vector(TypedDict):
-    """A row of the file. ``prompt_cut``: the text was longer than the context, so a part of it does not count."""
+    """A row of the file. ``prompt_cut`` means that the text was longer than the context and was cut."""
 
     index: int
     text: str
@@ -23,17 +23,17 @@ class Vector(TypedDict):
 
 
 def writer_for(path: ObjectStoragePath) -> Callable[[IO[bytes], Iterable[Vector]], None]:
-    """Return what writes the format that the path's suffix says.
+    """Return the function that writes the format of the path's suffix.
 
     Raises:
-        InvalidRequestError: it is neither ``.jsonl`` nor ``.parquet``, or pyarrow is not installed.
+        InvalidRequestError: the suffix is neither ``.jsonl`` nor ``.parquet``, or pyarrow is not installed.
     """
     if path.suffix == ".jsonl":
         return _write_json_lines
     if path.suffix != ".parquet":
         raise InvalidRequestError(f"output_path: {path.name!r} must end in .jsonl or .parquet")
     try:
-        import pyarrow.parquet  # noqa: F401  # heavy, optional, and for this one suffix
+        import pyarrow.parquet  # noqa: F401  # optional, and slow to import
     except ImportError:
         raise InvalidRequestError(
             "output_path: Parquet needs pyarrow on the workers: pip install 'airflow-provider-ollama[parquet]'"
@@ -42,23 +42,23 @@ def writer_for(path: ObjectStoragePath) -> Callable[[IO[bytes], Iterable[Vector]
 
 
 def write_vectors(path: ObjectStoragePath, rows: Iterable[Vector]) -> None:
-    """Write *rows* to *path* as they come; if one fails to come, there is no file.
+    """Write *rows* to *path* while iterating over them. If that raises an exception, there is no file.
 
     Raises:
-        InvalidRequestError: see `writer_for`; nothing has been taken from *rows* then.
+        InvalidRequestError: as in `writer_for`, before the first row is read.
     """
     write = writer_for(path)
     if path.protocol in {"", "file"}:
-        # Object stores have no folders to make.
+        # Object stores need no folders.
         path.parent.mkdir(parents=True, exist_ok=True)
-    # Within fsspec's transaction a file appears when it is complete; an exception drops it.
+    # In a transaction of fsspec, the file appears when it is complete, and an exception discards it.
     with path.fs.transaction, path.open("wb") as file:
         write(file, rows)
 
 
 def _write_json_lines(file: IO[bytes], rows: Iterable[Vector]) -> None:
     for row in rows:
-        # ASCII: readers that split lines as Unicode does would break a text at U+0085 or U+2028.
+        # ASCII, because readers that split lines by Unicode rules would break a text at U+0085 or U+2028.
         file.write(json.dumps(row).encode() + b"\n")
 
 
@@ -69,7 +69,7 @@ def _write_parquet(file: IO[bytes], rows: Iterable[Vector]) -> None:
     schema = pa.schema(
         {"index": pa.int64(), "text": pa.string(), "embedding": pa.list_(pa.float32()), "prompt_cut": pa.bool_()}
     )
-    left = iter(rows)
+    remaining = iter(rows)
     with parquet.ParquetWriter(file, schema) as writer:
-        while group := list(islice(left, _ROW_GROUP)):
+        while group := list(islice(remaining, _ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))

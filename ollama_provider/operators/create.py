@@ -1,4 +1,4 @@
-"""Make models of other models or of files."""
+"""The operator that creates models from other models or from files."""
 
 from collections.abc import Sequence
 from time import monotonic
@@ -18,30 +18,29 @@ if TYPE_CHECKING:
 
 
 class OllamaCreateModelOperator(OllamaOperator):
-    """See to it that the server has a model that is made of another one or of files (server 0.5.5).
+    """Create a model from another one or from files (server 0.5.5).
 
-    A model that is already what it would become is left as it is: a second run changes nothing. To know that, what
-    ``/api/show`` says is compared with what is wanted; weights that the server converts or quantizes cannot be
-    compared but for their level, so safetensors are converted again, to the same digest. Files are known by their
-    SHA-256 and sent only where the server does not have them.
+    If the model exists and would not change, nothing is done. To find that out, the result of ``/api/show`` is compared
+    with the arguments. Of weights that the server converts or quantizes only the quantization level can be compared, so
+    safetensors are converted again, to the same digest. A file is uploaded only if the server has no file with its
+    SHA-256.
 
     XCom gets ``model``, ``digest``, ``size`` (bytes) and ``created`` (whether anything changed).
 
     Args:
-        model: name of the model to make; there is no default. An existing model of that name is replaced.
-        from_: the model to start from. It is pulled first if the server lacks it and may pull it.
-        files: instead of *from_*: path or paths of a GGUF file or of safetensors with their configuration, on any
-            ``ObjectStoragePath``. Each is read twice: for its digest, and to be sent.
-        adapters: path or paths of LoRA adapters.
-        system: system prompt; the base's own if None. May be the name of a ``.prompt`` or ``.jinja2`` file.
-        template: prompt template in Go's language; the base's own if None. Never rendered by Airflow, whose braces
-            mean something else.
-        parameters: default options (``{"temperature": 0, "num_ctx": 8192}``), laid over the base's.
-        messages: a chat that every chat begins with.
-        license: text, added to the base's.
-        quantize: level to quantize to, such as ``"q4_K_M"``; the weights must be F16 or F32.
-        auto_pull: pull *from_* if the server lacks it; None is the connection's setting.
-        pull_stall_timeout: seconds without a byte more while pulling; None is the connection's setting.
+        model: name of the model to create; there is no default. An existing model of that name is replaced.
+        from_: the base model. It is pulled first, if the server lacks it and that is allowed.
+        files: instead of *from_*: a path or a list of paths of a GGUF file, or of safetensors with their
+            configuration, on any ``ObjectStoragePath``. Each file is read twice, for its digest and for the upload.
+        adapters: a path or a list of paths of LoRA adapters.
+        system: system prompt; None means the base's. May be the name of a ``.prompt`` or ``.jinja2`` file.
+        template: prompt template in Go's template language; None means the base's. Airflow does not render it.
+        parameters: default options (``{"temperature": 0, "num_ctx": 8192}``). They are merged with the base's, and win.
+        messages: messages with which every chat begins.
+        license: text that is appended to the base's license.
+        quantize: quantization level, such as ``"q4_K_M"``; the weights must be F16 or F32.
+        auto_pull: pull *from_* if the server lacks it; None means the connection's setting.
+        pull_stall_timeout: seconds without progress after which a pull fails; None means the connection's setting.
     """
 
     template_fields: Sequence[str] = (
@@ -55,6 +54,7 @@ class OllamaCreateModelOperator(OllamaOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"system": "md", "parameters": "json", "messages": "json"}
     hook_overrides = ("auto_pull", "pull_stall_timeout")
+    list_fields = ("files", "adapters")
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ class OllamaCreateModelOperator(OllamaOperator):
         self.pull_stall_timeout = pull_stall_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Make the model if it is not yet what it should be, and say what is there."""
+        """Create the model if it is missing or would change."""
         if bool(self.from_) == bool(self.files):
-            raise InvalidRequestError("give from_ (a model) or files, one of the two")
+            raise InvalidRequestError("set either from_ (a model) or files")
         files, adapters = read_blobs("files", self.files), read_blobs("adapters", self.adapters)
         request = self._request(files, adapters)
         base = show_or_pull(self.hook, self.from_) if self.from_ else None
@@ -104,9 +104,9 @@ class OllamaCreateModelOperator(OllamaOperator):
         if before is None:
             self.log.info("Model %s was created", request.model)
         elif created:
-            self.log.info("Model %s was created anew: %s changed", request.model, ", ".join(changes))
+            self.log.info("Model %s was recreated: %s changed", request.model, ", ".join(changes))
         else:
-            self.log.info("Model %s is there, nothing has changed", request.model)
+            self.log.info("Model %s exists, nothing has changed", request.model)
         return {
             "model": now.tag if now else request.model,
             "digest": now and now.digest,

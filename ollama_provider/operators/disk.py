@@ -1,4 +1,4 @@
-"""What is on the server's disk, and under which names."""
+"""Operators that copy and delete models on the server's disk."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,23 +6,22 @@ from typing import TYPE_CHECKING, Any
 from ollama_provider.api.errors import ModelNotFoundError
 from ollama_provider.api.model_names import ModelName
 from ollama_provider.operators._base import OllamaOperator
-from ollama_provider.operators._server_models import model_name
-from ollama_provider.operators.memory import unload_and_wait
+from ollama_provider.operators._server_models import model_name, unload_and_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 
 class OllamaCopyModelOperator(OllamaOperator):
-    """See to it that a model has a second name. It takes no space: both names share the files.
+    """Give a model a second name. It takes no disk space, because both names share the files.
 
-    What else had that name loses it. A second run changes nothing, unless *model* has changed meanwhile.
+    If another model had that name, the name is moved. A second run changes nothing, unless *model* has changed.
 
     XCom gets ``model`` (the new name), ``digest``, ``size`` (bytes) and ``copied`` (whether anything changed).
 
     Args:
-        model: the model; None is the connection's default model. It is never pulled.
-        destination: its second name.
+        model: name of the model; None means the connection's default model. It is never pulled.
+        destination: the second name.
     """
 
     template_fields: Sequence[str] = (*OllamaOperator.template_fields, "destination")
@@ -32,7 +31,7 @@ class OllamaCopyModelOperator(OllamaOperator):
         self.destination = destination
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Copy the model if need be, and say what is there."""
+        """Copy the model, unless the destination is the same model already."""
         name = model_name(self.hook, self.model)
         source, before = self.find_model(name), self.find_model(self.destination)
         if source is None:
@@ -42,9 +41,9 @@ class OllamaCopyModelOperator(OllamaOperator):
         copied = before is None or before.digest != source.digest
         if copied:
             self.hook.copy(name, self.destination)
-            self.log.info("Model %s is now also %s", name, self.destination)
+            self.log.info("Model %s was copied to %s", name, self.destination)
         else:
-            self.log.info("Model %s is %s already, nothing has changed", self.destination, name)
+            self.log.info("Model %s is already a copy of %s, nothing has changed", self.destination, name)
         now = self.find_model(self.destination)
         return {
             "model": now.tag if now else self.destination,
@@ -55,21 +54,21 @@ class OllamaCopyModelOperator(OllamaOperator):
 
 
 class OllamaDeleteModelOperator(OllamaOperator):
-    """See to it that the server has no model of a name: the name goes, and the files that no other name needs.
+    """Delete a model: its name, and the files that no other name needs.
 
-    A model in memory is unloaded first, since the server would keep the copy there; it finishes what it is asked at
-    the moment. Where it is busy for longer than *unload_timeout*, the task fails and nothing is deleted. A model that
-    is not there is no error: a second run changes nothing.
+    A loaded model is unloaded first, because the server would keep it in memory otherwise. Requests in progress are
+    finished. If that takes longer than *unload_timeout*, the task fails and nothing is deleted. A missing model is no
+    error, so a second run changes nothing.
 
     XCom gets ``model`` and ``deleted`` (whether anything changed).
 
     Args:
         model: name of the model; there is no default.
-        unload_timeout: seconds that a model in memory may take to leave it.
+        unload_timeout: seconds to wait until a loaded model is unloaded.
     """
 
     hook_overrides = ("auto_pull",)
-    #: Nothing is pulled to be deleted.
+    #: Never pull a model in order to delete it.
     auto_pull = False
 
     def __init__(self, *, model: str, unload_timeout: float = 120, **kwargs: Any) -> None:
@@ -77,7 +76,7 @@ class OllamaDeleteModelOperator(OllamaOperator):
         self.unload_timeout = unload_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Delete the model if it is there."""
+        """Delete the model if the server has it."""
         name = str(ModelName.parse(self.model or ""))
         entry = self.find_model(name)
         if entry is None:

@@ -1,4 +1,4 @@
-"""Turn texts into vectors."""
+"""The operator that computes embedding vectors of texts."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
     from ollama_provider.api.request_flow import EmbeddedTexts, Send
     from ollama_provider.api.schemas import EmbedReply, EmbedRequest
 
-#: Bytes of JSON that go to XCom at most: it lives in Airflow's database and passes through its API server.
+#: Largest XCom value, in bytes of JSON. XCom is stored in Airflow's database and passes through its API server.
 XCOM_LIMIT = 1_000_000
 
 
 class OllamaEmbedOperator(DeferrableOperator):
-    """Turn texts into vectors of length 1.
+    """Compute an embedding vector of length 1 for each text.
 
-    XCom gets the vectors, a list of numbers for each text in their order, up to 1 MB of JSON (some 60 texts of 768
-    numbers). For more, give an *output_path*; XCom then gets ``path``, ``rows``, ``dimensions``, ``model`` and
-    ``digest``. Either all texts succeed, or there is no result and no file.
+    XCom gets the vectors, a list of numbers for each text in their order, up to 1 MB of JSON (some 60 texts with 768
+    numbers each). For more, set *output_path*; XCom then gets ``path``, ``rows``, ``dimensions``, ``model`` and
+    ``digest``. If one text fails, the task fails and there is no file.
 
-    A second XCom value, ``usage``, holds server, model, digest, tokens, seconds and how many texts were cut.
+    A second XCom value, ``usage``, holds server, model, digest, tokens, seconds and the number of texts that were cut.
 
     Args:
-        texts: a text or a list of texts, none of them empty; a template that gives a list stands for that list.
+        texts: a text or a list of texts, none of them empty. May be a template that renders to a list.
         dimensions: cut the vectors to this many numbers and scale them to length 1 again (server 0.11.11).
         output_path: a file on any ``ObjectStoragePath`` (``s3://aws_default@bucket/vectors.parquet``), with a row for
             each text: ``index``, ``text``, ``embedding``, ``prompt_cut``. Parquet if the name ends in ``.parquet``
             (extra *parquet*), JSON lines if it ends in ``.jsonl``.
-        options: the model's options, laid over the connection's.
-        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for ever.
-        on_truncation: when a text is longer than the context: ``"warn"`` and embed what fits, or ``"fail"``.
-        auto_pull: pull the model if the server lacks it; None is the connection's setting.
-        first_token_timeout: seconds for queue, load and up to 32 texts; None is the connection's setting.
+        options: model options. They are merged with the connection's, key by key, and win.
+        keep_alive: how long the model stays in memory afterwards: seconds, ``"5m"``, 0 to unload, -1 for no limit.
+        on_truncation: what happens with a text that is longer than the context: ``"warn"`` logs a warning and embeds
+            the beginning, ``"fail"`` fails the task.
+        auto_pull: pull the model if the server lacks it; None means the connection's setting.
+        first_token_timeout: seconds for queue, loading and up to 32 texts; None means the connection's setting.
     """
 
     template_fields: Sequence[str] = (
@@ -78,24 +79,24 @@ class OllamaEmbedOperator(DeferrableOperator):
 
     @property
     def may_cut(self) -> bool:
-        """Whether the beginning of a text will do."""
+        """Whether the server may cut a text that is longer than the context."""
         return self.on_truncation == "warn"
 
     def payload_folder(self) -> str | None:
-        """Return where vectors may go on their way: where they go in the end, if nothing else is set."""
+        """Return the directory for large payloads: by default the folder of *output_path*."""
         return super().payload_folder() or (str(storage_path(self.output_path).parent) if self.output_path else None)
 
     def answer_limit(self) -> int | None:
-        """Return what XCom takes, where the vectors go there."""
+        """Return the limit of XCom, if the vectors go there."""
         return None if self.output_path else XCOM_LIMIT
 
     def perform(self, context: "Context") -> Any:
-        """Embed all texts; return the vectors, or where they are."""
+        """Check the arguments, then send the request."""
         from ollama_provider.api.schemas import EmbedRequest
 
         one_of("on_truncation", self.on_truncation, "warn", "fail")
         if self.output_path is not None:
-            # Before anything is sent, for nothing.
+            # Check the format of the file before a request is sent.
             writer_for(storage_path(self.output_path))
         request = self.hook.request(
             EmbedRequest,
@@ -109,34 +110,36 @@ class OllamaEmbedOperator(DeferrableOperator):
         return self.send_and_finish(context, request)
 
     def finish(self, context: "Context", request: Any, send: "Send", **_: Any) -> Any:
-        """Take the vectors; return them, or where they are."""
-        work = Embedding(send, request, may_cut=self.may_cut)
+        """Return the vectors, or write them to the file and return where it is."""
+        embedding = Embedding(send, request, may_cut=self.may_cut)
         if self.output_path is None:
-            result: Any = within_limit(work, len(request.input))
+            result: Any = within_limit(embedding, len(request.input))
         else:
             path = storage_path(self.output_path)
-            write_vectors(path, work)
-            result = {"path": str(path), "rows": len(request.input), "dimensions": work.dimensions}
-        if work.cut:
-            self.log.warning("%d of %d texts were longer than the context and were cut", work.cut, len(request.input))
-        usage = self.report(context, request.model, work.numbers())
+            write_vectors(path, embedding)
+            result = {"path": str(path), "rows": len(request.input), "dimensions": embedding.dimensions}
+        if embedding.cut:
+            self.log.warning(
+                "%d of %d texts were longer than the context and were cut", embedding.cut, len(request.input)
+            )
+        usage = self.report(context, request.model, embedding.numbers())
         return result if self.output_path is None else result | {"model": usage["model"], "digest": usage["digest"]}
 
 
 class Embedding:
-    """Texts on their way to vectors: iterate for the rows, then read the sums.
+    """Sends the texts of a request in several smaller ones. Iterating over it yields the vectors.
 
     Args:
-        send: sends a request.
-        request: with all texts.
-        may_cut: embed the beginning of a text that is longer than the context.
+        send: sends a request and returns its reply.
+        request: the request with all texts.
+        may_cut: whether the server may cut a text that is longer than the context.
 
     Attributes:
-        cut: texts that were cut.
-        dimensions: numbers a vector; None before the first one.
+        cut: number of texts that were cut so far.
+        dimensions: length of the vectors; None before the first one.
 
     Raises:
-        ContextLengthError: a text is too long and may not be cut; its place is named.
+        ContextLengthError: a text is too long and may not be cut; its index is named.
         IncompleteReplyError: the server did not send one vector for each text.
     """
 
@@ -153,10 +156,10 @@ class Embedding:
 
         for flow in embedding_flows(self._request, may_cut=self._may_cut):
             for embedded in run_flow(flow, self._send):
-                yield from self._take(embedded)
+                yield from self._rows(embedded)
 
     def numbers(self) -> dict[str, Any]:
-        """Return tokens and seconds of all requests."""
+        """Return the sums of tokens and seconds over all requests."""
         tokens = sum(reply.prompt_eval_count for reply in self._replies)
         seconds = sum(reply.seconds for reply in self._replies)
         return {
@@ -168,11 +171,11 @@ class Embedding:
             "texts_cut": self.cut,
         }
 
-    def _take(self, embedded: "EmbeddedTexts") -> Iterator[Vector]:
+    def _rows(self, embedded: "EmbeddedTexts") -> Iterator[Vector]:
         reply, texts = embedded.reply, embedded.texts
         self._check(reply, len(texts))
         self.cut += embedded.cut
-        # The sums need the counts, not the vectors.
+        # Without the vectors: `numbers` needs the counts only.
         self._replies.append(reply.model_copy(update={"embeddings": []}))
         for index, (text, vector) in enumerate(zip(texts, reply.embeddings, strict=True), embedded.start):
             yield Vector(index=index, text=text, embedding=vector, prompt_cut=embedded.cut)
@@ -183,7 +186,7 @@ class Embedding:
             self.dimensions = max(widths)
         if len(reply.embeddings) != texts or widths != {self.dimensions} or not self.dimensions:
             raise IncompleteReplyError(
-                f"{texts} texts gave {len(reply.embeddings)} vectors with {sorted(widths)} numbers",
+                f"{texts} texts were answered by {len(reply.embeddings)} vectors with {sorted(widths)} numbers",
                 model=self._request.model,
             )
 
@@ -192,15 +195,15 @@ def within_limit(rows: Iterable[Vector], total: int) -> list[list[float]]:
     """Return the vectors for XCom.
 
     Raises:
-        InvalidRequestError: all of them will be too much, as the first one already shows.
+        InvalidRequestError: they are too large for XCom. The size is estimated from the first vector.
     """
     vectors: list[list[float]] = []
     for row in rows:
         size = total * len(json.dumps(row["embedding"]))
         if not vectors and size > XCOM_LIMIT:
             raise InvalidRequestError(
-                f"{total} vectors of {len(row['embedding'])} numbers are about {size / 1e6:.1f} MB of JSON, and XCom "
-                f"gets {XCOM_LIMIT / 1e6:.0f} MB at most: set output_path to a .jsonl or .parquet file on any "
+                f"{total} vectors of {len(row['embedding'])} numbers are about {size / 1e6:.1f} MB of JSON, and the "
+                f"limit for XCom is {XCOM_LIMIT / 1e6:.0f} MB: set output_path to a .jsonl or .parquet file on any "
                 "ObjectStoragePath"
             )
         vectors.append(row["embedding"])
@@ -211,7 +214,7 @@ def read_texts(value: Any) -> list[str]:
     """Return the texts as a list.
 
     Raises:
-        InvalidRequestError: one is empty or no text; its place is named.
+        InvalidRequestError: one is empty or not a text; its index is named.
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple):
@@ -222,11 +225,11 @@ def read_texts(value: Any) -> list[str]:
         if not isinstance(text, str):
             raise InvalidRequestError(f"texts.{index}: a text is needed, not {type(text).__name__}{_why(text)}")
         if not text.strip():
-            raise InvalidRequestError(f"texts.{index}: it is empty, and nothing has no vector")
+            raise InvalidRequestError(f"texts.{index}: it is empty")
     return list(texts)
 
 
 def _why(value: Any) -> str:
     if value is None:
         return "; check the task or the template that it comes from"
-    return "; where the DAG renders templates natively, '7' becomes a number: {{ … | tojson }} keeps a text"
+    return "; if the DAG renders templates natively, '7' becomes a number: {{ … | tojson }} keeps it a text"

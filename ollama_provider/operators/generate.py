@@ -1,4 +1,4 @@
-"""Complete a prompt."""
+"""The operator that completes a prompt."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 
 class OllamaGenerateOperator(TextGenerationOperator):
-    """Ask a model to complete a prompt; the answer goes to XCom.
+    """Complete a prompt; the answer goes to XCom.
 
-    All arguments of `TextGenerationOperator` besides these.
+    All arguments of `TextGenerationOperator`, and these.
 
     Args:
-        prompt: the prompt, or the name of a file with it that ends in ``.prompt`` or ``.jinja2`` (looked up where
-            Airflow looks for templates: the DAG's folder and its ``template_searchpath``).
-        system: system prompt, or a file with it, instead of the model's own.
-        images: pictures for a model with vision (or sounds for one with audio): each as bytes, as base64 text, or as an
-            ``ObjectStoragePath``; see *images_from* for a text with a path. PNG, JPEG, WebP, WAV or MP3, 20 MB at
-            most.
+        prompt: the prompt, or the name of a file that contains it and ends in ``.prompt`` or ``.jinja2``. Airflow looks
+            for the file in the DAG's folder and its ``template_searchpath``.
+        system: system prompt, or such a file, instead of the model's own.
+        images: images for a model with vision (or sounds for one with audio), each as bytes, as base64 text, or as an
+            ``ObjectStoragePath``. *images_from* allows paths as text. PNG, JPEG, WebP, WAV or MP3, 20 MB at most.
     """
 
     template_fields: Sequence[str] = (*TextGenerationOperator.template_fields, "prompt", "system", "images")
@@ -48,20 +47,20 @@ class OllamaGenerateOperator(TextGenerationOperator):
 
     @property
     def request_kind(self) -> "type[GenerateRequest]":
-        """A completion."""
+        """The type of the request: a completion."""
         from ollama_provider.api.schemas import GenerateRequest
 
         return GenerateRequest
 
     def request_fields(self) -> dict[str, Any]:
         """Return prompt, system prompt and images."""
-        # The server would only load the model, and answer with nothing.
+        # The server would only load the model and send an empty answer.
         if self.prompt is None or (isinstance(self.prompt, str) and not self.prompt.strip()):
             raise InvalidRequestError("prompt: it is empty; check the template, or the task that the text comes from")
         if self.think and (self.format is not None or self.output_type is not None):
             raise InvalidRequestError(
-                "think cannot go together with a format in generate, where the format would hold for the thoughts: use "
-                "OllamaChatOperator, or think=False"
+                "think cannot be combined with a format in generate, because the format would apply to the reasoning: "
+                "use OllamaChatOperator, or think=False"
             )
         images = None if self.images is None else read_images(self.images, images_from=self.images_from)
         system = None if self.system is None else read_text("system", self.system)

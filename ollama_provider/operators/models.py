@@ -1,4 +1,4 @@
-"""Bring models to the server."""
+"""The operator that pulls models to the server."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 class OllamaPullModelOperator(DeferrableOperator):
-    """See to it that the server has a model, with the progress of the download in the task's log.
+    """Pull a model to the server, with the progress of the download in the task's log.
 
-    A model that is there is left as it is, without asking the registry: a second run changes nothing, and a server
-    without internet is content. XCom gets ``model``, ``digest``, ``size`` (bytes) and ``pulled`` (whether anything
-    changed).
+    A model that the server has is left as it is, without a request to the registry. So a second run changes nothing,
+    and a server without internet access is no problem then. XCom gets ``model``, ``digest``, ``size`` (bytes) and
+    ``pulled`` (whether anything changed).
 
     Args:
-        update: ask the registry also when the model is there, and download what is newer under the same name.
-        pull_stall_timeout: seconds without a byte more; None is the connection's setting. What was downloaded before
-            stays on the server, and the next try goes on there.
+        update: also check the registry if the server has the model, and download a newer version of it.
+        pull_stall_timeout: seconds without progress after which the download fails; None means the connection's
+            setting. The server keeps what was downloaded, and the next try continues from there.
     """
 
     hook_overrides = ("pull_stall_timeout",)
@@ -31,7 +31,7 @@ class OllamaPullModelOperator(DeferrableOperator):
         self.pull_stall_timeout = pull_stall_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:
-        """Pull the model if need be, and say what is there."""
+        """Pull the model if the server lacks it or it is to be updated."""
         from ollama_provider.api.schemas import PullRequest
 
         request = self.hook.request(PullRequest, model=self.model)
@@ -43,12 +43,12 @@ class OllamaPullModelOperator(DeferrableOperator):
         return result
 
     def finish(self, context: "Context", request: Any, send: "Send", **remembered: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Wait for the download, and say what is there."""
+        """Wait for the download, and return the state of the model."""
         send(request)
         return self.describe(request.model, remembered["before"])
 
     def describe(self, name: str, before: str | None) -> dict[str, Any]:
-        """Say what is there, and whether that is new; *before* is the digest that was there first."""
+        """Return the state of the model, and whether its digest differs from *before*, the one before the pull."""
         now = self.find_model(name)
         digest = now.digest if now else None
         pulled = digest != before

@@ -1,4 +1,4 @@
-"""Keep the server's disk clean."""
+"""The operator that deletes models which are not needed any more."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -10,7 +10,7 @@ from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError
 from ollama_provider.observability import describe_size
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._model_diff import blob_digests
-from ollama_provider.operators._prune_rules import Installed, Rules, disk_size, judge, read_names, read_size, table
+from ollama_provider.operators._prune_rules import Installed, Rules, decide, disk_size, read_names, read_size, table
 from ollama_provider.operators._server_models import in_memory, show_if_there
 
 if TYPE_CHECKING:
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
 
 
 class OllamaPruneModelsOperator(OllamaOperator):
-    """Delete models by age, name and total size; by default only say which.
+    """Delete models by age, name and total size. By default it is a dry run, which deletes nothing.
 
-    What goes must satisfy all rules that are given, and is never in memory and never on the keep list. The log shows a
-    table of all models with what happens to each and why. Give at least one of *older_than*, *match* and
-    *max_total_size*. Sizes count what models share (a model made of another, a copy) once.
+    A model is deleted only if it satisfies all rules that are set, is not in memory and is not on the keep list. The
+    log shows a table of all models with the decision for each and its reason. Set at least one of *older_than*, *match*
+    and *max_total_size*. Files that several models share (a model created from another one, a copy) are counted once.
 
-    Ollama does not note when a model was used: its age is the time since it was pulled, created or copied.
+    Ollama does not record when a model was used; its age is the time since it was pulled, created or copied.
 
-    XCom gets ``models`` (names that went or, in a dry run, would go), ``kept`` (the reason for each other name),
-    ``freed`` and ``left`` (bytes) and ``dry_run``.
+    XCom gets ``models`` (names that were deleted or, in a dry run, would be), ``kept`` (the reason for each other
+    name), ``freed`` and ``left`` (bytes) and ``dry_run``.
 
     Args:
-        older_than: only models that were pulled, created or copied longer ago than this.
-        match: only models of these names or patterns (``llama3*``, ``hf.co/ours/*``); a name without a tag means
-            ``:latest``, a pattern may leave the tag out.
-        max_total_size: only as many as needed to bring all models together down to this size, the oldest first: bytes,
-            or a text such as ``"200 GB"``.
-        keep: never models of these names or patterns.
-        dry_run: only say what would go.
+        older_than: delete only models that were pulled, created or copied longer ago than this.
+        match: delete only models with these names or patterns (``llama3*``, ``hf.co/ours/*``): a list, or a text with
+            commas or spaces between them. A name without a tag means ``:latest``; a pattern may leave the tag out.
+        max_total_size: delete only as many models as needed to reduce the total to this size, the oldest first. A
+            number of bytes, or a text such as ``"200 GB"``.
+        keep: never delete models with these names or patterns.
+        dry_run: only log what would be deleted.
     """
 
     template_fields: Sequence[str] = ("conn_id", "match", "keep", "max_total_size", "dry_run")
+    list_fields = ("match", "keep")
 
     def __init__(
         self,
@@ -59,20 +60,20 @@ class OllamaPruneModelsOperator(OllamaOperator):
         self.dry_run = dry_run
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Judge all models, and delete those that go."""
+        """Decide about all models, and delete those that the rules select."""
         dry_run, rules, now = _read_switch(self.dry_run), self._rules(), timezone.utcnow()
         models = list(self._installed())
-        verdicts = judge(models, rules, now)
-        for line in table(verdicts, now):
+        decisions = decide(models, rules, now)
+        for line in table(decisions, now):
             self.log.info("%s", line)
-        going = [verdict for verdict in verdicts if verdict.goes]
-        gone = going if dry_run else [verdict for verdict in going if self._delete(verdict.model.name)]
-        names = [verdict.model.name for verdict in gone]
+        selected = [decision for decision in decisions if decision.delete]
+        deleted = selected if dry_run else [decision for decision in selected if self._delete(decision.model.name)]
+        names = [decision.model.name for decision in deleted]
         left = disk_size(model for model in models if model.name not in names)
         freed = disk_size(models) - left
-        self._conclude(names, freed, left, rules, dry_run=dry_run)
-        kept = {verdict.model.name: verdict.reason for verdict in verdicts if not verdict.goes}
-        kept |= {verdict.model.name: "in memory" for verdict in going if verdict not in gone}
+        self._log_result(names, freed, left, rules, dry_run=dry_run)
+        kept = {decision.model.name: decision.reason for decision in decisions if not decision.delete}
+        kept |= {decision.model.name: "in memory" for decision in selected if decision not in deleted}
         return {"models": names, "kept": kept, "freed": freed, "left": left, "dry_run": dry_run}
 
     def _rules(self) -> Rules:
@@ -97,28 +98,33 @@ class OllamaPruneModelsOperator(OllamaOperator):
             )
 
     def _delete(self, name: str) -> bool:
-        # Somebody may have loaded it since.
+        # A request may have loaded it since the decision.
         if in_memory(self.hook, name) is not None:
-            self.log.warning("Model %s was loaded meanwhile, and stays", name)
+            self.log.warning("Model %s was loaded in the meantime and is kept", name)
             return False
         try:
             self.hook.delete(name)
         except ModelNotFoundError:
-            self.log.info("Model %s was deleted by somebody else", name)
+            self.log.info("Model %s had been deleted already", name)
         return True
 
-    def _conclude(self, names: list[str], freed: int, left: int, rules: Rules, *, dry_run: bool) -> None:
+    def _log_result(self, names: list[str], freed: int, left: int, rules: Rules, *, dry_run: bool) -> None:
         count = f"{len(names)} model{'s' * (len(names) != 1)}"
         if not names:
-            self.log.info("Nothing goes; the models take %s", describe_size(left))
+            self.log.info("Nothing to delete; the models take %s", describe_size(left))
         elif dry_run:
-            self.log.info("Dry run: %s would go and free %s; dry_run=False deletes", count, describe_size(freed))
+            self.log.info(
+                "Dry run: %s would be deleted, freeing %s; set dry_run=False to delete %s",
+                count,
+                describe_size(freed),
+                "it" if len(names) == 1 else "them",
+            )
         else:
-            self.log.info("%s deleted, %s free; the others take %s", count, describe_size(freed), describe_size(left))
+            self.log.info("%s deleted, %s freed; the others take %s", count, describe_size(freed), describe_size(left))
         if rules.max_total_size is not None and left > rules.max_total_size:
-            bound = describe_size(rules.max_total_size)
+            limit = describe_size(rules.max_total_size)
             self.log.warning(
-                "%s are left, more than max_total_size (%s): nothing else may go", describe_size(left), bound
+                "%s are left, more than max_total_size (%s): no other model may be deleted", describe_size(left), limit
             )
 
 

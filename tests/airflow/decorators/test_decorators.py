@@ -273,7 +273,7 @@ def test_braces_that_are_no_template_say_what_to_do(run, ollama, log) -> None:
     [
         ("ollama_generate", "None", "prompt: it is empty"),
         ("ollama_generate", "4.2", "prompt: a text is needed, not float"),
-        ("ollama_chat", "[]", "messages: there are none"),
+        ("ollama_chat", "[]", "messages: empty; check the template"),
         ("ollama_embed", "['a', ' ']", "texts.1: it is empty"),
     ],
 )

@@ -205,7 +205,7 @@ def test_functions_are_called_in_the_worker(run_task, ollama, tool, stays):
     ran = run_task(task(f"tools=[{tool}], deferrable=True"), above=TOOLS)
 
     assert ran.state == "success"
-    assert ("The wait is not deferred: tools are called in the worker" in ran.log) is stays
+    assert ("Not deferring: tools are called in the worker" in ran.log) is stays
 
 
 def test_a_model_without_tools_is_refused_before_it_is_loaded(run_task, ollama):
@@ -214,7 +214,7 @@ def test_a_model_without_tools_is_refused_before_it_is_loaded(run_task, ollama):
 
     assert (ran.state, ran.tries) == ("failed", 1)
     assert "the model lacks tools; its capabilities are completion, vision" in ran.log
-    assert "Models there that can: qwen3:latest, llama3.2:latest" in ran.log
+    assert "Suitable models on this server: qwen3:latest, llama3.2:latest" in ran.log
     assert ollama.stand_in.loads == []
 
 

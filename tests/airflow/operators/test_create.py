@@ -15,7 +15,7 @@ OllamaCreateModelOperator(
     system='Be brief.', parameters={'temperature': '0', 'num_ctx': 8192, 'stop': ['END', 'a "b" é']},
 )
 """
-NOTHING = "Model nightly is there, nothing has changed"
+NOTHING = "Model nightly exists, nothing has changed"
 
 
 def paths(stand_in: StandIn) -> list[str]:
@@ -76,7 +76,7 @@ def test_what_changes_is_told_and_made(run_task, ollama, argument, field):
     changed, again = run_task(task.format(argument)), run_task(task.format(argument))
 
     assert changed.value["created"] is True
-    assert f"Model nightly was created anew: {field} changed" in changed.log
+    assert f"Model nightly was recreated: {field} changed" in changed.log
     assert again.value["created"] is False
 
 
@@ -159,7 +159,7 @@ def test_the_next_try_sends_only_what_is_not_there(run_task, ollama, add_connect
     ran = run_task(f"OllamaCreateModelOperator(task_id='t', model='own', files=['{weights}', '{other}'], retries=1)")
 
     assert (ran.state, ran.tries) == ("success", 2)
-    assert "tiny.gguf: the server has it already" in ran.log
+    assert "tiny.gguf: already on the server" in ran.log
     posts = [seen.path for seen in ollama.stand_in.requests if (seen.method, "blobs" in seen.path) == ("POST", True)]
     assert posts == [f"/api/blobs/{digest}" for digest in (digest_of(weights), digest_of(other), digest_of(other))]
 
@@ -190,13 +190,33 @@ def test_adapters_are_uploaded_and_compared(run_task, ollama, weights, tmp_path)
     assert "adapters changed" in third.log
 
 
+def test_lists_that_templates_made_texts_of_are_lists_of_files(run_task, ollama, weights, tmp_path):
+    """As they come out of other tasks."""
+    lora = tmp_path / "lora.gguf"
+    lora.write_bytes(b"GGUF lora")
+
+    ran = run_task(
+        """
+        OllamaCreateModelOperator(
+            task_id='t', model='own', files='{{ params.files }}', adapters='{{ params.adapters | tojson }}'
+        )
+        """,
+        params={"files": [str(weights)], "adapters": [str(lora)]},
+    )
+
+    assert ran.state == "success"
+    created = next(seen.json for seen in ollama.stand_in.requests if seen.path == "/api/create")
+    assert list(created["files"]) == ["tiny.gguf"]
+    assert list(created["adapters"]) == ["lora.gguf"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("", "give from_ (a model) or files, one of the two"),
-        ("from_='llama3.2', files='/nowhere.gguf'", "give from_ (a model) or files, one of the two"),
+        ("", "set either from_ (a model) or files"),
+        ("from_='llama3.2', files='/nowhere.gguf'", "set either from_ (a model) or files"),
         ("files='/nowhere.gguf'", "files: there is no file /nowhere.gguf"),
-        ("files=__file__.replace('.py', '.gguf')", "is not a GGUF file, whatever its name says"),
+        ("files=__file__.replace('.py', '.gguf')", "is not a GGUF file, despite its name"),
         ("files=['/a/x.gguf', '/b/x.gguf']", "files: there"),
         ("from_='llama3.2', parameters={'temprature': 0}", "did you mean 'temperature'?"),
         ("from_='llama3.2', messages=[{'content': 'q'}]", "messages.0.role: Field required"),

@@ -26,7 +26,7 @@ def test_a_model_is_copied_once(run_task, ollama):
     assert first.value["model"] == "production:latest"
     assert first.value["digest"] == ollama.stand_in.model("production").digest
     assert (first.value["copied"], second.value["copied"]) == (True, False)
-    assert "Model llama3.2 is now also production" in first.log
+    assert "Model llama3.2 was copied to production" in first.log
     assert "nothing has changed" in second.log
     assert paths(ollama).count("/api/copy") == 1
 

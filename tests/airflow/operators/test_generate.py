@@ -171,7 +171,7 @@ def test_answer_that_does_not_fit_may_be_tried_again(run_task, ollama) -> None:
         ("prompt='Hi', options={'num_ctx': 'many'}", "options.num_ctx: Input should be a valid integer"),
         ("prompt='Hi', format={'type': 'nonsense'}", "format: not a JSON schema: type"),
         ("prompt='Hi', format='xml'", 'format: use "json", a JSON schema, or a pydantic class'),
-        ("prompt='Hi', format='json', output_type=dict", "give format or output_type, not both"),
+        ("prompt='Hi', format='json', output_type=dict", "use format or output_type, not both"),
         ("prompt='Hi', output='xml'", "output: 'xml' is not one of 'text', 'reply'"),
         ("prompt='Hi', on_truncation='ignore'", "on_truncation: 'ignore' is not one of 'warn', 'fail'"),
         ("prompt='Hi', idle_timeout=-1", "idle_timeout: Input should be greater than 0"),
@@ -316,7 +316,7 @@ def test_all_tokens_spent_on_thinking(run_task, ollama, kind) -> None:
     ran = run_task(f"{kind}='Hi', task_id='t', model='qwen3', think=True, options={{'num_predict': 4}}, retries=3)")
 
     assert (ran.state, ran.tries, ran.value) == ("failed", 1, None)
-    assert "the answer was cut after 4 tokens, all of them spent on thinking: there is no answer" in ran.log
+    assert "the answer was cut after 4 tokens, all of them used for thinking: there is no answer" in ran.log
     assert "Raise options.num_predict" in ran.log
     assert ran.usage["answer_cut"] is True
 
@@ -341,7 +341,7 @@ def test_a_model_that_thinks_anyway_is_not_taken_at_its_word(run_task, ollama) -
     )
 
     assert (ran.state, ran.tries, ran.value) == ("failed", 1, None)
-    assert "the answer is empty, and the thinking is not" in ran.log
+    assert "the answer is empty; the model has produced only reasoning" in ran.log
     assert "Use OllamaChatOperator" in ran.log
 
 
@@ -351,7 +351,7 @@ def test_a_model_that_cannot_think_is_refused_before_it_is_loaded(run_task, olla
 
     assert (ran.state, ran.tries) == ("failed", 1)
     assert "the model lacks thinking; its capabilities are completion, tools" in ran.log
-    assert "Models there that can: qwen3:latest" in ran.log
+    assert "Suitable models on this server: qwen3:latest" in ran.log
     assert ollama.stand_in.loads == []
 
 

@@ -179,7 +179,7 @@ def test_a_model_without_vision_is_refused_before_it_is_loaded(run_task, ollama)
 
     assert (ran.state, ran.tries) == ("failed", 1)
     assert "the model lacks vision; its capabilities are completion, tools" in ran.log
-    assert "Models there that can: llava:latest" in ran.log
+    assert "Suitable models on this server: llava:latest" in ran.log
     assert ollama.stand_in.loads == []
 
 
@@ -189,7 +189,7 @@ def test_where_no_model_can_that_is_said(run_task, ollama):
     ran = run_task(CAPTION.format(model="llava", images=[base64.b64encode(sound()).decode()]))
 
     assert "the model lacks audio" in ran.log
-    assert "No model on this server can" in ran.log
+    assert "No model on this server is suitable" in ran.log
 
 
 @WORKER

@@ -8,9 +8,9 @@ from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.operators._prune_rules import (
     Installed,
     Rules,
+    decide,
     disk_size,
     fits,
-    judge,
     read_names,
     read_size,
     table,
@@ -27,11 +27,11 @@ def model(name: str, days: float | None = 10, size: int = GB, weights: str = "",
 
 
 def going(*models: Installed, **rules) -> list[str]:
-    return [verdict.model.name for verdict in judge(models, Rules(**rules), NOW) if verdict.goes]
+    return [decision.model.name for decision in decide(models, Rules(**rules), NOW) if decision.delete]
 
 
 def reasons(*models: Installed, **rules) -> dict[str, str]:
-    return {v.model.name: v.reason for v in judge(models, Rules(**rules), NOW) if not v.goes}
+    return {d.model.name: d.reason for d in decide(models, Rules(**rules), NOW) if not d.delete}
 
 
 MODELS = (
@@ -94,8 +94,8 @@ def test_what_is_shared_counts_once_and_goes_together():
 
 def test_without_a_rule_nothing_is_judged():
     """To delete everything has to be said."""
-    with pytest.raises(InvalidRequestError, match='match="\\*" says so'):
-        judge(MODELS, Rules(keep=("old",)), NOW)
+    with pytest.raises(InvalidRequestError, match='match="\\*" does that'):
+        decide(MODELS, Rules(keep=("old",)), NOW)
 
     assert len(going(*MODELS, match=("*",))) == 3
 
@@ -155,14 +155,14 @@ def test_what_is_no_size_is_refused(value):
 
 def test_the_table_can_be_read():
     """A line a model, the oldest first, with size, age and what happens."""
-    verdicts = judge(MODELS, Rules(older_than=timedelta(days=30), keep=("other:*",)), NOW)
+    decisions = decide(MODELS, Rules(older_than=timedelta(days=30), keep=("other:*",)), NOW)
 
-    assert table(verdicts, NOW) == [
+    assert table(decisions, NOW) == [
         "MODEL           SIZE  CHANGED",
-        "old:latest    1.0 GB  90 days ago  goes",
-        "other:7b      1.0 GB  90 days ago  stays: on the keep list",
-        "used:latest   1.0 GB  90 days ago  stays: in memory",
-        "young:latest  1.0 GB  1 day ago    stays: too young",
+        "old:latest    1.0 GB  90 days ago  delete",
+        "other:7b      1.0 GB  90 days ago  keep: on the keep list",
+        "used:latest   1.0 GB  90 days ago  keep: in memory",
+        "young:latest  1.0 GB  1 day ago    keep: too young",
     ]
 
 
@@ -209,8 +209,8 @@ class TestThroughAirflow:
         assert ran.value["dry_run"] is True
         assert round(ran.value["freed"] / GB) == 4
         assert round(ran.value["left"] / GB) == 2
-        assert "Dry run: 2 models would go and free 4.0 GB; dry_run=False deletes" in ran.log
-        assert "old:latest      4.0 GB  90 days ago  goes" in ran.log
+        assert "Dry run: 2 models would be deleted, freeing 4.0 GB; set dry_run=False to delete them" in ran.log
+        assert "old:latest      4.0 GB  90 days ago  delete" in ran.log
         assert self.installed(aged) == {"old", "variant", "young"}
 
     def test_it_deletes_once(self, prune, aged):
@@ -218,9 +218,9 @@ class TestThroughAirflow:
         first, second = prune(", dry_run=False"), prune(", dry_run=False")
 
         assert first.value["models"] == ["old:latest", "variant:latest"]
-        assert "2 models deleted, 4.0 GB free" in first.log
+        assert "2 models deleted, 4.0 GB freed" in first.log
         assert second.value["models"] == []
-        assert "Nothing goes; the models take 2.0 GB" in second.log
+        assert "Nothing to delete; the models take 2.0 GB" in second.log
         assert self.installed(aged) == {"young"}
 
     def test_with_everything_on_the_keep_list_nothing_goes(self, prune, aged):
@@ -228,8 +228,8 @@ class TestThroughAirflow:
         ran = prune(", dry_run=False, keep='*', max_total_size='1 GB'")
 
         assert ran.value["models"] == []
-        assert "Nothing goes" in ran.log
-        assert "6.0 GB are left, more than max_total_size (1.0 GB): nothing else may go" in ran.log
+        assert "Nothing to delete" in ran.log
+        assert "6.0 GB are left, more than max_total_size (1.0 GB): no other model may be deleted" in ran.log
         assert self.installed(aged) == {"old", "variant", "young"}
 
     def test_a_loaded_model_and_its_copies_stay(self, prune, aged):
@@ -252,12 +252,20 @@ class TestThroughAirflow:
 
         assert (ran.value["dry_run"], ran.value["models"]) == (False, ["variant:latest"])
 
+    @pytest.mark.parametrize("argument", ["keep", "match"])
+    def test_a_list_that_a_template_made_a_text_of_is_that_list(self, prune, aged, argument):
+        """As it comes out of another task, or a parameter of the form."""
+        ran = prune(f", {argument}='{{{{ params.names }}}}'", params={"names": ["old", "x*"]})
+
+        assert ran.state == "success"
+        assert ran.value["models"] == (["variant:latest"] if argument == "keep" else ["old:latest"])
+
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
             (", dry_run='{{ \"perhaps\" }}'", "dry_run: 'perhaps' is neither true nor false"),
-            (", dry_run=False, keep='{{ [1, 2] }}'", "keep: '[1' is neither a name nor a pattern"),
-            (", max_total_size='much'", "max_total_size: 'much' is no size"),
+            (", dry_run=False, keep='{{ [1, 2] }}'", "keep: '1' is neither a name nor a pattern"),
+            (", max_total_size='much'", "max_total_size: 'much' is not a size"),
         ],
     )
     def test_what_cannot_be_right_deletes_nothing(self, prune, aged, arguments, told):

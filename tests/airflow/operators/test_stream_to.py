@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from ollama_provider.api.schemas import ChatReply, GenerateReply, Message
-from ollama_provider.operators._stream_to import Throttle, showing
+from ollama_provider.operators._stream_to import TextBuffer, open_display
 from ollama_provider.testing import Answer, Cut
 
 #: The wait is in the worker in any case.
@@ -24,22 +24,22 @@ def thought(text: str) -> ChatReply:
 
 def test_small_pieces_become_larger_ones():
     """Nothing is lost, and nothing is shown more often than was said."""
-    throttle = Throttle(5, now=0)
+    throttle = TextBuffer(5, now=0)
     shown = [list(throttle.add(answer(f"{second} "), second)) for second in range(1, 13)]
 
     assert [piece for piece in shown if piece] == [[("answer", "1 2 3 4 5 ")], [("answer", "6 7 8 9 10 ")]]
-    assert list(throttle.end()) == [("answer", "11 12 ")]
-    assert list(throttle.end()) == []
+    assert list(throttle.flush()) == [("answer", "11 12 ")]
+    assert list(throttle.flush()) == []
 
 
 def test_thinking_is_kept_apart():
     """The answer begins a piece of its own."""
-    throttle = Throttle(5, now=0)
+    throttle = TextBuffer(5, now=0)
 
     assert list(throttle.add(thought("Hm"), 1)) == []
     assert list(throttle.add(thought(" …"), 2)) == []
     assert list(throttle.add(answer("Yes"), 3)) == [("thinking", "Hm …")]
-    assert list(throttle.end()) == [("answer", "Yes")]
+    assert list(throttle.flush()) == [("answer", "Yes")]
 
 
 @WORKER
@@ -59,7 +59,7 @@ def test_a_file_grows_while_the_answer_comes(tmp_path):
     """So that somebody can watch; what is thought is not in it."""
     path = tmp_path / "answer.txt"
 
-    with showing(path, logging.getLogger(), every=0) as show:
+    with open_display(path, logging.getLogger(), interval=0) as show:
         show(thought("Hm."))
         show(answer("one "))
         assert path.read_text() == "one "
@@ -97,7 +97,7 @@ def test_the_wait_stays_in_the_worker(run_task, ollama):
     ran = run_task(TASK.format(model="llama3.2", more="stream_to='log', deferrable=True"))
 
     assert ran.state == "success"
-    assert "The wait is not deferred: the answer is shown while it comes" in ran.log
+    assert "Not deferring: stream_to shows the answer while it is generated" in ran.log
 
 
 @WORKER
