@@ -123,19 +123,19 @@ class VectorLines(JsonLines):
 
 
 #: What is wrong with a vector that holds NaN or infinity.
-NOT_FINITE = "a vector with a number that is none"
+NOT_FINITE = "a vector with NaN or infinity"
 
 
 def vector_numbers(text: Any) -> "array[float]":
     """Return the numbers of a vector in a part.
 
     Raises:
-        MisfitError: it is no vector.
+        MisfitError: it is not a vector.
     """
     try:
         return decode_vector(text)
     except (TypeError, ValueError):
-        raise MisfitError("no vector", "output") from None
+        raise MisfitError("not a vector", "output") from None
 
 
 def vector_rows(line: bytes) -> Iterator[dict[str, Any]]:

@@ -30,7 +30,7 @@ from ollama_provider.batch.store.storage import FileWriter
 
 PARQUET = "results.parquet"
 
-#: Rows that are looked at to learn how long the vectors are. The commonest length counts.
+#: Rows that are looked at to learn how long the vectors are. The most frequent length counts.
 _SAMPLED_ROWS = 1000
 #: Values at a greater depth of the schema stay JSON text.
 _MAX_DEPTH = 8
@@ -107,7 +107,7 @@ class ParquetFile(ResultsFile):
         else:
             output = pa.string() if schema is None else arrow_type(schema, schema)
         self._output = output
-        self._fitted = _Fitted(output)
+        self._fitter = _Fitter(output)
         pieces = [(name, pa.int64()) for name in ("chunk", "start", "end")] if vectors else []
         self._columns = pa.schema(
             [
@@ -117,7 +117,7 @@ class ParquetFile(ResultsFile):
                 *pieces,
                 ("status", pa.string()),
                 ("output", output),
-                *([("output_json", pa.string())] if self._fitted.may_leave_out else []),
+                *([("output_json", pa.string())] if self._fitter.may_leave_out else []),
                 ("error_class", pa.string()),
                 ("error_text", pa.string()),
                 ("reply", pa.string()),
@@ -154,10 +154,10 @@ class ParquetFile(ResultsFile):
         return {}
 
     def _misfits(self, rows: Sequence[ResultRow], first: int) -> dict[int, str]:
-        """Find the rows that cannot be written by halving, and say why."""
+        """Return the rows that cannot be written, with the reason. They are found by trying each half."""
         try:
             self._batch(rows)
-        except Exception as error:  # whatever pyarrow has against a value
+        except Exception as error:  # pyarrow raises errors of many classes
             if len(rows) > 1:
                 half = len(rows) // 2
                 return self._misfits(rows[:half], first) | self._misfits(rows[half:], first + half)
@@ -199,13 +199,13 @@ class ParquetFile(ResultsFile):
         return value if isinstance(value, str) else json.dumps(value)
 
     def _outputs(self, outputs: list[Any]) -> tuple[Any, list[str | None]]:
-        """Return the column of the outputs, and the whole answer as JSON where the column leaves something out."""
+        """Return the column ``output``, and for ``output_json`` the answers of which that leaves something out."""
         if self._vectors:
             return self._vector_column(outputs), []
         found, whole = [], []
         for output in outputs:
             try:
-                value, left_out = self._fitted(output)
+                value, left_out = self._fitter(output)
             except MisfitError as error:
                 raise error.inside("output") from None
             found.append(value)
@@ -254,11 +254,11 @@ def _column(values: Any, field: Any) -> Any:
     try:
         return pa.array(values, field.type)
     except (ValueError, TypeError, OverflowError):
-        raise MisfitError(f"a value that is no {field.type}", field.name) from None
+        raise MisfitError(f"a value that is not of type {field.type}", field.name) from None
 
 
 def _paths(columns: Any) -> list[str]:
-    """Return the columns as Parquet names their leaves."""
+    """Return the names of the columns in the form that Parquet has for their leaves."""
     return [f"{field.name}.list.element" if _is_list(field.type) else field.name for field in columns]
 
 
@@ -290,12 +290,12 @@ def _id_type(order: RowOrder) -> Any:
 
 
 def arrow_type(schema: Any, root: Any, depth: int = 0) -> Any:
-    """Return the Arrow type of what fits a JSON schema; a text with its JSON where none says it.
+    """Return the Arrow type for the values of a JSON schema; that of JSON text where Arrow has none.
 
     Args:
         schema: of the value.
-        root: the whole schema, which ``$ref`` leads into.
-        depth: how deep the value stands; a schema that refers to itself has no end.
+        root: the whole schema, into which a ``$ref`` points.
+        depth: of the value. It is limited, since a schema that refers to itself has no end.
     """
     import pyarrow as pa
 
@@ -314,7 +314,7 @@ def arrow_type(schema: Any, root: Any, depth: int = 0) -> Any:
 
 
 def _resolved(schema: dict[str, Any], root: Any) -> dict[str, Any]:
-    """Follow ``$ref``, and take null out of an ``anyOf``: every column may be null anyway."""
+    """Follow ``$ref``, and remove null from an ``anyOf``: every column may be null anyway."""
     for _ in range(10):  # a schema may refer to itself
         if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/$defs/"):
             schema = root.get("$defs", {}).get(reference.removeprefix("#/$defs/"), {})
@@ -327,14 +327,14 @@ def _resolved(schema: dict[str, Any], root: Any) -> dict[str, Any]:
     return {}
 
 
-class _Fitted:
-    """Makes values of a JSON answer what their Arrow type takes, and refuses what it cannot hold.
+class _Fitter:
+    """Converts the values of a JSON answer to what their Arrow type takes.
 
     Args:
         kind: Arrow type of the answers.
 
     Attributes:
-        may_leave_out: there are objects in it, which may have fields that the type does not name.
+        may_leave_out: the type has objects, and an answer may have fields in them that the type does not name.
     """
 
     def __init__(self, kind: Any) -> None:
@@ -345,10 +345,10 @@ class _Fitted:
         self._fit = self._of(kind, pa.types)
 
     def __call__(self, value: Any) -> tuple[Any, bool]:
-        """Return the value as its type takes it, and whether that leaves something out.
+        """Return the converted value, and whether it leaves something of the answer out.
 
         Raises:
-            MisfitError: it cannot hold it.
+            MisfitError: the type cannot hold the value.
         """
         self._left_out = False
         return self._fit(value), self._left_out
@@ -369,7 +369,7 @@ class _Fitted:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise MisfitError("no object")
+            raise MisfitError("not an object")
         if not value.keys() <= fields.keys():
             self._left_out = True
         found = {}
@@ -385,7 +385,7 @@ def _list(fit: Callable[[Any], Any], value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise MisfitError("no list")
+        raise MisfitError("not a list")
     return [fit(each) for each in value]
 
 
@@ -394,9 +394,9 @@ def _integer(value: Any) -> Any:
         return None
     # 7.0 is an integer in JSON.
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise MisfitError("no integer")
+        raise MisfitError("not an integer")
     if not -(1 << 63) <= value < 1 << 63:
-        raise MisfitError("an integer that 64 bits cannot hold")
+        raise MisfitError("an integer over 64 bits")
     return int(value)
 
 
@@ -404,16 +404,16 @@ def _number(value: Any) -> Any:
     if value is None or type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise MisfitError("no number")
+        raise MisfitError("not a number")
     try:
         return float(value)
     except OverflowError:
-        raise MisfitError("a number that 64 bits cannot hold") from None
+        raise MisfitError("a number over 64 bits") from None
 
 
 def _flag(value: Any) -> Any:
     if value is not None and not isinstance(value, bool):
-        raise MisfitError("neither true nor false")
+        raise MisfitError("not a boolean")
     return value
 
 
