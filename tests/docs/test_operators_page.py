@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from ollama_provider import operators, sensors
+from ollama_provider.batch import GROUPS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reference/operators.md"
@@ -39,3 +40,13 @@ def test_every_operator_has_its_section_with_all_arguments(reference, name) -> N
 
     assert f"<!-- arguments of {name} -->" in PAGE.read_text()
     assert arguments <= documented
+
+
+@pytest.mark.parametrize("kind", GROUPS.values())
+def test_every_group_has_its_section_with_all_arguments(reference, kind) -> None:
+    """And its place in the table of groups."""
+    page = PAGE.read_text()
+
+    assert f"<!-- arguments of {kind.__name__} -->" in page
+    assert f"| `{kind.argument}` | [`{kind.__name__}`](#{kind.__name__.lower()}) |" in page
+    assert inspect.signature(kind.__init__).parameters.keys() - {"self"} == reference.documented(kind).keys()
