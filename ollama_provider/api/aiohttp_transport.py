@@ -1,6 +1,6 @@
-"""The pool of connections of AsyncClient: aiohttp's, with a stricter view of where an answer ends.
+"""The transport of AsyncClient: aiohttp's connections, with stricter checks of where an answer ends.
 
-A module of its own, because it loads aiohttp, which nothing that a DAG file imports may do.
+A module of its own, because it loads aiohttp. Nothing that a DAG file imports may do that.
 """
 
 import asyncio
@@ -15,8 +15,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
 
-def connect(tls: ssl.SSLContext, proxy: httpx.Proxy | None, *, connections: int, keep_alive: float) -> AiohttpTransport:
-    """Return a transport with a pool of its own; to be called in the event loop that uses it.
+def make_transport(
+    tls: ssl.SSLContext, proxy: httpx.Proxy | None, *, connections: int, keep_alive: float
+) -> AiohttpTransport:
+    """Return a transport with a pool of its own; call it in the event loop that uses it.
 
     Args:
         tls: how certificates are checked.
@@ -27,19 +29,19 @@ def connect(tls: ssl.SSLContext, proxy: httpx.Proxy | None, *, connections: int,
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=keep_alive, ssl=tls)
-        # aiohttp has no other way to say which class its connections are.
+        # aiohttp has no public way to choose the class of its connections.
         setattr(connector, "_factory", functools.partial(_Connection, loop=asyncio.get_running_loop()))  # noqa: B010
-        # Cookies would tie one request to another; the client that blocks has none either.
+        # Cookies would make one request depend on another; `Client` has none either.
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     return AiohttpTransport(verify=tls, proxy=proxy, trust_env=False, client=session)
 
 
 class _Connection(ResponseHandler):
-    """A connection that is closed when bytes come that no request asked for.
+    """A connection that is closed when bytes arrive beyond the end of an answer.
 
-    aiohttp would take them for the answer to the next request. It would also lose the head of an answer whose body is
-    broken from the start, and let the reader of a body that breaks later wait for ever.
+    aiohttp would read them as the answer to the next request. It would also lose the head of an answer whose body is
+    broken from its first byte, and let the reader of a body that breaks later wait without end.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -48,13 +50,13 @@ class _Connection(ResponseHandler):
         self._answered = False
 
     def set_response_params(self, **params: Any) -> None:
-        """Begin to wait for an answer."""
+        """Prepare for the answer to the next request."""
         self._begun, self._answered, self._payload = b"", False, None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the answer."""
-        # Without data, aiohttp only asks its parser to go on with what it has.
+        """Receive bytes of the answer."""
+        # A call without data only tells aiohttp's parser to go on with what it has.
         if self._answered and data and (self._payload is None or self._payload.is_eof()):
             self.close()
             return
@@ -62,25 +64,25 @@ class _Connection(ResponseHandler):
             self._begun = (self._begun + data)[:8]
             end = data.find(b"\r\n\r\n") + 4
             if 4 <= end < len(data):
-                # The head by itself: aiohttp gives out nothing of what comes together with a fault.
-                self._take(data[:end])
+                # The head by itself, since aiohttp drops everything that it parses in one call with a broken part.
+                self._parse(data[:end])
                 data = data[end:]
-        self._take(data)
+        self._parse(data)
 
-    def _take(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
         payload = self._payload
         if payload is not None and self.exception() is not None and not payload.is_eof():
-            # What came before the fault can be read. Then the answer ends, and its reader finds it incomplete.
+            # What was received before the broken part can be read. Then the answer ends, and is found incomplete.
             payload.feed_eof()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Take the head of an answer."""
+        """Receive the head of an answer."""
         self._answered = self._answered or data[0].code >= 200
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """Fail; what began as HTTP is a broken answer, and else something else listens there."""
+        """Fail. What began as HTTP is a broken answer; otherwise the server does not speak HTTP."""
         if isinstance(exc, HttpProcessingError) and self._begun.startswith(b"HTTP/"):
             exc = aiohttp.ClientPayloadError("the answer is no valid HTTP")
         super().set_exception(exc, *cause)

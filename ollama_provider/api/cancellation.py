@@ -1,4 +1,4 @@
-"""Breaking off a read that blocks a thread: at a given moment, from another thread, or from a signal handler."""
+"""Cancelling a read that blocks a thread: at a deadline, from another thread, or from a signal handler."""
 
 import contextlib
 import math
@@ -11,29 +11,31 @@ from typing import Any
 import httpx
 
 
-class Alarm:
-    """Rings when a deadline passes, from a thread of its own: a read that blocks cannot end itself at a given moment.
+class Watchdog:
+    """Cancels a blocking read when its deadline passes, from a thread of its own.
+
+    httpx bounds each read of a socket only. A deadline for several of them has to be watched from outside.
 
     Args:
-        ring: called once, when the deadline passes; it must make the read return.
+        cancel: called once, when the deadline passes. It must make the read return.
     """
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self.rang = False
-        self._ring = ring
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self.expired = False
+        self._cancel = cancel
         self._deadline = math.inf
         self._wakes = math.inf
-        self._over = False
-        # Reentrant (a Condition's default): a signal handler may find its own thread in here.
+        self._stopped = False
+        # A Condition's default lock is reentrant: a signal handler may run in the thread that holds it.
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._watch, name="ollama-timeout", daemon=True)
 
     @contextlib.contextmanager
     def until(self, deadline: float) -> Iterator[None]:
-        """Ring if the block is not left by the deadline.
+        """Cancel what the block does if it is not left by the deadline.
 
         Raises:
-            TimeoutError: it rang, whatever the block made of it.
+            TimeoutError: the deadline passed, whatever exception the cancelled block raised.
         """
         with self._changed:
             self._deadline = deadline
@@ -44,86 +46,88 @@ class Alarm:
         try:
             yield
         except Exception:
-            if self.rang:
+            if self.expired:
                 raise TimeoutError from None
             raise
         finally:
             with self._changed:
                 self._deadline = math.inf
-        if self.rang:
+        if self.expired:
             raise TimeoutError
 
     def stop(self) -> None:
         """End the thread."""
         with self._changed:
-            self._over = True
+            self._stopped = True
             self._changed.notify()
 
     def _watch(self) -> None:
         with self._changed:
-            while not self._over:
+            while not self._stopped:
                 left = self._deadline - monotonic()
                 if left <= 0:
-                    self.rang = True
-                    self._ring()
+                    self.expired = True
+                    self._cancel()
                     return
                 self._wakes = self._deadline
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))
 
 
-class Lane:
-    """One connection, or the place for one: a pool of one, so that the socket a request waits on is always known.
+class CancellableConnection:
+    """A connection whose reads can be cancelled.
+
+    It is an httpx transport with a pool of one, so that the socket a request waits on is known.
 
     Args:
-        connect: makes the transport to send through, at its first use.
+        connect: makes the transport at its first use.
     """
 
     def __init__(self, connect: Callable[[], httpx.BaseTransport]) -> None:
-        self.broken_off = False
+        self.cancelled = False
         self._connect = connect
         self._transport: httpx.BaseTransport | None = None
         self._socket: socket.socket | None = None
 
     @property
     def transport(self) -> httpx.BaseTransport:
-        """Where to send."""
+        """The transport to send requests through."""
         if self._transport is None:
             self._transport = self._connect()
         return self._transport
 
-    def has_surplus(self) -> bool:
-        """Return whether more came than the last answer; it would be taken for the beginning of the next one."""
-        # httpx and httpcore show nobody what they have read and not used.
+    def has_unread_bytes(self) -> bool:
+        """Return whether more was received than the last answer: it would be read as the start of the next one."""
+        # httpx and httpcore have no public access to what they have read and not used.
         pool = getattr(self._transport, "_pool", None)
-        return any(_surplus(connection) for connection in getattr(pool, "connections", ()))
+        return any(_unread(connection) for connection in getattr(pool, "connections", ()))
 
-    def hang_up(self) -> None:
-        """Close the connection; raises nothing."""
+    def close(self) -> None:
+        """Close the connection. Raises nothing."""
         if self._transport is not None:
-            with contextlib.suppress(Exception):  # a connection that cannot be closed is of no use to anybody
+            with contextlib.suppress(Exception):  # nothing can be done about a connection that cannot be closed
                 self._transport.close()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Take the socket from what httpx reports of its own steps (its ``trace`` extension)."""
+        """Get the socket from the events of httpx's ``trace`` extension."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
-            if self.broken_off:
-                self.break_off()
+            if self.cancelled:
+                self.cancel()
 
-    def break_off(self) -> None:
-        """Make a read that blocks return at once; may be called by any thread and by a signal handler.
+    def cancel(self) -> None:
+        """Make a blocking read return at once. Any thread and any signal handler may call this.
 
-        Closing a socket would not wake the thread that reads it; shutting it down does.
+        Shutting a socket down wakes the thread that reads from it; closing it would not.
         """
-        self.broken_off = True
+        self.cancelled = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _surplus(connection: Any) -> bytes:
-    """Return what a connection of httpcore has read behind the last answer."""
+def _unread(connection: Any) -> bytes:
+    """Return what a connection of httpcore has read beyond the last answer."""
     if (inner := getattr(connection, "_connection", None)) is not None:
-        return _surplus(inner)
+        return _unread(inner)
     state = getattr(connection, "_h11_state", None)
     return state.trailing_data[0] if state is not None else b""

@@ -35,7 +35,7 @@ from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.timeouts import ReadTimeouts, timeouts_for
-from ollama_provider.api.transport import AsyncExchange, AsyncWire, Body, Exchange, Upload, Wire
+from ollama_provider.api.transport import AsyncConnectionPool, AsyncExchange, Body, ConnectionPool, Exchange, Upload
 
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")
@@ -77,7 +77,7 @@ class Client:
     ) -> None:
         self.settings = settings
         self._listener = listener
-        self._wire = Wire(settings, transport, concurrency)
+        self._pool = ConnectionPool(settings, transport, concurrency)
         self._pulls: dict[str, Pull[threading.Lock]] = {}
         self._policies = {yes: RetryPolicy.of(settings, repeatable=yes) for yes in (True, False)}
         self._knows_embed = True
@@ -93,7 +93,7 @@ class Client:
 
         Any thread may call it, and a signal handler: a read that waits returns at once, with `ClientClosedError`.
         """
-        self._wire.close()
+        self._pool.close()
 
     def send(self, request: Request[ReplyT]) -> ReplyT:
         """Send a request, return the whole reply.
@@ -162,13 +162,13 @@ class Client:
         policy = self._policies[call.request.repeatable]
         if policy.max_attempts == 1:  # tenacity would cost a quarter of the requests a second, for nothing
             return how(call)
-        retrying = Retrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
+        retrying = Retrying(sleep=self._pool.sleep, **policy.arguments(call.failed))
         return retrying(how, call)
 
     def _bring(self, model: str, missing: ModelNotFoundError, asked: float) -> None:
         """Pull a model, once for all who asked for it before it was there."""
         check_pull_allowed(model, self.settings, missing)
-        pull = self._pulls.setdefault(model, Pull(self._wire.lock()))
+        pull = self._pulls.setdefault(model, Pull(self._pool.lock()))
         with pull.lock:
             if pull.ended < asked:
                 pull.failure = None
@@ -207,7 +207,7 @@ class Client:
         body = encode(request)
         if body is not None and not isinstance(body, bytes):
             body = Upload(body)
-        exchange = self._wire.exchange()
+        exchange = self._pool.exchange()
         try:
             try:
                 timeouts = timeouts_for(request, self.settings.timeouts, monotonic())
@@ -227,15 +227,15 @@ class Client:
                     call.tell(moved)
                 yield part
         except OllamaError as error:
-            self._wire.add_proxy(error, exchange.response)
+            self._pool.add_proxy(error, exchange.response)
             raise
 
     def _open(self, exchange: Exchange, call: Call[Any], body: Body, timeouts: ReadTimeouts) -> httpx.Response:
         request = call.request
-        if self._wire.closed:
+        if self._pool.closed:
             raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
         try:
-            return exchange.open(request.method, self._wire.url(request.target), body, timeouts.deadline)
+            return exchange.open(request.method, self._pool.url(request.target), body, timeouts.deadline)
         except Exception as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
@@ -254,7 +254,7 @@ class Client:
 
     def _explain(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
-        if self._wire.closed:
+        if self._pool.closed:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
             return timeouts.timeout_error(host=host, model=model)
@@ -292,7 +292,7 @@ class AsyncClient:
     ) -> None:
         self.settings = settings
         self._listener = listener
-        self._wire = AsyncWire(settings, transport, concurrency)
+        self._pool = AsyncConnectionPool(settings, transport, concurrency)
         self._pulls: dict[str, Pull[asyncio.Lock]] = {}
         self._policies = {yes: RetryPolicy.of(settings, repeatable=yes) for yes in (True, False)}
         self._knows_embed = True
@@ -305,7 +305,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Break off what is under way and hang up. The client cannot be used afterwards."""
-        await self._wire.close()
+        await self._pool.close()
 
     async def send(self, request: Request[ReplyT]) -> ReplyT:
         """Send a request, return the whole reply.
@@ -376,13 +376,13 @@ class AsyncClient:
         policy = self._policies[call.request.repeatable]
         if policy.max_attempts == 1:  # tenacity would cost a quarter of the requests a second, for nothing
             return await how(call)
-        retrying = AsyncRetrying(sleep=self._wire.sleep, **policy.arguments(call.failed))
+        retrying = AsyncRetrying(sleep=self._pool.sleep, **policy.arguments(call.failed))
         return await retrying(how, call)
 
     async def _bring(self, model: str, missing: ModelNotFoundError, asked: float) -> None:
         """Pull a model, once for all who asked for it before it was there."""
         check_pull_allowed(model, self.settings, missing)
-        pull = self._pulls.setdefault(model, Pull(self._wire.lock()))
+        pull = self._pulls.setdefault(model, Pull(self._pool.lock()))
         async with pull.lock:
             if pull.ended < asked:
                 pull.failure = None
@@ -421,7 +421,7 @@ class AsyncClient:
         body = encode(request)
         if body is not None and not isinstance(body, bytes):
             body = Upload(body)
-        exchange = await self._wire.exchange()
+        exchange = await self._pool.exchange()
         try:
             try:
                 timeouts = timeouts_for(request, self.settings.timeouts, monotonic())
@@ -441,17 +441,17 @@ class AsyncClient:
                     call.tell(moved)
                 yield part
         except OllamaError as error:
-            self._wire.add_proxy(error, exchange.response)
+            self._pool.add_proxy(error, exchange.response)
             raise
 
     async def _open(
         self, exchange: AsyncExchange, call: Call[Any], body: Body, timeouts: ReadTimeouts
     ) -> httpx.Response:
         request = call.request
-        if self._wire.closed:
+        if self._pool.closed:
             raise ClientClosedError("the client is closed", host=self.settings.base_url, model=call.model)
         try:
-            return await exchange.open(request.method, self._wire.url(request.target), body, timeouts.deadline)
+            return await exchange.open(request.method, self._pool.url(request.target), body, timeouts.deadline)
         except Exception as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
@@ -472,7 +472,7 @@ class AsyncClient:
 
     def _explain(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
-        if self._wire.closed:
+        if self._pool.closed:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
         if isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout):
             return timeouts.timeout_error(host=host, model=model)

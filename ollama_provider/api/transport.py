@@ -1,12 +1,12 @@
-"""What differs between the two clients: how bytes are sent, and how a wait for bytes is bounded and broken off.
+"""The network side of both clients: connections, the limit of concurrent requests, deadlines and cancellation.
 
-Both sides have the same shape, ``Wire`` for the server and ``Exchange`` for one request, so that `client.py` need not
-know which one it drives. httpx's transports are used without ``httpx.Client``: cookies, redirects and auth flows are
-exactly what must not happen here, and without them AsyncClient sends several times as many requests a second
+A pool stands for the server, an exchange for one request and its answer. Pools and exchanges have the same methods for
+both clients, so that `client.py` is written alike. httpx's transports are used without ``httpx.Client``: cookies, redirects and auth flows are
+unwanted here, and without them AsyncClient sends several times as many requests a second
 (tests/benchmarks/transport.py).
 
 Either side raises `TimeoutError` when a deadline (of `time.monotonic`) passes, `BrokenAnswer` when what came began as
-HTTP and is no valid HTTP, and else whatever httpx and the libraries below it raise. To close raises nothing.
+HTTP and is no valid HTTP, and otherwise whatever httpx and the libraries below it raise. To close raises nothing.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 
 import httpx
 
-from ollama_provider.api.cancellation import Alarm, Lane
+from ollama_provider.api.cancellation import CancellableConnection, Watchdog
 from ollama_provider.api.decompression import BrokenAnswer, Unpacker, unpacker_for
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.headers import headers_for
@@ -32,10 +32,10 @@ KEEP_ALIVE = 30.0
 
 
 class Upload:
-    """The pieces of a body that is no value; remembers what their source raised, which is no fault of the network.
+    """A request body that is read in pieces, such as a file.
 
     Attributes:
-        failure: what the source raised.
+        failure: the exception of the source, which must not be taken for one of the network.
     """
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
@@ -54,25 +54,25 @@ Body = bytes | Upload | None
 
 
 class Exchange:
-    """One request and its answer, on one lane.
+    """One request and its answer, on one connection.
 
     Attributes:
         response: the head of the answer; None before it came.
     """
 
-    def __init__(self, wire: "Wire", lane: Lane) -> None:
-        self._wire = wire
-        self._lane = lane
-        self._alarm = Alarm(lane.break_off)
+    def __init__(self, pool: "ConnectionPool", connection: CancellableConnection) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._watchdog = Watchdog(connection.cancel)
         self.response: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
 
     def open(self, method: str, url: httpx.URL, body: Body, deadline: float) -> httpx.Response:
         """Send the request, return the head of the answer."""
-        request = self._wire.request(method, url, body)
-        request.extensions["trace"] = self._lane.trace
-        with self._alarm.until(deadline), _broken_answers():
-            self.response = self._lane.transport.handle_request(request)
+        request = self._pool.request(method, url, body)
+        request.extensions["trace"] = self._connection.trace
+        with self._watchdog.until(deadline), _broken_answers():
+            self.response = self._connection.transport.handle_request(request)
         self._chunks = iter(cast("httpx.SyncByteStream", self.response.stream))
         if (unpacker := unpacker_for(self.response)) is not None:
             self._chunks = _unpacked(self._chunks, unpacker)
@@ -80,18 +80,18 @@ class Exchange:
 
     def read(self, deadline: float) -> bytes | None:
         """Return the next bytes of the answer; None at its end."""
-        with self._alarm.until(deadline):
+        with self._watchdog.until(deadline):
             return next(self._chunks, None)
 
     def close(self) -> None:
-        """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
-        self._alarm.stop()
+        """End the exchange. If the answer was not read to its end, this closes the connection, which ends the server's work."""
+        self._watchdog.stop()
         try:
             if self.response is not None:
-                with contextlib.suppress(Exception):  # the answer is there, or its own fault is on its way out
+                with contextlib.suppress(Exception):  # the answer was read, or its own error is being raised
                     self.response.close()
         finally:
-            self._wire.leave(self._lane)
+            self._pool.release(self._connection)
 
 
 def _unpacked(chunks: Iterator[bytes], unpacker: Unpacker) -> Iterator[bytes]:
@@ -109,7 +109,7 @@ async def _unpacked_async(chunks: AsyncIterator[bytes], unpacker: Unpacker) -> A
 
 @contextlib.contextmanager
 def _broken_answers() -> Iterator[None]:
-    """Tell an answer whose head is broken from something that is no HTTP at all."""
+    """Raise `BrokenAnswer` for an answer whose head is broken; what is not HTTP at all stays a `RemoteProtocolError`."""
     try:
         yield
     except httpx.RemoteProtocolError as error:
@@ -120,8 +120,8 @@ def _broken_answers() -> Iterator[None]:
         raise BrokenAnswer(text) from error
 
 
-class _Base:
-    """What both wires know about the server."""
+class _Pool:
+    """What both pools know about the server."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -129,25 +129,25 @@ class _Base:
         self._tls = ssl_context_for(settings)
         self._proxy = proxy_for(settings)
         if self._proxy is not None and settings.base_url.startswith("http:"):
-            # Without TLS it is the proxy that reads our requests; with TLS the transports say it in their CONNECT.
+            # Without TLS the proxy reads each request; with TLS the transports send its credentials in their CONNECT.
             headers += self._proxy.headers.items()
         # Prepared once, since httpx would normalise each of them twice for each request.
         self._headers = httpx.Headers(headers)
         if "host" not in self._headers:
             self._headers = httpx.Headers([(b"Host", httpx.URL(settings.base_url).netloc), *self._headers.raw])
-        # Only the connect is bounded by httpx; the rest by deadlines, which it does not have.
+        # httpx bounds the connect only. The rest is bounded by deadlines, which httpx does not have.
         self._timeout = {"connect": settings.timeouts.connect, "read": None, "write": None, "pool": None}
         self._urls: dict[str, httpx.URL] = {}
         self.closed = False
 
     def url(self, path: str) -> httpx.URL:
-        """Return the address of a path."""
+        """Return the URL of a path."""
         if (known := self._urls.get(path)) is None:
             known = self._urls[path] = httpx.URL(self.settings.base_url + path)
         return known
 
     def add_proxy(self, error: OllamaError, response: httpx.Response | None) -> None:
-        """Let an error say which proxy, if any, stood between us and the server."""
+        """Add to an error which proxy, if any, the request went through."""
         if self._proxy is not None:
             self._proxy.add_to(error, response)
 
@@ -166,13 +166,13 @@ class _Base:
         return request
 
 
-class Wire(_Base):
-    """The server, for `Client`: a lane for each request in flight.
+class ConnectionPool(_Pool):
+    """The connections of a `Client`, one for each request in flight.
 
     Args:
         settings: where it is and how to treat it.
         transport: used instead of the network.
-        concurrency: requests in flight at a time; others wait for their turn, and their clocks have not begun.
+        concurrency: requests in flight at a time. Others wait, and their timeouts begin afterwards.
     """
 
     def __init__(
@@ -184,26 +184,26 @@ class Wire(_Base):
         super().__init__(settings)
         self._given = transport
         self._slots = threading.Semaphore(concurrency)
-        # Taken by the one close() that ends all; a list, whose pop() neither a thread nor a signal can divide.
+        # Only the first close() gets the item. A list, because its pop() is atomic for threads and signal handlers.
         self._to_close = [True]
-        self._idle: list[Lane] = []
-        self._busy: set[Lane] = set()
-        # Held until close(): who can take it may stop sleeping. A lock and no Event, whose set() in a signal handler
-        # could wait for ever for the thread it interrupted.
+        self._idle: list[CancellableConnection] = []
+        self._busy: set[CancellableConnection] = set()
+        # Held until close(): a sleeper that can acquire it stops sleeping. Not an Event: set() in a signal handler could
+        # deadlock with the thread that the signal interrupted.
         self._open = threading.Lock()
         self._open.acquire()
 
     def exchange(self) -> Exchange:
-        """Begin an exchange as soon as there is room for one, on a lane that is free or a new one."""
+        """Begin an exchange as soon as the concurrency limit allows one, on an idle connection or a new one."""
         self._slots.acquire()
         try:
-            lane = self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            lane = Lane(self._connect)
-        self._busy.add(lane)
+            connection = CancellableConnection(self._connect)
+        self._busy.add(connection)
         if self.closed:
-            lane.break_off()  # close() came between the two lines above, and could not see this lane
-        return Exchange(self, lane)
+            connection.cancel()  # close() ran between the two lines above and did not see this connection
+        return Exchange(self, connection)
 
     def _connect(self) -> httpx.BaseTransport:
         if self._given is not None:
@@ -211,39 +211,39 @@ class Wire(_Base):
         limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE)
         return httpx.HTTPTransport(verify=self._tls, proxy=self._proxy, limits=limits)
 
-    def leave(self, lane: Lane) -> None:
-        """Take a lane back, make room for the next exchange."""
-        self._busy.discard(lane)
+    def release(self, connection: CancellableConnection) -> None:
+        """Take a connection back, and let the next exchange begin."""
+        self._busy.discard(connection)
         self._slots.release()
-        if self.closed or lane.broken_off or lane.has_surplus():
-            self._hang_up(lane)
+        if self.closed or connection.cancelled or connection.has_unread_bytes():
+            self._close(connection)
         else:
-            self._idle.append(lane)
+            self._idle.append(connection)
 
-    def _hang_up(self, lane: Lane) -> None:
+    def _close(self, connection: CancellableConnection) -> None:
         if self._given is None:
-            lane.hang_up()
+            connection.close()
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long, or until the wire is closed."""
+        """Wait for so many seconds, or until the pool is closed."""
         if self._open.acquire(timeout=seconds):
             self._open.release()
 
     def lock(self) -> threading.Lock:
-        """Return a lock between users of this wire."""
+        """Return a lock between the users of this pool."""
         return threading.Lock()
 
     def close(self) -> None:
-        """Break off all requests and hang up; may be called by any thread and by a signal handler, and twice."""
+        """Cancel all requests and close all connections. Any thread and signal handler may call this, also twice."""
         self.closed = True
         with contextlib.suppress(IndexError):
             self._to_close.pop()
             self._open.release()
-        for lane in list(self._busy):
-            lane.break_off()
+        for connection in list(self._busy):
+            connection.cancel()
         while self._idle:
             with contextlib.suppress(IndexError):  # another thread was faster
-                self._hang_up(self._idle.pop())
+                self._close(self._idle.pop())
 
 
 class AsyncExchange:
@@ -253,8 +253,8 @@ class AsyncExchange:
         response: the head of the answer; None before it came.
     """
 
-    def __init__(self, wire: "AsyncWire") -> None:
-        self._wire = wire
+    def __init__(self, pool: "AsyncConnectionPool") -> None:
+        self._pool = pool
         self.response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes]
 
@@ -265,14 +265,14 @@ class AsyncExchange:
         else:
             # aiohttp sends a DELETE again by itself when the connection breaks, unless the body is gone by then.
             content = _each([body] if isinstance(body, bytes) else body)
-        request = self._wire.request(method, url, content)
+        request = self._pool.request(method, url, content)
         try:
             async with asyncio.timeout(_left(deadline)):
-                self.response = await self._wire.transport.handle_async_request(request)
+                self.response = await self._pool.transport.handle_async_request(request)
         except Exception as error:
             _reraise_as_httpx(error)
         if self.response.status_code == httpx.codes.SWITCHING_PROTOCOLS:
-            raise BrokenAnswer("the answer changes to a protocol that nobody asked for")
+            raise BrokenAnswer("the answer changes to a protocol that was not requested")
         self._chunks = aiter(cast("httpx.AsyncByteStream", self.response.stream))
         if (unpacker := unpacker_for(self.response)) is not None:
             self._chunks = _unpacked_async(self._chunks, unpacker)
@@ -287,13 +287,13 @@ class AsyncExchange:
             _reraise_as_httpx(error)
 
     async def close(self) -> None:
-        """Leave: an answer that is not read to its end costs the connection, which cancels the work on the server."""
+        """End the exchange. If the answer was not read to its end, this closes the connection, which ends the server's work."""
         try:
             if self.response is not None:
-                with contextlib.suppress(Exception):  # the answer is there, or its own fault is on its way out
+                with contextlib.suppress(Exception):  # the answer was read, or its own error is being raised
                     await self.response.aclose()
         finally:
-            self._wire.leave()
+            self._pool.release()
 
 
 def _left(deadline: float) -> float | None:
@@ -322,13 +322,13 @@ def _reraise_as_httpx(error: Exception) -> NoReturn:
     raise error
 
 
-class AsyncWire(_Base):
-    """The server, for `AsyncClient`: one pool of connections.
+class AsyncConnectionPool(_Pool):
+    """The connections of an `AsyncClient`, which aiohttp pools.
 
     Args:
         settings: where it is and how to treat it.
         transport: used instead of the network.
-        concurrency: requests in flight at a time; others wait for their turn, and their clocks have not begun.
+        concurrency: requests in flight at a time. Others wait, and their timeouts begin afterwards.
     """
 
     def __init__(
@@ -342,44 +342,44 @@ class AsyncWire(_Base):
         self._transport = transport
         self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._over = asyncio.Event()
+        self._closing = asyncio.Event()
 
     async def exchange(self) -> AsyncExchange:
-        """Begin an exchange, as soon as there is room for one."""
+        """Begin an exchange as soon as the concurrency limit allows one."""
         await self._slots.acquire()
         return AsyncExchange(self)
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
-        """Where to send; made at first use, which must be in the event loop."""
+        """The transport to send requests through; made at its first use, which must be in the event loop."""
         if self._transport is None:
             self._transport = self._connect()
         return self._transport
 
     def _connect(self) -> httpx.AsyncBaseTransport:
         # Here, because it loads aiohttp, which the import of this module must not.
-        from ollama_provider.api.aiohttp_transport import connect
+        from ollama_provider.api.aiohttp_transport import make_transport
 
-        return connect(self._tls, self._proxy, connections=self._concurrency, keep_alive=KEEP_ALIVE)
+        return make_transport(self._tls, self._proxy, connections=self._concurrency, keep_alive=KEEP_ALIVE)
 
-    def leave(self) -> None:
-        """Make room for the next exchange."""
+    def release(self) -> None:
+        """Let the next exchange begin."""
         self._slots.release()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait so long, or until the wire is closed."""
+        """Wait for so many seconds, or until the pool is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._over.wait()
+                await self._closing.wait()
 
     def lock(self) -> asyncio.Lock:
-        """Return a lock between users of this wire."""
+        """Return a lock between the users of this pool."""
         return asyncio.Lock()
 
     async def close(self) -> None:
-        """Break off all requests and hang up."""
+        """Cancel all requests and close all connections."""
         self.closed = True
-        self._over.set()
+        self._closing.set()
         if self._transport is not None and self._transport is not self._given:
-            with contextlib.suppress(Exception):  # a connection that cannot be closed is of no use to anybody
+            with contextlib.suppress(Exception):  # nothing can be done about a connection that cannot be closed
                 await self._transport.aclose()

@@ -12,7 +12,7 @@ from ollama_provider.api import errors
 from ollama_provider.api.client import AsyncClient, Client
 from ollama_provider.api.schemas import GenerateRequest, PushBlobRequest, VersionRequest
 from ollama_provider.api.settings import Settings
-from ollama_provider.api.transport import Wire
+from ollama_provider.api.transport import ConnectionPool
 from tests.sockets import listening
 
 GENERATE = GenerateRequest(model="m", prompt="my secret diary")
@@ -205,7 +205,7 @@ def test_a_client_may_be_closed_while_it_is_closed(ollama):
 
         def watch(frame, event, _, client=client, line=line):
             nonlocal lines
-            if frame.f_code is not Wire.close.__code__:
+            if frame.f_code is not ConnectionPool.close.__code__:
                 return None
             lines += event == "line"
             if event == "line" and lines == line:

@@ -8,7 +8,7 @@ from ollama_provider.api import client
 #: What is called by another name on the other side.
 NAMES = {
     "AsyncClient": "Client",
-    "AsyncWire": "Wire",
+    "AsyncConnectionPool": "ConnectionPool",
     "AsyncExchange": "Exchange",
     "AsyncRetrying": "Retrying",
     "AsyncBaseTransport": "BaseTransport",
