@@ -1,8 +1,8 @@
 """The network side of both clients: connections, the limit of concurrent requests, deadlines and cancellation.
 
 A pool stands for the server, an exchange for one request and its answer. Pools and exchanges have the same methods for
-both clients, so that `client.py` is written alike. httpx's transports are used without ``httpx.Client``: cookies, redirects and auth flows are
-unwanted here, and without them AsyncClient sends several times as many requests a second
+both clients, so that `client.py` is written alike. httpx's transports are used without ``httpx.Client``: cookies,
+redirects and auth flows are unwanted here, and without them AsyncClient sends several times as many requests a second
 (tests/benchmarks/transport.py).
 
 Either side raises `TimeoutError` when a deadline (of `time.monotonic`) passes, `BrokenAnswer` when what came began as
@@ -84,7 +84,7 @@ class Exchange:
             return next(self._chunks, None)
 
     def close(self) -> None:
-        """End the exchange. If the answer was not read to its end, this closes the connection, which ends the server's work."""
+        """End the exchange. Unless the answer was read to its end, the connection closes, which ends the server's work."""
         self._watchdog.stop()
         try:
             if self.response is not None:
@@ -109,7 +109,7 @@ async def _unpacked_async(chunks: AsyncIterator[bytes], unpacker: Unpacker) -> A
 
 @contextlib.contextmanager
 def _broken_answers() -> Iterator[None]:
-    """Raise `BrokenAnswer` for an answer whose head is broken; what is not HTTP at all stays a `RemoteProtocolError`."""
+    """Raise `BrokenAnswer` for a broken head of an answer; what is not HTTP at all stays a `RemoteProtocolError`."""
     try:
         yield
     except httpx.RemoteProtocolError as error:
@@ -188,8 +188,8 @@ class ConnectionPool(_Pool):
         self._to_close = [True]
         self._idle: list[CancellableConnection] = []
         self._busy: set[CancellableConnection] = set()
-        # Held until close(): a sleeper that can acquire it stops sleeping. Not an Event: set() in a signal handler could
-        # deadlock with the thread that the signal interrupted.
+        # Held until close(): a sleeper that can acquire it stops sleeping. Not an Event, since set() in a signal handler
+        # could deadlock with the thread that the signal interrupted.
         self._open = threading.Lock()
         self._open.acquire()
 
@@ -287,7 +287,7 @@ class AsyncExchange:
             _reraise_as_httpx(error)
 
     async def close(self) -> None:
-        """End the exchange. If the answer was not read to its end, this closes the connection, which ends the server's work."""
+        """End the exchange. Unless the answer was read to its end, the connection closes, which ends the server's work."""
         try:
             if self.response is not None:
                 with contextlib.suppress(Exception):  # the answer was read, or its own error is being raised
