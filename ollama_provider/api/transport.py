@@ -84,7 +84,7 @@ class Exchange:
             return next(self._chunks, None)
 
     def close(self) -> None:
-        """End the exchange. Unless the answer was read to its end, the connection closes, which ends the server's work."""
+        """End the exchange. If the answer was not read to its end, close the connection, so that the server stops."""
         self._watchdog.stop()
         try:
             if self.response is not None:
@@ -188,7 +188,7 @@ class ConnectionPool(_Pool):
         self._to_close = [True]
         self._idle: list[CancellableConnection] = []
         self._busy: set[CancellableConnection] = set()
-        # Held until close(): a sleeper that can acquire it stops sleeping. Not an Event, since set() in a signal handler
+        # Held until close(): a sleeper that can acquire it stops sleeping. Not an Event: its set() in a signal handler
         # could deadlock with the thread that the signal interrupted.
         self._open = threading.Lock()
         self._open.acquire()
@@ -287,7 +287,7 @@ class AsyncExchange:
             _reraise_as_httpx(error)
 
     async def close(self) -> None:
-        """End the exchange. Unless the answer was read to its end, the connection closes, which ends the server's work."""
+        """End the exchange. If the answer was not read to its end, close the connection, so that the server stops."""
         try:
             if self.response is not None:
                 with contextlib.suppress(Exception):  # the answer was read, or its own error is being raised
