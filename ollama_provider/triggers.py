@@ -110,7 +110,7 @@ class OllamaTrigger(BaseTrigger):
             await asyncio.wait([self._work])
 
     async def on_kill(self) -> None:
-        """Do the same when the task is cleared or its state is set by hand (Airflow 3.3)."""
+        """Do the same when the task is cleared or its state is set manually (Airflow 3.3)."""
         await self.cleanup()
 
     def hook(self) -> OllamaHook:

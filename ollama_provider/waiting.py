@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError, OllamaError, ResponseTimeoutError
-from ollama_provider.api.model_names import ModelName
+from ollama_provider.api.model_names import ModelName, listed_name_matches
 from ollama_provider.api.schemas import (
     LocalModel,
     PsReply,
@@ -135,7 +135,7 @@ def _missing(wanted: Iterable[str], present: Sequence[LocalModel | RunningModel]
     findings = []
     for text in wanted:
         name, digest = _split(text)
-        entry = next((entry for entry in present if _same_name(entry.tag, name)), None)
+        entry = next((entry for entry in present if listed_name_matches(entry.tag, name)), None)
         if name.is_cloud:
             continue
         if entry is None:
@@ -143,14 +143,6 @@ def _missing(wanted: Iterable[str], present: Sequence[LocalModel | RunningModel]
         elif digest and not entry.digest.removeprefix("sha256:").startswith(digest):
             findings.append(f"{name} is {entry.digest[:12]}, wanted is {digest[:12]}")
     return findings
-
-
-def _same_name(shown: str, wanted: ModelName) -> bool:
-    try:
-        return ModelName.parse(shown) == wanted
-    except InvalidRequestError:
-        # Other programs that speak this API may use names that Ollama would refuse.
-        return False
 
 
 def _split(wanted: str) -> tuple[ModelName, str | None]:

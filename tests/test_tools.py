@@ -1,4 +1,4 @@
-"""Tools of a chat: what is offered to a model, what its calls come to, and when to stop."""
+"""Tools of a chat: their definitions, their calls, and the end of the chat."""
 
 import datetime as dt
 from typing import Annotated, Literal
@@ -121,7 +121,7 @@ def test_only_words_that_the_server_keeps_are_sent():
     assert [one["properties"]["kind"]["enum"] for one in properties(book)["pet"]["anyOf"]] == [["cat"], ["dog"]]
 
 
-def test_the_form_of_a_text_is_told():
+def test_the_format_of_a_text_is_in_the_description():
     """The server drops ``format``, and without it a model cannot know how a date is written."""
 
     def when(day: dt.date) -> None: ...
@@ -251,12 +251,12 @@ def give(value):
         (None, "null"),
     ],
 )
-def test_what_a_tool_returns_is_told_as_json(value, text):
+def test_results_are_sent_as_json(value, text):
     """Plain text stays as it is."""
     assert Toolbox([give(value)]).call(call("tool")) == text
 
 
-def test_what_is_not_json_is_told_as_text():
+def test_results_that_are_not_json_are_sent_as_text():
     """A tool may return anything; the model reads what ``str`` makes of it."""
     assert Toolbox([give(Unreadable)]).call(call("tool")) == str(Unreadable)
 

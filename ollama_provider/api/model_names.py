@@ -112,6 +112,15 @@ def same_model(first: str, second: str) -> bool:
     return ModelName.parse(first) == ModelName.parse(second)
 
 
+def listed_name_matches(listed: str, name: ModelName) -> bool:
+    """Return whether a name in a server's list of models means the model *name*."""
+    try:
+        return ModelName.parse(listed) == name
+    except InvalidRequestError:
+        # Other programs that speak this API may use names that Ollama would refuse.
+        return False
+
+
 def _split_source(name: str) -> tuple[str, str | None]:
     """Take ``:local`` or ``:cloud`` off the end, as the server does before it looks the name up.
 

@@ -11,9 +11,8 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.model_names import ModelName
+from ollama_provider.api.model_names import ModelName, listed_name_matches
 from ollama_provider.observability import describe_size
-from ollama_provider.operators._server_models import is_same_model
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|T)B", re.IGNORECASE)
 _NAME = re.compile(r"[\w.:/*?-]+")
@@ -94,18 +93,18 @@ def disk_size(models: Iterable[Installed]) -> int:
     return sum(largest.values())
 
 
-def fits(name: str, pattern: str) -> bool:
-    """Say whether a name is meant by another, or by a pattern (``llama3*``, ``hf.co/ours/*``, ``*:latest``).
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a model's name matches another name, or a pattern (``llama3*``, ``hf.co/ours/*``, ``*:latest``).
 
-    A pattern is held against the whole name and against the name without its tag, whatever the case.
+    A pattern is compared with the whole name and with the name without its tag. Case is ignored.
     """
     if not is_pattern(pattern):
-        return is_same_model(name, ModelName.parse(pattern))
+        return listed_name_matches(name, ModelName.parse(pattern))
     return any(fnmatchcase(text, pattern.lower()) for text in (name.lower(), name.lower().rpartition(":")[0]))
 
 
 def is_pattern(text: str) -> bool:
-    """Say whether a text is a pattern, and no name."""
+    """Return whether a text is a pattern and not a name."""
     return "*" in text or "?" in text
 
 
@@ -161,9 +160,9 @@ def table(decisions: Sequence[Decision], now: datetime) -> list[str]:
 def _reason_to_keep(model: Installed, rules: Rules, now: datetime) -> str:
     if model.loaded:
         return "in memory"
-    if any(fits(model.name, pattern) for pattern in rules.keep):
+    if any(matches(model.name, pattern) for pattern in rules.keep):
         return "on the keep list"
-    if rules.match and not any(fits(model.name, pattern) for pattern in rules.match):
+    if rules.match and not any(matches(model.name, pattern) for pattern in rules.match):
         return "matches no pattern"
     if rules.older_than is not None and (model.modified is None or now - model.modified < rules.older_than):
         return "too young" if model.modified else "of unknown age"

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterable
 
-from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, OverloadedError, UnsupportedError
-from ollama_provider.api.model_names import ModelName
+from ollama_provider.api.errors import ModelNotFoundError, OverloadedError, UnsupportedError
+from ollama_provider.api.model_names import ModelName, listed_name_matches
 from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.schemas import RunningModel, ShowReply, ShowRequest
 from ollama_provider.hooks import OllamaHook
@@ -13,15 +13,6 @@ from ollama_provider.hooks import OllamaHook
 _MAX_SUGGESTIONS = 50
 #: Seconds between two checks whether a model is still in memory.
 _UNLOAD_POLL_INTERVAL = 0.25
-
-
-def is_same_model(shown: str, name: ModelName) -> bool:
-    """Return whether *shown*, a name in the server's list, means the model *name*."""
-    try:
-        return ModelName.parse(shown) == name
-    except InvalidRequestError:
-        # Other programs that speak this API may use names that Ollama would refuse.
-        return False
 
 
 def model_name(hook: OllamaHook, model: str | None) -> str:
@@ -54,7 +45,7 @@ def show_or_pull(hook: OllamaHook, model: str) -> ShowReply:
 def in_memory(hook: OllamaHook, model: str) -> RunningModel | None:
     """Return the state of a model in the server's memory; None if it is not loaded."""
     name = ModelName.parse(model)
-    return next((entry for entry in hook.ps() if is_same_model(entry.tag, name)), None)
+    return next((entry for entry in hook.ps() if listed_name_matches(entry.tag, name)), None)
 
 
 def unload_and_wait(hook: OllamaHook, model: str, timeout: float) -> bool:

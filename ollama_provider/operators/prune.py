@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import timezone
 
-from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError
+from ollama_provider.api.arguments import read_flag
+from ollama_provider.api.errors import ModelNotFoundError
 from ollama_provider.observability import describe_size
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._model_diff import blob_digests
@@ -61,7 +62,7 @@ class OllamaPruneModelsOperator(OllamaOperator):
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
         """Decide about all models, and delete those that the rules select."""
-        dry_run, rules, now = _read_switch(self.dry_run), self._rules(), timezone.utcnow()
+        dry_run, rules, now = read_flag("dry_run", self.dry_run), self._rules(), timezone.utcnow()
         models = list(self._installed())
         decisions = decide(models, rules, now)
         for line in table(decisions, now):
@@ -126,13 +127,3 @@ class OllamaPruneModelsOperator(OllamaOperator):
             self.log.warning(
                 "%s are left, more than max_total_size (%s): no other model may be deleted", describe_size(left), limit
             )
-
-
-def _read_switch(value: Any) -> bool:
-    """Read *dry_run*, which a template renders as text: never take "False" for a yes, or anything unknown for a no."""
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text not in {"true", "false"}:
-        raise InvalidRequestError(f"dry_run: {text[:50]!r} is neither true nor false")
-    return text == "true"

@@ -13,7 +13,7 @@ from ollama_provider.provider_info import EXTRA_FIELDS
 
 
 def connection(extra=None, **fields):
-    """A connection as Airflow hands it out: with text as extra."""
+    """A connection as Airflow returns it, with a text as extra."""
     empty = {"conn_id": "gpu", "host": None, "port": None, "schema": None, "login": None, "password": None}
     text = extra if isinstance(extra, str | None) else json.dumps(extra)
     return SimpleNamespace(**{**empty, **fields}, extra=text)
@@ -129,7 +129,7 @@ def test_text_is_as_good_as_values():
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-def test_what_nobody_filled_in_is_absent(empty):
+def test_empty_fields_count_as_absent(empty):
     """Forms save empty fields; they mean the default."""
     assert read(dict.fromkeys(EVERYTHING, empty)) == Settings()
 
@@ -183,7 +183,7 @@ def test_a_connection_that_is_written_as_a_uri_keeps_its_base_path(monkeypatch, 
 
 
 def test_an_override_wins_and_none_leaves_the_connection_alone():
-    """An operator's own timeout goes over the connection's; one it does not have changes nothing."""
+    """An operator's own timeout replaces the connection's; None keeps it."""
     conn = connection({"first_token_timeout": 60, "max_attempts": 2})
 
     settings = settings_from_connection(conn, first_token_timeout=1800, max_attempts=None)
@@ -283,7 +283,7 @@ def test_the_form_tells_the_defaults_that_hold():
     ],
 )
 def test_port_0_is_no_port_however_airflow_reads_it(value, monkeypatch):
-    """Airflow's form sends 0 for a port that is not set, and stores it where somebody typed it."""
+    """Airflow's form sends 0 for a port that is not set, and stores a 0 that a user typed."""
     monkeypatch.setenv("AIRFLOW_CONN_GPU", value)
 
     assert OllamaHook("gpu").settings.base_url == "http://gpu1:11434"

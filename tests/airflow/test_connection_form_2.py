@@ -83,7 +83,7 @@ def app(airflow_db: Any) -> Any:
 
 @pytest.fixture
 def form(app: Any) -> Form:
-    """The form, for somebody who may edit connections."""
+    """The form, for a user who may edit connections."""
     manager = app.appbuilder.sm
     ada = manager.find_user("ada") or manager.add_user(
         "ada", "Ada", "L", "ada@example.com", manager.find_role("Admin"), password="ada"
@@ -161,7 +161,7 @@ def test_connections_of_other_types_are_left_alone(form, stored):
 
 
 def test_a_broken_extra_can_be_opened(form, stored):
-    """Else nobody could mend it."""
+    """Otherwise it could not be corrected in the form."""
     assert form.shown(stored([1]))[f"{FIELD}model"] == ""
 
 
@@ -192,8 +192,8 @@ def test_what_is_typed_is_what_holds(form, stored, typed, meant):
         ({"options": '{"num_ctxt": 8192}'}, "did you mean"),
     ],
 )
-def test_a_mistake_is_told_on_save_and_what_was_typed_stays(form, typed, told):
-    """Not in the night that the first task reads it."""
+def test_an_error_is_shown_on_save_and_the_input_is_kept(form, typed, told):
+    """Not only when the first task reads it."""
     page = form.add("gpu", **typed)
 
     assert "Added Row" not in page

@@ -38,7 +38,7 @@ def check(add_connection):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """One that nobody trusts."""
+    """A self-signed certificate."""
     return make_certificate(tmp_path_factory.mktemp("tls"), "server")
 
 
@@ -80,7 +80,7 @@ def no_such_host(_):
 
 
 @contextmanager
-def nobody_listens(_):
+def closed_port(_):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     yield {"host": f"127.0.0.1:{port}"}
@@ -138,7 +138,7 @@ PROXY_ALONE = "is the server behind it running?"
 FAULTS = {
     "good": ("Ollama 0.33.0 at … has 2 models: …", ollama_that(version="0.33.0", models=["llama3.2", "qwen3"])),
     "no such host": ("there is no such host", no_such_host),
-    "refused": ("connection refused", nobody_listens),
+    "refused": ("connection refused", closed_port),
     "dropped": ("no connection within …", packets_are_dropped),
     "silent": ("no answer within …", ollama_that(Stall())),
     "untrusted": ("TLS failed: …", untrusted),
@@ -208,7 +208,7 @@ def test_a_base_path_that_is_not_there_is_no_old_server(check, ollama):
     assert "old" not in text
 
 
-def test_an_untrusted_certificate_is_told_from_other_faults_of_tls(check, certificate):
+def test_an_untrusted_certificate_is_distinguished_from_other_tls_errors(check, certificate):
     """What is wrong with it, and the field to set; with it the connection stands."""
     with tls_server(certificate) as url:
         _, untrusted = check(host=url)
@@ -257,8 +257,8 @@ def test_the_default_model_is_looked_for(ollama, check):
         ("hf.co/ours/model", True, "add 'hf.co/ours/*' to pull_allow"),
     ],
 )
-def test_a_default_model_that_is_missing_is_named_with_a_way_to_it(ollama, check, model, auto_pull, advice):
-    """A misspelt model is found here, and not at night; a pull is promised only where it would be made."""
+def test_a_missing_default_model_is_named_with_how_to_get_it(ollama, check, model, auto_pull, advice):
+    """A misspelt model is reported here, before a task fails. A pull is promised only if it would be allowed."""
     good, text = check(host=ollama.url, extra={"model": model, "auto_pull": auto_pull})
 
     assert not good
@@ -277,7 +277,7 @@ def test_the_nearest_names_are_offered(ollama, check, typed, meant):
     assert f"Did you mean {meant!r}?" in text
 
 
-def test_a_default_model_that_is_no_name_is_told_from_one_that_is_missing(ollama, check):
+def test_an_invalid_default_model_is_distinguished_from_a_missing_one(ollama, check):
     """Nothing could ever be pulled by it."""
     good, text = check(host=ollama.url, extra={"model": "llama 3"})
 
@@ -316,7 +316,7 @@ def test_an_old_server_will_do(ollama, check):
 
 
 def test_it_takes_less_than_ten_seconds():
-    """The page says so, and the tests below that the budget holds."""
+    """As the page says. The tests below check that the budget holds."""
     assert BUDGET < 10
     assert signature(diagnose).parameters["budget"].default == BUDGET
     assert "answers within 10 seconds" in " ".join(_PAGE.split())
@@ -405,7 +405,7 @@ def test_a_connection_that_cannot_be_read_is_an_answer_too(check):
 
 
 def test_an_unknown_connection_is_an_answer_too():
-    """The same for a hook that is used by hand."""
+    """The same for a hook that is created directly."""
     good, text = OllamaHook("no_such_one").test_connection()
 
     assert not good

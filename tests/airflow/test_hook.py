@@ -31,7 +31,7 @@ def bodies(ollama, path):
 
 
 class TestConnection:
-    def test_an_unknown_connection_is_named_with_the_way_to_make_it(self):
+    def test_an_unknown_connection_is_named_with_how_to_add_it(self):
         """Whoever mistypes an id reads which one, and two ways to add it."""
         with pytest.raises(AirflowNotFoundException) as caught:
             OllamaHook("no_such_one").version()
@@ -40,7 +40,7 @@ class TestConnection:
         assert "AIRFLOW_CONN_NO_SUCH_ONE" in str(caught.value)
 
     def test_an_extra_that_is_not_json_is_an_error(self, add_connection):
-        """Airflow itself would log it and go on with an empty extra; 3.1 would not hand the connection out."""
+        """Airflow itself would log it and use an empty extra; 3.1 would not return the connection."""
         conn_id = add_connection(extra="{model: llama3.2")
         if airflow.__version__.startswith("3.1."):
             expected = pytest.raises(AirflowNotFoundException, match="'ollama_default', or Airflow cannot read it")
@@ -80,7 +80,7 @@ class TestConnection:
         ],
     )
     def test_a_connection_survives_as_a_uri(self, monkeypatch, fields, base_url):
-        """So Airflow hands it to the Test button, and so do many secrets backends."""
+        """The Test button gets it from Airflow like this, and so do tasks from many secrets backends."""
         whole = Connection(conn_id="gpu", conn_type="ollama", **fields)
         monkeypatch.setenv("AIRFLOW_CONN_GPU", whole.get_uri())
 
@@ -91,7 +91,7 @@ class TestConnection:
 
     @pytest.mark.parametrize("header", ["X-Tenant", "Authorization"])
     def test_header_values_do_not_show_in_the_log(self, add_connection, ollama, header):
-        """A custom header may be a key, whatever its name is; so the masker learns its value."""
+        """A custom header may be a key, whatever its name is, so its value is masked."""
         secret = f"s3cr3t-of-{header.lower()}"
         conn_id = add_connection(host=ollama.url, extra={"headers": {header: secret}})
         OllamaHook(conn_id).version()
@@ -131,7 +131,7 @@ class TestDefaults:
         assert request.options.model_dump(exclude_none=True) == {"num_ctx": 8192, "seed": 1, "temperature": 0}
         assert request.keep_alive == 0
 
-    def test_an_option_of_none_takes_the_default_away(self, hook):
+    def test_an_option_of_none_removes_the_default(self, hook):
         """Else there would be no way back to the model's own value."""
         request = hook.request(GenerateRequest, options={"num_ctx": None})
 
@@ -185,7 +185,7 @@ class TestMethods:
         assert "copied:latest" not in {model.tag for model in hook.list_models()}
 
     def test_delete_has_no_default_model(self, ollama, add_connection):
-        """A forgotten argument must not delete the model that everybody uses."""
+        """A forgotten argument must not delete the default model."""
         with pytest.raises(TypeError):
             OllamaHook(add_connection(host=ollama.url, extra={"model": "llama3.2"})).delete()
 
@@ -290,7 +290,7 @@ class TestAsync:
         assert bodies(ollama, "/api/generate")[0]["model"] == "llama3.2"
 
     async def test_the_connection_is_fetched_without_blocking_the_loop(self, ollama, ollama_conn, monkeypatch):
-        """The synchronous look-up, which would stop everybody in a triggerer, is not used."""
+        """The synchronous look-up is not used: it would block the event loop of the triggerer."""
         monkeypatch.setattr(OllamaHook, "get_connection", None)
 
         async with OllamaHook(ollama_conn).async_client() as client:

@@ -47,7 +47,7 @@ with DAG("linked", schedule=None, start_date=datetime(2026, 1, 1)):
 
 
 def test_a_batch_links_to_its_results(run_dag, ollama_conn, tmp_path) -> None:
-    """*Results* tells the directory in which results.jsonl is, also with a folder that the task chose."""
+    """*Results* leads to the directory with results.jsonl, also if the task chose the folder."""
     run = run_batch(run_dag, tmp_path)
 
     assert str(run.state) == "success"
@@ -68,7 +68,7 @@ def test_a_mapped_batch_links_to_its_own(run_dag, ollama_conn, tmp_path) -> None
 
 
 def test_a_batch_that_fails_links_to_what_it_has(run_dag, ollama, ollama_conn, tmp_path) -> None:
-    """The morning after a bad night is when one looks there."""
+    """A failed batch is when the link is needed most."""
     ollama.stand_in.script(Respond(401, ""), path="tags", always=True)
 
     run = run_batch(run_dag, tmp_path)

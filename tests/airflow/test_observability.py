@@ -53,7 +53,7 @@ def lines(caplog, level=logging.DEBUG):
     return [record.getMessage() for record in caplog.records if record.name == LOG and record.levelno >= level]
 
 
-def test_a_retry_is_told_once_with_its_cause(ollama, hook, caplog, metrics, no_waiting):
+def test_a_retry_is_logged_once_with_its_cause(ollama, hook, caplog, metrics, no_waiting):
     """Whoever reads the log in the morning sees why it took longer."""
     ollama.stand_in.script(Respond(503, {"error": "server busy, please try again"}), "Hello.")
     hook.generate("Hi", model="llama3.2")
@@ -66,8 +66,8 @@ def test_a_retry_is_told_once_with_its_cause(ollama, hook, caplog, metrics, no_w
     ]
 
 
-def test_a_pull_is_told_as_it_goes_on(ollama, hook, caplog):
-    """Percent and size, so that nobody wonders whether the task hangs."""
+def test_the_progress_of_a_pull_is_logged(ollama, hook, caplog):
+    """Percent and size, so that a running task does not look stuck."""
     ollama.stand_in.offer(Model("fresh"))
     hook.pull("fresh")
 
@@ -117,7 +117,7 @@ def test_a_failure_is_counted_by_its_class(ollama, hook, metrics):
 
 
 def test_no_content_is_left_behind(ollama, hook, caplog, metrics, no_waiting):
-    """Prompt, answer and headers are in no line of the log, whatever its level, and in no metric."""
+    """Prompt, answer and headers are not in the log at any level, and not in a metric."""
     ollama.stand_in.script(
         Respond(500, {"error": "llama runner process has terminated"}), "answer-of-nobody", Respond(400, "no")
     )
@@ -131,5 +131,5 @@ def test_no_content_is_left_behind(ollama, hook, caplog, metrics, no_waiting):
 
 
 def test_without_metrics_configured_nothing_happens(ollama, hook):
-    """Airflow's Stats swallows what nobody collects."""
+    """Without a collector, Airflow's Stats drops the metrics."""
     assert hook.version()

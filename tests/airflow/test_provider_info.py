@@ -111,7 +111,7 @@ def test_the_providers_manager_knows_the_hook():
 
 
 def test_the_command_line_shows_the_provider(airflow_db):
-    """`airflow providers get` is the first thing somebody does who wonders whether the package is there."""
+    """Users check with `airflow providers get` whether the package is installed."""
     command = [sys.executable, "-m", "airflow", "providers", "get", "airflow-provider-ollama", "--full", "-o", "json"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -121,7 +121,7 @@ def test_the_command_line_shows_the_provider(airflow_db):
 
 
 def test_the_form_has_all_fields(fresh_python):
-    """What Airflow tells its UI: every field in its order, with title and help, none starred as required."""
+    """What Airflow sends to its UI: every field in its order, with title and help, none marked as required."""
     fields = fresh_python(FORM_OF_2 if AIRFLOW[0] == 2 else FORM_OF_3)
 
     assert list(fields) == list(EXTRA_FIELDS)

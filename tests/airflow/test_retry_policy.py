@@ -1,4 +1,4 @@
-"""OLLAMA_RETRY_POLICY: what Airflow 3.3 asks a task that has failed, and what older ones are told."""
+"""OLLAMA_RETRY_POLICY: the decisions on Airflow 3.3, and the ImportError on older versions."""
 
 import importlib
 import subprocess
@@ -55,7 +55,7 @@ class TestPolicy:
 
         assert (decision.action.value, decision.retry_delay) == ("retry", None)
 
-    def test_a_delay_that_was_asked_for_is_kept(self):
+    def test_the_delay_of_retry_after_is_used(self):
         """A proxy's Retry-After."""
         assert self.decide(OverloadedError("503", retry_after=90)).retry_delay == timedelta(seconds=90)
 

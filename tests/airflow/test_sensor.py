@@ -46,7 +46,7 @@ def test_a_server_that_answers_is_enough(wait, ollama, ollama_conn):
 
 
 def test_it_waits_for_a_server_that_starts_later(wait, ollama, ollama_conn):
-    """Refused connections, and what a proxy says meanwhile, pass."""
+    """Refused connections and errors of a proxy are temporary."""
     ollama.stand_in.script(Respond(502, "<html>Bad gateway</html>"), Respond(503, ""), path="tags")
 
     wait()
@@ -136,7 +136,7 @@ def test_a_poke_is_one_request_for_each_kind_of_fact(ollama, ollama_conn):
         (Respond(200, "<html>It works!</html>"), "host, port and base path"),
     ],
 )
-def test_what_waiting_cannot_mend_fails_at_once(wait, ollama, ollama_conn, answer, words):
+def test_a_permanent_failure_fails_at_once(wait, ollama, ollama_conn, answer, words):
     """Neither the sensor's timeout nor the task's retries are spent, and the text says what to do."""
     ollama.stand_in.script(answer, path="tags")
 
@@ -178,7 +178,7 @@ def test_soft_fail_skips(wait, ollama, ollama_conn):
 
 
 def test_the_log_says_what_is_missing_once(ollama, ollama_conn, caplog, monkeypatch):
-    """A night of pokes is not a night of the same line; another reason is told."""
+    """The same reason is logged once; another reason is logged again."""
     monkeypatch.setattr(OllamaHealthSensor, "log", logging.getLogger("the task's log"))
     waiting = sensor(models=["one", "two"])
     with caplog.at_level(logging.INFO):
@@ -195,7 +195,7 @@ def test_the_log_says_what_is_missing_once(ollama, ollama_conn, caplog, monkeypa
     ]
 
 
-def test_the_connection_is_hung_up_at_the_end(ollama, ollama_conn):
+def test_the_connection_is_closed_at_the_end(ollama, ollama_conn):
     """In reschedule mode each poke is a process's whole life, and leaves nothing open."""
     waiting = sensor()
     waiting.execute({})
@@ -241,7 +241,7 @@ def test_a_number_that_native_rendering_made_of_a_text_is_refused(ollama_conn, w
 
 @pytest.mark.parametrize("argument", ["models", "loaded"])
 @pytest.mark.parametrize("text", ['["llama3.2", "fresh"]', "['llama3.2', 'fresh']", "('llama3.2', 'fresh')"])
-def test_a_list_that_a_template_made_a_text_of_is_read(wait, ollama, ollama_conn, argument, text):
+def test_a_list_that_a_template_turned_into_text_is_read(wait, ollama, ollama_conn, argument, text):
     """Each name counts, in the worker and in the trigger."""
     ollama.stand_in.install(Model("fresh"))
     with OllamaHook() as hook:

@@ -6,7 +6,7 @@ from ollama_provider.testing import Answer
 
 
 def test_a_string_is_one_message_of_the_user(run_task, ollama) -> None:
-    """The text of the assistant's message goes to XCom."""
+    """XCom gets the text of the assistant's message."""
     ollama.stand_in.script("Good morning.")
 
     ran = run_task(

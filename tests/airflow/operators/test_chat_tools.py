@@ -45,8 +45,8 @@ def chats(ollama) -> list[dict]:
     return [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/chat"]
 
 
-def test_a_function_is_called_and_the_model_told(run_task, ollama):
-    """The model's call is carried out, its result goes back by name and id, and the answer is what XCom gets."""
+def test_a_function_is_called_and_its_result_sent_to_the_model(run_task, ollama):
+    """The function runs, its result is sent with the name and id of the call, and XCom gets the answer."""
     ollama.stand_in.script(called(("forecast", {"city": "Paris", "days": 2})), "Sunny in Paris.")
 
     ran = run_task(task("tools=[forecast]"), above=TOOLS)
@@ -114,8 +114,8 @@ def test_a_model_may_answer_at_once(run_task, ollama):
         (("broken", {"city": "Atlantis"}), "error: KeyError: 'secret place Atlantis'"),
     ],
 )
-def test_a_call_that_does_not_work_is_told_to_the_model(run_task, ollama, call, told):
-    """It may do better, or answer without; the task goes on, and the log says that something was wrong."""
+def test_the_error_of_a_failed_call_is_sent_to_the_model(run_task, ollama, call, told):
+    """The model may try again or answer without the tool. The task goes on, and the log has a warning."""
     ollama.stand_in.script(called(call), "Never mind.")
 
     ran = run_task(task("tools=[forecast, broken]"), above=TOOLS)
@@ -199,7 +199,7 @@ def test_schemas_may_be_answered_too(run_task, ollama):
 
 @pytest.mark.parametrize(("tool", "stays"), [("forecast", True), (SCHEMA, False)])
 def test_functions_are_called_in_the_worker(run_task, ollama, tool, stays):
-    """A wait that ends in calls of functions is not handed over; schemas are only data."""
+    """A task with functions is not deferred, because the worker calls them. Schemas are only data."""
     ollama.stand_in.script(called(("forecast", {"city": "a"})), *(["Done."] if stays else []))
 
     ran = run_task(task(f"tools=[{tool}], deferrable=True"), above=TOOLS)

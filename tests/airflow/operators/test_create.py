@@ -35,7 +35,7 @@ def digest_of(path) -> str:
 
 
 def test_a_variant_is_created_once(run_task, ollama):
-    """The second run finds what it wants and changes nothing, and says so."""
+    """The second run changes nothing, and logs that."""
     first = run_task(VARIANT)
     made = ollama.stand_in.model("nightly")
     second = run_task(VARIANT)
@@ -67,8 +67,8 @@ def test_a_variant_is_created_once(run_task, ollama):
         ("quantize='q4_K_M'", "quantize"),
     ],
 )
-def test_what_changes_is_told_and_made(run_task, ollama, argument, field):
-    """A model that is not what it should become is made anew, once."""
+def test_a_changed_field_is_named_and_the_model_recreated(run_task, ollama, argument, field):
+    """A model that differs from the arguments is recreated, once."""
     task = "OllamaCreateModelOperator(task_id='t', model='nightly', from_='llama3.2', {})"
     ollama.stand_in.install(replace(ollama.stand_in.model("llama3.2"), quantization_level="F16"))
     run_task(task.format(""))
@@ -139,7 +139,7 @@ def test_files_are_uploaded_once(run_task, ollama, weights):
     assert created["files"] == {"tiny.gguf": digest_of(weights)}
 
 
-def test_an_upload_that_breaks_off_goes_on(run_task, ollama, weights):
+def test_an_interrupted_upload_is_retried(run_task, ollama, weights):
     """In the middle of the bytes, and in the same task."""
     ollama.stand_in.script(CutUpload(after=1_000_000), path="blobs")
 
@@ -164,7 +164,7 @@ def test_the_next_try_sends_only_what_is_not_there(run_task, ollama, add_connect
     assert posts == [f"/api/blobs/{digest}" for digest in (digest_of(weights), digest_of(other), digest_of(other))]
 
 
-def test_a_file_that_changes_meanwhile_is_told(run_task, ollama, weights):
+def test_a_file_that_changes_during_the_upload_is_an_error(run_task, ollama, weights):
     """The server's check of the digest fails, and the text says what that means."""
     mismatch = 'digest mismatch, expected "sha256:1", got "sha256:2"'
     ollama.stand_in.script(Fail(mismatch, status=400), path="blobs")

@@ -20,7 +20,7 @@ def paths(ollama) -> list[str]:
 
 
 def test_a_model_is_copied_once(run_task, ollama):
-    """The second run finds the copy, changes nothing and says so."""
+    """The second run changes nothing, and logs that."""
     first, second = run_task(COPY), run_task(COPY)
 
     assert first.value["model"] == "production:latest"
@@ -32,7 +32,7 @@ def test_a_model_is_copied_once(run_task, ollama):
 
 
 def test_a_name_that_meant_something_else_is_moved(run_task, ollama):
-    """The source was pulled anew, and the second name follows."""
+    """The source was pulled again, and the second name is updated."""
     run_task(COPY)
     ollama.stand_in.retag("llama3.2")
 
@@ -62,7 +62,7 @@ def test_a_bad_destination_is_named(run_task, ollama):
 
 
 def test_a_model_is_deleted_once(run_task, ollama):
-    """The second run finds nothing, changes nothing and says so."""
+    """The second run changes nothing, and logs that."""
     first, second = run_task(DELETE), run_task(DELETE)
 
     assert first.value == {"model": "llama3.2:latest", "deleted": True}

@@ -56,7 +56,7 @@ def test_texts_of_another_task(run_task, ollama) -> None:
 
 
 def test_no_texts(run_task, ollama) -> None:
-    """An empty list is no mistake: there was nothing to do tonight."""
+    """An empty list is not an error: there was nothing to do."""
     ran = run_task(f"{TASK}texts=[])")
 
     assert (ran.state, ran.value) == ("success", [])
@@ -179,7 +179,7 @@ def small(ollama) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_text_over_the_context_is_cut_and_flagged(run_task, tmp_path) -> None:
-    """Only the one that is too long is cut, and its row says so."""
+    """Only the text that is too long is cut, and its row has a flag."""
     ran = run_task(f"{LONG}, output_path='{tmp_path}/vectors.jsonl')")
 
     assert ran.state == "success"

@@ -17,7 +17,7 @@ CRASH = Fail("llama runner process has terminated: signal: killed", status=500)
 
 
 def test_answer_numbers_and_one_line(run_task, ollama) -> None:
-    """The answer goes to XCom as text, what it cost to ``usage`` and to one line of the log; neither text is logged."""
+    """XCom gets the answer, and ``usage`` its tokens and seconds, which are also logged; prompt and answer are not."""
     ollama.stand_in.script("Because of Rayleigh.")
 
     ran = run_task("OllamaGenerateOperator(task_id='t', model='llama3.2', prompt='Why is the sky blue?')")
@@ -212,7 +212,7 @@ def test_hopeless_error_takes_no_retry(run_task, ollama) -> None:
 
 
 def test_passing_error_takes_a_retry(run_task, ollama, add_connection) -> None:
-    """What trying again may mend leaves Airflow its retries."""
+    """An error that a retry may fix uses the task's retries."""
     add_connection(host=ollama.url, extra={"max_attempts": 1})
     ollama.stand_in.script(CRASH, "Here I am.")
 
@@ -297,7 +297,7 @@ def test_cut_answer_fails_if_asked_to(run_task) -> None:
     assert "Raise options.num_predict" in ran.log
 
 
-def test_cut_json_is_told_as_cut(run_task, ollama) -> None:
+def test_truncated_json_is_reported_as_truncated(run_task, ollama) -> None:
     """Half a JSON text is not the model's fault, and another try would not help."""
     ollama.stand_in.script(Answer('{"stars": ', done_reason="length"))
 
@@ -332,7 +332,7 @@ def test_thinking_and_format_do_not_go_together_here(run_task, ollama) -> None:
     assert ollama.stand_in.requests == []
 
 
-def test_a_model_that_thinks_anyway_is_not_taken_at_its_word(run_task, ollama) -> None:
+def test_reasoning_in_spite_of_think_false_is_no_answer(run_task, ollama) -> None:
     """The JSON is where the thoughts should be, and nothing is where the answer should be."""
     ollama.stand_in.script(Answer("", thinking='{"stars": 5}'))
 
@@ -399,7 +399,7 @@ def test_cut_prompt_of_an_old_server(run_task) -> None:
 @pytest.mark.ollama(version="0.5.7")
 @pytest.mark.usefixtures("small")
 def test_context_larger_than_the_model(run_task) -> None:
-    """A server makes no context larger than the model: the log says so, and the cut at the model's size is seen."""
+    """The server makes no context larger than the model's. The log has a warning, and that cut is detected."""
     ran = run_task(LONG.replace("'num_ctx': 64", "'num_ctx': 8192") + ")")
 
     assert ran.state == "success"

@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_refused(images, told):
     assert refusal(images, images_from="/").startswith(told)
 
 
-def test_what_a_model_needs_is_told_by_the_bytes():
+def test_the_needed_capability_follows_from_the_bytes():
     """Pictures want vision, sounds audio."""
     assert capabilities_for([PNG, JPEG, WEBP]) == {"vision"}
     assert capabilities_for([sound(), b"ID3\4"]) == {"audio"}
@@ -212,7 +212,7 @@ def test_an_old_server_does_not_say_what_a_model_can(run_task, ollama):
 
 @WORKER
 def test_an_error_does_not_quote_what_it_was_given(run_task, ollama):
-    """It may be a picture, or a text that was meant for somebody else."""
+    """It may be an image, or a confidential text."""
     ran = run_task(CAPTION.format(model="llava", images=f"['{TEXT}', 'my diary']"))
 
     assert ran.state == "failed"

@@ -16,7 +16,7 @@ UNLOAD = "OllamaUnloadModelOperator(task_id='t', model='LLAMA3.2:latest', retrie
 
 
 def test_a_model_is_loaded_once(run_task, ollama):
-    """The second run finds it in memory, changes nothing and says so."""
+    """The second run changes nothing, and logs that."""
     first, second = run_task(LOAD), run_task(LOAD)
 
     assert (first.state, second.state) == ("success", "success")
@@ -74,7 +74,7 @@ def test_a_model_that_does_not_stay(run_task, ollama):
 
 
 def test_a_model_is_unloaded_once(run_task, ollama):
-    """The second run finds nothing in memory, changes nothing and says so."""
+    """The second run changes nothing, and logs that."""
     run_task(LOAD)
 
     first, second = run_task(UNLOAD), run_task(UNLOAD)
@@ -95,7 +95,7 @@ def test_unloading_what_is_not_there_pulls_nothing(run_task, ollama):
 
 @pytest.fixture
 def busy(ollama):
-    """A model that is answering somebody until the gate opens, which is returned."""
+    """Return a gate. The model answers a request until the gate opens."""
     gate = Gate()
     ollama.stand_in.install(Model("busy"))
     ollama.stand_in.script(Stall(after=1, until=gate), model="busy")
@@ -113,7 +113,7 @@ def busy(ollama):
 
 
 def test_a_busy_model_is_waited_for(run_task, ollama, busy):
-    """It is gone only when it has answered, and only then the task goes on."""
+    """It is unloaded when it has answered, and the task waits for that."""
 
     def asked_to_unload(stand_in) -> bool:
         return any(seen.path == "/api/generate" and seen.json["keep_alive"] == 0 for seen in stand_in.requests)

@@ -44,7 +44,7 @@ def create(**fields) -> CreateRequest:
 
 
 def test_files_are_read_from_the_first_instructions_only():
-    """Weights, projector and adapters are told apart, and what stands in a text is none of them."""
+    """Weights, projector and adapters are distinguished, and lines of a text are ignored."""
     shown = ShowReply(modelfile=MODELFILE)
 
     assert blob_digests(shown, "FROM") == [WEIGHTS, OTHER]

@@ -62,7 +62,7 @@ def test_unknown_model(run_task, ollama) -> None:
     assert "llama3.22" in ran.log
 
 
-def test_no_way_to_the_registry(run_task, ollama, add_connection) -> None:
+def test_the_server_cannot_reach_the_registry(run_task, ollama, add_connection) -> None:
     """The server's way to the registry may be back for the next try."""
     add_connection(host=ollama.url, extra={"max_attempts": 1})
     ollama.stand_in.remove("llama3.2")

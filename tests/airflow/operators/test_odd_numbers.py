@@ -21,7 +21,7 @@ CLASS = "import pydantic\nclass Found(pydantic.BaseModel):\n    n: float"
     ids=lambda value: value[:30],
 )
 def test_numbers_that_overflow_are_an_error(run_task, ollama, kind, arguments, number) -> None:
-    """And never null, which nobody has answered."""
+    """And never null, which the model has not answered."""
     given = "prompt='?'" if kind == "Generate" else "messages='?'"
     ollama.stand_in.script(Answer(f'{{"n": {number}}}'), times=1)
 

@@ -1,4 +1,4 @@
-"""OllamaPruneModelsOperator: which models go, and that nothing else does."""
+"""OllamaPruneModelsOperator: which models are deleted, and that no others are."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +10,7 @@ from ollama_provider.operators._prune_rules import (
     Rules,
     decide,
     disk_size,
-    fits,
+    matches,
     read_names,
     read_size,
     table,
@@ -26,7 +26,7 @@ def model(name: str, days: float | None = 10, size: int = GB, weights: str = "",
     return Installed(name, size, modified, weights or name, loaded)
 
 
-def going(*models: Installed, **rules) -> list[str]:
+def deleted(*models: Installed, **rules) -> list[str]:
     return [decision.model.name for decision in decide(models, Rules(**rules), NOW) if decision.delete]
 
 
@@ -44,18 +44,18 @@ MODELS = (
 
 def test_by_age():
     """Older than, and never what is in memory."""
-    assert going(*MODELS, older_than=timedelta(days=30)) == ["old:latest", "other:7b"]
+    assert deleted(*MODELS, older_than=timedelta(days=30)) == ["old:latest", "other:7b"]
     assert reasons(*MODELS, older_than=timedelta(days=30)) == {"young:latest": "too young", "used:latest": "in memory"}
 
 
 def test_an_unknown_age_is_not_old():
-    """Nothing goes for want of a date."""
+    """A model without a date is not deleted."""
     assert reasons(model("m", None), older_than=timedelta(0)) == {"m": "of unknown age"}
 
 
 def test_by_name():
     """Names mean themselves, patterns what they fit."""
-    assert going(*MODELS, match=("old", "OTHER:*")) == ["old:latest", "other:7b"]
+    assert deleted(*MODELS, match=("old", "OTHER:*")) == ["old:latest", "other:7b"]
     assert reasons(*MODELS, match=("old",))["young:latest"] == "matches no pattern"
 
 
@@ -63,29 +63,29 @@ def test_the_keep_list_wins():
     """Whatever else is said."""
     rules = {"older_than": timedelta(0), "match": ("*",), "max_total_size": 0}
 
-    assert going(*MODELS, **rules, keep=("*",)) == []
+    assert deleted(*MODELS, **rules, keep=("*",)) == []
     assert set(reasons(*MODELS, **rules, keep=("*",)).values()) == {"on the keep list", "in memory"}
-    assert going(*MODELS, **rules, keep=("old", "other:7b")) == ["young:latest"]
+    assert deleted(*MODELS, **rules, keep=("old", "other:7b")) == ["young:latest"]
 
 
 def test_by_total_size():
     """The oldest first, and no more than needed."""
     models = [model(f"m{day}", day, GB) for day in (1, 2, 3, 4)]
 
-    assert going(*models, max_total_size=2 * GB) == ["m4", "m3"]
-    assert going(*models, max_total_size=2 * GB, keep=("m4",)) == ["m3", "m2"]
-    assert going(*models, max_total_size=5 * GB) == []
+    assert deleted(*models, max_total_size=2 * GB) == ["m4", "m3"]
+    assert deleted(*models, max_total_size=2 * GB, keep=("m4",)) == ["m3", "m2"]
+    assert deleted(*models, max_total_size=5 * GB) == []
     assert reasons(*models, max_total_size=5 * GB)["m4"] == "there is room"
 
 
-def test_what_is_shared_counts_once_and_goes_together():
+def test_shared_weights_count_once_and_are_deleted_together():
     """A variant takes no room: to delete it alone would free nothing, and so would the base alone."""
     base, variant = model("base", 90, 5 * GB, "w"), model("variant", 50, 5 * GB, "w")
     other = model("other", 80, 2 * GB)
 
     assert disk_size([base, variant, other]) == 7 * GB
-    assert going(base, variant, other, max_total_size=6 * GB) == ["other"]
-    assert going(base, variant, other, max_total_size=GB) == ["base", "other", "variant"]
+    assert deleted(base, variant, other, max_total_size=6 * GB) == ["other"]
+    assert deleted(base, variant, other, max_total_size=GB) == ["base", "other", "variant"]
     assert reasons(base, variant, other, max_total_size=0, keep=("variant",)) == {
         "base": "shares its files with variant",
         "variant": "on the keep list",
@@ -97,7 +97,7 @@ def test_without_a_rule_nothing_is_judged():
     with pytest.raises(InvalidRequestError, match='match="\\*" does that'):
         decide(MODELS, Rules(keep=("old",)), NOW)
 
-    assert len(going(*MODELS, match=("*",))) == 3
+    assert len(deleted(*MODELS, match=("*",))) == 3
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_without_a_rule_nothing_is_judged():
 )
 def test_names_and_patterns(name, pattern, meant):
     """A name is compared as the server does; a pattern may leave the tag out."""
-    assert fits(name, pattern) is meant
+    assert matches(name, pattern) is meant
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ class TestThroughAirflow:
     def installed(self, server) -> set[str]:
         return {model.name for model in server.stand_in.models}
 
-    def test_by_default_it_only_says_what_would_go(self, prune, aged):
-        """A dry run deletes nothing, and says how to do it in earnest."""
+    def test_by_default_it_only_logs_what_would_be_deleted(self, prune, aged):
+        """A dry run deletes nothing, and logs how to delete."""
         ran = prune()
 
         assert ran.state == "success"
@@ -214,7 +214,7 @@ class TestThroughAirflow:
         assert self.installed(aged) == {"old", "variant", "young"}
 
     def test_it_deletes_once(self, prune, aged):
-        """The second run finds nothing to do and says so."""
+        """The second run deletes nothing, and logs that."""
         first, second = prune(", dry_run=False"), prune(", dry_run=False")
 
         assert first.value["models"] == ["old:latest", "variant:latest"]
@@ -223,8 +223,8 @@ class TestThroughAirflow:
         assert "Nothing to delete; the models take 2.0 GB" in second.log
         assert self.installed(aged) == {"young"}
 
-    def test_with_everything_on_the_keep_list_nothing_goes(self, prune, aged):
-        """And the log says so."""
+    def test_with_everything_on_the_keep_list_nothing_is_deleted(self, prune, aged):
+        """And the log has a warning."""
         ran = prune(", dry_run=False, keep='*', max_total_size='1 GB'")
 
         assert ran.value["models"] == []
@@ -253,7 +253,7 @@ class TestThroughAirflow:
         assert (ran.value["dry_run"], ran.value["models"]) == (False, ["variant:latest"])
 
     @pytest.mark.parametrize("argument", ["keep", "match"])
-    def test_a_list_that_a_template_made_a_text_of_is_that_list(self, prune, aged, argument):
+    def test_a_list_that_a_template_turned_into_text_is_read(self, prune, aged, argument):
         """As it comes out of another task, or a parameter of the form."""
         ran = prune(f", {argument}='{{{{ params.names }}}}'", params={"names": ["old", "x*"]})
 
@@ -263,7 +263,7 @@ class TestThroughAirflow:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            (", dry_run='{{ \"perhaps\" }}'", "dry_run: 'perhaps' is neither true nor false"),
+            (", dry_run='{{ \"perhaps\" }}'", "dry_run: 'perhaps' is neither True nor False"),
             (", dry_run=False, keep='{{ [1, 2] }}'", "keep: '1' is neither a name nor a pattern"),
             (", max_total_size='much'", "max_total_size: 'much' is not a size"),
         ],

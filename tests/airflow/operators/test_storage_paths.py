@@ -53,7 +53,7 @@ def test_what_airflow_names_by_itself_stays_readable_and_where_it_was(run_id):
     ],
 )
 def test_all_others_can_be_read_too(run_id, folder):
-    """Each byte that could mean something is told by its number."""
+    """Each special byte is replaced by its number."""
     assert run_folder_name(run_id) == folder
 
 
@@ -71,7 +71,7 @@ def directory_of(tmp_path, run_id):
     return results_directory(f"file://{tmp_path}/out", "run", instance, is_shard=False)
 
 
-def test_results_of_an_earlier_version_are_told_of(tmp_path, caplog):
+def test_results_of_an_earlier_version_are_logged(tmp_path, caplog):
     """They may be another run's, so they are not taken; and nothing is said where nothing is, or any more."""
     assert str(directory_of(tmp_path, "a:b")).endswith("/out/a~3Ab")
     assert str(directory_of(tmp_path, "..")).endswith("/out/~2E.")

@@ -32,7 +32,7 @@ def test_small_pieces_become_larger_ones():
     assert list(throttle.flush()) == []
 
 
-def test_thinking_is_kept_apart():
+def test_reasoning_and_answer_are_separate():
     """The answer begins a piece of its own."""
     throttle = TextBuffer(5, now=0)
 
@@ -44,7 +44,7 @@ def test_thinking_is_kept_apart():
 
 @WORKER
 def test_a_file_gets_the_answer(run_task, ollama, tmp_path):
-    """The whole of it, without the thinking; XCom and the numbers are as ever."""
+    """The whole answer, without the reasoning. XCom and usage are as without stream_to."""
     ollama.stand_in.script(Answer(LONG, thinking="Hm."))
     path = tmp_path / "new" / "answer.txt"
 
@@ -56,7 +56,7 @@ def test_a_file_gets_the_answer(run_task, ollama, tmp_path):
 
 
 def test_a_file_grows_while_the_answer_comes(tmp_path):
-    """So that somebody can watch; what is thought is not in it."""
+    """So that a reader can follow it. It does not contain the reasoning."""
     path = tmp_path / "answer.txt"
 
     with open_display(path, logging.getLogger(), interval=0) as show:
@@ -81,7 +81,7 @@ def test_the_log_shows_answer_and_thinking(run_task, ollama):
 
 @WORKER
 def test_an_answer_that_breaks_off_is_left_to_the_next_try(run_task, ollama, tmp_path):
-    """A part was seen, so it is not asked for again behind the reader's back; the next try begins the file anew."""
+    """A part was shown, so the request is not repeated in this try. The next try overwrites the file."""
     ollama.stand_in.script((Answer(LONG), Cut(after=5)), "Whole.")
     path = tmp_path / "answer.txt"
 
@@ -93,7 +93,7 @@ def test_an_answer_that_breaks_off_is_left_to_the_next_try(run_task, ollama, tmp
 
 @WORKER
 def test_the_wait_stays_in_the_worker(run_task, ollama):
-    """Which says so, where it was asked to hand it over."""
+    """And logs why, if the task is deferrable."""
     ran = run_task(TASK.format(model="llama3.2", more="stream_to='log', deferrable=True"))
 
     assert ran.state == "success"

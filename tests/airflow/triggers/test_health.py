@@ -81,7 +81,7 @@ async def test_faults_that_pass_are_waited_for(ollama, ollama_conn):
 
 
 async def test_what_cannot_pass_ends_the_wait_at_once_with_its_reason(ollama, ollama_conn):
-    """A key that was taken away in the night."""
+    """A key that was revoked while the task was deferred."""
     ollama.stand_in.script(Respond(503, ""), Respond(401, {"error": "unauthorized"}), path="tags")
 
     payload = await fired(trigger(deadline=None))
@@ -92,7 +92,7 @@ async def test_what_cannot_pass_ends_the_wait_at_once_with_its_reason(ollama, ol
 
 
 async def test_a_connection_that_was_deleted_ends_the_wait_at_once(add_connection):
-    """When the triggerer was restarted meanwhile; until then the wait goes on with what it has read."""
+    """After a restart of the triggerer. Until then the trigger keeps the settings that it has read."""
     payload = await fired(trigger(conn_id="gone"))
 
     assert payload["status"] == "never"
@@ -109,7 +109,7 @@ async def test_a_connection_that_is_deleted_meanwhile_does_not_disturb_a_wait(ol
     assert (await waiting)["status"] == "ready"
 
 
-async def test_the_deadline_is_kept_here_and_tells_what_was_missing(ollama, ollama_conn):
+async def test_the_trigger_keeps_the_deadline_and_reports_what_was_missing(ollama, ollama_conn):
     """Airflow itself would say no more than that time is up."""
     payload = await fired(trigger(models=["fresh"], deadline=time.time() + 0.2))
 
@@ -133,7 +133,7 @@ async def test_the_first_look_comes_after_an_interval(ollama, ollama_conn):
 
 
 async def test_a_look_is_one_request_without_retries(ollama, ollama_conn, no_waiting):
-    """The next look is the retry; so the sensor has it, whatever the connection says."""
+    """The next check is the retry, as in the sensor, whatever the connection sets."""
     ollama.stand_in.script(Respond(503, ""), path="tags", always=True)
     sensor = OllamaHealthSensor(task_id="wait", deferrable=True, poke_interval=0.01, timeout=20)
     with pytest.raises(TaskDeferred) as deferred:
@@ -151,7 +151,7 @@ async def test_a_look_is_one_request_without_retries(ollama, ollama_conn, no_wai
 
 
 async def test_the_log_says_what_is_missing_once(ollama, ollama_conn, caplog):
-    """In the task's log; a night of looks is not a night of the same line."""
+    """In the task's log, once for each reason."""
     caplog.set_level(logging.INFO)
     logged = trigger(models=["fresh"])
     # Airflow's own way from here to the task's log differs from version to version.

@@ -1,4 +1,4 @@
-"""The triggerer's event loop is everybody's: nothing of ours may stop it."""
+"""The triggers never block the triggerer's event loop, which all deferred tasks share."""
 
 import asyncio
 import socket
@@ -79,8 +79,8 @@ def watchdog(the_watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> Watchdo
     return the_watchdog
 
 
-async def test_the_watchdog_bites(watchdog):
-    """Else the other tests here prove nothing."""
+async def test_the_watchdog_detects_blocking_calls(watchdog):
+    """Otherwise the other tests here would prove nothing."""
     with watchdog.watching():
         socket.getaddrinfo("127.0.0.1", 80)
         Path("/dev/null").read_bytes()

@@ -103,7 +103,7 @@ def test_answers_come_out_as_they_went_in():
     assert reply.model_extra == {"new_field": "kept"}
 
 
-def test_every_error_survives_the_way():
+def test_every_error_can_be_stored_and_read():
     """A new class in the tree needs nothing here."""
 
     def tree(kind):
@@ -243,8 +243,8 @@ def test_an_answer_that_was_cut_short_is_an_error(ollama, ollama_conn, monkeypat
 @pytest.mark.parametrize(
     "line", ["[]", "7", "{}", '{"reply": 7}', '{"error": {}}', '{"error": {"kind": "None", "what": ""}}']
 )
-def test_an_answer_that_is_none_is_an_error(line):
-    """Whatever somebody wrote into its place."""
+def test_a_line_that_is_not_an_answer_is_an_error(line):
+    """Whatever was written into its place."""
     with (
         AnswerReader({"body": line + "\n"}) as reader,
         pytest.raises(IncompleteReplyError, match="damaged or cut short"),

@@ -71,7 +71,7 @@ async def test_the_answer_is_the_servers_own(ollama, ollama_conn):
     assert reply.created_at is not None
 
 
-async def test_an_answer_that_comes_at_once_is_held_back(ollama, ollama_conn, monkeypatch):
+async def test_the_event_of_an_immediate_answer_is_delayed(ollama, ollama_conn, monkeypatch):
     """Airflow fails a task that comes back before its scheduler knows that it is gone."""
     monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 3600)
     waiting = asyncio.create_task(fired(trigger()))
@@ -84,8 +84,8 @@ async def test_an_answer_that_comes_at_once_is_held_back(ollama, ollama_conn, mo
     await asyncio.wait([waiting])
 
 
-async def test_a_task_that_is_cleared_while_its_answer_is_held_back_ends_at_once(ollama, ollama_conn, monkeypatch):
-    """In the order in which Airflow 3.3 goes about it: cancel, `on_kill`, `cleanup`."""
+async def test_a_task_that_is_cleared_during_that_delay_ends_at_once(ollama, ollama_conn, monkeypatch):
+    """In the order of Airflow 3.3: cancel, `on_kill`, `cleanup`."""
     monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 3600)
     running = trigger()
     waiting = asyncio.create_task(anext(running.run()))
@@ -110,7 +110,7 @@ async def test_the_event_that_airflow_logs_shows_no_answer(ollama, ollama_conn):
     assert "answered" in repr(event)
 
 
-async def test_an_error_is_told_as_it_was(ollama, ollama_conn):
+async def test_an_error_arrives_with_all_its_attributes(ollama, ollama_conn):
     """Class, host, model and what to do: the worker decides by the class whether to try again."""
     missing = ASK.model_copy(update={"model": "nonesuch"})
 
@@ -124,7 +124,7 @@ async def test_an_error_is_told_as_it_was(ollama, ollama_conn):
     assert "auto_pull is off" in str(caught.value)
 
 
-async def test_a_connection_that_was_deleted_meanwhile_is_told(add_connection):
+async def test_a_deleted_connection_is_reported(add_connection):
     """A new triggerer has to read it again."""
     with pytest.raises(InvalidRequestError, match="no connection 'ollama_default'"):
         taken(await fired(trigger()))
@@ -140,10 +140,10 @@ async def test_a_connection_that_was_deleted_meanwhile_is_told(add_connection):
     ],
     ids=str,
 )
-async def test_a_fault_that_nobody_foresaw_is_an_event_and_its_trace_is_in_the_log(
+async def test_an_unexpected_exception_is_an_event_and_its_traceback_is_logged(
     ollama, ollama_conn, caplog, capfd, monkeypatch, fault
 ):
-    """An exception may leave before Airflow knows of the deferral, and then the task waits for ever."""
+    """An exception that is raised before Airflow has stored the deferral would leave the task deferred without end."""
     monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     broken = trigger()
     vars(broken).update(fault)
@@ -157,7 +157,7 @@ async def test_a_fault_that_nobody_foresaw_is_an_event_and_its_trace_is_in_the_l
     assert "secret" not in log + payload["text"]
 
 
-async def test_a_fault_is_held_back_as_an_answer_is(ollama_conn, monkeypatch):
+async def test_the_event_of_an_exception_is_delayed_too(ollama_conn, monkeypatch):
     """Airflow fails a task that comes back too soon, and says nothing of why."""
     monkeypatch.setattr("ollama_provider.triggers._MINIMUM_SECONDS", 3600)
     broken = trigger()
@@ -188,10 +188,10 @@ def test_a_task_whose_trigger_had_a_fault_fails_with_words(ollama, ollama_conn, 
 
 
 class TestKilled:
-    """A triggerer that goes away ends what it asked for; the next one begins again."""
+    """A triggerer that stops cancels its requests; the next one sends them again."""
 
     async def test_a_generation_ends_with_its_trigger_and_is_asked_again(self, ollama, ollama_conn):
-        """Ollama has no jobs: the second triggerer sends the request once more."""
+        """Ollama has no jobs, so the second triggerer sends the request again."""
         ollama.stand_in.script((Answer("never told"), Stall(after=1)), "Rayleigh.")
         first = asyncio.create_task(fired(trigger()))
         await until(ollama, lambda s: s.open_requests)
@@ -214,7 +214,7 @@ class TestKilled:
         await idle(ollama)
 
     @pytest.mark.ollama(pull_seconds=0.4)
-    async def test_a_pull_goes_on_where_it_was(self, ollama, ollama_conn):
+    async def test_a_pull_continues_where_it_was(self, ollama, ollama_conn):
         """The server keeps what it has."""
         first = asyncio.create_task(fired(trigger(PULL)))
         await until(ollama, lambda s: s.open_requests)
@@ -225,8 +225,8 @@ class TestKilled:
         assert asked(ollama, "/api/pull") == 2
 
     @pytest.mark.parametrize("end", ["cleanup", "on_kill"])
-    async def test_each_of_airflows_ways_ends_the_request(self, ollama, ollama_conn, end):
-        """Cleared, marked, timed out, shut down: nothing goes on computing for nobody."""
+    async def test_each_way_to_end_a_trigger_cancels_the_request(self, ollama, ollama_conn, end):
+        """Cleared, marked, timed out or shut down: the server stops computing."""
         ollama.stand_in.script(Stall())
         running = trigger()
         waiting = asyncio.create_task(anext(running.run()))
@@ -267,7 +267,7 @@ async def test_a_server_that_is_restarted_meanwhile_is_asked_again(ollama, ollam
 
 
 @pytest.mark.ollama(pull_seconds=0.2)
-async def test_a_download_goes_on_when_the_server_is_restarted(ollama, ollama_conn, no_waiting):
+async def test_a_download_continues_after_a_restart_of_the_server(ollama, ollama_conn, no_waiting):
     """In the same wait, and so in the same try of the task."""
     ollama.stand_in.script(StuckDownload(every=0.01), path="pull")
     waiting = asyncio.create_task(fired(trigger(PULL, overrides={"max_attempts": 100_000})))
@@ -280,7 +280,7 @@ async def test_a_download_goes_on_when_the_server_is_restarted(ollama, ollama_co
     assert asked(ollama, "/api/pull") == 2
 
 
-async def test_a_connection_that_is_deleted_does_not_disturb_an_answer_under_way(ollama, ollama_conn, monkeypatch):
+async def test_deleting_the_connection_does_not_disturb_a_request_in_flight(ollama, ollama_conn, monkeypatch):
     """It was read at the beginning."""
     gate = Gate()
     ollama.stand_in.script(Stall(until=gate))
@@ -385,7 +385,7 @@ class TestMany:
 
     @pytest.mark.ollama(parallel=50)
     async def test_they_share_one_client(self, ollama, ollama_conn):
-        """One pool of connections for a connection of Airflow, not for a task; and none when nobody waits any more."""
+        """One connection pool for each Airflow connection, not for each task; it is closed with the last trigger."""
         gate = Gate()
         ollama.stand_in.script(Stall(until=gate), always=True)
         waiting = [asyncio.create_task(fired(trigger())) for _ in range(30)]
@@ -414,7 +414,7 @@ async def test_texts_go_in_pieces_and_come_back_in_order(ollama, ollama_conn, tm
 
 
 @pytest.mark.ollama(models=[Model("nomic-embed-text", ("embedding",))])
-async def test_answers_that_nobody_will_take_leave_no_file(ollama, ollama_conn, tmp_path, monkeypatch):
+async def test_answers_that_will_not_be_read_leave_no_file(ollama, ollama_conn, tmp_path, monkeypatch):
     """The place may be the directory where the results of others are."""
     monkeypatch.setattr("ollama_provider.payloads.ANSWERS_LIMIT", 1)
     ollama.stand_in.script(Ordinary(), Stall())
