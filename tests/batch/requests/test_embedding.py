@@ -1,4 +1,4 @@
-"""Vectors: packs, what spoils them, and texts that are too long, over real HTTP against a stand-in."""
+"""Embeddings: packs, bad texts in them, and texts over the context, over real HTTP against a stand-in."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def texts(count):
 
 
 def test_many_texts_are_few_requests_and_one_table(batch, ollama, embed):
-    """In the order of the input, vectors of one length as float32, with what explains them."""
+    """The table is in the order of the input and has vectors of one length as float32, with their provenance."""
     summary = embed([{"id": number, "text": f"text {number}"} for number in range(100)], id_column="id", pack=32)
 
     assert [len(pack) for pack in packs(ollama)] == [32, 32, 32, 4]
@@ -56,7 +56,7 @@ def test_many_texts_are_few_requests_and_one_table(batch, ollama, embed):
 
 
 def test_a_vector_is_that_of_its_text(batch, ollama, embed):
-    """Whatever pack it came in: the same as when it is asked for alone."""
+    """It is the same as when the text is sent alone."""
     embed(texts(20), pack=7)
     together = table(batch)["output"].to_pylist()
     embed(texts(20), pack=1, results="jsonl", directory=batch.directory / "alone")
@@ -68,7 +68,7 @@ def test_a_vector_is_that_of_its_text(batch, ollama, embed):
 
 
 def test_dimensions(batch, ollama, embed):
-    """They are asked for, they are part of the work, and the table has as many."""
+    """They are sent, they are part of the key, and the table has vectors of that length."""
     embed(texts(3))
     summary = embed(texts(3), dimensions=4)
 
@@ -77,7 +77,7 @@ def test_dimensions(batch, ollama, embed):
 
 
 def test_equal_texts_and_reruns_cost_nothing(batch, embed):
-    """The key is the work, for vectors too; the other shape of the results needs no request and replaces the first."""
+    """Vectors are found by their key. Results in the other format need no request and replace the first ones."""
     summary = embed([*texts(5), *texts(5)])
     assert (summary.ok, summary.reused, summary.rows) == (10, 5, 10)
 
@@ -89,7 +89,7 @@ def test_equal_texts_and_reruns_cost_nothing(batch, embed):
 
 
 def test_one_text_that_kills_the_runner_costs_only_itself(batch, ollama, embed):
-    """It is found by halving, tried alone, and dead-lettered; no other text fails or loses an attempt."""
+    """It is found by halving, tried alone, and a dead letter. No other text fails or loses an attempt."""
     killed = Fail("llama runner process has terminated: signal: killed")
     ollama.stand_in.script(killed, where=lambda body: "text 13" in body.get("input", ()), always=True)
 
@@ -113,7 +113,7 @@ def test_one_text_that_kills_the_runner_costs_only_itself(batch, ollama, embed):
     ],
 )
 def test_nan_in_a_vector_fails_its_text(batch, ollama, embed, nan):
-    """As a new and as an old server says it."""
+    """New and old servers report it in different ways."""
     ollama.stand_in.script(nan, where=lambda body: "text 3" in body.get("input", ()), always=True)
 
     summary = embed(texts(8), pack=8)
@@ -123,7 +123,7 @@ def test_nan_in_a_vector_fails_its_text(batch, ollama, embed, nan):
 
 
 def test_a_null_in_a_vector_fails_its_text(batch, ollama, embed):
-    """A server that answers 200 all the same is not believed."""
+    """A server may answer 200 with it."""
     broken = Answer(vectors=[[0.5, None, 0.5, 0, 0, 0, 0, 0]])
     ollama.stand_in.script(broken, where=lambda body: body.get("input") == ["bad"], always=True)
 
@@ -134,7 +134,7 @@ def test_a_null_in_a_vector_fails_its_text(batch, ollama, embed):
 
 
 def test_an_empty_text_has_no_vector_and_is_not_sent(batch, ollama, embed):
-    """Within a pack it would fail all others, and alone it is taken for the wish to load the model."""
+    """In a pack it would fail all others. Alone it would be a request to load the model."""
     summary = embed(["a", "", " \n", "b"])
 
     assert packs(ollama) == [["a", "b"]]
@@ -156,7 +156,7 @@ class TestLongTexts:
     LONG = " ".join(f"word{number}" for number in range(150))
 
     def test_a_dead_letter_is_the_default(self, batch, ollama, embed):
-        """The pack around it goes on, and the server was told not to cut."""
+        """The others of its pack have their vectors, and the server was told not to cut."""
         summary = embed(["a", "b " * 80, "c"], pack=3)
 
         assert (summary.ok, summary.failed) == (2, 1)
@@ -165,13 +165,13 @@ class TestLongTexts:
         assert all(body["truncate"] is False for body in sent)
 
     def test_truncated_is_marked(self, batch, embed):
-        """The server cuts this one text, and the row says so."""
+        """The server cuts only this text, and its row shows that."""
         embed(["a", self.LONG, "c"], on_long_text="truncate")
 
         assert table(batch)["prompt_cut"].to_pylist() == [False, True, False]
 
-    def test_split_gives_rows_of_their_own(self, batch, ollama, embed):
-        """Overlapping pieces that leave nothing out, each with its place in the text and a vector."""
+    def test_pieces_of_a_split_text_are_rows(self, batch, ollama, embed):
+        """They overlap and cover the text. Each has its place in the text and a vector."""
         summary = embed(["a", self.LONG, "c"], on_long_text="split")
 
         rows = table(batch).to_pylist()
@@ -187,15 +187,15 @@ class TestLongTexts:
         assert embed(["a", self.LONG, "c"], on_long_text="split").requests == 0
 
     def test_dead_letters_can_be_split_later(self, batch, embed):
-        """Another decision repairs the failed texts, and asks for no other."""
+        """Another setting repairs the failed texts, and asks no other."""
         embed(["a", self.LONG], pack=1)
 
         summary = embed(["a", self.LONG], on_long_text="split")
 
         assert (summary.reused, summary.ok, summary.failed) == (1, 2, 0)
 
-    def test_no_pieces_without_end(self, batch, ollama, embed):
-        """A text that is refused in pieces of any size fails in the end."""
+    def test_splitting_ends(self, batch, ollama, embed):
+        """A text that is refused in pieces of any size fails."""
         refused = Fail("the input length exceeds the context length", 400)
         ollama.stand_in.script(refused, path="embed", where=lambda body: body.get("input"), always=True)
 
@@ -206,7 +206,7 @@ class TestLongTexts:
 
 
 def test_a_model_that_does_not_embed_is_refused_before_the_first_row(batch, ollama, embed):
-    """By its capabilities, not by a failed load."""
+    """Its capabilities tell, without a failed load."""
     ollama.stand_in.install(Model("talker"))
 
     with pytest.raises(UnsupportedError, match="embedding"):
@@ -214,8 +214,8 @@ def test_a_model_that_does_not_embed_is_refused_before_the_first_row(batch, olla
     assert packs(ollama) == []
 
 
-def test_what_a_vector_does_not_have_is_refused(batch):
-    """A system message, a schema, thinking, a second model, messages."""
+def test_settings_that_embeddings_do_not_have_are_refused(batch):
+    """These are system message, schema, thinking, fallback model and messages."""
     for wrong in ({"system": "s"}, {"output_type": "json"}, {"think": True}, {"fallback_model": "large"}):
         with pytest.raises(InputError, match="vector"):
             batch.run(["a"], embedding=Embedding(), **wrong)
@@ -224,14 +224,14 @@ def test_what_a_vector_does_not_have_is_refused(batch):
 
 
 def test_nothing_but_failures_is_a_table_too(batch, embed):
-    """Of vectors whose length nobody knows."""
+    """The length of the vectors is not known then."""
     embed(["", " "])
 
     assert table(batch)["output"].to_pylist() == [None, None]
 
 
 def test_options_are_sent(ollama, embed):
-    """The context of the run, as for every other task."""
+    """They have the context of the run, as with every other task."""
     embed(["a"], options=Options(num_thread=1))
 
     seen = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/embed"]
@@ -265,7 +265,7 @@ class TestPackSize:
 
 
 def test_split_covers_the_text():
-    """Every character is in a piece, pieces overlap, and a cut is at a blank where there is one."""
+    """Each character is in a piece, pieces overlap, and are cut at a blank where there is one."""
     text = "lorem ipsum dolor sit amet " * 40
 
     for pieces in (2, 3, 7, 20):
@@ -278,12 +278,12 @@ def test_split_covers_the_text():
 
 
 def test_vectors_keep_every_bit_of_a_float32():
-    """Through the part and back."""
+    """They are the same after writing and reading a part."""
     assert list(decode_vector(encode_vector([0.5, -1.25, 1e-30]))) == pytest.approx([0.5, -1.25, 1e-30], rel=1e-7)
 
 
-def test_what_is_no_json_is_told_from_what_is_no_vector():
-    """The decoder makes arrays of lists, and leaves the judgement to others."""
+def test_the_decoder_raises_only_for_invalid_json():
+    """It turns lists into arrays. The validator decides what they are worth."""
     found = PackRequest.decode(b'{"embeddings":[[1,2],null,[null]]}')
 
     assert list(found["embeddings"][0]) == [1, 2]
@@ -293,7 +293,7 @@ def test_what_is_no_json_is_told_from_what_is_no_vector():
 
 
 def test_vectors_do_not_go_into_a_table_of_a_database(batch, ollama):
-    """It would hold the form of the parts."""
+    """The table would get them as the base64 of the parts."""
     with pytest.raises(InputError, match="into"):
         batch.run(["a"], embedding=Embedding(), into=object())
     assert ollama.stand_in.requests == []

@@ -1,4 +1,4 @@
-"""What must hold before the first row."""
+"""Checks of server and model before the first row."""
 
 import pytest
 
@@ -11,20 +11,20 @@ DIGEST = "fa0194e42b82" + "0" * 52
 
 
 def test_a_model_with_and_without_digest():
-    """The digest behind the name is split off; the name alone is sent."""
+    """The digest is split off, and only the name is sent."""
     assert preflight.split_model("llama3.2") == ("llama3.2", None)
     assert preflight.split_model("hf.co/u/m:Q4@sha256:FA0194E42B82") == ("hf.co/u/m:Q4", "fa0194e42b82")
 
 
 @pytest.mark.parametrize("model", ["m@", "m@latest", "m@sha256:", "m@sha256:xyz", "m@sha256:12345"])
-def test_what_is_no_digest_is_refused(model):
-    """Five digits are too few to tell weights apart."""
+def test_an_invalid_digest_is_refused(model):
+    """Five digits are too few to identify a model."""
     with pytest.raises(InputError, match="sha256"):
         preflight.split_model(model)
 
 
 def test_the_digest_is_found_under_any_spelling_of_the_name():
-    """As the server compares names: tag and case do not count."""
+    """Names are compared as the server does: case and the tag ``latest`` do not count."""
     tags = TagsReply.model_validate(
         {"models": [{"name": "other:latest", "digest": "1"}, {"model": "llama3.2:latest", "digest": DIGEST}]}
     )
@@ -34,7 +34,7 @@ def test_the_digest_is_found_under_any_spelling_of_the_name():
 
 
 def test_a_beginning_of_the_digest_is_enough():
-    """And another one is told, with both of them."""
+    """The error for another digest shows both of them."""
     preflight.check_digest("m", DIGEST, None, "http://gpu")
     preflight.check_digest("m", DIGEST, DIGEST[:12], "http://gpu")
     with pytest.raises(ModelChangedError, match=rf"http://gpu has the digest {DIGEST}, not the demanded 000000"):
@@ -44,7 +44,7 @@ def test_a_beginning_of_the_digest_is_enough():
 
 
 def test_capabilities():
-    """What the model lacks is named; a server too old to say is believed."""
+    """The error names what the model lacks. A server that is too old to list capabilities passes."""
     preflight.check_capabilities("m", ShowReply(capabilities=["completion", "vision"]), ["completion"], "http://gpu")
     preflight.check_capabilities("m", ShowReply(), ["completion", "thinking"], "http://gpu")
     with pytest.raises(UnsupportedError, match="lacks 'thinking'; it has completion, vision"):
@@ -58,7 +58,7 @@ def test_capabilities():
     [("0.12.5", False), ("0.12.6", True), ("0.13.0-rc1", True), ("1.0.0", True), ("0.0.0", False), ("", False)],
 )
 def test_which_servers_refuse_long_prompts(version, refuses):
-    """Since 0.12.6; where the version is not known, the count of tokens is judged."""
+    """They do so since 0.12.6. For unknown versions the count of tokens is checked instead."""
     assert preflight.refuses_long_prompts(version) is refuses
 
 
@@ -69,7 +69,7 @@ def choose(prompts, *, parameters="", trained=131_072, system=None, num_predict=
 
 
 def test_the_context_fits_the_longest_prompt_of_the_sample():
-    """With room for the answer, in steps, so that a little more text does not load the model again."""
+    """It has room for the answer, and grows in steps, so that a little more text does not load the model again."""
     assert choose(["short"]) == 4096
     assert choose(["short", "x" * 30_000]) == 14_336
     assert choose(["short", "x" * 30_000], num_predict=8000) == 22_528
@@ -79,7 +79,7 @@ def test_the_context_fits_the_longest_prompt_of_the_sample():
 
 
 def test_the_context_is_bounded_by_what_the_model_was_trained_for():
-    """And never below what its author set."""
+    """It is never below the default of the model."""
     assert choose(["x" * 30_000], trained=8192) == 8192
     assert choose(["short"], trained=2048) == 2048
     assert choose(["short"], parameters='stop "x"\nnum_ctx                        16384\n') == 16_384

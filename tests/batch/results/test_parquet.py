@@ -1,4 +1,4 @@
-"""Results that no column can hold: they fail alone, and everything else is as it would be without them."""
+"""Results as Parquet: its columns, and answers that a column cannot hold. These fail alone."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,11 @@ from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.embedding import encode_vector
 from ollama_provider.batch.results.files import json_lines_format, write_results
 from ollama_provider.batch.results.order import RowOrder
-from ollama_provider.batch.results.parquet import parquet_format
+from ollama_provider.batch.results.parquet import arrow_type, parquet_format
 from ollama_provider.batch.store.journal import Journal, State, shared_fields
 from ollama_provider.batch.store.keys import Keys
 from ollama_provider.batch.store.storage import open_storage
+from ollama_provider.testing import Fail
 
 SCHEMA = {
     "type": "object",
@@ -83,7 +84,7 @@ UNFIT = {
 @pytest.mark.parametrize(("output", "why"), UNFIT.values(), ids=UNFIT)
 @pytest.mark.parametrize("place", [0, 1500, 2499])
 def test_an_answer_that_its_column_cannot_hold_fails_alone(directory, output, why, place):
-    """Wherever it stands: the columns are those of the schema, and all other rows have their answers."""
+    """The columns are those of the schema, and all other rows have their answers, wherever the bad one is."""
     outcomes = [{"output": {"n": number}} for number in range(2500)]
     outcomes[place] = {"output": output}
 
@@ -117,7 +118,7 @@ def test_an_answer_that_its_column_cannot_hold_fails_alone(directory, output, wh
 )
 @pytest.mark.parametrize("status", ["ok", "failed"])
 def test_a_count_or_a_field_of_another_type_fails_its_row_alone(directory, odd, status):
-    """Whatever a server says beside an answer; a row that failed anyway is told without it."""
+    """A server may send anything beside an answer. A row that had failed already loses only the odd value."""
     fault = {"error": {"class": "X", "text": "y"}} if status == "failed" else {}
     outcomes = [{"output": "a"}, {"output": None if fault else "b", "status": status} | odd | fault, {"output": "c"}]
 
@@ -133,7 +134,7 @@ def test_a_count_or_a_field_of_another_type_fails_its_row_alone(directory, odd, 
     "odd", ["", [], encode_vector([1.0]), encode_vector([1.0] * 9), encode_vector([float("nan")] * 4), "?", None, {}]
 )
 def test_one_vector_unlike_the_others_fails_alone(directory, odd, place):
-    """Of another length, empty, no vector, none at all: also if it is the first."""
+    """It may have another length or be no vector at all, also if it is the first row."""
     outcomes = [{"output": encode_vector([number] * 4)} for number in range(3000)]
     outcomes[place] = {"output": odd}
 
@@ -149,7 +150,7 @@ def test_one_vector_unlike_the_others_fails_alone(directory, odd, place):
 
 
 @pytest.mark.parametrize("odd", [[float("inf")] * 4, [float("nan"), 1, 2, 3]])
-def test_a_vector_of_no_numbers_is_no_line_of_json(directory, odd):
+def test_a_vector_with_nan_cannot_be_a_line_of_json(directory, odd):
     """NaN and Infinity are not JSON."""
     outcomes = [{"output": encode_vector(vector)} for vector in ([1, 2, 3, 4], odd, [5, 6, 7, 8])]
 
@@ -160,7 +161,7 @@ def test_a_vector_of_no_numbers_is_no_line_of_json(directory, odd):
 
 
 def test_pieces_of_a_text_that_fail_are_one_row(directory):
-    """All or none of them."""
+    """Either all pieces are rows of the table or none."""
     pieces = [encode_vector([1, 2]), encode_vector([1, 2, 3])]
     outcomes = [{"output": encode_vector([1, 2])}, {"output": pieces, "spans": ((0, 5), (4, 9))}]
 
@@ -185,7 +186,7 @@ IDS = {
 
 @pytest.mark.parametrize(("ids", "kind", "wanted"), IDS.values(), ids=IDS)
 def test_ids_that_have_no_type_in_common_are_text(directory, ids, kind, wanted):
-    """An id fails no row: it comes from the input."""
+    """A row never fails because of its id."""
     written = directory.write(parquet_format(None, vectors=False), [{"output": "a"}] * len(ids), ids)
 
     assert written.failed == 0
@@ -193,8 +194,8 @@ def test_ids_that_have_no_type_in_common_are_text(directory, ids, kind, wanted):
     assert directory.table["id"].to_pylist() == wanted
 
 
-def test_what_the_schema_allows_and_does_not_name_does_not_vanish(directory):
-    """The typed column holds what the schema names, and another one the whole answer where there is more."""
+def test_fields_that_the_schema_does_not_name_are_kept(directory):
+    """The typed column has the named fields. Where there are more, another column has the whole answer."""
     plain, more = {"n": 1, "x": None, "tags": None}, {"n": 2, "more": {"a": [1]}}
     inside = {"n": 3, "tags": [{"deep": 1, "deeper": 2}]}
 
@@ -213,8 +214,8 @@ def test_a_whole_number_is_a_number_however_it_is_written(directory):
     assert directory.table["output"].to_pylist() == [{"n": 7, "x": float(1 << 53), "tags": None}]
 
 
-def test_a_table_that_is_given_up_says_nothing_more(directory, capfd):
-    """What ended it is what is told, and the older table is still there."""
+def test_an_abandoned_file_writes_nothing_more(directory, capfd):
+    """The cause is raised, without noise on the terminal, and the older table is still there."""
     directory.write(parquet_format(None, vectors=False), [{"output": "a"}])
     journal, order = Journal(directory.storage, 1), RowOrder(with_ids=False)
     order.add(journal.find(directory.keys.key("0"))[0], None)
@@ -229,13 +230,13 @@ def test_a_table_that_is_given_up_says_nothing_more(directory, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-POISON = '{"n": 123456789012345678901234567890}'
+TOO_LARGE = '{"n": 123456789012345678901234567890}'
 
 
-def test_the_next_run_asks_again_what_a_table_refused(batch, ollama):
-    """So a retry can succeed: no run fails for ever because of one answer."""
+def test_the_next_run_asks_refused_rows_again(batch, ollama):
+    """So a retry can succeed: one answer cannot make every run fail."""
     ollama.stand_in.script({"n": 7}, where=lambda body: body.get("prompt"), always=True)
-    ollama.stand_in.script(POISON, where=lambda body: body.get("prompt") == "b")
+    ollama.stand_in.script(TOO_LARGE, where=lambda body: body.get("prompt") == "b")
     spec = {"output_type": SCHEMA, "results": "parquet", "failures": FailurePolicy(retry_delay=0)}
 
     with pytest.raises(TooManyFailedError, match=r"1 of 3 rows failed \(RefusedByTable 1 times\)") as raised:
@@ -252,8 +253,8 @@ def test_the_next_run_asks_again_what_a_table_refused(batch, ollama):
 
 
 def test_every_copy_of_a_refused_row_fails(batch, ollama):
-    """Rows that share an answer share its fate, and are asked once."""
-    ollama.stand_in.script(POISON, where=lambda body: body.get("prompt"), always=True)
+    """Rows with the same answer fail together, and are asked once."""
+    ollama.stand_in.script(TOO_LARGE, where=lambda body: body.get("prompt"), always=True)
 
     summary = batch.run(["a", "b", "a"], output_type=SCHEMA, results="parquet")
 
@@ -262,10 +263,86 @@ def test_every_copy_of_a_refused_row_fails(batch, ollama):
     assert batch.run(["a", "b", "a"], output_type=SCHEMA, results="parquet").requests == 2
 
 
-def test_an_answer_too_large_for_a_table_is_good_in_lines(batch, ollama):
-    """JSON has no largest number: only where the results are a table does it fail."""
-    ollama.stand_in.script(POISON, where=lambda body: body.get("prompt"), always=True)
+def test_an_answer_too_large_for_parquet_is_good_in_json_lines(batch, ollama):
+    """JSON has no largest number, so only a table cannot hold the answer."""
+    ollama.stand_in.script(TOO_LARGE, where=lambda body: body.get("prompt"), always=True)
 
     summary = batch.run(["a"], output_type=SCHEMA)
 
-    assert (summary.ok, batch.results[0]["output"]) == (1, json.loads(POISON))
+    assert (summary.ok, batch.results[0]["output"]) == (1, json.loads(TOO_LARGE))
+
+
+def table_of(batch):
+    return parquet.read_table(batch.directory / "results.parquet")
+
+
+class TestColumns:
+    def test_text(self, batch, ollama):
+        """The table has the same rows as JSON lines, including the failed ones, which are in failed.jsonl as well."""
+        ollama.stand_in.script(Fail("no", 400), where=lambda body: body.get("prompt") == "b")
+        rows = [{"id": name, "text": name} for name in "abc"]
+
+        batch.run(rows, id_column="id", results="parquet")
+
+        found = table_of(batch).to_pylist()
+        assert [(row["index"], row["id"], row["status"]) for row in found] == [
+            (0, "a", "ok"),
+            (1, "b", "failed"),
+            (2, "c", "ok"),
+        ]
+        assert (found[1]["output"], found[1]["error_class"]) == (None, "BadRequestError")
+        assert [row["index"] for row in batch.failed] == [1]
+        again = batch.run(rows[::2], id_column="id")
+        assert again.requests == 0
+        lines = batch.results
+        assert [row["output"] for row in lines] == [found[0]["output"], found[2]["output"]]
+        assert not (batch.directory / "results.parquet").exists()
+
+    def test_typed_by_the_schema(self, batch, ollama):
+        """A field that may be null is null. A value of a type that Arrow does not have is JSON text."""
+        schema = {
+            "type": "object",
+            "properties": {
+                "label": {"$ref": "#/$defs/Label"},
+                "score": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "any": {},
+            },
+            "$defs": {"Label": {"type": "string", "enum": ["x", "y"]}},
+        }
+        answer = {"label": "x", "score": None, "tags": ["a"], "any": {"b": 1}}
+        ollama.stand_in.script(answer, where=lambda body: body.get("prompt"))
+
+        batch.run(["a"], output_type=schema, results="parquet")
+
+        assert table_of(batch).schema.field("output").type == pa.struct(
+            {"label": pa.string(), "score": pa.float64(), "tags": pa.list_(pa.string()), "any": pa.string()}
+        )
+        assert table_of(batch)["output"].to_pylist() == [answer | {"any": '{"b": 1}'}]
+
+    def test_a_schema_that_refers_to_itself_is_text(self):
+        """A recursive type ends at a limited depth, as JSON text."""
+        schema = {
+            "$ref": "#/$defs/T",
+            "$defs": {"T": {"type": "object", "properties": {"t": {"$ref": "#/$defs/T"}, "n": {"type": "integer"}}}},
+        }
+
+        found = arrow_type(schema, schema)
+
+        assert str(found).endswith("n: int64>")
+        assert "t: string" in str(found)
+
+    def test_ids(self, batch):
+        """Integers stay integers. Ids of several types are text."""
+        batch.run([{"id": 1, "text": "a"}, {"id": None, "text": "b"}], id_column="id", results="parquet")
+        assert table_of(batch)["id"].to_pylist() == [1, None]
+
+        batch.run([{"id": 1, "text": "a"}, {"id": "x", "text": "b"}], id_column="id", results="parquet")
+        assert table_of(batch)["id"].to_pylist() == ["1", "x"]
+
+    def test_an_empty_batch_is_an_empty_table(self, batch):
+        """It has its columns."""
+        batch.run([], results="parquet")
+
+        assert table_of(batch).num_rows == 0
+        assert "output" in table_of(batch).column_names

@@ -52,7 +52,7 @@ def test_the_output_is_the_validated_data(batch, ollama):
 
 @pytest.mark.parametrize("bad", ["I think it is red.", json.dumps(MISSED), '{"colour": "red"'])
 def test_a_wrong_answer_is_asked_again_with_what_was_wrong(batch, ollama, bad):
-    """Prose, an enum missed, JSON that breaks off: the model is shown its answer and the fault."""
+    """The model is shown its answer and what is wrong: prose, a wrong value of an enum, or incomplete JSON."""
     ollama.stand_in.script(bad, GOOD, where=asks("a"))
 
     summary = batch.run(["a"], output_type=Label)
@@ -67,7 +67,7 @@ def test_a_wrong_answer_is_asked_again_with_what_was_wrong(batch, ollama, bad):
 
 
 def test_a_cut_answer_may_be_longer_the_second_time(batch, ollama):
-    """It is asked as before, not blamed for a fault that was not its own."""
+    """The prompt is the same: the answer is not shown again, since it was not wrong."""
     ollama.stand_in.script(Answer('{"colour": "r', done_reason="length"), GOOD, where=asks("a"))
 
     batch.run(["a"], output_type=Label, options=Options(num_predict=50))
@@ -77,8 +77,8 @@ def test_a_cut_answer_may_be_longer_the_second_time(batch, ollama):
 
 
 @pytest.mark.ollama(models=[Model("thinker", ("completion", "thinking"))])
-def test_an_answer_lost_in_thinking_is_asked_for_without(batch, ollama):
-    """All tokens went into reasoning: once with more of them, then with none of it."""
+def test_an_answer_that_thinking_used_up_is_asked_without_thinking(batch, ollama):
+    """All tokens went into reasoning. First there are more tokens, then there is no reasoning."""
     lost = Answer("", thinking="hm " * 20, done_reason="length")
     ollama.stand_in.script(lost, lost, GOOD, where=asks("a"))
 
@@ -93,8 +93,8 @@ def test_an_answer_lost_in_thinking_is_asked_for_without(batch, ollama):
 
 
 @pytest.mark.ollama(models=[Model("small"), Model("large")])
-def test_the_second_model_is_asked_last_and_all_at_once(batch, ollama):
-    """Two models would push each other out of memory, row by row; the row says which one answered."""
+def test_the_fallback_model_is_asked_after_all_other_rows(batch, ollama):
+    """Otherwise two models would push each other out of memory with each row. A row names the model that answered."""
     ollama.stand_in.script("prose", model="small", where=asks("bad"), always=True)
     ollama.stand_in.script(GOOD, model="small", where=asks("good"), always=True)
     ollama.stand_in.script(GOOD, model="large", always=True)
@@ -114,8 +114,8 @@ def test_the_second_model_is_asked_last_and_all_at_once(batch, ollama):
     }
 
 
-def test_at_the_last_repair_the_row_has_failed_with_its_raw_reply(batch, ollama):
-    """Never a default value; and no attempt beyond the repairs."""
+def test_after_the_last_repair_the_row_fails_with_its_raw_reply(batch, ollama):
+    """It gets no default value, and no further attempt."""
     ollama.stand_in.script("prose", where=asks("bad"), always=True)
     ollama.stand_in.script(GOOD, where=asks("good"), always=True)
 
@@ -129,8 +129,8 @@ def test_at_the_last_repair_the_row_has_failed_with_its_raw_reply(batch, ollama)
     assert "prose" not in failed["error"]["text"]
 
 
-def test_a_complaint_that_makes_the_prompt_too_long_is_left_out(batch, ollama):
-    """The row fails for its answer, not for what we added to its prompt."""
+def test_feedback_that_makes_the_prompt_too_long_is_left_out(batch, ollama):
+    """A row must not fail because of what we added to its prompt."""
     ollama.stand_in.script("word " * 120, where=asks("a"))
     ollama.stand_in.script(GOOD, where=lambda body: body.get("prompt") == "a")
 
@@ -141,7 +141,7 @@ def test_a_complaint_that_makes_the_prompt_too_long_is_left_out(batch, ollama):
 
 
 def test_a_changed_schema_asks_only_for_what_does_not_fit(batch, ollama):
-    """Kept replies are judged by the new schema first, failed ones as well; provenance stays that of their run."""
+    """Stored replies, failed ones too, are validated with the new schema first, and keep their provenance."""
     kept = {"a": {"n": 1}, "b": {"n": 200}, "c": {"n": "seven"}}
     for text, answer in kept.items():
         ollama.stand_in.script(answer, where=asks(text), always=True)
@@ -161,7 +161,7 @@ def test_a_changed_schema_asks_only_for_what_does_not_fit(batch, ollama):
 
 
 def test_a_cut_reply_is_not_taken_for_a_whole_one(batch, ollama):
-    """A number that broke off is a number all the same, and a wrong one."""
+    """The beginning of a number is a valid number, but not the answer."""
     ollama.stand_in.script(Answer("12", done_reason="length"), where=asks("a"), times=1)
     batch.run(["a"], output_type={"type": "string"})
     ollama.stand_in.script("1234", where=asks("a"))
@@ -172,7 +172,7 @@ def test_a_cut_reply_is_not_taken_for_a_whole_one(batch, ollama):
 
 
 def test_a_schema_that_the_server_cannot_take_stops_the_batch(batch, ollama):
-    """It is the same for all rows: one refusal is enough."""
+    """All rows have the same schema, so one refusal is enough."""
     refusal = Fail("failed to parse grammar: invalid JSON schema in format", 400)
     ollama.stand_in.script(refusal, where=lambda body: body.get("format"), always=True)
 
@@ -182,8 +182,8 @@ def test_a_schema_that_the_server_cannot_take_stops_the_batch(batch, ollama):
     assert len(requests(ollama)) == 1
 
 
-def test_what_contradicts_itself_is_refused_before_anything_is_sent(batch, ollama):
-    """A type that is none, a second model without a schema."""
+def test_contradictory_settings_are_refused_before_the_first_request(batch, ollama):
+    """Examples are an unknown type, and a fallback model without a schema."""
     with pytest.raises(InvalidRequestError, match="JSON schema"):
         batch.run(["a"], output_type={"type": "nonsense"})
     with pytest.raises(InputError, match="output_type"):
@@ -192,8 +192,8 @@ def test_what_contradicts_itself_is_refused_before_anything_is_sent(batch, ollam
 
 
 @pytest.mark.ollama(models=[Model("small"), Model("vectors", ("embedding",))])
-def test_a_second_model_that_cannot_answer_is_refused_before_the_first_row(batch, ollama):
-    """Not when the night is over."""
+def test_a_fallback_model_that_cannot_answer_is_refused_before_the_first_row(batch, ollama):
+    """It is not noticed only after the other rows."""
     with pytest.raises(UnsupportedError, match="completion"):
         batch.run(["a"], model="small", fallback_model="vectors", output_type=Label)
     assert requests(ollama) == []
@@ -204,7 +204,7 @@ class TestRepairs:
         return GenerateReply(response=text, done=True, done_reason="length" if cut else "stop")
 
     def test_each_repair_is_used_once(self):
-        """Whatever the answers are, the repairs end."""
+        """So the attempts end, whatever the answers are."""
         strategy = RepairStrategy(num_predict=10, think=True, has_fallback=True)
         variant = UNCHANGED
         for cut in (True, False) * 10:
@@ -220,8 +220,8 @@ class TestRepairs:
             is None
         )
 
-    def test_without_a_bound_more_tokens_are_no_help(self):
-        """It was the context that ended the answer."""
+    def test_without_a_limit_more_tokens_are_not_tried(self):
+        """Then it was the context that ended the answer."""
         strategy = RepairStrategy(None, think="high", has_fallback=False)
 
         assert strategy.next_variant(UNCHANGED, self.replies("x", cut=True), "cut") == Variant(
