@@ -533,7 +533,7 @@ class TestInput:
         assert ollama.stand_in.requests == []
 
     def test_a_broken_line_stops_the_batch(self, batch, tmp_path, ollama):
-        """By default: near the beginning before the first request, later after what came before it was sealed."""
+        """By default: near the beginning before the first request, later after what came before it was written."""
         file = tmp_path / "rows.jsonl"
         file.write_text('"a"\n{"text": \n')
         with pytest.raises(InputError, match=r"rows\.jsonl, line 2: this is not JSON"):
@@ -572,7 +572,7 @@ class TestInput:
 
 
 class TestStopping:
-    def test_stopped_runs_seal_what_they_have(self, batch, ollama):
+    def test_stopped_runs_write_what_they_have(self, batch, ollama):
         """The summary says why, and the next run goes on."""
         stop = StopSignal()
         ollama.stand_in.script(Stall(), where=asks("text 7"))
@@ -597,7 +597,7 @@ class TestStopping:
         assert not batch.run(texts(3), stop=stop).complete
         assert batch.asked == []
 
-    def test_an_exception_in_the_callers_thread_seals_as_well(self, batch):
+    def test_an_exception_in_the_callers_thread_writes_as_well(self, batch):
         """KeyboardInterrupt, or what Airflow raises from its signal handler: what came is kept."""
 
         def interrupt(progress):
@@ -656,7 +656,7 @@ class TestUnknownIsNotUnchanged:
         return ollama.stand_in.model("llama3.2").digest
 
     def test_what_was_seen_to_have_changed_stays_changed(self, batch, ollama, own):
-        """A look says so, and the last one hangs: nothing is sealed, though nobody says so a second time."""
+        """The first comparison finds it, and the last one hangs: nothing is written, without a second answer."""
         ollama.stand_in.script(tags(own), tags(self.OTHER), path="tags")
         ollama.stand_in.script(Stall(), path="tags", always=True)
 

@@ -1,4 +1,4 @@
-"""How much memory a large batch takes: rows of 1 kB, asked, sealed and put in order.
+"""How much memory a large batch takes: rows of 1 kB, asked, written and put in order.
 
     python tests/benchmarks/memory.py [rows]
 

@@ -1,8 +1,8 @@
-"""Where the images that data names must lie.
+"""The folder that images must be in, if data names them.
 
-The path of an image may come from a row, a template or another task's result. Whoever wrote that text would choose what
-the worker reads and the model describes: any picture of the machine, an address inside the network (``http://…``), a
-device that never ends. So the DAG names a folder or a bucket, and nothing outside of it is read.
+The path of an image may come from a row, a template or the result of another task. Without a limit, the author of that
+text would choose what the worker reads and the model describes: any image of the machine, an address inside the network
+(``http://…``), a device without end. So the DAG names a folder or a bucket, and nothing outside of it is read.
 """
 
 import os
@@ -16,7 +16,7 @@ from ollama_provider.batch.store.storage import as_path, local_path
 
 
 class ImageFolder:
-    """A folder, local or in an object store, out of which images are read by the names that data gives.
+    """A folder, local or in an object store, and the images in it, by the names that data gives them.
 
     Args:
         root: a path, a URL, or an object that behaves like a `pathlib.Path`.
@@ -29,15 +29,16 @@ class ImageFolder:
         self._root = root
 
     def read(self, name: str, place: str) -> bytes:
-        """Return the image of that name.
+        """Return the content of an image.
 
         Args:
-            name: a path or URL within the folder, or a path that begins there.
-            place: what errors call it; the file's name is put behind.
+            name: a path or URL within the folder, or a path relative to it.
+            place: what error texts call the image, such as ``images.0``; the name of the file is added.
 
         Raises:
-            InvalidRequestError: it does not lie in the folder, ``..`` and links followed; or see `read_image_file`.
-            OSError: the store fails, which may pass.
+            InvalidRequestError: the image is not in the folder, after ``..`` and links are followed; or it is not an
+                image, see `read_image_file`.
+            OSError: the store fails; another attempt may succeed.
         """
         try:
             path = self._remote_path(name) if self._local is None else self._local_path(name, self._local)
@@ -45,7 +46,7 @@ class ImageFolder:
             path = None
         if path is None:
             raise InvalidRequestError(
-                f"{place}: it does not lie in {self._root}, and only what does is read; images_from names the folder"
+                f"{place}: it is not in {self._root}, and only images in that folder are read; images_from names it"
             )
         return read_image_file(path, place)
 
@@ -54,7 +55,7 @@ class ImageFolder:
         local = local_path(name)
         if local is None:
             return None
-        # Where it really is, with all links followed; there is none to follow in what is opened then.
+        # The real path, with all links followed: there is no link left in what is opened.
         real = Path(os.path.realpath(root / local))
         return real if real.is_relative_to(root) else None
 
@@ -67,7 +68,7 @@ class ImageFolder:
             name = address[len(root[1]) :]
         elif name.startswith("/"):
             return None
-        # A server may read %2e as a dot; fsspec reads what stands behind "::" as another address.
+        # A server may read %2e as a dot, and fsspec reads what follows "::" as another address.
         if "::" in name or ".." in unquote(name).replace("\\", "/").split("/"):
             return None
         path = self._remote.joinpath(*(part for part in name.split("/") if part not in {"", "."}))
@@ -76,7 +77,7 @@ class ImageFolder:
 
 
 def _address(url: str) -> tuple[str, str]:
-    """Return protocol and place of a URL, without the connection that Airflow puts before an ``@``."""
+    """Return protocol and path of a URL, without the connection that Airflow puts before an ``@``."""
     protocol, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return protocol, (host.rpartition("@")[2] + slash + path).strip("/")

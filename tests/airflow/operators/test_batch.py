@@ -217,7 +217,7 @@ def test_what_cannot_be_right_fails_at_once(run_task, ollama, tmp_path, argument
     assert prompts(ollama) == []
 
 
-def test_killed_task_seals_what_it_has(run_task, ollama, tmp_path, killed) -> None:
+def test_killed_task_writes_what_it_has(run_task, ollama, tmp_path, killed) -> None:
     """SIGTERM ends the request in flight and keeps the rows that are done; the next run asks the rest."""
     answer(ollama, "one")
     ollama.stand_in.script(Stall(after=1), where=lambda body: "Bananas" in body.get("prompt", ""))

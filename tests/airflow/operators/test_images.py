@@ -109,7 +109,7 @@ def test_a_huge_picture_is_not_read(tmp_path):
     [
         ("/nowhere/cat.png", "images.0 (cat.png): there is no such file"),
         ("/etc", "images.0 (etc): it cannot be read"),
-        ("nowhere://bucket/cat.png", "images.0: it does not lie in /, and only what does is read; images_from"),
+        ("nowhere://bucket/cat.png", "images.0: it is not in /, and only images in that folder are read; images_from"),
         ({"a": 1}, "images: a list is needed, not dict"),
         ([7], "images.0: bytes, base64 or a path is needed, not int"),
         ([None], "images.0: bytes, base64 or a path is needed, not NoneType"),

@@ -207,20 +207,20 @@ def check(postgres, tmp_path):
 
 
 def test_killed_half_way_and_resumed(start, ollama, postgres, tmp_path):
-    """kill -9 with some rows in the table: the next run completes it, and asks no row again that had been sealed."""
+    """kill -9 with some rows in the table: the next run completes it, and asks no row again that had been written."""
     for share in (ROWS // 4, ROWS // 2):
         process = start()
         wait_for(lambda share=share: len(postgres.summaries()) >= share)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert len(postgres.summaries()) < ROWS
-    sealed = sum(len(part.read_bytes().splitlines()) for part in (tmp_path / "out" / "parts").glob("*.jsonl"))
+    written = sum(len(part.read_bytes().splitlines()) for part in (tmp_path / "out" / "parts").glob("*.jsonl"))
     asked = len(prompts(ollama))
 
     assert start().wait(timeout=60) == 0
 
     check(postgres, tmp_path)
-    assert len(prompts(ollama)) - asked == ROWS - sealed
+    assert len(prompts(ollama)) - asked == ROWS - written
 
 
 def test_a_database_that_is_killed_and_comes_back(start, ollama, postgres, a_postgresql, tmp_path):

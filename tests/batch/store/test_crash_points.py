@@ -2,7 +2,7 @@
 
 A `Disk` dies at its k-th write, sync, rename, upload or removal, and does nothing from then on, as a process does that
 is gone. For every k of a small batch, until k is past its end: what is in the directory then is enough for the next run
-to give exactly the right result, and nothing that was sealed is asked again.
+to give exactly the right result, and nothing that was written is asked again.
 """
 
 import itertools
@@ -68,7 +68,7 @@ def outcome(row):
     return {name: row[name] for name in ("key", "index", "id", "status", "output")}
 
 
-def sealed(directory):
+def written(directory):
     """The keys in all parts of a directory, as far as lines are whole."""
     return {
         json.loads(line)["key"]
@@ -88,7 +88,7 @@ def directories(request, tmp_path):
 @pytest.mark.parametrize("directories", ["local", "object store"], indirect=True)
 @pytest.mark.parametrize("how", ["halfway", "after"])
 def test_whatever_the_moment_of_a_crash_the_next_run_is_right(batch, ollama, directories, how, monkeypatch):
-    """Results in full and in order, sealed rows not asked again, a failed row included."""
+    """Results in full and in order, written rows not asked again, a failed row included."""
     # So small that every few answers make a part.
     monkeypatch.setattr("ollama_provider.batch.store.checkpoints._PART", 1000)
     monkeypatch.setattr(LeaseLock, "lease", 0.05)
@@ -111,10 +111,10 @@ def test_whatever_the_moment_of_a_crash_the_next_run_is_right(batch, ollama, dir
             pass
         else:
             break
-        kept = sealed(directory)
+        kept = written(directory)
         if (directory / "summary.json").exists():
             assert len((directory / "results.jsonl").read_bytes().splitlines()) == len(ROWS)
-            kept.discard(key_of["text 4"])  # the round has ended, so what failed is asked again
+            kept.discard(key_of["text 4"])  # the pass is complete, so what failed is asked again
         before = len(batch.asked)
 
         summary = run(directory)

@@ -22,7 +22,7 @@ def add(journal: Journal, keys: Keys, prompt: str, status: str = "ok") -> int:
     return number
 
 
-def seal(journal: Journal) -> None:
+def write_part(journal: Journal) -> None:
     assert journal.end_part()
     journal.write_parts()
 
@@ -37,23 +37,23 @@ def keys():
     return Keys("digest", REQUEST)
 
 
-class TestWhatIsSealedStays:
+class TestWhatIsWrittenStays:
     """Second promise."""
 
     def test_a_good_result_is_found_again(self, storage, keys):
-        """Another process finds what was sealed, whatever round it is in."""
+        """Another process finds what was written, in whatever pass it is."""
         journal = Journal(storage, 1)
         add(journal, keys, "a")
-        seal(journal)
+        write_part(journal)
 
         for pass_number in (1, 2):
             assert Journal(storage, pass_number).find(keys.key("a"))[1] is State.OK
 
-    def test_a_failure_counts_until_its_round_has_ended(self, storage, keys):
+    def test_a_failure_counts_until_its_pass_is_complete(self, storage, keys):
         """A resume does not ask again what failed; the next run does."""
         journal = Journal(storage, 1)
         add(journal, keys, "a", "failed")
-        seal(journal)
+        write_part(journal)
 
         assert Journal(storage, 1).find(keys.key("a"))[1] is State.FAILED
         assert Journal(storage, 2).find(keys.key("a"))[1] is State.FAILED_BEFORE
@@ -62,20 +62,20 @@ class TestWhatIsSealedStays:
         """What was repaired is good from then on, in whichever order the parts are read."""
         journal = Journal(storage, 1)
         add(journal, keys, "a", "failed")
-        seal(journal)
+        write_part(journal)
         repair = Journal(storage, 2)
         add(repair, keys, "a")
-        seal(repair)
+        write_part(repair)
 
         assert Journal(storage, 3).find(keys.key("a"))[1] is State.OK
 
     def test_no_part_is_written_twice(self, storage, keys, tmp_path):
-        """Each try within a round, and each round, has names of its own."""
+        """Each run within a pass, and each pass, has names of its own."""
         for pass_number in (1, 1, 2):
             journal = Journal(storage, pass_number)
             for prompt in "ab":
                 add(journal, keys, prompt)
-                seal(journal)
+                write_part(journal)
 
         names = [part.name for part in sorted((tmp_path / "parts").iterdir())]
         assert [name[:16] for name in names] == [
@@ -93,27 +93,27 @@ class TestWhatIsSealedStays:
         first, second = Journal(storage, 1), Journal(storage, 1)
         add(first, keys, "a")
         add(second, keys, "b")
-        seal(first)
-        seal(second)
+        write_part(first)
+        write_part(second)
 
         assert len(list((tmp_path / "parts").iterdir())) == 2
         again = Journal(storage, 1)
         assert [again.find(keys.key(prompt))[1] for prompt in "ab"] == [State.OK, State.OK]
 
-    def test_a_refused_outcome_is_asked_again_in_the_next_round_and_no_later_one(self, storage, keys):
+    def test_a_refused_outcome_is_asked_again_in_the_next_pass_and_no_later_one(self, storage, keys):
         """An answer that the results cannot hold was good once; a newer good one takes its place again."""
         journal = Journal(storage, 1)
         number = add(journal, keys, "a")
-        seal(journal)
+        write_part(journal)
         failed = outcome_line(Outcome(keys.key("a").hex(), "failed", error={"class": "X", "text": "y"}), SHARED)
         journal.mark_refused(number, journal.without_checksum(0, failed))
-        seal(journal)
+        write_part(journal)
 
         assert Journal(storage, 1).find(keys.key("a"))[1] is State.FAILED
         again = Journal(storage, 2)
         assert again.find(keys.key("a"))[1] is State.FAILED_BEFORE
         add(again, keys, "a")
-        seal(again)
+        write_part(again)
         assert Journal(storage, 2).find(keys.key("a"))[1] is State.OK
 
     def test_the_place_of_an_outcome_is_where_its_line_is(self, storage, keys):
@@ -123,8 +123,8 @@ class TestWhatIsSealedStays:
         for prompt in prompts:
             add(journal, keys, prompt)
             if prompt == "b":
-                seal(journal)
-        seal(journal)
+                write_part(journal)
+        write_part(journal)
 
         for found in (journal, Journal(storage, 1)):
             for prompt in prompts:
@@ -132,7 +132,7 @@ class TestWhatIsSealedStays:
                 line = storage.local(found.part_name(part)).read_bytes()[offset:].split(b"\n")[0] + b"\n"
                 assert json.loads(found.without_checksum(part, line))["output"] == f"answer to {prompt}"
 
-    def test_what_waits_can_be_put_down_to_something_else(self, storage, keys):
+    def test_the_shared_fields_of_waiting_outcomes_can_be_replaced(self, storage, keys):
         """Each line keeps its place, and its checksum is right; lines of another origin stay as they are."""
         journal = Journal(storage, 1)
         other = shared_fields({"model": "another"})
@@ -156,7 +156,7 @@ class TestWhatIsSealedStays:
 class TestACrashLosesLittle:
     """Third promise."""
 
-    def test_what_is_not_sealed_is_not_there(self, storage, keys):
+    def test_what_is_not_written_is_not_there(self, storage, keys):
         """An outcome counts from the moment its part appears, and not before."""
         journal = Journal(storage, 1)
         add(journal, keys, "a")
@@ -174,7 +174,7 @@ class TestACrashLosesLittle:
         journal = Journal(storage, 1)
         for prompt in "abc":
             add(journal, keys, prompt)
-        seal(journal)
+        write_part(journal)
         (part,) = (tmp_path / "parts").iterdir()
         whole = part.read_bytes()
         part.write_bytes(whole[:-cut])
@@ -189,7 +189,7 @@ class TestACrashLosesLittle:
         journal = Journal(storage, 1)
         for prompt in "abc":
             add(journal, keys, prompt)
-        seal(journal)
+        write_part(journal)
         (part,) = (tmp_path / "parts").iterdir()
         first, second, third = part.read_bytes().splitlines(keepends=True)
         for place in range(len(second) - 1):
@@ -222,7 +222,7 @@ class TestACrashLosesLittle:
         journal = Journal(storage, 1)
         for prompt in "abc":
             add(journal, keys, prompt)
-        seal(journal)
+        write_part(journal)
         (part,) = (tmp_path / "parts").iterdir()
         lines = [journal.without_checksum(0, line) for line in part.read_bytes().splitlines(keepends=True)]
         part.unlink()
@@ -239,10 +239,10 @@ class TestACrashLosesLittle:
         assert "1 damaged lines" in caplog.text
 
     def test_damage_after_the_first_look_is_found_when_a_line_is_read(self, storage, keys):
-        """What the results are made of is what was sealed, or nothing is made."""
+        """What the results are made of is what was written, or nothing is made."""
         journal = Journal(storage, 1)
         add(journal, keys, "a")
-        seal(journal)
+        write_part(journal)
         line = storage.local(journal.part_name(0)).read_bytes()
 
         with pytest.raises(StorageError, match=r"damaged during the run\. Start again"):
@@ -253,7 +253,7 @@ class TestACrashLosesLittle:
         journal = Journal(storage, 1)
         add(journal, keys, "a")
         add(journal, keys, "b")
-        seal(journal)
+        write_part(journal)
         (part,) = (tmp_path / "parts").iterdir()
         first, second = part.read_bytes().splitlines(keepends=True)
         part.write_bytes(first + b"\0" * 100 + b"\n" + second)
@@ -268,7 +268,7 @@ def test_a_line_begins_with_its_key_and_is_ascii(storage, keys, tmp_path):
     """A resume looks at fixed places, and no tool may find a line break where there is none."""
     journal = Journal(storage, 1)
     add(journal, keys, "\x85\u2028\u2029\x0b\x1c😀")
-    seal(journal)
+    write_part(journal)
 
     (part,) = (tmp_path / "parts").iterdir()
     text = part.read_text(encoding="ascii")
@@ -354,7 +354,7 @@ def test_files_that_are_no_parts_are_left_alone(storage, keys, tmp_path):
     """What file managers, sync tools and people leave behind neither stops a run nor counts as a result."""
     journal = Journal(storage, 1)
     add(journal, keys, "a")
-    seal(journal)
+    write_part(journal)
     parts = tmp_path / "parts"
     (part,) = parts.iterdir()
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", f"{part.stem} (1).jsonl", f"{part.name}.bak", "notes"):

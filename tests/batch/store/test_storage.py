@@ -153,7 +153,7 @@ class FullDisk(Disk):
 
 
 def test_no_space_left_stops_the_batch_at_once(batch, root):
-    """With the system's words; what was sealed is kept, and enough for the next run."""
+    """With the system's words; what was written is kept, and enough for the next run."""
     rows = [f"text {number}" for number in range(400)]
     with pytest.raises(StorageError, match="No space left on device") as raised:
         batch.run(
