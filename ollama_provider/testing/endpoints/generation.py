@@ -22,105 +22,6 @@ _PLACEHOLDER = "\0"
 
 
 @dataclass(slots=True)
-class GeneratedTokens:
-    """The output of the model as tokens, cut by `stop` and `num_predict`.
-
-    Attributes:
-        thinking: Tokens of the thinking.
-        text: Tokens of the answer.
-        done_reason: `stop` or `length`.
-        tool_calls: Name and arguments of each call.
-    """
-
-    thinking: list[str]
-    text: list[str]
-    done_reason: str
-    tool_calls: tuple[tuple[str, Mapping[str, Json]], ...]
-
-    @property
-    def count(self) -> int:
-        """Number of all tokens."""
-        return len(self.thinking) + len(self.text) + _TOOL_CALL_TOKENS * len(self.tool_calls)
-
-
-def stream(
-    state: ServerState, call: Call, generated: GeneratedTokens, between: float, end: Callable[[], dict[str, Json]]
-) -> Steps:
-    """Stream the reply, one line for each token.
-
-    Args:
-        state: For version and clock.
-        call: The request.
-        generated: The tokens.
-        between: Seconds before each token.
-        end: Returns the fields of the last line. Called just before it is sent, since they contain durations.
-    """
-    yield Head()
-    for content, tokens in (
-        (content_fields(call, "", _PLACEHOLDER), generated.thinking),
-        (content_fields(call, _PLACEHOLDER), generated.text),
-    ):
-        pattern = ""
-        for token in tokens:
-            if between:
-                yield Pause(between)
-            if between or not pattern:
-                # Encoded once for all tokens with the same time, to be fast: benchmarks run against the stand-in.
-                pattern = dumps(envelope(call, timestamp(state.clock())) | content | {"done": False})
-                before, _, after = pattern.rpartition(dumps(_PLACEHOLDER))
-            logprobs = logprob_fields(state, call, [token])
-            extra = f",{dumps(logprobs)[1:]}" if logprobs else "}"
-            yield Line(f"{before}{dumps(token)}{after[:-1]}{extra}\n".encode())
-    if generated.tool_calls:
-        calls = content_fields(call, "", tool_calls=tool_call_objects(state, generated))
-        yield _line(envelope(call, timestamp(state.clock())) | calls | {"done": False})
-    yield _line(envelope(call, timestamp(state.clock())) | content_fields(call, "") | end())
-
-
-def _line(value: dict[str, Json]) -> Line:
-    return Line(dumps(value).encode() + b"\n")
-
-
-def envelope(call: Call, stamp: str) -> dict[str, Json]:
-    """The first fields of every object. The model has the name that the request used."""
-    return {"model": call.body["model"], "created_at": stamp}
-
-
-def content_fields(call: Call, text: str, thinking: str = "", tool_calls: list[Json] | None = None) -> dict[str, Json]:
-    """`response` for generate, `message` for chat."""
-    extra: dict[str, Json] = {"thinking": thinking} if thinking else {}
-    if call.request.path == "/api/generate":
-        return {"response": text} | extra
-    if tool_calls:
-        extra["tool_calls"] = tool_calls
-    return {"message": {"role": "assistant", "content": text} | extra}
-
-
-def tool_call_objects(state: ServerState, generated: GeneratedTokens) -> list[Json]:
-    """The tool calls as JSON objects."""
-    calls = []
-    for index, (name, arguments) in enumerate(generated.tool_calls):
-        call = {"function": {"index": index, "name": name, "arguments": dict(arguments)}}
-        calls.append(({"id": f"call_standin{index}"} if state.since("0.12.10") else {}) | call)
-    return calls
-
-
-def logprob_fields(state: ServerState, call: Call, tokens: list[str]) -> dict[str, Json]:
-    """`logprobs` if the request asks for them: the same value for every token."""
-    if not call.body.get("logprobs") or not state.since("0.12.11"):
-        return {}
-    top = [
-        _logprob(token, -1.0 - rank)
-        for rank, token in enumerate(_TOP_LOGPROB_TOKENS[: call.body.get("top_logprobs", 0)])
-    ]
-    return {"logprobs": [_logprob(token, -0.5) | ({"top_logprobs": top} if top else {}) for token in tokens]}
-
-
-def _logprob(token: str, value: float) -> dict[str, Json]:
-    return {"token": token, "logprob": value, "bytes": list(token.encode())}
-
-
-@dataclass(slots=True)
 class InferenceJob:
     """A validated request.
 
@@ -141,6 +42,28 @@ class InferenceJob:
     images: int = 0
     history: list[int] = field(default_factory=list)
     think: bool | str | None = False
+
+
+@dataclass(slots=True)
+class GeneratedTokens:
+    """The output of the model as tokens, cut by `stop` and `num_predict`.
+
+    Attributes:
+        thinking: Tokens of the thinking.
+        text: Tokens of the answer.
+        done_reason: `stop` or `length`.
+        tool_calls: Name and arguments of each call.
+    """
+
+    thinking: list[str]
+    text: list[str]
+    done_reason: str
+    tool_calls: tuple[tuple[str, Mapping[str, Json]], ...]
+
+    @property
+    def count(self) -> int:
+        """Number of all tokens."""
+        return len(self.thinking) + len(self.text) + _TOOL_CALL_TOKENS * len(self.tool_calls)
 
 
 def effective_options(call: Call, model: Model) -> dict[str, Json]:
@@ -193,7 +116,7 @@ def unload(state: ServerState, call: Call, model: Model) -> Step:
 
 
 def _done_without_text(state: ServerState, call: Call, reason: str) -> Response:
-    body = envelope(call, timestamp(state.clock())) | content_fields(call, "") | {"done": True}
+    body = _envelope(call, timestamp(state.clock())) | _content_fields(call, "") | {"done": True}
     if state.since("0.1.35"):
         body["done_reason"] = reason
     return Response(200, dumps(body).encode())
@@ -244,15 +167,17 @@ def _answer(state: ServerState, job: InferenceJob, options: Mapping[str, Json], 
         context["context"] = [*job.history, *token_ids(prompt), *token_ids(generated.thinking + generated.text)]
     end = {"done": True} | ({"done_reason": generated.done_reason} if state.since("0.1.35") else {}) | context
     if call.streams:
-        yield from stream(state, call, generated, between, lambda: end | metrics())
+        yield from _stream(state, call, generated, between, lambda: end | metrics())
         return
     if between:
         yield Pause(between * generated.count)
-    content = content_fields(
-        call, "".join(generated.text), "".join(generated.thinking), tool_call_objects(state, generated)
+    content = _content_fields(
+        call, "".join(generated.text), "".join(generated.thinking), _tool_call_objects(state, generated)
     )
-    logprobs = logprob_fields(state, call, generated.thinking + generated.text)
-    yield Response(200, dumps(envelope(call, timestamp(state.clock())) | content | end | logprobs | metrics()).encode())
+    logprobs = _logprob_fields(state, call, generated.thinking + generated.text)
+    yield Response(
+        200, dumps(_envelope(call, timestamp(state.clock())) | content | end | logprobs | metrics()).encode()
+    )
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -269,7 +194,7 @@ def _debug_info(state: ServerState, job: InferenceJob) -> Response:
     content: dict[str, Json] = {"response": ""}
     if job.call.request.path == "/api/chat":
         content = {"message": {"role": "", "content": ""}}
-    body = envelope(job.call, timestamp(state.clock())) | content
+    body = _envelope(job.call, timestamp(state.clock())) | content
     return Response(200, dumps(body | {"done": False, "_debug_info": {"rendered_template": job.rendered}}).encode())
 
 
@@ -340,3 +265,80 @@ def _limit(
     if state.since("0.12.6") and body.get("shift") is False:
         limit = min(limit, num_ctx - prompt_count + 1)
     return int(limit)
+
+
+def _stream(
+    state: ServerState, call: Call, generated: GeneratedTokens, between: float, end: Callable[[], dict[str, Json]]
+) -> Steps:
+    """Stream the reply, one line for each token.
+
+    Args:
+        state: For version and clock.
+        call: The request.
+        generated: The tokens.
+        between: Seconds before each token.
+        end: Returns the fields of the last line. Called just before it is sent, since they contain durations.
+    """
+    yield Head()
+    for content, tokens in (
+        (_content_fields(call, "", _PLACEHOLDER), generated.thinking),
+        (_content_fields(call, _PLACEHOLDER), generated.text),
+    ):
+        pattern = ""
+        for token in tokens:
+            if between:
+                yield Pause(between)
+            if between or not pattern:
+                # Encoded once for all tokens with the same time, to be fast: benchmarks run against the stand-in.
+                pattern = dumps(_envelope(call, timestamp(state.clock())) | content | {"done": False})
+                before, _, after = pattern.rpartition(dumps(_PLACEHOLDER))
+            logprobs = _logprob_fields(state, call, [token])
+            extra = f",{dumps(logprobs)[1:]}" if logprobs else "}"
+            yield Line(f"{before}{dumps(token)}{after[:-1]}{extra}\n".encode())
+    if generated.tool_calls:
+        calls = _content_fields(call, "", tool_calls=_tool_call_objects(state, generated))
+        yield _line(_envelope(call, timestamp(state.clock())) | calls | {"done": False})
+    yield _line(_envelope(call, timestamp(state.clock())) | _content_fields(call, "") | end())
+
+
+def _line(value: dict[str, Json]) -> Line:
+    return Line(dumps(value).encode() + b"\n")
+
+
+def _envelope(call: Call, stamp: str) -> dict[str, Json]:
+    """The first fields of every object. The model has the name that the request used."""
+    return {"model": call.body["model"], "created_at": stamp}
+
+
+def _content_fields(call: Call, text: str, thinking: str = "", tool_calls: list[Json] | None = None) -> dict[str, Json]:
+    """`response` for generate, `message` for chat."""
+    extra: dict[str, Json] = {"thinking": thinking} if thinking else {}
+    if call.request.path == "/api/generate":
+        return {"response": text} | extra
+    if tool_calls:
+        extra["tool_calls"] = tool_calls
+    return {"message": {"role": "assistant", "content": text} | extra}
+
+
+def _tool_call_objects(state: ServerState, generated: GeneratedTokens) -> list[Json]:
+    """The tool calls as JSON objects."""
+    calls = []
+    for index, (name, arguments) in enumerate(generated.tool_calls):
+        call = {"function": {"index": index, "name": name, "arguments": dict(arguments)}}
+        calls.append(({"id": f"call_standin{index}"} if state.since("0.12.10") else {}) | call)
+    return calls
+
+
+def _logprob_fields(state: ServerState, call: Call, tokens: list[str]) -> dict[str, Json]:
+    """`logprobs` if the request asks for them: the same value for every token."""
+    if not call.body.get("logprobs") or not state.since("0.12.11"):
+        return {}
+    top = [
+        _logprob(token, -1.0 - rank)
+        for rank, token in enumerate(_TOP_LOGPROB_TOKENS[: call.body.get("top_logprobs", 0)])
+    ]
+    return {"logprobs": [_logprob(token, -0.5) | ({"top_logprobs": top} if top else {}) for token in tokens]}
+
+
+def _logprob(token: str, value: float) -> dict[str, Json]:
+    return {"token": token, "logprob": value, "bytes": list(token.encode())}

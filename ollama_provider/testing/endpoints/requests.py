@@ -7,6 +7,27 @@ from ollama_provider.testing.endpoints.structs import REQUEST_STRUCTS, read_stru
 from ollama_provider.testing.go.encoding import BadRequestError, Json, check_base64, kind, parse_duration, quoted
 from ollama_provider.testing.state.scheduler import INFINITE_KEEP_ALIVE
 
+_GO_TYPES = {"array": "[]interface {}", "object": "map[string]interface {}"}
+_INTEGERS = frozenset(
+    {
+        "num_ctx",
+        "num_batch",
+        "num_gpu",
+        "main_gpu",
+        "num_thread",
+        "draft_num_predict",
+        "num_keep",
+        "seed",
+        "num_predict",
+        "top_k",
+        "repeat_last_n",
+    }
+)
+_FLOATS = frozenset(
+    {"min_p", "top_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"}
+)
+_RELOADING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+
 
 def read(path: str, value: Json) -> dict[str, Json]:
     """Check the types of a body's fields and keep the fields that the endpoint knows.
@@ -45,9 +66,6 @@ def read_messages(body: dict[str, Json]) -> list[Message]:
     return messages
 
 
-_ANY = {"array": "[]interface {}", "object": "map[string]interface {}"}
-
-
 def read_keep_alive(body: dict[str, Json]) -> float | None:
     """Read `keep_alive` in seconds; None if the request has none. A negative value is infinite.
 
@@ -63,7 +81,7 @@ def read_keep_alive(body: dict[str, Json]) -> float | None:
         case int() | float() if not isinstance(value, bool):
             seconds = float(value)
         case _:
-            go_type = "bool" if isinstance(value, bool) else _ANY[kind(value)]
+            go_type = "bool" if isinstance(value, bool) else _GO_TYPES[kind(value)]
             raise BadRequestError(f"Unsupported type: '{go_type}'")
     return seconds if seconds >= 0 else INFINITE_KEEP_ALIVE
 
@@ -89,27 +107,6 @@ def read_think(body: dict[str, Json], levels: tuple[str, ...]) -> bool | str | N
             raise BadRequestError(f"invalid think value: {quoted(value)} (must be {known})")
         case _:
             raise BadRequestError(f"think must be a boolean or string ({known})")
-
-
-_INTEGERS = frozenset(
-    {
-        "num_ctx",
-        "num_batch",
-        "num_gpu",
-        "main_gpu",
-        "num_thread",
-        "draft_num_predict",
-        "num_keep",
-        "seed",
-        "num_predict",
-        "top_k",
-        "repeat_last_n",
-    }
-)
-_FLOATS = frozenset(
-    {"min_p", "top_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"}
-)
-_RELOADING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 
 
 class WrongTypeError(ValueError):

@@ -18,10 +18,12 @@ from ollama_provider.testing.state import model_names
 from ollama_provider.testing.state.catalogue import Model, digest_of
 from ollama_provider.testing.state.server_state import Download, ServerState
 
-_PUBLIC = frozenset({"registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co"})
+_PUBLIC_REGISTRIES = frozenset({"registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co"})
 _PROGRESS_INTERVAL = 0.06
+"""Seconds between the progress lines of a layer."""
 _STEPS_WITHOUT_DELAY = 4
 """Progress lines for each layer when a pull takes no time."""
+_QUANTIZATIONS = frozenset({"F32", "F16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K", "BF16"})
 
 
 class TransferError(Exception):
@@ -45,7 +47,7 @@ def pull(state: ServerState, call: Call) -> Steps:
     text = requested_name(state, call.body, "0.1.21")
     if model_names.parse(text) is None:
         raise RefusalError(400, "invalid model name")
-    yield from send_progress(call, pull_lines(state, text, insecure=call.body.get("insecure", False)))
+    yield from _send_progress(call, _pull_lines(state, text, insecure=call.body.get("insecure", False)))
 
 
 def push(state: ServerState, call: Call) -> Steps:
@@ -57,10 +59,10 @@ def push(state: ServerState, call: Call) -> Steps:
     text = requested_name(state, call.body, "0.1.21")
     if not text:
         raise RefusalError(400, "model is required")
-    yield from send_progress(call, _push_lines(state, text))
+    yield from _send_progress(call, _push_lines(state, text))
 
 
-def send_progress(call: Call, progress: Iterator[dict[str, Json] | Pause]) -> Steps:
+def _send_progress(call: Call, progress: Iterator[dict[str, Json] | Pause]) -> Steps:
     """Stream progress as lines; if the reply is not streamed, send only the last object."""
     begun = False
     last: dict[str, Json] = {}
@@ -88,7 +90,7 @@ def _progress_line(item: dict[str, Json]) -> Step:
     return Line(dumps(item).encode() + b"\n")
 
 
-def pull_lines(state: ServerState, text: str, *, insecure: bool = False) -> Iterator[dict[str, Json] | Pause]:
+def _pull_lines(state: ServerState, text: str, *, insecure: bool = False) -> Iterator[dict[str, Json] | Pause]:
     """Pull a model: yield the progress, and install the model at the end.
 
     Args:
@@ -125,7 +127,7 @@ def pull_lines(state: ServerState, text: str, *, insecure: bool = False) -> Iter
 
 def _registry_exists(state: ServerState, host: str) -> bool:
     """Whether *host* is a registry: a public one, or the registry of a model that can be pulled."""
-    return host.lower() in _PUBLIC or any(key[0] == host.lower() for key in state.registry)
+    return host.lower() in _PUBLIC_REGISTRIES or any(key[0] == host.lower() for key in state.registry)
 
 
 def _connection_error(host: str) -> str:
@@ -187,9 +189,6 @@ def _push_lines(state: ServerState, text: str) -> Iterator[dict[str, Json] | Pau
     yield {"status": "success"}
 
 
-# FROM testing.creating: `/api/create`: a model from another one, or from files that were uploaded.
-
-
 def create(state: ServerState, call: Call) -> Steps:
     """POST /api/create: makes a model from another one, or from uploaded files.
 
@@ -211,7 +210,7 @@ def create(state: ServerState, call: Call) -> Steps:
             raise RefusalError(400, "invalid model name", late=True)
     elif files is None:
         raise RefusalError(400, "neither 'from' or 'files' was specified", late=True)
-    yield from send_progress(call, _create_lines(state, body, text))
+    yield from _send_progress(call, _create_lines(state, body, text))
 
 
 def _is_relative(path: str) -> bool:
@@ -222,7 +221,7 @@ def _is_relative(path: str) -> bool:
 def _create_lines(state: ServerState, body: dict[str, Json], name: str) -> Iterator[dict[str, Json] | Pause]:
     if body.get("from"):
         if state.find(body["from"]) is None:
-            yield from (item for item in pull_lines(state, body["from"]) if item != {"status": "success"})
+            yield from (item for item in _pull_lines(state, body["from"]) if item != {"status": "success"})
         parent = state.find(body["from"])
         if parent is None:
             raise TransferError(f"model '{body['from']}' not found")
@@ -232,7 +231,7 @@ def _create_lines(state: ServerState, body: dict[str, Json], name: str) -> Itera
         digest = next(iter(body["files"].values()))
         model = Model(name, weights=digest, size=state.blobs[digest])
     if (adapters := body.get("adapters")) is not None:
-        if len(adapters) > 1 and _kind_of(state, adapters) == "gguf":
+        if len(adapters) > 1 and _file_format(state, adapters) == "gguf":
             raise TransferError("only one adapter is currently supported", 400)
         yield from _read_files(state, adapters, 400)
     if quantize := body.get("quantize", "").upper():
@@ -258,10 +257,7 @@ def _create_lines(state: ServerState, body: dict[str, Json], name: str) -> Itera
     yield {"status": "success"}
 
 
-_QUANTIZATIONS = frozenset({"F32", "F16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K", "BF16"})
-
-
-def _kind_of(state: ServerState, files: dict[str, str]) -> str:
+def _file_format(state: ServerState, files: dict[str, str]) -> str:
     """The format of the files: by the ending of a name, else by the first bytes of an uploaded blob."""
     for path, digest in files.items():
         if path.endswith(".safetensors"):
@@ -272,16 +268,16 @@ def _kind_of(state: ServerState, files: dict[str, str]) -> str:
 
 
 def _read_files(state: ServerState, files: dict[str, str], status: int = 500) -> Iterator[dict[str, Json] | Pause]:
-    kind = _kind_of(state, files)
-    if not kind:
+    file_format = _file_format(state, files)
+    if not file_format:
         raise TransferError("unknown type", 400)
     for digest in files.values():
-        yield {"status": "parsing GGUF" if kind == "gguf" else "converting model"}
+        yield {"status": "parsing GGUF" if file_format == "gguf" else "converting model"}
         if blob_digest(digest) is None:
             raise TransferError("invalid digest format", status)
         if digest not in state.blobs:
             raise TransferError(f"open {blob_path(digest)}: no such file or directory", status)
-        if kind == "gguf" and digest in state.not_gguf:
+        if file_format == "gguf" and digest in state.not_gguf:
             raise TransferError("supplied file was not in GGUF format", 400)
 
 
