@@ -1,7 +1,7 @@
-"""Client and AsyncClient. The only code, with `transport.py`, that sends HTTP.
+"""`Client` and `AsyncClient`: with `transport`, the only code that sends HTTP.
 
-The two classes are the same but for ``async`` and ``await``, and a test holds them to it: what differs is in
-`transport.py`, what decides is in the modules without a network.
+The two classes differ by ``async`` and ``await`` alone, which a test checks. What differs otherwise is in `transport`;
+all decisions are in the modules without a network.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from ollama_provider.api.errors import (
 from ollama_provider.api.events import Call, Listener
 from ollama_provider.api.protocol import Decoder, encode
 from ollama_provider.api.pulls import check_pull_allowed
-from ollama_provider.api.replies import Collector, Pieces, as_embed_reply
+from ollama_provider.api.replies import Collector, StreamedReplies, as_embed_reply
 from ollama_provider.api.retry import RetryPolicy
 from ollama_provider.api.schemas import EmbedReply, EmbedRequest, PullRequest, ReplyT, Request, as_legacy
 from ollama_provider.api.settings import Settings
@@ -40,13 +40,13 @@ from ollama_provider.api.transport import AsyncConnectionPool, AsyncExchange, Bo
 _T = TypeVar("_T")
 _Lock = TypeVar("_Lock")
 _Part = dict[str, Any]
-#: What a network raises, and what is told in words; anything else is told by its class.
+#: Exceptions of the network, which have an error class and a text of their own. Of others only the class is named.
 _FAILURES = (httpx.HTTPError, OSError, UnicodeError)
 
 
 @dataclass
-class Pull(Generic[_Lock]):
-    """The last pull of a model, shared by all who missed the model before it ended."""
+class SharedPull(Generic[_Lock]):
+    """The last pull of a missing model, shared by all requests that found the model missing before the pull ended."""
 
     lock: _Lock
     ended: float = -math.inf
@@ -54,17 +54,17 @@ class Pull(Generic[_Lock]):
 
 
 class Client:
-    """Speaks to one server; may be used by many threads.
+    """A client of one server. Threads may share it.
 
     Args:
-        settings: where the server is and how to treat it. Its ``model``, ``options`` and ``keep_alive`` are not read
-            here: a request says all it means.
-        listener: told of each `AttemptFailed`, `PullMoved` and `CallEnded`; what it raises goes to the caller.
-        transport: an httpx transport to use instead of the network; it stays open when the client is closed.
-        concurrency: requests in flight at a time; others wait for their turn.
+        settings: how to reach the server. Their ``model``, ``options`` and ``keep_alive`` are not read here, since a
+            request is sent as it is.
+        listener: called with each `AttemptFailed`, `PullMoved` and `CallEnded`. Its exceptions reach the caller.
+        transport: an httpx transport to use instead of the network. It stays open when the client is closed.
+        concurrency: limit of concurrent requests. Others wait.
 
     Raises:
-        InvalidRequestError: of the settings, a header, a certificate file or the environment's proxy is wrong.
+        InvalidRequestError: a header, a certificate file or the environment's proxy is wrong.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Client:
         self.settings = settings
         self._listener = listener
         self._pool = ConnectionPool(settings, transport, concurrency)
-        self._pulls: dict[str, Pull[threading.Lock]] = {}
+        self._pulls: dict[str, SharedPull[threading.Lock]] = {}
         self._policies = {yes: RetryPolicy.of(settings, repeatable=yes) for yes in (True, False)}
         self._knows_embed = True
 
@@ -89,21 +89,21 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Break off what is under way and hang up. The client cannot be used afterwards.
+        """Cancel all requests and close all connections. The client cannot be used afterwards.
 
-        Any thread may call it, and a signal handler: a read that waits returns at once, with `ClientClosedError`.
+        Any thread and any signal handler may call this. Requests in flight end at once, with `ClientClosedError`.
         """
         self._pool.close()
 
     def send(self, request: Request[ReplyT]) -> ReplyT:
-        """Send a request, return the whole reply.
+        """Send a request and return the whole reply.
 
-        A streamed answer is joined, and it must be complete. Failed attempts are repeated as the settings say, and a
-        missing model is pulled once, if they allow it. A server too old for ``/api/embed`` (before 0.2.6) is asked
-        text by text for the same vectors.
+        The objects of a streamed answer are joined; it must be complete. Failed attempts are retried, and a missing
+        model is pulled once, as far as the settings allow. A server too old for ``/api/embed`` (before 0.2.6) gets a
+        request for each text, and the same vectors are returned.
 
         Raises:
-            OllamaError: see the tree in `errors`.
+            OllamaError: one of the tree in `errors`.
         """
         with Call(request, self._listener) as call:
             reply = self._reply(call)
@@ -112,65 +112,66 @@ class Client:
 
     @contextmanager
     def stream(self, request: Request[ReplyT]) -> Iterator[Iterator[ReplyT]]:
-        """Send a request, give the objects of the answer as they come.
+        """Send a request and iterate over the objects of the answer as they arrive.
 
-        To leave the block early closes the connection, which ends the work on the server. Attempts are repeated, and a
-        missing model is pulled, until the first object has come; never afterwards, since its reader has seen a part.
+        Leaving the block early closes the connection, which ends the work on the server. Failed attempts are retried,
+        and a missing model is pulled, until the first object has arrived. Afterwards nothing is retried, since the
+        caller has read a part of the answer.
 
         Yields:
-            The replies. The last one says ``done``; an answer without it ends in an error.
+            The replies. The last one has ``done``; an answer without it ends in an error.
 
         Raises:
-            OllamaError: see the tree in `errors`; by entering the block or by reading on.
+            OllamaError: one of the tree in `errors`, on entering the block or on reading.
         """
         with Call(request, self._listener) as call:
-            first, rest = self._deliver(call, self._begin)
+            first, rest = self._send_or_pull(call, self._begin)
             with closing(rest), closing(self._replies(call, first, rest)) as replies:
                 yield replies
 
     def _reply(self, call: Call[ReplyT]) -> ReplyT:
         if not isinstance(call.request, EmbedRequest):
-            return self._deliver(call, self._collect)
+            return self._send_or_pull(call, self._collect)
         return cast("ReplyT", self._embed(cast("Call[EmbedReply]", call), call.request))
 
     def _embed(self, call: Call[EmbedReply], request: EmbedRequest) -> EmbedReply:
         missing: EndpointNotFoundError | None = None
         if self._knows_embed:
             try:
-                return self._deliver(call, self._collect)
+                return self._send_or_pull(call, self._collect)
             except EndpointNotFoundError as error:
                 missing = error
         try:
-            replies = [self._deliver(Call(legacy, self._listener), self._collect) for legacy in as_legacy(request)]
+            replies = [self._send_or_pull(Call(legacy, self._listener), self._collect) for legacy in as_legacy(request)]
         except EndpointNotFoundError as error:
-            # Neither way is there, so it is no old Ollama: the first answer says it better.
+            # Neither endpoint exists, so this is not an old Ollama, and the first error describes the problem better.
             raise (missing or error) from None
         self._knows_embed = False
         return as_embed_reply(request, replies, host=self.settings.base_url)
 
-    def _deliver(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
-        asked = monotonic()
+    def _send_or_pull(self, call: Call[ReplyT], attempt: Callable[[Call[ReplyT]], _T]) -> _T:
+        sent = monotonic()
         try:
-            return self._try(call, how)
+            return self._with_retries(call, attempt)
         except ModelNotFoundError as missing:
             if not call.request.needs_model:
                 raise
-            self._bring(call.model or "", missing, asked)
-        return self._try(call, how)
+            self._pull_missing(call.model or "", missing, sent)
+        return self._with_retries(call, attempt)
 
-    def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], _T]) -> _T:
+    def _with_retries(self, call: Call[ReplyT], attempt: Callable[[Call[ReplyT]], _T]) -> _T:
         policy = self._policies[call.request.repeatable]
-        if policy.max_attempts == 1:  # tenacity would cost a quarter of the requests a second, for nothing
-            return how(call)
+        if policy.max_attempts == 1:  # without tenacity, which costs a quarter of the requests a second
+            return attempt(call)
         retrying = Retrying(sleep=self._pool.sleep, **policy.arguments(call.failed))
-        return retrying(how, call)
+        return retrying(attempt, call)
 
-    def _bring(self, model: str, missing: ModelNotFoundError, asked: float) -> None:
-        """Pull a model, once for all who asked for it before it was there."""
+    def _pull_missing(self, model: str, missing: ModelNotFoundError, sent: float) -> None:
+        """Pull a missing model, once for all requests that found it missing before the pull ended."""
         check_pull_allowed(model, self.settings, missing)
-        pull = self._pulls.setdefault(model, Pull(self._pool.lock()))
+        pull = self._pulls.setdefault(model, SharedPull(self._pool.lock()))
         with pull.lock:
-            if pull.ended < asked:
+            if pull.ended < sent:
                 pull.failure = None
                 try:
                     self.send(PullRequest(model=model))
@@ -194,7 +195,7 @@ class Client:
     def _replies(
         self, call: Call[ReplyT], first: _Part | None, rest: Generator[_Part, None, None]
     ) -> Generator[ReplyT, None, None]:
-        part, pieces = first, Pieces(call.request, host=self.settings.base_url)
+        part, pieces = first, StreamedReplies(call.request, host=self.settings.base_url)
         while part is not None:
             reply = pieces.read(part)
             call.note(reply)
@@ -202,7 +203,7 @@ class Client:
             part = next(rest, None)
 
     def _objects(self, call: Call[Any]) -> Generator[_Part, None, None]:
-        """Make one attempt: send the request, give the objects of the answer."""
+        """Make one attempt: send the request and yield the objects of the answer."""
         request = call.request
         body = encode(request)
         if body is not None and not isinstance(body, bytes):
@@ -239,20 +240,20 @@ class Client:
         except Exception as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            raise self._explain(error, call, timeouts, answered=False) from None
+            raise self._error_for(error, call, timeouts, answered=False) from None
 
     def _read(self, exchange: Exchange, call: Call[Any], timeouts: ReadTimeouts, decoder: Decoder) -> bytes | None:
         try:
             data = exchange.read(timeouts.deadline)
         except Exception as error:
-            if decoder.complete:  # what breaks behind the last object took nothing away
+            if decoder.complete:  # a failure after the last object loses nothing
                 return None
-            raise self._explain(error, call, timeouts, answered=True) from None
+            raise self._error_for(error, call, timeouts, answered=True) from None
         if data is not None and not timeouts.received(len(data), monotonic()):
             raise timeouts.too_long_error(host=self.settings.base_url, model=call.model)
         return data
 
-    def _explain(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
+    def _error_for(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
         if self._pool.closed:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)
@@ -269,17 +270,17 @@ class Client:
 
 
 class AsyncClient:
-    """Speaks to one server, in one event loop.
+    """A client of one server, in one event loop.
 
     Args:
-        settings: where the server is and how to treat it. Its ``model``, ``options`` and ``keep_alive`` are not read
-            here: a request says all it means.
-        listener: told of each `AttemptFailed`, `PullMoved` and `CallEnded`; what it raises goes to the caller.
-        transport: an httpx transport to use instead of the network; it stays open when the client is closed.
-        concurrency: requests in flight at a time; others wait for their turn.
+        settings: how to reach the server. Their ``model``, ``options`` and ``keep_alive`` are not read here, since a
+            request is sent as it is.
+        listener: called with each `AttemptFailed`, `PullMoved` and `CallEnded`. Its exceptions reach the caller.
+        transport: an httpx transport to use instead of the network. It stays open when the client is closed.
+        concurrency: limit of concurrent requests. Others wait.
 
     Raises:
-        InvalidRequestError: of the settings, a header, a certificate file or the environment's proxy is wrong.
+        InvalidRequestError: a header, a certificate file or the environment's proxy is wrong.
     """
 
     def __init__(
@@ -293,7 +294,7 @@ class AsyncClient:
         self.settings = settings
         self._listener = listener
         self._pool = AsyncConnectionPool(settings, transport, concurrency)
-        self._pulls: dict[str, Pull[asyncio.Lock]] = {}
+        self._pulls: dict[str, SharedPull[asyncio.Lock]] = {}
         self._policies = {yes: RetryPolicy.of(settings, repeatable=yes) for yes in (True, False)}
         self._knows_embed = True
 
@@ -304,18 +305,18 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Break off what is under way and hang up. The client cannot be used afterwards."""
+        """Cancel all requests and close all connections. The client cannot be used afterwards."""
         await self._pool.close()
 
     async def send(self, request: Request[ReplyT]) -> ReplyT:
-        """Send a request, return the whole reply.
+        """Send a request and return the whole reply.
 
-        A streamed answer is joined, and it must be complete. Failed attempts are repeated as the settings say, and a
-        missing model is pulled once, if they allow it. A server too old for ``/api/embed`` (before 0.2.6) is asked
-        text by text for the same vectors.
+        The objects of a streamed answer are joined; it must be complete. Failed attempts are retried, and a missing
+        model is pulled once, as far as the settings allow. A server too old for ``/api/embed`` (before 0.2.6) gets a
+        request for each text, and the same vectors are returned.
 
         Raises:
-            OllamaError: see the tree in `errors`.
+            OllamaError: one of the tree in `errors`.
         """
         with Call(request, self._listener) as call:
             reply = await self._reply(call)
@@ -324,67 +325,68 @@ class AsyncClient:
 
     @asynccontextmanager
     async def stream(self, request: Request[ReplyT]) -> AsyncIterator[AsyncIterator[ReplyT]]:
-        """Send a request, give the objects of the answer as they come.
+        """Send a request and iterate over the objects of the answer as they arrive.
 
-        To leave the block early closes the connection, which ends the work on the server. Attempts are repeated, and a
-        missing model is pulled, until the first object has come; never afterwards, since its reader has seen a part.
+        Leaving the block early closes the connection, which ends the work on the server. Failed attempts are retried,
+        and a missing model is pulled, until the first object has arrived. Afterwards nothing is retried, since the
+        caller has read a part of the answer.
 
         Yields:
-            The replies. The last one says ``done``; an answer without it ends in an error.
+            The replies. The last one has ``done``; an answer without it ends in an error.
 
         Raises:
-            OllamaError: see the tree in `errors`; by entering the block or by reading on.
+            OllamaError: one of the tree in `errors`, on entering the block or on reading.
         """
         with Call(request, self._listener) as call:
-            first, rest = await self._deliver(call, self._begin)
+            first, rest = await self._send_or_pull(call, self._begin)
             async with aclosing(rest), aclosing(self._replies(call, first, rest)) as replies:
                 yield replies
 
     async def _reply(self, call: Call[ReplyT]) -> ReplyT:
         if not isinstance(call.request, EmbedRequest):
-            return await self._deliver(call, self._collect)
+            return await self._send_or_pull(call, self._collect)
         return cast("ReplyT", await self._embed(cast("Call[EmbedReply]", call), call.request))
 
     async def _embed(self, call: Call[EmbedReply], request: EmbedRequest) -> EmbedReply:
         missing: EndpointNotFoundError | None = None
         if self._knows_embed:
             try:
-                return await self._deliver(call, self._collect)
+                return await self._send_or_pull(call, self._collect)
             except EndpointNotFoundError as error:
                 missing = error
         try:
             replies = [
-                await self._deliver(Call(legacy, self._listener), self._collect) for legacy in as_legacy(request)
+                await self._send_or_pull(Call(legacy, self._listener), self._collect) for legacy in as_legacy(request)
             ]
         except EndpointNotFoundError as error:
-            # Neither way is there, so it is no old Ollama: the first answer says it better.
+            # Neither endpoint exists, so this is not an old Ollama, and the first error describes the problem better.
             raise (missing or error) from None
         self._knows_embed = False
         return as_embed_reply(request, replies, host=self.settings.base_url)
 
-    async def _deliver(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
-        asked = monotonic()
+    async def _send_or_pull(self, call: Call[ReplyT], attempt: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
+        sent = monotonic()
         try:
-            return await self._try(call, how)
+            return await self._with_retries(call, attempt)
         except ModelNotFoundError as missing:
             if not call.request.needs_model:
                 raise
-            await self._bring(call.model or "", missing, asked)
-        return await self._try(call, how)
+            await self._pull_missing(call.model or "", missing, sent)
+        return await self._with_retries(call, attempt)
 
-    async def _try(self, call: Call[ReplyT], how: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
+    async def _with_retries(self, call: Call[ReplyT], attempt: Callable[[Call[ReplyT]], Awaitable[_T]]) -> _T:
         policy = self._policies[call.request.repeatable]
-        if policy.max_attempts == 1:  # tenacity would cost a quarter of the requests a second, for nothing
-            return await how(call)
+        if policy.max_attempts == 1:  # without tenacity, which costs a quarter of the requests a second
+            return await attempt(call)
         retrying = AsyncRetrying(sleep=self._pool.sleep, **policy.arguments(call.failed))
-        return await retrying(how, call)
+        return await retrying(attempt, call)
 
-    async def _bring(self, model: str, missing: ModelNotFoundError, asked: float) -> None:
-        """Pull a model, once for all who asked for it before it was there."""
+    async def _pull_missing(self, model: str, missing: ModelNotFoundError, sent: float) -> None:
+        """Pull a missing model, once for all requests that found it missing before the pull ended."""
         check_pull_allowed(model, self.settings, missing)
-        pull = self._pulls.setdefault(model, Pull(self._pool.lock()))
+        pull = self._pulls.setdefault(model, SharedPull(self._pool.lock()))
         async with pull.lock:
-            if pull.ended < asked:
+            if pull.ended < sent:
                 pull.failure = None
                 try:
                     await self.send(PullRequest(model=model))
@@ -408,7 +410,7 @@ class AsyncClient:
     async def _replies(
         self, call: Call[ReplyT], first: _Part | None, rest: AsyncGenerator[_Part, None]
     ) -> AsyncGenerator[ReplyT, None]:
-        part, pieces = first, Pieces(call.request, host=self.settings.base_url)
+        part, pieces = first, StreamedReplies(call.request, host=self.settings.base_url)
         while part is not None:
             reply = pieces.read(part)
             call.note(reply)
@@ -416,7 +418,7 @@ class AsyncClient:
             part = await anext(rest, None)
 
     async def _objects(self, call: Call[Any]) -> AsyncGenerator[_Part, None]:
-        """Make one attempt: send the request, give the objects of the answer."""
+        """Make one attempt: send the request and yield the objects of the answer."""
         request = call.request
         body = encode(request)
         if body is not None and not isinstance(body, bytes):
@@ -455,7 +457,7 @@ class AsyncClient:
         except Exception as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            raise self._explain(error, call, timeouts, answered=False) from None
+            raise self._error_for(error, call, timeouts, answered=False) from None
 
     async def _read(
         self, exchange: AsyncExchange, call: Call[Any], timeouts: ReadTimeouts, decoder: Decoder
@@ -463,14 +465,14 @@ class AsyncClient:
         try:
             data = await exchange.read(timeouts.deadline)
         except Exception as error:
-            if decoder.complete:  # what breaks behind the last object took nothing away
+            if decoder.complete:  # a failure after the last object loses nothing
                 return None
-            raise self._explain(error, call, timeouts, answered=True) from None
+            raise self._error_for(error, call, timeouts, answered=True) from None
         if data is not None and not timeouts.received(len(data), monotonic()):
             raise timeouts.too_long_error(host=self.settings.base_url, model=call.model)
         return data
 
-    def _explain(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
+    def _error_for(self, error: Exception, call: Call[Any], timeouts: ReadTimeouts, *, answered: bool) -> OllamaError:
         host, model = self.settings.base_url, call.model
         if self._pool.closed:
             return ClientClosedError("the client was closed meanwhile", host=host, model=model)

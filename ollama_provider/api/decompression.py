@@ -1,36 +1,36 @@
-"""Compressed answers. They are not asked for, but some proxies compress whatever passes. No network, no clock."""
+"""Decompression of answers. We request no compression, but some proxies compress everything. No network, no clock."""
 
 import zlib
 from collections.abc import Iterator
 
 import httpx
 
-#: Bytes given out at a time: a small answer may hold a thousand times its size, and must not fill the memory at once.
+#: Bytes returned at a time. Compressed data may expand a thousandfold, which must not fill the memory at once.
 PIECE = 64 * 1024
 
 _GZIP, _RAW = b"\x1f\x8b", -zlib.MAX_WBITS
 
 
 class BrokenAnswer(httpx.ReadError):
-    """An answer began as HTTP and is broken: a damaged header, chunk, length or compression."""
+    """An answer that began as HTTP and has a damaged header, chunk, length or compression."""
 
 
 class UnknownEncoding(httpx.DecodingError):
-    """An answer is compressed in a way that cannot be read here; the text is the name of that way."""
+    """An answer with a compression that is not supported; the text is its name."""
 
 
-class Unpacker:
-    """Decompresses one answer, gzip or deflate."""
+class Decompressor:
+    """Decompresses one answer: gzip or deflate."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as its head says
         self._began = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take bytes, give what they hold, in pieces.
+        """Decompress the next bytes, and yield the result in pieces.
 
         Raises:
-            BrokenAnswer: they are not compressed, or damaged.
+            BrokenAnswer: the bytes are damaged or not compressed.
         """
         more = bool(data)
         while more:
@@ -54,34 +54,34 @@ class Unpacker:
         except zlib.error:
             if not first or data.startswith(_GZIP):
                 raise
-            # Some servers send deflate without the head that the standard asks for.
+            # Some servers send deflate without the header that the standard requires.
             self._inflate = zlib.decompressobj(_RAW)
             return self._inflate.decompress(data, PIECE)
 
     def end(self) -> None:
-        """Note the end of the answer.
+        """Check that the compressed data ended with the answer.
 
         Raises:
-            BrokenAnswer: it is not whole.
+            BrokenAnswer: the data is not complete.
         """
         if self._began and not self._inflate.eof:
             raise BrokenAnswer("the compressed answer is cut")
 
 
-class Skipper(Unpacker):
-    """Gives nothing of an answer that cannot be read."""
+class Discarder(Decompressor):
+    """Yields nothing: for a refusal whose body cannot be read."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:  # noqa: ARG002
-        """Take bytes."""
+        """Discard the bytes."""
         return iter(())
 
 
-def unpacker_for(response: httpx.Response) -> Unpacker | None:
-    """Return what decompresses an answer; None where it is not compressed.
+def decompressor_for(response: httpx.Response) -> Decompressor | None:
+    """Return a decompressor for an answer; None if it is not compressed.
 
     Raises:
-        UnknownEncoding: it is compressed in another way than gzip or deflate, and no refusal, which says enough by its
-            status.
+        UnknownEncoding: it is compressed otherwise than by gzip or deflate, and its status is a success. The status of
+            a refusal says enough without its body.
     """
     # httpx would decode all headers to find this one, for each answer.
     found = [value for name, value in response.headers.raw if name.lower() == b"content-encoding"]
@@ -89,7 +89,7 @@ def unpacker_for(response: httpx.Response) -> Unpacker | None:
     if encoding in {"", "identity"}:
         return None
     if encoding in {"gzip", "x-gzip", "deflate"}:
-        return Unpacker()
+        return Decompressor()
     if not response.is_success:
-        return Skipper()
+        return Discarder()
     raise UnknownEncoding(encoding[:30])

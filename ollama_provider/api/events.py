@@ -1,4 +1,4 @@
-"""Facts worth observing, and who listens. None of them holds a prompt, an answer, a header or a secret."""
+"""What listeners are told: failed attempts, progress of pulls, finished calls. Without prompts, answers and secrets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from ollama_provider.api.schemas import Metrics, Reply, ReplyT, Request, model_o
 
 @dataclass(frozen=True)
 class AttemptFailed:
-    """An attempt failed and another one follows; the failure of the last one is told by `CallEnded`.
+    """An attempt failed and will be retried. The failure of the last attempt is reported by `CallEnded`.
 
     Attributes:
         path: path of the endpoint, as in ``/api/generate``.
-        model: the model asked for; None where the endpoint has none.
-        attempt: which attempt it was; the first is 1.
+        model: the model of the request; None for an endpoint without one.
+        attempt: number of the attempt, from 1 on.
         error: why.
         wait: seconds until the next attempt.
     """
@@ -31,14 +31,14 @@ class AttemptFailed:
 
 @dataclass(frozen=True)
 class CallEnded:
-    """A call is over, all its attempts included.
+    """A call ended, after all its attempts.
 
     Attributes:
         path: path of the endpoint, as in ``/api/generate``.
-        model: the model asked for; None where the endpoint has none.
+        model: the model of the request; None for an endpoint without one.
         seconds: how long the caller waited.
-        metrics: the server's durations and counts; None after a failure, and where the endpoint has none.
-        error: class of the error it ended with; None after a success.
+        metrics: the server's durations and counts; None after a failure and for an endpoint without them.
+        error: class of the error; None after a success.
     """
 
     path: str
@@ -50,15 +50,15 @@ class CallEnded:
 
 @dataclass(frozen=True)
 class PullMoved:
-    """A pull (or a push) went on; told every few seconds, and at its end.
+    """Progress of a pull or a push, reported every few seconds and at its end.
 
     Attributes:
         model: the model that is pulled.
-        status: the server's word for what it does.
-        done: bytes that are there, over the layers known so far.
+        status: the server's status text.
+        done: bytes transferred of the layers known so far.
         total: bytes of the layers known so far; 0 before the first one. It grows as layers appear one after another.
-        rate: bytes a second lately; None while that is unknown.
-        eta: seconds to go at that rate for the layers known so far; None while that is unknown.
+        rate: bytes a second, over the last seconds; None if unknown.
+        eta: seconds left at that rate for the layers known so far; None if unknown.
     """
 
     model: str
@@ -70,7 +70,7 @@ class PullMoved:
 
     @property
     def percent(self) -> float | None:
-        """How much of the layers known so far is there, 0 to 100; None before the first one."""
+        """Percentage of the layers known so far that is transferred, 0 to 100; None before the first layer."""
         return 100 * self.done / self.total if self.total else None
 
 
@@ -80,11 +80,11 @@ Listener = Callable[[Event], None]
 
 
 class Call(Generic[ReplyT]):
-    """A request on its way, all its attempts included; a context manager that tells how it ended.
+    """A request with all its attempts. A context manager that reports its end to a listener.
 
     Args:
-        request: what is asked.
-        listener: who is told.
+        request: the request.
+        listener: called with the events; None if nothing listens.
     """
 
     def __init__(self, request: Request[ReplyT], listener: Listener | None) -> None:
@@ -108,16 +108,16 @@ class Call(Generic[ReplyT]):
         self._listener(CallEnded(self.request.target, self.model, seconds, metrics, failure))
 
     def note(self, reply: Reply) -> None:
-        """Keep the durations and counts of a reply, and nothing else of it."""
+        """Keep the durations and counts of a reply for `CallEnded`."""
         if self._listener is not None and isinstance(reply, Metrics):
             known: dict[str, Any] = {name: getattr(reply, name) for name in Metrics.model_fields}
             self._metrics = Metrics.model_construct(**known)
 
     def failed(self, attempt: int, error: OllamaError, wait: float) -> None:
-        """Tell of an attempt that failed and is followed by another."""
+        """Report an attempt that failed and will be retried."""
         self.tell(AttemptFailed(self.request.target, self.model, attempt, error, wait))
 
-    def tell(self, event: Event | None) -> None:
-        """Tell of an event, if there is one and somebody listens."""
-        if event is not None and self._listener is not None:
+    def tell(self, event: Event) -> None:
+        """Report an event to the listener, if there is one."""
+        if self._listener is not None:
             self._listener(event)

@@ -29,7 +29,7 @@ from ollama_provider.api.schemas import (
     model_of,
 )
 from ollama_provider.api.schemas.base import explain
-from ollama_provider.api.thinking import ThoughtSplitter, split_thought
+from ollama_provider.api.thinking import ThinkingSplitter, split_thinking
 
 #: Fields that come in pieces.
 _TEXTS, _LISTS = ("response", "content", "thinking"), ("tool_calls", "logprobs")
@@ -38,8 +38,8 @@ _TEXTS, _LISTS = ("response", "content", "thinking"), ("tool_calls", "logprobs")
 class Collector(Generic[ReplyT]):
     """Joins the objects of a streamed answer to one reply, which is validated once, at the end.
 
-    Texts and lists that come in pieces (answer, thinking, tool calls, log-probabilities) are put together; of the rest
-    the last value counts. A thought in the answer is split off.
+    Texts and lists that arrive in pieces (answer, thinking, tool calls, log-probabilities) are joined; of all other
+    fields the last value counts. Thinking inside the answer is split off.
     """
 
     def __init__(self, request: Request[ReplyT], *, host: str) -> None:
@@ -50,10 +50,10 @@ class Collector(Generic[ReplyT]):
         self._lists: dict[str, list[Any]] = {}
 
     def add(self, part: dict[str, Any]) -> None:
-        """Take one object of the answer.
+        """Add one object of the answer.
 
         Raises:
-            OllamaError: a field is not what Ollama sends.
+            OllamaError: a field has a type that Ollama does not send.
         """
         message = part.pop("message", None)
         if message is not None:
@@ -85,7 +85,7 @@ class Collector(Generic[ReplyT]):
         """Return the whole reply.
 
         Raises:
-            OllamaError: its fields are not what Ollama sends, or it holds no answer.
+            OllamaError: a field has a type that Ollama does not send, or there is no answer.
             RejectedReplyError: vectors are missing or broken.
         """
         joined: dict[str, Any] = {key: "".join(texts) for key, texts in self._texts.items()}
@@ -109,16 +109,16 @@ class Collector(Generic[ReplyT]):
             if text is None:
                 continue
             before = joined.get(thought_key, "")
-            thought, joined[text_key] = split_thought(text, self._request, has_thought=bool(before))
+            thought, joined[text_key] = split_thinking(text, self._request, has_thought=bool(before))
             if thought:
                 joined[thought_key] = f"{before}\n{thought}" if before else thought
 
 
-class Pieces(Generic[ReplyT]):
-    """Makes of each object of a streamed answer a reply, for those who read it while it comes.
+class StreamedReplies(Generic[ReplyT]):
+    """Turns each object of a streamed answer into a reply, for a caller that reads the answer while it arrives.
 
-    The replies, joined, are what `Collector` would have made of the same objects; see `ThoughtSplitter` for the one
-    exception.
+    Joined, the replies equal what `Collector` returns for the same objects, with the exception that `ThinkingSplitter`
+    describes.
 
     Args:
         request: what is answered.
@@ -128,19 +128,19 @@ class Pieces(Generic[ReplyT]):
     def __init__(self, request: Request[ReplyT], *, host: str) -> None:
         self._request = request
         self._host = host
-        self._splitter = ThoughtSplitter()
+        self._splitter = ThinkingSplitter()
         self._answered = False
 
     def read(self, part: dict[str, Any]) -> ReplyT:
-        """Return the reply that an object is.
+        """Validate an object as a reply.
 
         Raises:
-            OllamaError: its fields are not what Ollama sends, or it is the last one and there was no answer.
+            OllamaError: a field has a type that Ollama does not send, or it is the last object and there was no answer.
         """
         place = part.get("message") if self._request.reply is ChatReply else part
         if isinstance(place, dict):
             for key in (*_TEXTS, *_LISTS):
-                if key in place and place[key] is None:  # as good as absent
+                if key in place and place[key] is None:  # null counts as absent
                     del place[key]
             if self._request.reply in {GenerateReply, ChatReply}:
                 self._split(place, last=part.get("done") is True)
@@ -170,17 +170,17 @@ class Pieces(Generic[ReplyT]):
 
 
 def validated(request: Request[ReplyT], part: dict[str, Any], *, host: str) -> ReplyT:
-    """Return the reply that a JSON object is.
+    """Validate a JSON object as a reply.
 
     Raises:
-        OllamaError: its fields are not what Ollama sends.
+        OllamaError: a field has a type that Ollama does not send.
     """
     kind: type[Reply] = request.reply
     try:
         return kind.model_validate(part)  # type: ignore[return-value]  # a request's reply class is its ReplyT
     except ValidationError as error:
         raise _odd(explain(kind, error), request, host) from None
-    except Exception as error:  # the data is another program's, and so may be what it does to a validator
+    except Exception as error:  # other programs send anything, and a validator may fail in any way
         raise _odd(f"reading it ends in {type(error).__name__}", request, host) from None
 
 
@@ -200,10 +200,9 @@ def _about(request: Request[Any], host: str) -> dict[str, Any]:
 
 
 def check_answered(request: Request[Any], reply: GenerateReply | ChatReply, *, host: str) -> None:
-    """Check that a model has answered what it was asked: there is a text, a thought or a tool call, or a reason to end.
+    """Check that a model has answered: with a text, thinking, a tool call, or a reason to end.
 
-    A server that only loaded or unloaded the model says ``done`` as well. (A request with nothing in it asks for just
-    that.)
+    A server that only loaded or unloaded the model replies ``done`` as well, which is what an empty request is for.
 
     Raises:
         IncompleteReplyError: there is no answer.
@@ -230,7 +229,7 @@ def _check_vectors(request: EmbedRequest, reply: EmbedReply, *, host: str) -> No
         return RejectedReplyError(what, host=host, model=request.model)
 
     if len(reply.embeddings) != len(request.input):
-        # An empty text alone is answered as a mere load: nothing is missing then.
+        # The server answers a single empty text as a request to load the model: no vector is missing then.
         if not reply.embeddings and not any(request.input):
             return
         raise reject(f"{len(reply.embeddings)} vectors came for {len(request.input)} texts")
@@ -239,13 +238,13 @@ def _check_vectors(request: EmbedRequest, reply: EmbedReply, *, host: str) -> No
         raise reject("a text got no vector")
     if len(sizes) > 1:
         raise reject("the vectors are not equally long")
-    # One sum a vector is ten times as quick as a look at each number, and keeps what is not finite.
+    # A sum of each vector is ten times as fast as a check of each number, and is not finite if one of them is not.
     if not all(math.isfinite(sum(vector)) for vector in reply.embeddings):
         raise reject("a vector holds NaN or infinity")
 
 
 def as_embed_reply(request: EmbedRequest, replies: list[LegacyEmbedReply], *, host: str) -> EmbedReply:
-    """Make of the answers of ``/api/embeddings`` what ``/api/embed`` would have said: vectors of length 1.
+    """Convert the replies of ``/api/embeddings`` to one of ``/api/embed``, with vectors of length 1.
 
     Raises:
         RejectedReplyError: a vector is missing or broken.

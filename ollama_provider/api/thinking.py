@@ -1,14 +1,14 @@
-"""What a model thought, split off from an answer that holds it between ``<think>`` and ``</think>``.
+"""Splits thinking off an answer that has it between ``<think>`` and ``</think>``.
 
-Ollama does so for models whose template knows of thinking. Others (many GGUF files from elsewhere) and servers before
-0.9 leave the tags in the answer, also an empty pair, or the closing tag alone where the template ends in the opening
-one. A tag that an answer only speaks of must stay in it, so:
+Ollama itself does so for models whose template supports thinking. Other models (many GGUF files from elsewhere) and
+servers before 0.9 leave the tags in the answer: a pair, an empty pair, or the closing tag alone if the template ends
+with the opening one. A tag that an answer merely mentions must stay, so:
 
-* an answer that begins with ``<think>`` is a thought up to ``</think>`` (to its end, if that never comes);
-* without the opening tag, what stands before ``</think>`` is a thought if that tag is a line of its own, outside of a
+* an answer that begins with ``<think>`` is thinking up to ``</think>`` (or to its end, if there is no closing tag);
+* without the opening tag, the text before ``</think>`` is thinking if that tag is a line of its own, outside of a
   code block, with an answer behind it; or, wherever the tag stands, if the prompt ended in ``<think>``, or the answer
   was to be JSON and does not begin like JSON;
-* and only if the server has not split off a thought itself.
+* and only if the server has not split off any thinking itself.
 """
 
 import re
@@ -21,13 +21,13 @@ _CLOSING_LINE = re.compile(r"^[ \t]*</think>[ \t]*$", re.MULTILINE)
 _FENCE = "```"
 
 
-def split_thought(text: str, request: Request[Any], *, has_thought: bool) -> tuple[str, str]:
-    """Return thought and answer in the text of an answer; the thought is empty where there is none.
+def split_thinking(text: str, request: Request[Any], *, has_thought: bool) -> tuple[str, str]:
+    """Return thinking and answer of a text; the thinking is empty if there is none.
 
     Args:
         text: of the whole answer.
         request: what was asked.
-        has_thought: the server has sent a thought apart from the text.
+        has_thought: the server has sent thinking apart from the text.
     """
     if _CLOSING not in text and not text.lstrip().startswith(_OPENING):
         return "", text
@@ -42,7 +42,7 @@ def split_thought(text: str, request: Request[Any], *, has_thought: bool) -> tup
 
 
 def _closing(text: str, request: Request[Any]) -> tuple[int, int] | None:
-    """Return where the closing tag of a thought without an opening one stands."""
+    """Return start and end of a closing tag without an opening one; None if it is no end of thinking."""
     first = text.index(_CLOSING)
     if _OPENING in text[:first]:
         return None
@@ -59,7 +59,7 @@ def _wants_json(request: Request[Any]) -> bool:
 
 
 def _ends_in_thought(request: Request[Any]) -> bool:
-    """Tell whether the model was given the opening tag: by a raw prompt, a template, or the last message."""
+    """Return whether the model was given the opening tag: by a raw prompt, a template or the last message."""
     match request:
         case GenerateRequest():
             ends = [request.prompt, request.template or ""]
@@ -70,11 +70,11 @@ def _ends_in_thought(request: Request[Any]) -> bool:
     return any(end.rstrip().endswith(_OPENING) for end in ends)
 
 
-class ThoughtSplitter:
-    """The same for an answer that comes in pieces, as far as it can be known by then.
+class ThinkingSplitter:
+    """Splits thinking off an answer that arrives in pieces, as far as possible.
 
-    A thought without its opening tag cannot be told before its end, when its pieces have been handed on; in a stream
-    it stays in the answer.
+    Thinking without its opening tag is recognised at its closing tag only, when its pieces have been passed on already.
+    In a stream it stays in the answer.
     """
 
     def __init__(self) -> None:
@@ -82,9 +82,9 @@ class ThoughtSplitter:
         self._take = self._begin
 
     def feed(self, piece: str) -> tuple[str, str]:
-        """Take a piece of the text; return what it adds to thought and answer.
+        """Add a piece of the text; return what it adds to thinking and answer.
 
-        What may be a part of a tag is held back until the next piece.
+        Text that may be a part of a tag is held back until the next piece.
         """
         return self._take(piece)
 

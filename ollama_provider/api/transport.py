@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import httpx
 
 from ollama_provider.api.cancellation import CancellableConnection, Watchdog
-from ollama_provider.api.decompression import BrokenAnswer, Unpacker, unpacker_for
+from ollama_provider.api.decompression import BrokenAnswer, Decompressor, decompressor_for
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.headers import headers_for
 from ollama_provider.api.proxies import proxy_for
@@ -74,8 +74,8 @@ class Exchange:
         with self._watchdog.until(deadline), _broken_answers():
             self.response = self._connection.transport.handle_request(request)
         self._chunks = iter(cast("httpx.SyncByteStream", self.response.stream))
-        if (unpacker := unpacker_for(self.response)) is not None:
-            self._chunks = _unpacked(self._chunks, unpacker)
+        if (decompressor := decompressor_for(self.response)) is not None:
+            self._chunks = _decompressed(self._chunks, decompressor)
         return self.response
 
     def read(self, deadline: float) -> bytes | None:
@@ -94,17 +94,17 @@ class Exchange:
             self._pool.release(self._connection)
 
 
-def _unpacked(chunks: Iterator[bytes], unpacker: Unpacker) -> Iterator[bytes]:
+def _decompressed(chunks: Iterator[bytes], decompressor: Decompressor) -> Iterator[bytes]:
     for chunk in chunks:
-        yield from unpacker.feed(chunk)
-    unpacker.end()
+        yield from decompressor.feed(chunk)
+    decompressor.end()
 
 
-async def _unpacked_async(chunks: AsyncIterator[bytes], unpacker: Unpacker) -> AsyncIterator[bytes]:
+async def _decompressed_async(chunks: AsyncIterator[bytes], decompressor: Decompressor) -> AsyncIterator[bytes]:
     async for chunk in chunks:
-        for piece in unpacker.feed(chunk):
+        for piece in decompressor.feed(chunk):
             yield piece
-    unpacker.end()
+    decompressor.end()
 
 
 @contextlib.contextmanager
@@ -274,8 +274,8 @@ class AsyncExchange:
         if self.response.status_code == httpx.codes.SWITCHING_PROTOCOLS:
             raise BrokenAnswer("the answer changes to a protocol that was not requested")
         self._chunks = aiter(cast("httpx.AsyncByteStream", self.response.stream))
-        if (unpacker := unpacker_for(self.response)) is not None:
-            self._chunks = _unpacked_async(self._chunks, unpacker)
+        if (decompressor := decompressor_for(self.response)) is not None:
+            self._chunks = _decompressed_async(self._chunks, decompressor)
         return self.response
 
     async def read(self, deadline: float) -> bytes | None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from ollama_provider.api import errors, timeouts
-from ollama_provider.api.decompression import PIECE, Unpacker
+from ollama_provider.api.decompression import PIECE, Decompressor
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, TagsRequest, VersionRequest
 from tests.sockets import listening
 
@@ -210,7 +210,7 @@ def test_what_is_unpacked_comes_in_pieces():
     """So that no more of it is in memory at once."""
     packed = gzip.compress(json.dumps(list(range(10**6))).encode())
 
-    pieces = list(Unpacker().feed(packed))
+    pieces = list(Decompressor().feed(packed))
 
     assert json.loads(b"".join(pieces)) == list(range(10**6))
     assert max(map(len, pieces)) <= PIECE

@@ -13,7 +13,7 @@ from ollama_provider.api import errors
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.events import PullMoved
 from ollama_provider.api.protocol import Decoder
-from ollama_provider.api.replies import Collector, Pieces
+from ollama_provider.api.replies import Collector, StreamedReplies
 from ollama_provider.api.schemas import (
     ChatRequest,
     EmbedRequest,
@@ -98,7 +98,7 @@ def read(request: Request[Any], data: bytes, *, in_pieces: bool) -> None:
     """Do with an answer what a client does with it."""
     settings, seconds = Settings(base_url="http://h"), 0.0
     decoder = Decoder(request, 200, {}, settings=settings, now=datetime.now(UTC))
-    collector, pieces = Collector(request, host="http://h"), Pieces(request, host="http://h")
+    collector, pieces = Collector(request, host="http://h"), StreamedReplies(request, host="http://h")
     timeouts = timeouts_for(request, settings.timeouts, seconds)
     for part in [*decoder.feed(data), *decoder.end()]:
         seconds += 7

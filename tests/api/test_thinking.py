@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_provider.api.replies import Collector, Pieces
+from ollama_provider.api.replies import Collector, StreamedReplies
 from ollama_provider.api.schemas import ChatRequest, GenerateRequest
 
 GENERATE = GenerateRequest(model="m", prompt="hi")
@@ -31,7 +31,7 @@ def sent(request, *pieces):
 
 
 def streamed(request, *pieces):
-    reader = Pieces(request, host="http://h")
+    reader = StreamedReplies(request, host="http://h")
     replies = [reader.read(json.loads(json.dumps(part))) for part in parts_of(request, pieces)]
     return "".join(reply.thinking or "" for reply in replies) or None, "".join(reply.text for reply in replies)
 
