@@ -1,4 +1,4 @@
-"""A batch without Airflow: ``python -m ollama_provider.batch --help``.
+"""A batch from the command line, without Airflow: ``python -m ollama_provider.batch --help``.
 
 Exit status: 0 complete, 3 incomplete (stopped, or the window closed; the same command goes on from there), 1 failed, 2
 wrong arguments.
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--messages", metavar="FILE", type=_read_json, help="JSON list of messages with role and content (a template)"
     )
-    what.add_argument("--images", metavar="TEMPLATE", help="path of a picture for each row: {{ row.path }}")
+    what.add_argument("--images", metavar="TEMPLATE", help="path of an image for each row: {{ row.path }}")
     what.add_argument("--images-from", metavar="FOLDER", help="where they must lie (default: the folder of --rows)")
     what.add_argument("--schema", metavar="FILE", type=_read_json, help="JSON schema that each answer must fit")
     what.add_argument("--results", choices=["jsonl", "parquet"], help="default: parquet for vectors, else jsonl")

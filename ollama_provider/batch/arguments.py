@@ -1,6 +1,6 @@
-"""The arguments of a batch: how each is read, and the values that group those that belong together.
+"""The arguments of a batch: values that group those that belong together, and how each argument is read.
 
-A DAG file reads them when it is parsed, as far as they are no templates, so nothing heavy is imported here.
+Arguments that are not templates are read while a DAG file is parsed, so nothing heavy is imported here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,11 +59,11 @@ def _think(name: str, value: Any) -> Any:
 
 def _messages(name: str, value: Any) -> Any:
     value = (read_list(value) or value) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
-        raise InvalidRequestError(f"{name}: a list of turns, each with 'role' and 'content', is needed")
+    if not isinstance(value, list | tuple) or not all(isinstance(message, Mapping) for message in value):
+        raise InvalidRequestError(f"{name}: a list of messages, each with 'role' and 'content', is needed")
     return [
-        {key: read_text(f"{name}.{number}.{key}", text) for key, text in turn.items()}
-        for number, turn in enumerate(value)
+        {key: read_text(f"{name}.{number}.{key}", text) for key, text in message.items()}
+        for number, message in enumerate(value)
     ]
 
 
@@ -294,7 +294,7 @@ def _group(name: str, value: Any) -> ArgumentGroup:
 
 Reader = Callable[[str, Any], Any]
 
-#: How each argument is read. What is not here has no form but its own: rows, options, classes and the like.
+#: How each argument is read, by its name. Arguments that are not here (rows, options, classes) are taken as they are.
 _READERS: dict[str, Reader] = {
     "prompt": _path,
     "think": _think,
@@ -319,7 +319,7 @@ _READERS: dict[str, Reader] = {
     # of Timeouts
     "load": _seconds,
 }
-#: The same for those that may be None.
+#: The same for arguments that may be None.
 _OPTIONAL: dict[str, Reader] = {
     "messages": _messages,
     "images": read_text,
@@ -355,7 +355,7 @@ def read_argument(name: str, value: Any, *, label: str | None = None) -> Any:
         label: how an error text names the argument; None is *name*.
 
     Raises:
-        InvalidRequestError: it has no meaning there; the text names the argument.
+        InvalidRequestError: the value is wrong; the text names the argument.
     """
     if name in _OPTIONAL:
         return None if is_null(value) else _OPTIONAL[name](label or name, value)

@@ -23,14 +23,13 @@ from ollama_provider.batch.arguments import (
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.records import Mode, Query, Rows, Table, TaskName, paths_of, plain
 
+#: Folder, in the directory of a batch, of the files that each shard keeps for itself.
 SHARDS_FOLDER = "shards"
-
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class Names:
-    """Where a run keeps what is not an outcome."""
+    """Names of the files that a run keeps beside the outcomes, from the directory of the batch."""
 
     batch: str = "batch.json"
     summary: str = "summary.json"
@@ -39,11 +38,11 @@ class Names:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of the shards of a batch.
+    """One of the shards that share the rows of a batch.
 
     Attributes:
-        number: from 0.
-        of: how many there are.
+        number: of this shard, from 0.
+        of: number of shards.
 
     Raises:
         InputError: there is no such shard.
@@ -58,26 +57,25 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """How its files are called."""
+        """Beginning of the names of its files."""
         return f"{self.number}of{self.of}"
 
     def owns(self, key: bytes) -> bool:
-        """Tell whether the row with this key is the shard's."""
+        """Return whether the row with this key belongs to the shard."""
         return int.from_bytes(key[-4:]) % self.of == self.number
 
     @property
     def names(self) -> Names:
-        """Where its run keeps what is not an outcome."""
+        """Names of the files of its run."""
         return Names(*(f"{SHARDS_FOLDER}/{self.name}.{kind}.json" for kind in ("batch", "summary", "progress")))
 
     @property
     def lock_name(self) -> str:
-        """The lock of its run."""
-        return f"{SHARDS_FOLDER}/{self.name}{LOCK}"
+        """Name of the lock of its run."""
+        return f"{SHARDS_FOLDER}/{self.name}.lock"
 
 
-#: Settings that another run must have in common with this one, to be a shard of the same batch; `BatchSpec.common` adds
-#: some that are in groups.
+#: Settings that the runs of all shards must have in common. `BatchSpec.common` adds those that are in groups.
 _SAME = ("model", "task", "rows", "prompt", "messages", "images", "system", "options", "think", "output_type")
 
 
@@ -148,10 +146,10 @@ class BatchSpec:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """Make one of arguments as an operator or a command has them.
+        """Return the batch for arguments as an operator or a command has them.
 
-        Values may come out of templates or a form; see `ollama_provider.batch.arguments`. A group may be a dict of its
-        arguments; None is its defaults.
+        Their values may come from templates or a form; see `ollama_provider.batch.arguments`. A group may be given as a
+        dict of its arguments. None stands for its defaults.
 
         Raises:
             InvalidRequestError: a value has no meaning; the text names the argument.
@@ -178,7 +176,7 @@ class BatchSpec:
         return "generate" if self.messages is None else "chat"
 
     def output(self) -> Output | None:
-        """Return what checks an answer; None for text."""
+        """Return the format that answers must have; None for text."""
         return None if self.output_type is None else Output(self.output_type)
 
     def the_shard(self) -> Shard | None:
@@ -198,7 +196,7 @@ class BatchSpec:
         """
         if isinstance(self.prompt, str):
             return self.prompt
-        # A path of an object store reads itself.
+        # Paths in object stores have their own read_text.
         path: Any = self.prompt if hasattr(self.prompt, "read_text") else Path(self.prompt)
         try:
             return str(path.read_text(encoding="utf-8"))
@@ -206,7 +204,7 @@ class BatchSpec:
             raise InputError(f"The prompt file {path} cannot be read: {error}.") from error
 
     def settings(self) -> dict[str, Any]:
-        """Return it as plain data for ``batch.json``: without the rows themselves."""
+        """Return the batch as plain data for ``batch.json``, without the rows themselves."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return (
             given
@@ -234,12 +232,15 @@ class BatchSpec:
         return list(map(str, paths)) if isinstance(self.rows, list | tuple) else str(self.rows)
 
     def schema(self) -> Any:
-        """Return the schema of an answer, as plain data; None for text."""
+        """Return the schema that answers must fit, as plain data; None for text."""
         output = self.output()
         return None if output is None else output.format
 
     def common(self) -> dict[str, Any]:
-        """Return, as plain data, what the shards of a batch have in common."""
+        """Return the settings that the shards of a batch must have in common, as plain data.
+
+        The names are those of ``batch.json``, which the runs of other shards compare with theirs.
+        """
         plain = self.settings()
         embedding = self.embedding or Embedding()
         return {name: plain[name] for name in _SAME} | {

@@ -1,4 +1,4 @@
-"""When the night is over: from what a person writes to a moment. No clock: `now` is an argument."""
+"""The end of a batch's time window: makes a moment of ``stop_at`` and ``timezone``. The clock is an argument."""
 
 import re
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -20,19 +20,20 @@ _OFFSET = re.compile(r"(?:UTC)?([+-])(\d\d?)(?::?(\d\d))?", re.IGNORECASE)
 
 
 def closing_time(stop_at: Any, timezone: Any, *, now: datetime, due: datetime | None = None) -> datetime:
-    """Return the moment from which no row is sent any more. It may be past: then the run came too late.
+    """Return the moment after which no row is sent. It is in the past if the run began too late.
 
     Args:
-        stop_at: see `read_stop_at`. A time of day is the first one after the run was due, a duration counts from then.
-        timezone: see `read_timezone`; of what names none itself; None is the machine's own.
-        now: with a timezone.
-        due: when the run was due, so that a late retry does not take the next night's end for its own; None is now.
+        stop_at: see `read_stop_at`. A time of day is the first one after *due*; a duration counts from *due*.
+        timezone: see `read_timezone`. It is used where *stop_at* has no timezone; None is the machine's own.
+        now: the present, with a timezone.
+        due: when the run was due; None is *now*. With it, a late retry still ends with its own night and not with the
+            next one.
 
     Raises:
-        InvalidRequestError: *stop_at* has no meaning, or more than one; or there is no such timezone.
+        InvalidRequestError: *stop_at* is wrong or ambiguous, or there is no such timezone.
     """
     end, zone = read_stop_at(stop_at), read_timezone(timezone)
-    # In UTC: two moments of one timezone are compared by their wall clocks, which show an hour twice in autumn.
+    # In UTC, because moments of the same timezone are compared by wall clock, which shows an hour twice in autumn.
     begin = (due or now).astimezone(UTC)
     try:
         if isinstance(end, timedelta):
@@ -47,13 +48,13 @@ def closing_time(stop_at: Any, timezone: Any, *, now: datetime, due: datetime | 
 
 
 def read_stop_at(value: Any) -> time | datetime | timedelta:
-    """Return the end of a window as a value of Python's own.
+    """Return the end of a window as a `time`, `datetime` or `timedelta`.
 
     Args:
         value: a `time` or ``"06:00"``, a `datetime` or ISO 8601 text, a `timedelta` or ``"PT6H"``.
 
     Raises:
-        InvalidRequestError: it is none of these, or has more than one meaning; the text says which.
+        InvalidRequestError: it is none of these, or is ambiguous; the text says what to write instead.
     """
     if isinstance(value, timedelta):
         return _lasting(value)
@@ -67,7 +68,7 @@ def read_stop_at(value: Any) -> time | datetime | timedelta:
     if not text:
         raise InvalidRequestError(f"stop_at: it is empty; check the template, or {_FORMS}")
     if text.isdecimal():
-        # As a template gives a number; and ISO 8601 would read four digits as another time than YAML wrote.
+        # A template makes this text of a number. ISO 8601 would read four digits as another time than YAML meant.
         raise InvalidRequestError(f"stop_at: {value!r} is {_of_yaml(int(text[:9]))}; {_FORMS}")
     if found := _TIME_OF_DAY.fullmatch(text):
         return _time_of_day(value, *found.groups())
@@ -78,7 +79,7 @@ def read_stop_at(value: Any) -> time | datetime | timedelta:
 
 
 def read_timezone(value: Any) -> tzinfo | None:
-    """Return a timezone; None is None, the machine's own.
+    """Return a timezone. None stays None, which is the machine's own.
 
     Args:
         value: an IANA name (``"Europe/Berlin"``), an offset (``"+02:00"``), or a `tzinfo` such as a DAG's.
@@ -103,7 +104,11 @@ def read_timezone(value: Any) -> tzinfo | None:
 
 
 def timezone_name(zone: tzinfo) -> str:
-    """Return what `read_timezone` reads as the same timezone."""
+    """Return a name from which `read_timezone` makes the same timezone.
+
+    Raises:
+        InvalidRequestError: it has no name and no fixed offset.
+    """
     if isinstance(name := getattr(zone, "key", None), str):
         return name
     away = zone.utcoffset(None)
@@ -127,12 +132,12 @@ def _lasting(duration: timedelta) -> timedelta:
 
 def _time_of_day(value: str, hours: str, minutes: str, seconds: str | None, offset: str | None) -> time:
     if len(hours) == 1 and seconds:
-        # Python writes a time with two digits, and a duration so.
+        # Python writes the hours of a time with two digits, and those of a duration with one.
         raise InvalidRequestError(
             f"stop_at: {value!r} may be a time of day or a timedelta that a template has turned into text; "
             f"write '0{hours}:{minutes}:{seconds}' or 'PT{hours}H{int(minutes)}M'"
         )
-    # The end of a day and the beginning of the next are the same moment.
+    # 24:00 is the same moment as 00:00 of the next day.
     hours = "0" if (hours, minutes, seconds or "00") == ("24", "00", "00") else hours
     try:
         return time(int(hours), int(minutes), int(seconds or 0), tzinfo=read_timezone(_plain_offset(offset)))
@@ -162,5 +167,5 @@ def _moment(text: str) -> datetime:
 def _placed(moment: datetime, zone: tzinfo | None) -> datetime:
     if moment.tzinfo is not None:
         return moment
-    # Without a name the machine's own rules hold, summer time included.
+    # Without a timezone, the machine's own rules apply, daylight saving time included.
     return moment.replace(tzinfo=zone) if zone else moment.astimezone()

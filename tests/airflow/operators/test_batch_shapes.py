@@ -5,7 +5,7 @@ import json
 import pytest
 from pyarrow import parquet
 
-from ollama_provider.testing import Model
+from ollama_provider.testing import Model, Stall
 
 pytestmark = pytest.mark.parametrize("run_task", [False], ids=["blocking"], indirect=True)
 
@@ -165,3 +165,67 @@ def test_a_pydantic_class(run_task, tmp_path) -> None:
     assert ran.state == "success", ran.log
     first = json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[0])
     assert set(first["output"]) == {"name", "score"}
+
+
+def test_groups_of_mapped_tasks(run_task, ollama, tmp_path) -> None:
+    """Templates in them are rendered for each task, and the value that the tasks share is left as it is."""
+    given = batch(tmp_path, "pace=SHARED").replace("task_id='t'", "task_id='each'")
+
+    ran = run_task(
+        f"""
+        @task
+        def policies():
+            return [{{'max_attempts': 1}}]
+
+        @task
+        def t(summaries, more):
+            assert repr(SHARED) == "Pace(concurrency='{{{{ params.concurrency }}}}')"
+            return [summary['ok'] for summary in [*summaries, *more]]
+
+        each = OllamaBatchOperator.partial({given})
+        t(
+            each.expand(failures=[FailurePolicy(max_attempts='{{{{ params.n }}}}'), {{'allow_cut': True}}]).output,
+            OllamaBatchOperator.partial({given.replace("'each'", "'more'")}).expand(failures=policies()).output,
+        )
+        """,
+        above="SHARED = Pace(concurrency='{{ params.concurrency }}')",
+        params={"concurrency": 2, "n": 5},
+    )
+
+    assert (ran.state, ran.value) == ("success", [40, 40, 40]), ran.log
+    settings = [json.loads((tmp_path / "out" / str(index) / "batch.json").read_text())["settings"] for index in (0, 1)]
+    assert [each["failures"]["allow_cut"] for each in settings] == [False, True]
+    assert {each["pace"]["concurrency"] for each in settings} == {2}
+
+
+def test_a_group_of_a_decorated_task(run_task, tmp_path) -> None:
+    """The function has the rows, the decorator all else; the output of another task is waited for."""
+    ran = run_task(f"""
+        @task
+        def slots():
+            return 2
+
+        @task.ollama_batch(
+            model='llama3.2', output_path='{tmp_path}/out', resume='task', pace=Pace(concurrency=slots()),
+            failures=FailurePolicy(max_failed_ratio='{{{{ params.ratio }}}}'),
+        )
+        def t():
+            return ['a', 'b']
+
+        t()
+        """, params={"ratio": 0.5})  # fmt: skip
+
+    assert (ran.state, ran.value["ok"]) == ("success", 2), ran.log
+    settings = json.loads((tmp_path / "out/batch.json").read_text())["settings"]
+    assert settings["pace"]["concurrency"] == 2
+    assert settings["failures"]["max_failed_ratio"] == 0.5
+
+
+def test_timeouts_are_laid_over_those_of_the_connection(run_task, ollama, tmp_path) -> None:
+    """Those that are given."""
+    ollama.stand_in.script(Stall(after=1), always=True, where=lambda body: body.get("prompt") == "text 7")
+    given = batch(tmp_path, "timeouts=Timeouts(idle='{{ params.idle }}')", "failures={'max_failed_rows': 1}")
+
+    ran = run_task(f"OllamaBatchOperator({given})", params={"idle": 0.3})
+
+    assert (ran.state, ran.value["errors"]) == ("success", {"IdleTimeoutError": 1}), ran.log
