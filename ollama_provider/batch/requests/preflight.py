@@ -63,7 +63,7 @@ def split_model(model: str) -> tuple[str, str | None]:
         return model, None
     pinned = _PINNED.fullmatch(model)
     if pinned is None:
-        raise InputError(f"{model!r}: behind '@' there must be 'sha256:' and at least six hex digits.")
+        raise InputError(f"{model!r}: after '@' there must be 'sha256:' and at least six hex digits.")
     return pinned["name"], pinned["digest"].lower()
 
 
@@ -216,7 +216,6 @@ def validator_of(
     return AnswerValidator(
         task=task,
         host=host,
-        model=task.model,
         refuses_long_prompts=refuses_long_prompts(version),
         context_length=context_length,
         on_truncation=failures.on_truncation,
@@ -241,7 +240,7 @@ def check_digest(name: str, found: str | None, wanted: str | None, host: str) ->
     if wanted is not None and (found is None or not found.startswith(wanted)):
         raise ModelChangedError(
             f"Model {name!r} at {host} has the digest {found or '(none)'}, not the demanded {wanted}. "
-            "Pull the wanted version there, or change the digest behind '@' if the new one is meant."
+            "Pull the wanted version there, or change the digest after '@' if the new one is meant."
         )
 
 

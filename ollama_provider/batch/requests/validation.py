@@ -156,7 +156,6 @@ class AnswerValidator(ReplyValidator):
     Attributes:
         task: finds the result in a reply.
         host: base URL of the server, for errors.
-        model: name of the model, for errors.
         refuses_long_prompts: the server answers 400 to a prompt over the context when it is told ``truncate: false``.
         context_length: tokens that the model was trained for; None if the server does not say.
         on_truncation, allow_cut: see `FailurePolicy`.
@@ -165,7 +164,6 @@ class AnswerValidator(ReplyValidator):
 
     task: Generate | Chat
     host: str
-    model: str
     refuses_long_prompts: bool
     context_length: int | None = None
     on_truncation: OnTruncation = "dead_letter"
@@ -205,11 +203,11 @@ class AnswerValidator(ReplyValidator):
     def _prompt_was_cut(self, request: GenerateRequest | ChatRequest, reply: GenerateReply | ChatReply) -> bool:
         if self.refuses_long_prompts:
             return False
-        trained = self.context_length if request.model == self.model else None
+        trained = self.context_length if request.model == self.task.model else None
         return prompt_was_cut(request, reply, context_length=trained)
 
     def _error(self, kind: type[OllamaError], what: str) -> OllamaError:
-        return kind(what, host=self.host, model=self.model)
+        return kind(what, host=self.host, model=self.task.model)
 
     def reject(
         self, item: WorkItem, error: OllamaError, reply: GenerateReply | ChatReply | None, seconds: float
