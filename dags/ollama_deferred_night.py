@@ -24,7 +24,7 @@ with DAG(
     chain(
         # The machine with the GPU is switched on at some time in the evening.
         OllamaHealthSensor(task_id="server", deferrable=True, poke_interval=60, timeout=8 * 3600),
-        # A download that was broken off goes on where it was, whoever broke it off.
+        # An interrupted download continues where it was, whatever interrupted it.
         OllamaPullModelOperator(task_id="model", model="{{ params.model }}", deferrable=True, retries=3),
         OllamaGenerateOperator(
             task_id="report",

@@ -14,13 +14,11 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.api.arguments import read_list
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.images import LIMIT, capabilities_for, check_image, kind_of, read_image_file
+from ollama_provider.api.images import check_image, kind_of, read_image_file
 from ollama_provider.operators._storage_paths import storage_path
 
 if TYPE_CHECKING:
     from ollama_provider.batch import ImageFolder
-
-__all__ = ["LIMIT", "capabilities_for", "read_images"]
 
 _DATA_URL = re.compile(r"^data:[^,]*;base64,")
 
@@ -36,7 +34,7 @@ def read_images(images: Any, *, images_from: Any = None, place: str = "images") 
         place: name of the list in errors.
 
     Raises:
-        InvalidRequestError: one is none of these; is not PNG, JPEG, WebP, WAV or MP3; is larger than `LIMIT`; does not
+        InvalidRequestError: one is none of these; is not PNG, JPEG, WebP, WAV or MP3; is larger than 20 MB; does not
             exist; or lies outside the folder. The text names its place in the list and the file, if it is one.
     """
     if isinstance(images, str):

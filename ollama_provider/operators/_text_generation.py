@@ -12,8 +12,8 @@ from ollama_provider.api.errors import (
     InvalidRequestError,
     RejectedReplyError,
 )
+from ollama_provider.api.images import capabilities_for
 from ollama_provider.operators._deferrable import DeferrableOperator
-from ollama_provider.operators._images import capabilities_for
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -9,7 +9,8 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.operators._images import LIMIT, capabilities_for, read_images
+from ollama_provider.api.images import LIMIT, capabilities_for
+from ollama_provider.operators._images import read_images
 
 #: One grey pixel.
 PNG = base64.b64decode(
