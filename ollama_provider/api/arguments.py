@@ -1,7 +1,7 @@
-"""Arguments as people, templates, forms and command lines give them.
+"""Parsing of arguments that come from templates, forms and command lines.
 
-What has one meaning is read: a template gives ``"4"`` for 4 and ``"None"`` for None. The rest is refused with the
-argument's name. No function here imports anything heavy, since DAG files are parsed all day.
+A value with one meaning is converted: a template renders 4 as ``"4"`` and None as ``"None"``. Any other value is
+refused with the argument's name. This module imports nothing heavy, since it is loaded whenever a DAG file is parsed.
 """
 
 import ast
@@ -12,7 +12,7 @@ from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
 
-#: What a template makes of None, unless Airflow renders native objects.
+#: How a template renders None, unless Airflow renders native objects.
 _NULL = "None"
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 #: With ``render_template_as_native_obj=True`` Jinja evaluates what a template gives as a Python literal.
@@ -23,12 +23,12 @@ NATIVE = (
 
 
 def is_null(value: Any) -> bool:
-    """Return whether a value is None, or what a template makes of it."""
+    """Return whether a value is None, or None as a template renders it."""
     return value is None or (isinstance(value, str) and value.strip() == _NULL)
 
 
 def read_text(name: str, value: Any) -> str:
-    """Return a text; an integer that native rendering has made of one is that text again.
+    """Return a text; an integer, which native rendering makes of digits, becomes text again.
 
     Raises:
         InvalidRequestError: it is neither. A float is refused, since 0.1 may have been the text "0.10".
@@ -44,7 +44,7 @@ def read_whole(name: str, value: Any, *, least: int) -> int:
     """Return a whole number.
 
     Raises:
-        InvalidRequestError: it is none, or below *least*.
+        InvalidRequestError: it is no whole number, or below *least*.
     """
     number = value
     if (isinstance(value, str) and _WHOLE.fullmatch(value.strip())) or (
@@ -60,7 +60,7 @@ def read_number(name: str, value: Any, *, least: float = 0.0, most: float | None
     """Return a finite number.
 
     Raises:
-        InvalidRequestError: it is none, or below *least* or above *most*.
+        InvalidRequestError: it is no finite number, or below *least* or above *most*.
     """
     number = value
     if isinstance(value, str):
@@ -81,10 +81,10 @@ def read_number(name: str, value: Any, *, least: float = 0.0, most: float | None
 
 
 def read_flag(name: str, value: Any) -> bool:
-    """Return a boolean; ``"True"`` and ``"false"`` are.
+    """Return a boolean; also from the texts ``"True"`` and ``"false"``.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is neither true nor false.
     """
     if isinstance(value, bool):
         return value
@@ -94,10 +94,10 @@ def read_flag(name: str, value: Any) -> bool:
 
 
 def one_of(name: str, value: Any, *allowed: str) -> str:
-    """Return a value that is among those allowed.
+    """Return a value that must be one of *allowed*.
 
     Raises:
-        InvalidRequestError: it is not.
+        InvalidRequestError: it is none of them.
     """
     if isinstance(value, str) and value.strip() in allowed:
         return value.strip()
@@ -105,7 +105,7 @@ def one_of(name: str, value: Any, *allowed: str) -> str:
 
 
 def read_list(text: str) -> list[Any] | None:
-    """Return the list that *text* is, as JSON or as Python writes it (a tuple too); None if it is no list."""
+    """Return the list (or tuple) that a template rendered as *text*, in JSON or Python; None if it is no list."""
     text = text.strip()
     if text[:1] + text[-1:] not in {"[]", "()"}:
         return None

@@ -10,14 +10,14 @@ from ollama_provider.api.settings import Settings
 def headers_for(settings: Settings) -> list[tuple[str, str]]:
     """Return the headers of every request: login and password as Basic auth, a password alone as a Bearer token.
 
-    A header of the settings takes the place of one of ours.
+    Headers of the settings replace ours.
 
     Raises:
-        InvalidRequestError: a header holds what no header can.
+        InvalidRequestError: a header is not printable ASCII on one line.
     """
     ours = {
         "accept": "application/json, application/x-ndjson",
-        # Compression would hold tokens back until a block is full.
+        # Compression would delay tokens until a block is full.
         "accept-encoding": "identity",
         "content-type": "application/json",
         "user-agent": f"airflow-provider-ollama/{__version__}",

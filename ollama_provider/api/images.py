@@ -1,4 +1,4 @@
-"""Pictures (and sounds) that a model can take: what they are, how large they may be, and how a file is read for one."""
+"""Images (and sounds) for a model: their kinds, the limit of their size, and reading them from files."""
 
 import errno
 import os
@@ -14,8 +14,8 @@ from ollama_provider.api.errors import InvalidRequestError
 LIMIT = 20_000_000
 #: Bytes read at a time.
 _PIECE = 1 << 20
-#: What will be the same the next time: a name that cannot be, links in a circle, a socket.
-_LASTING = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL}
+#: Errors that a retry cannot change: an impossible name, a circle of links, a socket.
+_PERMANENT = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL}
 
 _KINDS = (
     (re.compile(rb"\x89PNG\r\n"), "image"),
@@ -39,30 +39,30 @@ _OTHERS = (
 
 
 def capabilities_for(images: Iterable[bytes]) -> set[str]:
-    """Return what a model must be able to do, to take these: ``vision``, ``audio``, or both."""
+    """Return the capabilities that a model needs for these: ``vision``, ``audio``, or both."""
     return {"vision" if kind_of(image) == "image" else "audio" for image in images}
 
 
 def kind_of(data: bytes) -> str | None:
-    """Return ``"image"`` or ``"audio"``; None for what no model takes."""
+    """Return ``"image"`` or ``"audio"``; None for anything else."""
     return next((kind for pattern, kind in _KINDS if pattern.match(data)), None)
 
 
 def read_image_file(path: Any, place: str) -> bytes:
-    """Return the bytes of a picture or sound in a file; no more than `LIMIT` are read, whatever its size is said to be.
+    """Return the bytes of an image or sound in a file. No more than `LIMIT` bytes are read.
 
     Args:
-        path: a `pathlib.Path` of this machine, or an object of a store that behaves like one.
-        place: what errors call it; the file's name is put behind.
+        path: a local `pathlib.Path`, or a path of an object store that behaves like one.
+        place: how errors refer to it; the file's name is added.
 
     Raises:
-        InvalidRequestError: it is not there, is no regular file, cannot be read, or see `check_image`.
-        OSError: the store fails, which may pass.
+        InvalidRequestError: it does not exist, is no regular file, cannot be read, or `check_image` refuses it.
+        OSError: the store failed; a retry may succeed.
     """
     name = PurePosixPath(str(path)).name.encode("utf-8", "backslashreplace").decode()
     place = f"{place} ({name:.100})"
     try:
-        # Some versions of a path of an object store are a Path too.
+        # In some versions the paths of an object store are a Path, too.
         local = isinstance(path, Path) and not hasattr(path, "fs")
         data = _read_local(path, place) if local else _read_stored(path, place)
     except FileNotFoundError:
@@ -70,17 +70,17 @@ def read_image_file(path: Any, place: str) -> bytes:
     except IsADirectoryError:
         raise InvalidRequestError(f"{place}: it cannot be read: it is a folder") from None
     except (PermissionError, ImportError, ValueError) as error:
-        # ImportError, ValueError: no driver for the protocol. What else goes wrong may pass, and is let through.
+        # ImportError, ValueError: no driver for the protocol. A retry may help against other errors, which are raised.
         raise InvalidRequestError(f"{place}: it cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except OSError as error:
-        if error.errno not in _LASTING:
+        if error.errno not in _PERMANENT:
             raise
         raise InvalidRequestError(f"{place}: it cannot be read: {error.strerror}") from None
     return check_image(data, place)
 
 
 def _read_local(path: Path, place: str) -> bytes:
-    # Without O_NONBLOCK, a pipe to which nobody writes would hold up who opens it.
+    # Without O_NONBLOCK, opening a pipe without a writer would block.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
         found = os.fstat(file.fileno())
         if stat.S_ISDIR(found.st_mode):
@@ -99,7 +99,7 @@ def _read_stored(path: Any, place: str) -> bytes:
     except (OSError, InvalidRequestError, ImportError, ValueError):
         raise
     except Exception as error:
-        # The libraries of stores have errors of their own, whose texts may hold addresses with a signature.
+        # Libraries of object stores have errors of their own, whose texts may contain signed URLs.
         raise OSError(f"{place}: the store's library raised {type(error).__name__}") from error
 
 
@@ -113,7 +113,7 @@ def _read_all(file: Any, place: str) -> bytes:
 
 
 def check_image(data: bytes, place: str) -> bytes:
-    """Return *data*, if a model can take it.
+    """Return *data* if it is an image or sound that a model accepts.
 
     Raises:
         InvalidRequestError: it is not PNG, JPEG, WebP, WAV or MP3, or larger than `LIMIT`.

@@ -11,7 +11,7 @@ from typing import Self
 
 from ollama_provider.api.errors import InvalidRequestError
 
-#: Where a name without a host lives.
+#: The registry of a name without a host.
 REGISTRY = "registry.ollama.ai"
 NAMESPACE = "library"
 TAG = "latest"
@@ -27,9 +27,9 @@ _SOURCES = ("cloud", "local")
 class ModelName:
     """A model's name with all its parts.
 
-    Two names are equal when the server takes them for the same model: letters' case, a scheme and what is left out in
-    favour of a default do not count. ``str()`` is the name as the server shows it: the default host and namespace left
-    out, the tag always there.
+    Two names are equal if the server treats them as the same model: case and scheme are ignored, and omitted parts have
+    their defaults. ``str()`` is the name as the server shows it: without the default host and namespace, always with
+    the tag.
 
     Attributes:
         model: what no name can lack.
@@ -45,14 +45,14 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a name.
+        """Parse a name.
 
         Args:
             text: for instance ``llama3.2``, ``user/model:tag`` or ``hf.co/user/model:Q4_K_M``; blanks around it are
                 dropped.
 
         Raises:
-            InvalidRequestError: it is no name the server would take.
+            InvalidRequestError: the server would not accept this name.
         """
         rest, source = _split_source(_SCHEME.sub("", text.strip(), count=1))
         *path, last = rest.split("/")
@@ -104,10 +104,10 @@ class ModelName:
 
 
 def same_model(first: str, second: str) -> bool:
-    """Say whether the server takes both names for one model.
+    """Return whether the server treats both names as one model.
 
     Raises:
-        InvalidRequestError: one of them is no name.
+        InvalidRequestError: one of them is not a model's name.
     """
     return ModelName.parse(first) == ModelName.parse(second)
 

@@ -15,17 +15,17 @@ from ollama_provider.api.settings import Settings
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# What these say is about us or about an answer of the server; the proxy, if any, did its work.
-_NOT_THE_PROXYS = (InvalidRequestError, errors.ClientClosedError, errors.RejectedReplyError, errors.PullError)
+# Errors that no proxy can have caused.
+_UNRELATED = (InvalidRequestError, errors.ClientClosedError, errors.RejectedReplyError, errors.PullError)
 
 
 class EnvironmentProxy(httpx.Proxy):
-    """A proxy that the environment names.
+    """A proxy from the environment.
 
     Args:
         url: without credentials.
         headers: its credentials.
-        variable: which variable names it; "the system" where none does.
+        variable: the variable that names it; "the system" if no variable does.
     """
 
     def __init__(self, url: httpx.URL, *, headers: dict[str, str], variable: str) -> None:
@@ -36,13 +36,13 @@ class EnvironmentProxy(httpx.Proxy):
         return f"through the proxy {self.url} that {self.variable} names"
 
     def add_to(self, error: OllamaError, response: httpx.Response | None) -> None:
-        """Let an error say that the proxy stood in between, and what to do where it may be the proxy that said no.
+        """Add to an error that the request went through the proxy, and advice if the proxy may have caused the error.
 
         Args:
-            error: of a request that went through it.
-            response: the head of the answer; None where there was none.
+            error: of a request that went through the proxy.
+            response: the head of the answer; None if there was none.
         """
-        if isinstance(error, _NOT_THE_PROXYS):
+        if isinstance(error, _UNRELATED):
             return
         error.what += f", {self}"
         by_ollama = response is not None and "json" in response.headers.get("content-type", "")
@@ -55,12 +55,12 @@ class EnvironmentProxy(httpx.Proxy):
 
 
 def proxy_for(settings: Settings) -> EnvironmentProxy | None:
-    """Return the proxy that the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) wants for this server.
+    """Return the proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) for this server, if any.
 
-    One rule for both clients. This machine is never asked for through a proxy, which could not reach it.
+    Both clients use this rule. Loopback addresses never go through a proxy, which could not reach them.
 
     Raises:
-        InvalidRequestError: the proxy is of a kind that is not supported, or its address is none.
+        InvalidRequestError: the kind of the proxy is not supported, or its address is invalid.
     """
     if not settings.trust_env:
         return None
@@ -71,7 +71,7 @@ def proxy_for(settings: Settings) -> EnvironmentProxy | None:
         return None
     kind = url.scheme if proxies.get(url.scheme) else "all"
     proxy = proxies.get(kind, "").strip()
-    # The second one knows the exemptions of macOS and Windows, which stand in no variable.
+    # proxy_bypass() knows the exceptions of macOS and Windows, which are in no variable.
     if not proxy or ("no" not in proxies and urllib.request.proxy_bypass(url.host)):
         return None
     name = f"{kind}_proxy"
@@ -88,7 +88,7 @@ def proxy_for(settings: Settings) -> EnvironmentProxy | None:
             f"{variable} of the environment wants a proxy of the kind {found.scheme!r} for {url.host}, which is not "
             "supported: name the host in NO_PROXY, or set trust_env to false"
         )
-    # As a header, which both transports take in the same way; httpx.Proxy would part them from the URL as a pair.
+    # Credentials as a header, which both transports send alike. httpx.Proxy would keep them apart, as a pair.
     headers = {}
     if found.username or found.password:
         headers["proxy-authorization"] = basic_auth(found.username, found.password)
@@ -96,9 +96,9 @@ def proxy_for(settings: Settings) -> EnvironmentProxy | None:
 
 
 def is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether NO_PROXY names a host.
+    """Return whether NO_PROXY exempts a host.
 
-    Its entries, with commas or blanks between them, are: a host, which stands for the hosts below it too (``svc``,
+    Its entries, separated by commas or blanks, are: a host, which includes its subdomains (``svc``,
     ``.svc``, ``*.svc``, or with other ``*``); an address, IPv6 with or without brackets; a network
     (``10.0.0.0/8``); each of them with a port (``gpu1:11434``, ``[fd00::/8]:11434``) for that port alone; ``*`` for
     all.
@@ -126,7 +126,7 @@ def _names(entry: str, name: str, address: _Address | None, port: int) -> bool:
 
 
 def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """Return the network that an entry is; an address is a network of one."""
+    """Return the network of an entry; an address counts as a network of one."""
     try:
         return ipaddress.ip_network(re.sub(r"^\[([^]]*)\]((?:/\d+)?)$", r"\1\2", entry), strict=False)
     except ValueError:

@@ -1,9 +1,8 @@
-"""Following a pull, and whether one may begin. No network, no clock: the time is an argument.
+"""Pulls: progress, detection of stalls, and which missing models may be pulled. No network; the time is an argument.
 
-A pull reports layer by layer, every 60 ms. A layer appears when its turn comes, ``completed`` may go backwards (a part
-that was corrupt is fetched again), the last line of a layer is not certain, and a stalled pull keeps sending lines. So
-progress is measured in bytes that are there and not in lines that come. Hashing a layer (``verifying sha256 digest``)
-is silent for minutes, and that is right.
+The server reports one layer after another, every 60 ms. ``completed`` may decrease (a corrupt part is transferred
+again), a layer may lack its last line, and a stalled pull keeps sending lines. So progress is measured in transferred
+bytes and not in lines. Hashing a layer (``verifying sha256 digest``) is silent for minutes, which is no stall.
 """
 
 from collections import deque
@@ -17,11 +16,11 @@ from ollama_provider.api.settings import Settings
 
 #: Seconds between two reports of the same stage.
 REPORT_EVERY = 5.0
-#: Seconds over which the rate is measured.
+#: Seconds over which the rate is averaged.
 RATE_OVER = 30.0
-#: Seconds of silence granted for hashing and for writing: a huge layer on a slow disk.
+#: Timeout for hashing and writing, in seconds: a huge layer on a slow disk.
 VERIFY_TIMEOUT = 3600.0
-#: Layers and stages that are told apart; the largest models have some thousands of layers.
+#: Limit of layers and stages to keep in memory. The largest models have some thousands of layers.
 MOST_LAYERS = 100_000
 #: Seconds between two measurements that are kept for the rate.
 MEASURE_EVERY = 0.1
@@ -30,7 +29,7 @@ _TRANSFERS = ("pulling ", "pushing ")
 
 
 class PullProgress:
-    """What the lines of one pull (or push) say, taken together.
+    """The progress of one pull or push, from its lines.
 
     Args:
         model: the model that is pulled.
@@ -58,15 +57,15 @@ class PullProgress:
         return self._moved_at + self._silence
 
     def add(self, line: dict[str, object], now: float) -> PullMoved | None:
-        """Take one line.
+        """Add one line.
 
         Returns:
-            A report, at each new stage and else every `REPORT_EVERY` seconds; None in between.
+            An event, at each new stage and otherwise every `REPORT_EVERY` seconds; None in between.
         """
         status = line.get("status")
         stage = status if isinstance(status, str) else ""
         if stage != self.status:
-            # A new stage is progress by itself: the manifest came, or the next layer begins. An old one is not.
+            # A new stage is progress: the manifest has arrived, or the next layer begins. An earlier stage is not.
             self.status = stage
             if stage not in self._seen and len(self._seen) < MOST_LAYERS:
                 self._seen.add(stage)
@@ -102,7 +101,7 @@ class PullProgress:
             return None
         self._reported_at, self._reported_status = now, kind
         total = sum(self._total.values())
-        # Success is the proof; a last line with all bytes need not come.
+        # A status of success counts as all bytes: a last line with all of them may be missing.
         done = total if over else min(self._most, total)
         rate = self._rate(now)
         eta = (total - done) / rate if rate else None
@@ -114,18 +113,18 @@ class PullProgress:
 
 
 def _is_size(value: object) -> TypeGuard[int]:
-    """Return whether a number can be one of bytes."""
+    """Return whether a value can be a number of bytes."""
     return isinstance(value, int) and 0 <= value < 2**63
 
 
 def check_pull_allowed(model: str, settings: Settings, missing: ModelNotFoundError) -> None:
-    """Let a missing model be pulled, or say why not and how to allow it.
+    """Check that a missing model may be pulled; the error says how to allow it.
 
-    Names on Ollama's own registry may be pulled whenever ``auto_pull`` is on, other names only where a pattern of
-    ``pull_allow`` fits: the host in a name is contacted by the server, so a name from data must not choose it.
+    With ``auto_pull``, names on Ollama's own registry may be pulled, and other names that match a pattern of
+    ``pull_allow``. The server contacts the host in a name, so a name from data must not choose the host.
 
     Args:
-        model: the name that was asked for.
+        model: the name in the request.
         settings: ``auto_pull`` and ``pull_allow`` are read.
         missing: the server's answer, for host and status.
 
@@ -150,6 +149,6 @@ def check_pull_allowed(model: str, settings: Settings, missing: ModelNotFoundErr
 
 
 def _fits(name: ModelName, pattern: str) -> bool:
-    """Match a pattern against the name with and without its tag, whatever the case."""
+    """Match a pattern against the name with and without its tag, ignoring case."""
     full = str(name).lower()
     return any(fnmatchcase(text, pattern.lower()) for text in (full, full.rpartition(":")[0]))

@@ -1,8 +1,8 @@
-"""When and how long to try again, for either driver (tenacity).
+"""Retries: after which errors, how often, and with which backoff. Both clients use it, through tenacity.
 
-A policy decides; `Retrying` and `AsyncRetrying` wait. It tries again after errors that say so themselves
-(`OllamaError.retryable`), with exponential backoff and full jitter (a random part of the backoff, so that many clients
-do not come back together), and never sooner than a proxy asked for (``Retry-After``).
+A policy decides; tenacity's ``Retrying`` and ``AsyncRetrying`` wait. Errors with `OllamaError.retryable` are retried,
+with exponential backoff and full jitter (a random part of the backoff, so that many clients do not retry at the same
+time), and never before the time that a proxy asks for (``Retry-After``).
 """
 
 import random
@@ -19,10 +19,10 @@ from tenacity import RetryCallState
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.settings import Settings
 
-#: Told of each attempt that failed and is followed by another: its number, its error, seconds until the next.
-Announce = Callable[[int, OllamaError, float], None]
+#: Called with each failed attempt that will be retried: its number, its error, seconds until the next.
+OnRetry = Callable[[int, OllamaError, float], None]
 
-#: Seconds that an answer may ask for with ``Retry-After``; more is taken for so much.
+#: Seconds that ``Retry-After`` may ask for; larger values are reduced to it.
 LONGEST_RETRY_AFTER = 600.0
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
@@ -31,7 +31,7 @@ _waits_are_free = False
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Make the waits before new attempts zero, for tests: in all threads and tasks, until the end of the block."""
+    """Retry without waiting, for tests: in all threads and tasks, until the end of the block."""
     global _waits_are_free  # noqa: PLW0603  # a switch of the process, since clients live in threads and tasks of their own
     before, _waits_are_free = _waits_are_free, True
     try:
@@ -42,7 +42,7 @@ def without_waiting() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, how long and how far apart.
+    """How often and for how long a request is retried, and the backoff between attempts.
 
     Attributes:
         max_attempts: attempts in all, the first included.
@@ -57,22 +57,22 @@ class RetryPolicy:
 
     @classmethod
     def of(cls, settings: Settings, *, repeatable: bool) -> "RetryPolicy":
-        """Return what *settings* say; one attempt for a request that must not be sent twice."""
+        """Return the policy of *settings*; one attempt for a request that must not be sent twice."""
         return cls(max_attempts=settings.max_attempts if repeatable else 1, max_seconds=settings.max_retry_seconds)
 
     def wait_after(
         self, error: BaseException, attempt: int, elapsed: float, chance: Callable[[], float] = random.random
     ) -> float | None:
-        """Decide what follows a failed attempt.
+        """Return how long to wait before the next attempt.
 
         Args:
-            error: why it failed.
-            attempt: which one it was; the first is 1.
-            elapsed: seconds since the first began.
-            chance: gives a number from 0 to 1.
+            error: of the failed attempt.
+            attempt: its number, from 1 on.
+            elapsed: seconds since the first attempt began.
+            chance: returns a random number from 0 to 1.
 
         Returns:
-            Seconds to wait before the next attempt, or None: there is none.
+            Seconds, or None if there is no next attempt.
         """
         if not isinstance(error, OllamaError) or not error.retryable:
             return None
@@ -84,8 +84,8 @@ class RetryPolicy:
             return None
         return 0 if _waits_are_free else wait
 
-    def arguments(self, announce: Announce) -> dict[str, Any]:
-        """Return what both ``tenacity.Retrying`` and ``tenacity.AsyncRetrying`` take, for one call."""
+    def arguments(self, on_retry: OnRetry) -> dict[str, Any]:
+        """Return the arguments of ``tenacity.Retrying`` and ``tenacity.AsyncRetrying`` for one call."""
         waits: list[float] = []
 
         def again(state: RetryCallState) -> bool:
@@ -95,7 +95,7 @@ class RetryPolicy:
             wait = self.wait_after(error, state.attempt_number, state.seconds_since_start or 0)
             if wait is None or not isinstance(error, OllamaError):
                 return False
-            announce(state.attempt_number, error, wait)
+            on_retry(state.attempt_number, error, wait)
             waits.append(wait)
             return True
 
@@ -103,14 +103,14 @@ class RetryPolicy:
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:
-    """Read a ``Retry-After`` header: seconds, or an HTTP date.
+    """Parse a ``Retry-After`` header: seconds, or an HTTP date.
 
     Args:
-        value: the header; None where there is none.
+        value: the header; None if there is none.
         now: the time (with a zone) to count from.
 
     Returns:
-        Seconds to wait, from 0 to `LONGEST_RETRY_AFTER`; None where the header is absent or unreadable.
+        Seconds to wait, from 0 to `LONGEST_RETRY_AFTER`; None if the header is absent or invalid.
     """
     if not value:
         return None

@@ -1,4 +1,4 @@
-"""Where the server is and how to treat it: one frozen, validated value."""
+"""Settings of a client: how to reach the server, timeouts, retries and pulls. Frozen and validated."""
 
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ def _read_patterns(value: Any) -> Any:
 
 
 def _read_truth(value: Any) -> Any:
-    """Read yes and no also as text: a connection that is written as a URI has nothing else."""
+    """Read true and false from text: a connection in the form of a URI has nothing but text."""
     return _TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
@@ -32,15 +32,15 @@ def _check_url(value: str) -> str:
 
 
 class Timeouts(BaseModel):
-    """How patient to be, in seconds.
+    """Timeouts in seconds.
 
     Attributes:
-        connect: until a connection stands, for each address of the host.
-        first_token: until the first byte. Ollama sends none before the first token, so it covers the queue, the load of
-            the model and the reading of the prompt. Requests that no model works on have a timeout of their own.
+        connect: until the connection is made, for each address of the host.
+        first_token: until the first byte. Ollama sends no byte before the first token, so this covers the queue,
+            loading the model and reading the prompt. Requests that no model works on have a timeout of their own.
         idle: between two pieces of an answer.
-        total: for one attempt in all; None is no bound. A pull has none.
-        pull_stall: without a byte more while pulling (a stalled pull keeps sending lines).
+        total: for one attempt; None means no limit. A pull has no limit.
+        pull_stall: without progress of a pull (a stalled pull keeps sending lines).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,21 +53,21 @@ class Timeouts(BaseModel):
 
 
 class Settings(BaseModel):
-    """How to reach a server, and what holds for every request to it.
+    """How to reach a server, and what applies to every request to it.
 
     Attributes:
-        base_url: scheme, host, port and base path, without credentials and without a slash at the end.
+        base_url: scheme, host, port and base path; no credentials, no slash at the end.
         login, password: Basic auth; a password alone is sent as a Bearer token.
         headers: sent with every request.
-        verify: check the server's certificate: yes, no, or a CA file.
+        verify: whether to check the server's certificate, or a CA file to check it with.
         client_cert: PEM file with certificate and key.
-        trust_env: obey HTTP_PROXY and its kin.
+        trust_env: use the proxy of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
         timeouts: see `Timeouts`.
-        max_attempts: attempts for one request in all, the first included.
-        max_retry_seconds: no new attempt begins after so many seconds.
-        auto_pull: pull a model that is missing, then ask again.
-        pull_allow: patterns (``hf.co/ours/*``) of names outside Ollama's own registry that may be pulled by themselves.
-        model, options, keep_alive: what the hook gives to a request that names none.
+        max_attempts: attempts of one request, including the first.
+        max_retry_seconds: no retry begins after so many seconds.
+        auto_pull: pull a missing model, then send the request again.
+        pull_allow: patterns (``hf.co/ours/*``) of names outside Ollama's own registry that may be pulled automatically.
+        model, options, keep_alive: defaults that the hook adds to requests without them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())

@@ -1,7 +1,7 @@
-"""One AsyncClient for all coroutines of an event loop that talk to the same server in the same way.
+"""One AsyncClient for all coroutines of an event loop that use the same server with the same settings.
 
-A triggerer runs a thousand waiting tasks in one loop: a client, and so a pool of connections, a task would cost more
-than all they do with it.
+A triggerer runs a thousand waiting triggers in one event loop. A client for each of them, with its own connections,
+would cost more than their requests.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ _loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary(
 
 @asynccontextmanager
 async def shared_client(settings: Settings, *, listener: Listener, concurrency: int) -> AsyncIterator[AsyncClient]:
-    """Yield the client that all who ask with equal arguments in this loop use; the last one who leaves closes it.
+    """Yield the client shared by all callers with equal arguments in this loop; the last one to leave closes it.
 
     Args:
-        settings: where the server is and how to treat it.
-        listener: told of the calls of all users, if this is the first one; it runs in the task whose call it is about.
-        concurrency: requests in flight at a time; others wait for their turn.
+        settings: how to reach the server.
+        listener: called with the events of all users if this is the first of them, in the task of each call.
+        concurrency: limit of concurrent requests. Others wait.
 
     Raises:
         InvalidRequestError: see `AsyncClient`.
@@ -53,7 +53,7 @@ async def shared_client(settings: Settings, *, listener: Listener, concurrency: 
     async with loop.making:
         shared = next((s for s in loop.clients if s.settings == settings and s.concurrency == concurrency), None)
         if shared is None:
-            # In a thread: certificates are read from files, and aiohttp takes half a second to load.
+            # In a thread, since it reads certificates from files and imports aiohttp, which takes half a second.
             client = await asyncio.to_thread(_make, settings, listener, concurrency)
             shared = _Shared(settings, concurrency, client)
             loop.clients.append(shared)

@@ -1,7 +1,8 @@
-"""JSON as every reader takes it. What Python alone reads or writes ends other people's tools, a night later.
+"""Strict JSON, which every reader accepts.
 
-Python's ``json`` takes NaN, turns ``1e400`` into infinity, gives half a surrogate pair as a string that no UTF-8 can
-say, and nests as deep as its stack. None of this gets past `read_json`, which reads all that a server or a model says.
+Python's ``json`` accepts NaN, reads ``1e400`` as infinity, reads half a surrogate pair as a string that UTF-8 cannot
+encode, and nests as deep as its stack. Other tools fail on such data when they read the results. `read_json`, which
+reads everything that a server or a model sends, accepts none of it.
 """
 
 import json
@@ -9,20 +10,20 @@ import math
 import re
 from typing import Any, NoReturn
 
-#: Levels of nesting that are read. Strict readers bound it at about this (serde_json: 128).
+#: Levels of nesting that are accepted. Strict readers have about this limit (serde_json: 128).
 DEEPEST = 100
 
-#: Whole pairs are found too, and are left alone. As it is, and not as an escape, no half gets past the UTF-8.
+#: Finds whole pairs too, which `mend` leaves alone. Only escapes matter: decoding UTF-8 refuses unescaped surrogates.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(text: str | bytes) -> Any:
-    """Return the data in a JSON text, fit for any strict reader.
+    """Return the data of a JSON text.
+
+    Half a surrogate pair (a cut emoji) becomes U+FFFD, which Ollama itself writes for half a character.
 
     Args:
-        text: bytes as they came, or text that was read here before.
-
-    Half a surrogate pair (a cut emoji) becomes U+FFFD, as Ollama itself writes half a character.
+        text: bytes in UTF-8, or text.
 
     Raises:
         ValueError: it is no JSON or no UTF-8, a number is not finite or has thousands of digits, or it nests deeper
@@ -32,23 +33,23 @@ def read_json(text: str | bytes) -> Any:
         text = text.decode()
     try:
         data = _DECODER.decode(text)
-        # Counting is cheap and done for each token of an answer; the look at each value is rare.
+        # Counting brackets is cheap and done for each token of an answer. Walking through the values is rare.
         if text.count("[") + text.count("{") > DEEPEST and _is_deep(data, DEEPEST):
             raise ValueError(f"it nests deeper than {DEEPEST} levels")
     except RecursionError:
         raise ValueError(f"it nests deeper than {DEEPEST} levels") from None
     except ValueError as error:
-        if "digits" in str(error):  # Python's own bound, told with advice about Python
+        if "digits" in str(error):  # Python's own limit, with advice about Python
             raise ValueError("a number has thousands of digits") from None
         raise
     return mend(data) if "\\u" in text and _SURROGATE.search(text) else data
 
 
 def mend(data: Any) -> Any:
-    """Return JSON data with U+FFFD for each half of a surrogate pair in its texts."""
+    """Return JSON data with each half of a surrogate pair replaced by U+FFFD."""
     match data:
         case str():
-            # By way of UTF-16, where two halves that belong together are one character.
+            # By way of UTF-16, where two halves of a pair are one character.
             return data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         case dict():
             return {mend(key): mend(value) for key, value in data.items()}
@@ -58,7 +59,7 @@ def mend(data: Any) -> Any:
 
 
 def is_finite(data: Any) -> bool:
-    """Tell whether all numbers in plain data are finite."""
+    """Return whether all numbers in plain data are finite."""
     match data:
         case float():
             return math.isfinite(data)

@@ -1,7 +1,7 @@
-"""An answer that was asked for in a format, read back as plain JSON data.
+"""Structured output: the ``format`` of a request, and the validation of the answer, which becomes plain JSON data.
 
-The server's grammar is a help, no promise: an answer may be cut, and some versions ignore ``format`` together with
-``think``. So every answer is checked here before anybody builds on it. No text quotes the answer.
+The grammar that the server applies is no guarantee: an answer may be cut, and some versions ignore ``format`` together
+with ``think``. So every answer is validated here. No error text quotes the answer.
 """
 
 import json
@@ -15,12 +15,12 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from ollama_provider.api.errors import InvalidOutputError, InvalidRequestError
 from ollama_provider.api.strict_json import is_finite, mend, read_json
 
-#: Faults told in one text; a long list helps nobody.
-_FAULTS_TOLD = 3
+#: Faults named in an error text.
+_FAULTS_NAMED = 3
 
 
 class Output:
-    """What an answer must look like.
+    """The format that an answer must have.
 
     Args:
         wanted: ``"json"`` (any JSON), a JSON schema as a dict or as JSON text, or a type that pydantic knows: a model
@@ -30,7 +30,7 @@ class Output:
         format: the request's ``format`` field: ``"json"`` or a schema.
 
     Raises:
-        InvalidRequestError: this is no format.
+        InvalidRequestError: *wanted* is none of these.
     """
 
     def __init__(self, wanted: Any) -> None:
@@ -50,12 +50,12 @@ class Output:
     def read(self, text: str) -> Any:
         """Return the JSON data in *text*: dicts, lists, strings, finite numbers, booleans and None.
 
-        Half a surrogate pair in a text (a cut emoji) comes out as U+FFFD.
+        Half a surrogate pair in a text (a cut emoji) becomes U+FFFD.
 
         Raises:
-            InvalidOutputError: it is not JSON, or does not fit; the text names places and rules, never values. A number
-                that overflows and nesting deeper than 100 levels are no JSON for most of those who read it later.
-            InvalidRequestError: the schema turns out to be none.
+            InvalidOutputError: it is not JSON, or does not fit the schema. The error names places and rules, no values.
+                A number that overflows and nesting deeper than 100 levels do not count as JSON.
+            InvalidRequestError: the schema turns out to be invalid.
         """
         try:
             data = read_json(mend(text))
@@ -84,9 +84,9 @@ def _schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
     def check(data: Any) -> Any:
         try:
             faults = list(validator.iter_errors(data))
-        except (RecursionError, OverflowError):  # deep data, or a number with hundreds of digits
+        except (RecursionError, OverflowError):  # deeply nested data, or a number with hundreds of digits
             raise InvalidOutputError("the answer is too deep, or a number in it too large, to be checked") from None
-        except Exception as error:  # a reference that leads nowhere is found when data lead to it
+        except Exception as error:  # a broken reference in the schema is found only when the data need it
             raise InvalidRequestError(f"format: the schema cannot be applied: {str(error)[:200]}") from None
         if faults:
             raise _misfit([(fault.absolute_path, f"{fault.validator} {fault.validator_value}") for fault in faults])
@@ -107,23 +107,23 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _type_check(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
     def check(data: Any) -> Any:
         try:
-            # From JSON text, where pydantic takes a list for a tuple and a string for a date.
+            # From JSON text, where pydantic accepts a list for a tuple and a string for a date.
             value = adapter.validate_json(json.dumps(data))
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             raise _misfit([(fault["loc"], fault["msg"]) for fault in faults]) from None
-        # pydantic reads a large number, or the text "Infinity", as an infinite float, and would write null for it.
+        # pydantic reads a large number, or the text "Infinity", as an infinite float, and writes null for it.
         if not is_finite(adapter.dump_python(value)):
             raise InvalidOutputError("the answer holds a number that is not finite")
-        # Back through JSON text too: it has no tuples or dates.
+        # Back through JSON text, so that the result has no tuples and no dates.
         return json.loads(adapter.dump_json(value))
 
     return check
 
 
 def _misfit(faults: list[tuple[Any, str]]) -> InvalidOutputError:
-    told = [f"{_path(place)}: {rule[:200]}" for place, rule in faults[:_FAULTS_TOLD]]
-    more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
+    told = [f"{_path(place)}: {rule[:200]}" for place, rule in faults[:_FAULTS_NAMED]]
+    more = [f"and {len(faults) - _FAULTS_NAMED} more"] if len(faults) > _FAULTS_NAMED else []
     return InvalidOutputError(f"the answer does not fit the schema: {'; '.join(told + more)}")
 
 

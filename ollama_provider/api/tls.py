@@ -1,4 +1,4 @@
-"""TLS: which certificates of a server are trusted, and which one it is shown."""
+"""TLS: how the server's certificate is checked, and which client certificate is sent."""
 
 import ssl
 from pathlib import Path
@@ -10,10 +10,10 @@ from ollama_provider.api.settings import Settings
 
 
 def ssl_context_for(settings: Settings) -> ssl.SSLContext:
-    """Return how to check the server's certificate, and which one to show it.
+    """Return the TLS context: how to check the server's certificate, and the client certificate to send.
 
     Raises:
-        InvalidRequestError: a file is not there, or not what it should be.
+        InvalidRequestError: a file does not exist, or is not of the right kind.
     """
     if not settings.base_url.startswith("https:"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused, and loading the trusted certificates takes 30 ms

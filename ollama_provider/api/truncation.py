@@ -1,16 +1,16 @@
-"""Was a prompt cut? For servers that do not say so.
+"""Detection of truncated prompts, for servers that do not report them.
 
-A server since 0.12.6 that is told ``truncate: false`` answers 400 to a prompt over its context, and that is the way to
-know. Older ones ignore the field: they cut the prompt, or drop the oldest messages of a chat, and answer 200. What is
-left to look at is how many tokens they say they read (``prompt_eval_count``), which gives a cut prompt away because it
-then depends on the context and no longer on the prompt:
+A server since 0.12.6 answers 400 to a prompt over its context, if the request has ``truncate: false``. Older servers
+ignore the field: they truncate the prompt, or drop the oldest messages of a chat, and answer 200. What can be checked
+then is the number of tokens that they report (``prompt_eval_count``), which depends on the context and no longer on
+the prompt:
 
 * all of the context: it was filled to the brim (measured on 0.24.0: 2048 of 2048);
 * ``num_keep`` and half of the rest, give or take two: what remains when the middle is thrown out (measured by users on
   0.32: 2050 of 4096).
 
-The judgement is conservative: it says yes where nothing else explains the number, so some cut prompts pass unseen, in
-particular those whose beginning was in the server's cache, which it does not count before 0.30.1.
+The detection is conservative: it reports a prompt only if nothing else explains the number. So some truncated prompts
+are missed, above all those whose beginning was in the server's cache, which it does not count before 0.30.1.
 """
 
 import re
@@ -30,17 +30,17 @@ _RUN = re.compile(r"(\W)\1{3,}")
 def prompt_was_cut(
     request: GenerateRequest | ChatRequest, reply: InferenceReply, *, context_length: int | None = None
 ) -> bool:
-    """Say whether the server read less than the whole prompt.
+    """Return whether the server truncated the prompt.
 
     Args:
-        request: what was asked; its ``options.num_ctx`` is the size of the context, where it is set.
+        request: its ``options.num_ctx`` is the size of the context, if set.
         reply: the whole answer.
-        context_length: what else is known of the size of the context, in tokens: what the model was trained for
-            (``/api/show``), since a server makes no larger one whatever it is asked for, or what ``/api/ps`` tells for
-            a loaded model (0.10). The smaller of this and ``options.num_ctx`` counts.
+        context_length: another limit of the context, in tokens: the length the model was trained for (``/api/show``),
+            which no server exceeds, or the one that ``/api/ps`` reports for a loaded model (0.10). The smaller of this
+            and ``options.num_ctx`` counts.
 
     Returns:
-        True if the numbers leave no other explanation; False if not, or if the size of the context is not known.
+        True if nothing else explains the numbers; False otherwise, and if the size of the context is not known.
     """
     options = request.options
     known = [size for size in ((options.num_ctx if options else None), context_length) if size is not None and size > 0]
@@ -59,11 +59,11 @@ def prompt_was_cut(
 
 
 def oversized_context(num_ctx: int | None, trained: int | None) -> str | None:
-    """Return a warning if a context larger than the model is asked for; None if it is not, or if that is not known.
+    """Return a warning if a request wants a larger context than the model was trained for; else, or if unknown, None.
 
     Args:
-        num_ctx: tokens asked for.
-        trained: tokens the model was trained for.
+        num_ctx: tokens that the request wants.
+        trained: tokens that the model was trained for.
     """
     if num_ctx is None or trained is None or num_ctx <= trained:
         return None
@@ -74,7 +74,7 @@ def oversized_context(num_ctx: int | None, trained: int | None) -> str | None:
 
 
 def _length(request: GenerateRequest | ChatRequest) -> int:
-    """Return the characters of the prompt; what a tokenizer packs together (blanks, rulers) counts as four."""
+    """Return the length of the prompt in characters. A run of one character (blanks, rulers) counts as four."""
     if isinstance(request, ChatRequest):
         texts = [text for message in request.messages for text in (message.content, message.thinking or "")]
     else:
