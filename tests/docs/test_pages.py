@@ -116,3 +116,11 @@ def test_settings_of_airflow_exist() -> None:
     assert named
     for section, option in ((section.lower(), option.lower()) for section, option in named):
         assert option in ours.get(section, set()) or conf.has_option(section, option), (section, option)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lines_can_be_read(page: Path) -> None:
+    """Paragraphs are wrapped: no line of a page is longer than 120 characters, but those of tables and pictures."""
+    lines = _FENCED.sub("", page.read_text()).splitlines()
+
+    assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "!["))] == []
