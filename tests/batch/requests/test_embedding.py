@@ -13,7 +13,6 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.batch.arguments import Embedding
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.requests.embedding import PackRequest, decode_vector, encode_vector, split
-from ollama_provider.batch.scheduling.concurrency import PackSize
 from ollama_provider.testing import Answer, Fail, Model
 
 pytestmark = pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64, embedding_length=8)])
@@ -236,32 +235,6 @@ def test_options_are_sent(ollama, embed):
 
     seen = [seen.json for seen in ollama.stand_in.requests if seen.path == "/api/embed"]
     assert {json.dumps(body["options"], sort_keys=True) for body in seen} == {'{"num_ctx": 64, "num_thread": 1}'}
-
-
-class TestPackSize:
-    def test_it_grows_while_more_texts_a_second_come_of_it(self):
-        """A request costs 30 ms and a text 1 ms: past a size that pays, no more."""
-        size = PackSize()
-        for _ in range(60):
-            size.observe(size.size, 0.03 + 0.001 * size.size)
-
-        assert 128 <= size.size <= 512
-
-    def test_it_stays_small_where_requests_cost_nothing(self):
-        """Twice the texts take twice the time: nothing is won, and less is lost when one fails."""
-        size = PackSize()
-        for _ in range(60):
-            size.observe(size.size, 0.01 * size.size)
-
-        assert size.size == 8
-
-    def test_no_request_lasts_long(self):
-        """A slow model is asked for few texts at a time."""
-        size = PackSize()
-        for _ in range(60):
-            size.observe(size.size, 5 + 0.5 * size.size)
-
-        assert size.size <= 8
 
 
 def test_split_covers_the_text():

@@ -1,11 +1,11 @@
-"""The concurrency limit, against servers that are a few lines of arithmetic."""
+"""Concurrency limit and size of packs, against servers that are a few lines of arithmetic."""
 
 import heapq
 import random
 
 import pytest
 
-from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit
+from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
 
 
 def run(limit: ConcurrencyLimit, rows: int, *, slots: int, gpu: float = 1e9, seed: int = 1) -> list[tuple[float, int]]:
@@ -96,3 +96,29 @@ def test_a_fixed_number_stays():
     fixed.overloaded()
 
     assert fixed.target == fixed.highest == 3
+
+
+class TestPackSize:
+    def test_it_grows_while_more_texts_a_second_come_of_it(self):
+        """A request costs 30 ms and a text 1 ms. It stops growing where that gains little."""
+        size = PackSize()
+        for _ in range(60):
+            size.observe(size.size, 0.03 + 0.001 * size.size)
+
+        assert 128 <= size.size <= 512
+
+    def test_it_stays_small_where_requests_cost_nothing(self):
+        """Twice the texts take twice the time. Larger packs gain nothing, and lose more when one fails."""
+        size = PackSize()
+        for _ in range(60):
+            size.observe(size.size, 0.01 * size.size)
+
+        assert size.size == 8
+
+    def test_no_request_lasts_long(self):
+        """A slow model gets few texts in a request."""
+        size = PackSize()
+        for _ in range(60):
+            size.observe(size.size, 5 + 0.5 * size.size)
+
+        assert size.size <= 8
