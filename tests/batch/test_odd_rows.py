@@ -1,4 +1,4 @@
-"""A row that fails, fails alone: whatever it holds, whatever is answered, and whatever nobody foresaw."""
+"""A bad row fails alone: whatever it holds, whatever the answer is, and whatever unexpected exception it raises."""
 
 import json
 import logging
@@ -23,8 +23,8 @@ def good_lines(count):
     return [json.dumps({"text": f"text {number}"}) for number in range(count)]
 
 
-class TestRowsThatAreNeverAsked:
-    """They say nothing about the rows that are: these are answered, and the share is one of all rows."""
+class TestRowsThatNeverBecomeARequest:
+    """All others are answered, and max_failed_ratio is a share of all rows."""
 
     @pytest.mark.parametrize(
         ("bad", "prompt", "kind"),
@@ -38,7 +38,7 @@ class TestRowsThatAreNeverAsked:
         ids=["null", "surrogate", "template", "empty", "bytes"],
     )
     def test_by_what_they_hold(self, batch, bad, prompt, kind):
-        """Every tenth of 400 rows, the ninth the first of them: more than are read ahead before the first answer."""
+        """Every tenth of 400 rows is bad; many of them are read before the first answer."""
         rows = [bad | {"id": n} if n % 10 == 9 else {"id": n, "text": f"text {n}"} for n in range(400)]
 
         summary = batch.run(rows, prompt=prompt, failures=FailurePolicy(max_failed_ratio=0.1, retry_delay=0))
@@ -48,7 +48,7 @@ class TestRowsThatAreNeverAsked:
         assert len(batch.asked) == 360
 
     def test_by_how_they_are_written(self, batch, tmp_path):
-        """Twenty-five unreadable lines of 500, side by side in front."""
+        """The first 25 of 500 lines are unreadable."""
         file = tmp_path / "rows.jsonl"
         file.write_text("\n".join(['{"text": '] * 25 + good_lines(475)) + "\n")
 
@@ -58,7 +58,7 @@ class TestRowsThatAreNeverAsked:
 
     @pytest.mark.ollama(models=[Model("llava", ("completion", "vision"))])
     def test_by_their_images(self, batch, tmp_path):
-        """Pictures that are not there, or are none."""
+        """Images that do not exist, or are no images."""
         (tmp_path / "no.png").write_text("no picture")
         picture = tmp_path / "yes.png"
         picture.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)
@@ -74,8 +74,8 @@ class TestRowsThatAreNeverAsked:
 
         assert (summary.complete, summary.ok, summary.failed) == (True, 30, 30)
 
-    def test_more_than_are_tolerated_are_told_at_the_end(self, batch):
-        """With the results of the others; and again in every run, without a request."""
+    def test_more_than_are_tolerated_fail_the_batch_at_the_end(self, batch):
+        """The others have their results. The next run fails in the same way, without a request."""
         rows = [{"text": None if n % 2 else f"text {n}"} for n in range(100)]
 
         for _ in range(2):
@@ -86,7 +86,7 @@ class TestRowsThatAreNeverAsked:
 
 
 def test_an_empty_prompt_fails_its_row_in_a_chat_as_well(batch):
-    """A server would answer nothing, or the system message."""
+    """A server would answer nothing, or answer the system message."""
     summary = batch.run(
         [{"text": "a"}, {"text": ""}, {"text": "\t"}],
         system="Be brief.",
@@ -106,7 +106,7 @@ def test_an_empty_prompt_fails_its_row_in_a_chat_as_well(batch):
     ids=["load", "unload", "done"],
 )
 def test_a_reply_without_an_answer_is_tried_again_and_then_a_failed_row(batch, ollama, body):
-    """A server that only loaded the model is done as well."""
+    """A server that only loaded the model says ``done`` as well."""
     ollama.stand_in.script(Respond(200, json.dumps(body)), where=asks("text 1"), times=3)
     ollama.stand_in.script(Respond(200, json.dumps(body)), where=asks("text 2"))
 
@@ -119,7 +119,7 @@ def test_a_reply_without_an_answer_is_tried_again_and_then_a_failed_row(batch, o
 @pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64, embedding_length=2)])
 @pytest.mark.parametrize("vector", [[], [None, None], [10**400, 1.0], "ab", {"a": 1}])
 def test_a_text_without_a_vector_fails_alone(batch, ollama, vector):
-    """Empty, or holding what is no number."""
+    """The vector is empty, or has members that are no numbers."""
     answer = Respond(200, json.dumps({"model": "emb", "embeddings": [vector]}))
     ollama.stand_in.script(answer, where=lambda body: body["input"] == ["text 1"], always=True, path="embed")
 
@@ -139,9 +139,9 @@ class Strict(BaseModel):
         return {7: value}[value]
 
 
-class TestWhatNobodyForesaw:
-    def test_it_fails_its_row_with_class_and_place_and_is_logged_once(self, batch, ollama, caplog):
-        """A KeyError of the user's own code; its text, which quotes the answer, is nowhere."""
+class TestUnexpectedExceptions:
+    def test_they_fail_their_rows_with_class_and_place_and_are_logged_once(self, batch, ollama, caplog):
+        """A KeyError of the user's code. Its text quotes the answer, so neither log nor error has it."""
         ollama.stand_in.script({"n": 7}, where=lambda body: is_row(body) and body["prompt"] not in bad, always=True)
         bad = {"text 3", "text 11"}
         ollama.stand_in.script({"n": 424242}, where=lambda body: body.get("prompt") in bad, always=True)
@@ -157,8 +157,8 @@ class TestWhatNobodyForesaw:
         assert "424242" not in caplog.text
         assert "424242" not in str([row["error"] for row in batch.failed])
 
-    def test_it_is_counted(self, batch, ollama):
-        """As any failed row: against what is tolerated."""
+    def test_they_are_counted(self, batch, ollama):
+        """As every failed row."""
         ollama.stand_in.script({"n": 1}, where=is_row, always=True)
 
         with pytest.raises(TooManyFailedError, match="UnforeseenError 20 times"):
@@ -170,7 +170,7 @@ def is_row(body):
 
 
 def test_a_number_that_overflows_is_a_failed_row(batch, ollama):
-    """It fits JSON and the schema, and no float; also in the next run."""
+    """It is valid JSON and fits the schema, but no float holds it; also in the next run."""
     ollama.stand_in.script(
         Answer('{"n": 1e400}'), where=lambda body: body.get("prompt", "").startswith("text 2"), always=True
     )
@@ -184,7 +184,7 @@ def test_a_number_that_overflows_is_a_failed_row(batch, ollama):
 
 
 def test_a_schema_is_not_to_blame_once_an_answer_fitted_it(batch, ollama):
-    """400 with "format" in its text ends the batch at its beginning, and later fails its row."""
+    """A 400 with "format" in its text ends the batch at its beginning; later it fails the row."""
     ollama.stand_in.script(Fail("image: unknown format", 400), where=asks("text 5"), always=True)
 
     summary = batch.run(texts(10), output_type={"type": "object"}, concurrency=1)
@@ -193,8 +193,8 @@ def test_a_schema_is_not_to_blame_once_an_answer_fitted_it(batch, ollama):
 
 
 @pytest.mark.ollama(version="0.12.5", models=[Model("small", context_length=2048)])
-def test_a_context_larger_than_the_model_hides_no_cut(batch, caplog):
-    """The server reads no more than the model was trained for, whatever num_ctx says; and the log says so."""
+def test_a_context_larger_than_the_model_s_does_not_hide_a_cut_prompt(batch, caplog):
+    """The server reads no more tokens than the model was trained for, whatever num_ctx is; the log warns of it."""
     summary = batch.run(["a", "word " * 8000], model="small", options=Options(num_ctx=32_768))
 
     assert (summary.ok, summary.failed) == (1, 1)
@@ -204,8 +204,8 @@ def test_a_context_larger_than_the_model_hides_no_cut(batch, caplog):
 
 
 class TestTheOperatingSystem:
-    def test_what_is_not_the_directorys_is_not_told_as_such(self, batch):
-        """Too many open files in the caller's own code, say."""
+    def test_an_error_outside_of_the_directory_is_no_storage_error(self, batch):
+        """Such as too many open files in the caller's code."""
 
         def fail(progress):
             raise OSError(24, "Too many open files")
@@ -216,8 +216,8 @@ class TestTheOperatingSystem:
         assert raised.value.retryable
         assert "cannot be written" not in str(raised.value)
 
-    def test_what_is_the_directorys_is(self, batch):
-        """A file stands where a folder must be."""
+    def test_an_error_in_the_directory_is_a_storage_error(self, batch):
+        """A folder is where a file must be."""
         batch.run(texts(1))
         (batch.directory / "progress.json").unlink()
         (batch.directory / "progress.json").mkdir()

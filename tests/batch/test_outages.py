@@ -1,4 +1,4 @@
-"""An outage in any clothes costs time and no row, and no number of the server's makes us wait beyond our patience."""
+"""An outage of any kind costs time and no row, and no server or proxy makes the batch wait beyond max_outage."""
 
 import datetime as dt
 import threading
@@ -29,7 +29,7 @@ def is_row(body):
     return bool(body.get("prompt"))
 
 
-CLOTHES = {
+FAULTS = {
     "404 of a proxy": Respond(404, PAGE, headers=HTML),
     "404 of another server": Respond(404, "404 page not found"),
     "405": Respond(405, PAGE, headers=HTML),
@@ -42,9 +42,9 @@ CLOTHES = {
 }
 
 
-@pytest.mark.parametrize("fault", CLOTHES.values(), ids=CLOTHES)
-def test_what_was_right_a_moment_ago_is_waited_for(batch, ollama, fault):
-    """In the middle of a run it costs a pause, and every row is answered by its first attempt."""
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_in_the_middle_of_a_run_is_an_outage(batch, ollama, fault):
+    """It costs a pause, and every row is answered by its first attempt."""
     ollama.stand_in.script(fault, where=lambda body: body.get("prompt") == "text 5")
 
     summary = batch.run(texts(20), concurrency=1, failures=FailurePolicy(max_attempts=1))
@@ -56,16 +56,16 @@ def test_what_was_right_a_moment_ago_is_waited_for(batch, ollama, fault):
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (CLOTHES["404 of a proxy"], NotOllamaError),
-        (CLOTHES["404 of another server"], EndpointNotFoundError),
-        (CLOTHES["a redirect to a page"], NotOllamaError),
-        (CLOTHES["200 with a page"], NotOllamaError),
-        (CLOTHES["403 of a proxy"], AuthenticationError),
+        (FAULTS["404 of a proxy"], NotOllamaError),
+        (FAULTS["404 of another server"], EndpointNotFoundError),
+        (FAULTS["a redirect to a page"], NotOllamaError),
+        (FAULTS["200 with a page"], NotOllamaError),
+        (FAULTS["403 of a proxy"], AuthenticationError),
     ],
 )
-class TestOfTheSetup:
-    def test_at_the_beginning_it_ends_the_run_at_once(self, batch, ollama, fault, kind):
-        """Nothing was answered before: it is the setup."""
+class TestFaultsOfTheSetup:
+    def test_at_the_beginning_they_end_the_run_at_once(self, batch, ollama, fault, kind):
+        """No row was answered before."""
         ollama.stand_in.script(fault, where=is_row, always=True)
 
         with pytest.raises(kind):
@@ -73,8 +73,8 @@ class TestOfTheSetup:
 
         assert len(batch.asked) == 1
 
-    def test_after_the_end_of_patience_it_ends_the_run_with_its_own_error(self, batch, ollama, fault, kind):
-        """It was right for five rows, and then never again."""
+    def test_after_max_outage_they_end_the_run_with_their_own_error(self, batch, ollama, fault, kind):
+        """Five rows were answered, and none after that."""
         good = set(texts(5))
         ollama.stand_in.script(fault, where=lambda body: is_row(body) and body["prompt"] not in good, always=True)
 
@@ -85,8 +85,8 @@ class TestOfTheSetup:
 
 
 def test_a_text_that_a_proxy_refuses_fails_alone(batch, ollama):
-    """A firewall that takes one prompt for an attack ends no night."""
-    ollama.stand_in.script(CLOTHES["403 of a proxy"], where=lambda body: body.get("prompt") == "text 5", always=True)
+    """A firewall may take one prompt for an attack."""
+    ollama.stand_in.script(FAULTS["403 of a proxy"], where=lambda body: body.get("prompt") == "text 5", always=True)
 
     summary = batch.run(texts(30), concurrency=2)
 
@@ -101,23 +101,23 @@ class TestRetryAfter:
         hour = Respond(429, "", headers={"Retry-After": "3600"})
         ollama.stand_in.script(hour, where=lambda body: is_row(body) and body["prompt"] not in good, always=True)
 
-    def test_it_is_bounded_by_our_own_patience_and_the_log_tells_the_wait(self, batch, caplog):
-        """After max_outage there is one request more, and no second hour."""
+    def test_it_is_limited_by_max_outage_and_the_log_says_how_long_the_pause_is(self, batch, caplog):
+        """After max_outage there is one more request, and no second hour."""
         with pytest.raises(OverloadedError):
             batch.run(texts(20), concurrency=1, failures=FailurePolicy(max_outage=2))
 
         assert "Server unavailable, pausing all requests for 2 s" in caplog.text
 
-    def test_the_end_of_the_night_is_kept_while_waiting(self, batch):
-        """The window closes in the middle of the pause."""
+    def test_the_window_closes_during_a_pause(self, batch):
+        """The run ends then, and not after the pause."""
         summary = batch.run(texts(20), concurrency=1, stop_at=dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2))
 
         assert (summary.complete, summary.ok) == (False, 5)
         assert "window closed" in summary.reason
 
     @pytest.mark.parametrize("pace", [None, 0.01])
-    def test_so_is_a_signal_to_stop(self, batch, ollama, pace):
-        """Also with a pace of one request in a hundred minutes."""
+    def test_a_stop_signal_ends_a_pause(self, batch, ollama, pace):
+        """Also the pause between two requests, with a pace of one request in a hundred minutes."""
         stop = StopSignal()
         helper = threading.Thread(
             target=lambda: (ollama.stand_in.wait_until(lambda _: batch.asked), time.sleep(0.3), stop.set("enough"))
@@ -130,9 +130,9 @@ class TestRetryAfter:
         assert summary.ok == (1 if pace else 5)
 
 
-def test_the_load_is_asked_for_before_a_row_that_the_server_failed_with(batch, ollama):
-    """When nothing was answered since, it tells a server that is down from a row that brings it down."""
-    ollama.stand_in.script(CLOTHES["502"], where=lambda body: body.get("prompt") == "text 3", times=2)
+def test_a_probe_is_sent_before_a_row_that_the_server_failed_with(batch, ollama):
+    """If nothing was answered since, loading the model tells a server that is down from a row that brings it down."""
+    ollama.stand_in.script(FAULTS["502"], where=lambda body: body.get("prompt") == "text 3", times=2)
 
     summary = batch.run(texts(4), concurrency=1)
 
@@ -142,9 +142,9 @@ def test_the_load_is_asked_for_before_a_row_that_the_server_failed_with(batch, o
 
 
 def test_an_outage_without_end_that_loads_the_model(batch, ollama):
-    """All rows fail and the model can be loaded: rows are not failed for it, and the run ends with the outage."""
+    """The probe succeeds and all rows fail: no row fails for it, and the run ends with the error of the outage."""
     good = set(texts(5))
-    ollama.stand_in.script(CLOTHES["502"], where=lambda body: is_row(body) and body["prompt"] not in good, always=True)
+    ollama.stand_in.script(FAULTS["502"], where=lambda body: is_row(body) and body["prompt"] not in good, always=True)
 
     with pytest.raises(OllamaError) as raised:
         batch.run(texts(50), failures=FailurePolicy(max_outage=3))

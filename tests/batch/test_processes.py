@@ -48,13 +48,13 @@ def start(batch, rows, *more):
     )  # fmt: skip
 
 
-def written(batch):
-    """Prompts that have a written outcome."""
+def stored(batch):
+    """Prompts whose outcome is in a checkpoint."""
     return {json.loads(line)["key"] for part in batch.parts for line in part.read_bytes().splitlines()}
 
 
 def test_killed_fifty_times_at_random_moments(batch, rows, ollama, tmp_path):
-    """kill -9, again and again: in the end every row once, and no row was asked again that had been written."""
+    """kill -9, again and again: every row is there once, and none in a checkpoint was requested again."""
     ollama.stand_in.script(Pace(first_token=0.02), always=True, where=lambda body: body.get("prompt"))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["ollama_provider.batch.__main__", "httpx_aiohttp"])
@@ -67,7 +67,7 @@ def test_killed_fifty_times_at_random_moments(batch, rows, ollama, tmp_path):
         first = len(batch.asked)
         tries = []
         while not (batch.directory / "summary.json").exists():
-            tries.append((written(batch), len(batch.asked)))
+            tries.append((stored(batch), len(batch.asked)))
             process = processes.Process(target=main, args=(arguments,))
             process.start()
             process.join(chance.uniform(0.05, 0.2) if kills < 50 else 30)
@@ -85,8 +85,8 @@ def test_killed_fifty_times_at_random_moments(batch, rows, ollama, tmp_path):
             assert not kept & {key_of[prompt] for prompt in asked[before:]}
 
 
-def test_sigterm_writes_and_closes_within_four_seconds(batch, rows, ollama):
-    """With answers under way that would never end: exit status 3, everything answered is kept."""
+def test_sigterm_writes_a_checkpoint_and_ends_within_four_seconds(batch, rows, ollama):
+    """With requests in flight that would never end: exit status 3, and every answered row is kept."""
     ollama.stand_in.script(Stall(after=1), where=lambda body: body.get("prompt") == "text 100", always=True)
     process = start(batch, rows, "--concurrency", "1")
     ollama.stand_in.wait_until(lambda _: "text 100" in batch.asked, seconds=30)
@@ -99,7 +99,7 @@ def test_sigterm_writes_and_closes_within_four_seconds(batch, rows, ollama):
     assert process.returncode == 3
     summary = json.loads(output)
     assert (summary["complete"], summary["reason"], summary["ok"]) == (False, "stopped by SIGTERM", 100)
-    assert len(written(batch)) == 100
+    assert len(stored(batch)) == 100
     ollama.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
 
 
@@ -120,7 +120,7 @@ def test_two_runs_in_one_directory(batch, rows, ollama):
 
 
 def test_a_full_disk(batch, rows, ollama):
-    """Really full, by the limit of the kernel: exit status 1 with the reason, and what was written is kept."""
+    """Really full, by the limit of the kernel: exit status 1 with the reason, and the checkpoints are kept."""
     answer = "long " * 1000
     ollama.stand_in.script(answer, where=lambda body: body.get("prompt"), always=True)
 
@@ -132,7 +132,7 @@ def test_a_full_disk(batch, rows, ollama):
     assert full.returncode == 1
     assert f"StorageError: {batch.directory} cannot be written: File too large" in full.stderr
     assert not (batch.directory / "results.jsonl").exists()
-    kept, before = written(batch), len(batch.asked)
+    kept, before = stored(batch), len(batch.asked)
     assert kept
     assert run(batch, rows).returncode == 0
     assert len(batch.asked) - before == ROWS - len(kept)

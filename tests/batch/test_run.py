@@ -59,7 +59,7 @@ def test_a_result_says_how_it_was_made(batch):
 
 
 def test_what_is_sent(batch, ollama):
-    """System, options and reasoning for the whole run; never a num_predict that nobody asked for."""
+    """System, options and reasoning for the whole run; never a num_predict that the user did not set."""
     batch.run(["a"], system="Be brief.", prompt="Say {{ row.text }}", keep_alive="10m", options=Options(seed=1))
 
     (request,) = [seen.json for seen in ollama.stand_in.requests if seen.json and seen.json.get("prompt")]
@@ -87,7 +87,7 @@ def test_a_prompt_file(batch, tmp_path):
 
 
 def test_three_new_rows_are_three_requests(batch):
-    """A rerun asks what it has no good result for: rows may come, go and change places."""
+    """The next run requests rows without a good result. Rows may be added, removed and moved."""
     batch.run(texts(20))
     before = len(batch.asked)
 
@@ -100,7 +100,7 @@ def test_three_new_rows_are_three_requests(batch):
 
 
 def test_nothing_new_is_no_request_and_loads_no_model(batch, ollama):
-    """A rerun without news does not even load the model."""
+    """The next run does not even load the model."""
     batch.run(texts(5))
     results = (batch.directory / "results.jsonl").read_bytes()
     ollama.stand_in.restart()
@@ -257,7 +257,7 @@ def test_line_breaks_of_all_kinds_stay_within_their_line(batch, ollama):
 
 
 class TestFailures:
-    def test_a_poisonous_row_goes_to_the_end_and_then_to_the_failed(self, batch, ollama):
+    def test_a_bad_row_is_sent_again_last_and_then_fails(self, batch, ollama):
         """It is tried three times, the others are done before its second attempt."""
         ollama.stand_in.script(
             Fail("llama runner process has terminated: signal: killed"), where=asks("text 0"), times=3
@@ -273,7 +273,7 @@ class TestFailures:
         assert summary.errors == {"RunnerError": 1}
 
     def test_a_crash_of_the_model_fails_only_the_row_that_causes_it(self, batch, ollama):
-        """The others that it was at work on are asked once more, and are good."""
+        """The other rows in flight are sent once more, and are good."""
         crash = Fail("an error was encountered while running the model: unexpected EOF", after=1)
         ollama.stand_in.script(crash, where=asks("text 3"), always=True)
         innocent = {"text 0", "text 1", "text 2"}
@@ -293,7 +293,7 @@ class TestFailures:
         assert [row["attempts"] for row in batch.results] == [1, 2, 1]
 
     def test_no_failed_row_is_tolerated_unless_it_was_said(self, batch, ollama):
-        """All other rows are done and written all the same, and a retry of the task asks the failed ones only."""
+        """All other rows are answered and written, and a retry of the task requests only the failed ones."""
         ollama.stand_in.script(Fail("no", 400), where=asks("text 1"))
 
         with pytest.raises(TooManyFailedError, match="1 of 5 rows failed") as raised:
@@ -307,7 +307,7 @@ class TestFailures:
         assert batch.failed == []
 
     def test_a_batch_in_which_everything_fails_stops_early(self, batch, ollama):
-        """A thousand rows are not asked to learn what twenty say; the next run asks them again."""
+        """After twenty failed rows the other rows are not requested; the next run requests all again."""
         ollama.stand_in.script(Fail("no", 400), always=True, where=lambda body: body.get("prompt"))
 
         for tries in (1, 2):
@@ -352,7 +352,7 @@ class TestFailures:
         assert sum(len(part.read_bytes().splitlines()) for part in batch.parts) == 5
 
     def test_an_overloaded_server_costs_time_and_no_row(self, batch, ollama):
-        """503 pauses everybody once and uses up no attempt."""
+        """503 pauses all requests once and uses up no attempt."""
         busy = Respond(503, {"error": "server busy, please try again.  maximum pending requests exceeded"})
         ollama.stand_in.script(busy, times=3, where=lambda body: body.get("prompt"))
 
@@ -493,7 +493,7 @@ class TestTheModel:
         assert batch.run(texts(3)).ok == 3
 
     def test_a_model_that_changes_during_the_run_stops_it(self, batch, ollama):
-        """No row is put down to weights that did not answer it."""
+        """No result has the digest of weights that did not answer it."""
         ollama.stand_in.script(Pace(first_token=0.05), where=asks("text 5"))
 
         def retag(body):
@@ -533,7 +533,7 @@ class TestInput:
         assert ollama.stand_in.requests == []
 
     def test_a_broken_line_stops_the_batch(self, batch, tmp_path, ollama):
-        """By default: near the beginning before the first request, later after what came before it was written."""
+        """By default: near the beginning before the first request, later after a checkpoint of the rows before it."""
         file = tmp_path / "rows.jsonl"
         file.write_text('"a"\n{"text": \n')
         with pytest.raises(InputError, match=r"rows\.jsonl, line 2: this is not JSON"):
@@ -572,7 +572,7 @@ class TestInput:
 
 
 class TestStopping:
-    def test_stopped_runs_write_what_they_have(self, batch, ollama):
+    def test_stopped_runs_store_what_they_have(self, batch, ollama):
         """The summary says why, and the next run goes on."""
         stop = StopSignal()
         ollama.stand_in.script(Stall(), where=asks("text 7"))
@@ -597,7 +597,7 @@ class TestStopping:
         assert not batch.run(texts(3), stop=stop).complete
         assert batch.asked == []
 
-    def test_an_exception_in_the_callers_thread_writes_as_well(self, batch):
+    def test_an_exception_in_the_callers_thread_stores_it_as_well(self, batch):
         """KeyboardInterrupt, or what Airflow raises from its signal handler: what came is kept."""
 
         def interrupt(progress):
@@ -646,8 +646,8 @@ def tags(digest):
     return Respond(200, {"models": [{"name": "llama3.2:latest", "model": "llama3.2:latest", "digest": digest}]})
 
 
-class TestUnknownIsNotUnchanged:
-    """What is not known to come from a model is not put down to it."""
+class TestDigestsThatCannotBeLookedUp:
+    """A result has a digest only if it is known to come from that model."""
 
     OTHER = "f" * 64
 
@@ -656,7 +656,7 @@ class TestUnknownIsNotUnchanged:
         return ollama.stand_in.model("llama3.2").digest
 
     def test_what_was_seen_to_have_changed_stays_changed(self, batch, ollama, own):
-        """The first comparison finds it, and the last one hangs: nothing is written, without a second answer."""
+        """One look-up shows the change and the last one hangs: nothing is written to a checkpoint after that."""
         ollama.stand_in.script(tags(own), tags(self.OTHER), path="tags")
         ollama.stand_in.script(Stall(), path="tags", always=True)
 
@@ -668,7 +668,7 @@ class TestUnknownIsNotUnchanged:
     @pytest.mark.parametrize(
         "look", [Respond(503, {"error": "busy"}), Respond(200, "<html>"), tags(None), Respond(200, {"models": []})]
     )
-    def test_a_look_that_fails_in_the_middle_gives_no_digest_to_what_came_before(self, batch, ollama, own, look):
+    def test_a_look_up_that_fails_gives_no_digest_to_the_rows_before_it(self, batch, ollama, own, look):
         """The rows are kept, with digest null, and found again by the next run; the others have theirs."""
         ollama.stand_in.script(tags(own), look, path="tags")
 
@@ -690,7 +690,7 @@ class TestUnknownIsNotUnchanged:
 
         assert [row["digest"] for row in batch.results] == [None] * 3
 
-    def test_a_change_that_is_taken_is_nobodys_in_between(self, batch, ollama, own):
+    def test_rows_around_a_change_have_no_digest(self, batch, ollama, own):
         """With on_digest_change="continue" the rows between two looks may be either model's."""
         ollama.stand_in.script(tags(own), tags(own), path="tags")
         ollama.stand_in.script(tags(self.OTHER), path="tags", always=True)

@@ -1,4 +1,4 @@
-"""The plan decides; nobody waits here and nothing is sent."""
+"""The decisions of the plan, without waiting and without a network."""
 
 import random
 
@@ -94,21 +94,21 @@ class Simulation:
         (State.FAILED_BEFORE, Choice.RUN, Choice.RUN),
     ],
 )
-def test_a_row_is_asked_unless_its_outcome_is_known(state, all_rows, failed_only):
-    """A good result is used for ever, a failure until its round has ended; a repair asks failures alone."""
+def test_a_row_is_requested_unless_its_outcome_is_known(state, all_rows, failed_only):
+    """A good result is always reused, a failed row until its pass has ended; failed_only requests only failed rows."""
     assert choose(state, "all") is all_rows
     assert choose(state, "failed_only") is failed_only
 
 
 def test_rows_go_in_their_order_and_no_more_at_a_time_than_allowed():
-    """Tickets are sent first come first served, up to the concurrency."""
+    """Items are sent in the order of the input, up to the concurrency limit."""
     made = plan(1, 2, 3)
 
     assert [send(made, 0, concurrency=2).number for _ in range(2)] == [1, 2]
     assert made.next(0, 2, more=False).do is Do.IDLE
 
 
-def test_an_outage_pauses_everybody_once():
+def test_an_outage_pauses_all_requests_once():
     """Ten requests that hit one overload cause one pause, and none of their rows loses an attempt."""
     made = plan(*range(10))
     items = [send(made, 0, concurrency=10) for _ in range(10)]
@@ -125,7 +125,7 @@ def test_an_outage_pauses_everybody_once():
 
 
 def test_a_pause_is_followed_by_a_slow_start():
-    """One request probes; each answer doubles how many may go."""
+    """One request probes the server; each answer doubles how many may be in flight."""
     made = plan(*range(40))
     made.failure(send(made, 0), OverloadedError("busy"), 0.0)
 
@@ -138,7 +138,7 @@ def test_a_pause_is_followed_by_a_slow_start():
 
 
 def test_pauses_grow_until_something_succeeds():
-    """Each pause in vain is twice as long as the last, up to half a minute; a success begins anew."""
+    """Each pause that did not help is followed by one twice as long, up to 30 s; after an answer it is 1 s again."""
     made = plan(1, 2)
     now, pauses = 0.0, []
     for _ in range(8):
@@ -153,7 +153,7 @@ def test_pauses_grow_until_something_succeeds():
 
 
 def test_a_proxy_may_ask_for_a_longer_pause():
-    """Retry-After is the least that is waited."""
+    """The pause is at least as long as Retry-After."""
     made = plan(1)
     made.failure(send(made, 0), OverloadedError("busy", retry_after=17), 0.0)
 
@@ -162,7 +162,7 @@ def test_a_proxy_may_ask_for_a_longer_pause():
 
 
 @pytest.mark.parametrize("seconds", [3600.0, 1e300, float("inf"), float("nan"), -5.0])
-def test_no_proxy_can_ask_for_a_pause_beyond_our_patience(seconds):
+def test_no_proxy_can_ask_for_a_pause_beyond_max_outage(seconds):
     """However long Retry-After is: at the end of max_outage the server is asked once more, and then no more."""
     made = plan(1, 2, max_outage=100)
     busy = Simulation(made, lambda number: OverloadedError("busy", retry_after=seconds)).run()
@@ -171,8 +171,8 @@ def test_no_proxy_can_ask_for_a_pause_beyond_our_patience(seconds):
     assert 100 <= busy.now < 140
 
 
-def test_the_pace_of_the_user_does_not_outlast_our_patience():
-    """With a request in ten minutes, an outage of a minute is told after a minute."""
+def test_the_pace_of_the_user_does_not_delay_the_end_of_an_outage():
+    """With one request in ten minutes and max_outage of a minute, the outage ends the batch after a minute."""
     made = Plan(FailurePolicy(max_outage=60), interval=600)
     for number in range(3):
         made.add(WorkItem(number, ""))
@@ -184,8 +184,8 @@ def test_the_pace_of_the_user_does_not_outlast_our_patience():
     assert gone.now < 600 + 70
 
 
-def test_ten_minutes_of_outage_cost_ten_minutes_and_no_row():
-    """However often an outage is met, the rows' attempts stay untouched."""
+def test_ten_minutes_of_outage_cost_no_row_an_attempt():
+    """However many requests fail because of it."""
     made = plan(1, 2, 3, 4)
     now = 0.0
     while now < 600:
@@ -202,7 +202,7 @@ def test_ten_minutes_of_outage_cost_ten_minutes_and_no_row():
 
 
 def test_an_outage_without_end_stops_the_batch():
-    """After max_outage seconds without one answer there is nothing to wait for."""
+    """After max_outage seconds without one answer."""
     made = plan(1, max_outage=100)
     now = 0.0
     while made.failure(send(made, now), UnreachableError("refused"), now) is Verdict.AGAIN:
@@ -211,8 +211,8 @@ def test_an_outage_without_end_stops_the_batch():
     assert 100 <= now < 140
 
 
-def test_what_broke_off_because_of_an_outage_is_not_the_rows_fault():
-    """A reply cut in the middle costs an attempt, unless the server turns out to be gone."""
+def test_a_reply_cut_by_an_outage_costs_no_attempt():
+    """A reply cut in the middle costs an attempt, unless the server turns out to be down within seconds."""
     made = plan(1, 2, 3)
     first, second, third = (send(made, 0) for _ in range(3))
     made.failure(first, IncompleteReplyError("cut"), 0.0)
@@ -225,7 +225,7 @@ def test_what_broke_off_because_of_an_outage_is_not_the_rows_fault():
 
 
 def test_a_rows_own_failure_sends_it_to_the_end():
-    """A row that fails is tried again after all others, so that it holds up nobody."""
+    """A row that fails is sent again after all others."""
     made = plan(1, 2, 3, retry_delay=0)
     made.failure(send(made, 0), IncompleteReplyError("cut"), 0.0)
 
@@ -233,7 +233,7 @@ def test_a_rows_own_failure_sends_it_to_the_end():
 
 
 def test_a_row_fails_for_good_after_its_attempts():
-    """max_attempts in all, or fewer where the error says that more are no use."""
+    """max_attempts in all, or fewer if the error's class allows only fewer."""
     made = plan(1, max_attempts=5, retry_delay=0)
     verdicts = [made.failure(send(made, 0), InvalidOutputError("prose"), 0.0) for _ in range(5)]
     assert verdicts == [Verdict.AGAIN] * 4 + [Verdict.FAILED]
@@ -243,8 +243,8 @@ def test_a_row_fails_for_good_after_its_attempts():
     assert verdicts == [Verdict.AGAIN] * 2 + [Verdict.FAILED]
 
 
-def test_a_crash_of_the_model_convicts_nobody_in_company():
-    """Four rows are hit by one crash: each goes alone the next time, and only the one that crashes it again loses."""
+def test_a_crash_of_the_model_counts_only_for_a_row_that_was_sent_alone():
+    """One crash fails four rows. Each is sent alone next, and only the row that crashes the model again fails."""
     made = plan(*range(6), max_attempts=2, retry_delay=0)
     for item in [send(made, 0, concurrency=4) for _ in range(4)]:
         assert made.failure(item, RunnerError("crashed"), 0.0) is Verdict.AGAIN
@@ -268,8 +268,8 @@ def test_a_crash_of_the_model_convicts_nobody_in_company():
     assert made.ok == 5
 
 
-def test_a_hopeless_row_is_asked_once():
-    """An error that says so itself is not tried again."""
+def test_a_row_with_an_error_that_is_not_retryable_is_sent_once():
+    """A second attempt would fail in the same way."""
     made = plan(1)
 
     assert made.failure(send(made, 0), ContextLengthError("too long"), 0.0) is Verdict.FAILED
@@ -277,7 +277,7 @@ def test_a_hopeless_row_is_asked_once():
 
 
 def test_a_fault_of_the_setup_stops_at_once():
-    """No permission for one row is no permission for any."""
+    """Without permission for one row there is none for any."""
     made = plan(1, 2)
 
     assert made.failure(send(made, 0), AuthenticationError("no"), 0.0) is Verdict.STOP
@@ -296,9 +296,9 @@ SETUP = (
 
 
 @pytest.mark.parametrize("error", SETUP, ids=lambda error: f"{type(error).__name__}-{error.status}")
-class TestASetupThatWasRight:
-    def test_it_is_waited_for_as_an_outage(self, error):
-        """What was right a moment ago and is wrong for a minute costs a minute and no row."""
+class TestASetupThatStopsWorking:
+    def test_it_is_an_outage(self, error):
+        """After a minute the setup works again: that costs a minute and no row."""
         made = plan(*range(50))
         away = Simulation(made, lambda number: None)
         down = lambda: error if 2 < away.now < 60 else None  # noqa: E731
@@ -307,22 +307,22 @@ class TestASetupThatWasRight:
 
         assert (made.ok, away.failed, away.stopped) == (50, [], None)
 
-    def test_for_as_long_as_an_outage(self, error):
-        """After max_outage it ends the run with its own error."""
+    def test_after_max_outage_the_run_ends(self, error):
+        """With the error of the setup."""
         made = plan(*range(50), max_outage=100)
         gone = Simulation(made, lambda number: error if made.ok > 5 else None, load=lambda now: error).run()
 
         assert gone.stopped is error
         assert 100 <= gone.now < 110
 
-    def test_at_the_beginning_it_is_the_setup(self, error):
-        """Nothing was answered before: stop at once."""
+    def test_at_the_beginning_the_run_ends_at_once(self, error):
+        """No row was answered before."""
         made = plan(*range(50))
 
         assert Simulation(made, lambda number: error).run().stopped is error
 
-    def test_with_one_row_alone_it_is_that_row(self, error):
-        """A proxy that refuses one text (403, or a page) ends no night."""
+    def test_with_one_row_alone_that_row_fails(self, error):
+        """A proxy that refuses one text (403, or a page) does not end the batch."""
         made = plan(*range(50))
         one = Simulation(made, lambda number: error if number == 20 else None).run()
 
@@ -333,7 +333,7 @@ class TestASetupThatWasRight:
     "error", [QuotaError("limit"), AuthenticationError("no", status=401), AuthenticationError("no", status=407)]
 )
 def test_credentials_and_quotas_stop_at_any_time(error):
-    """They do not come back by waiting, and who tries wrong ones again and again is locked out."""
+    """Waiting does not bring them back, and several wrong attempts may lock an account."""
     made = plan(*range(10))
     stopped = Simulation(made, lambda number: error if number == 5 else None, concurrency=1).run()
 
@@ -343,7 +343,7 @@ def test_credentials_and_quotas_stop_at_any_time(error):
 @pytest.mark.parametrize("error", [GatewayError("524"), UnreachableError("reset"), OverloadedError("busy")])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_server_that_refuses_most_requests_costs_no_row(error, seed):
-    """2,000 good rows of which 70 % of the requests are refused, whatever the refusal: all are good in the end."""
+    """Of 2,000 good rows, 70 % of the requests are refused: all rows are good in the end."""
     made, chance = plan(*range(2000), max_attempts=1), random.Random(seed)
     busy = Simulation(
         made,
@@ -357,8 +357,8 @@ def test_a_server_that_refuses_most_requests_costs_no_row(error, seed):
 @pytest.mark.parametrize(
     "bad", [{50}, {0, 1, 2}, {10, 11, 12, 13, 14}, {99}, {97, 98, 99}], ids=lambda bad: "-".join(map(str, sorted(bad)))
 )
-def test_rows_that_bring_down_a_proxy_every_time_are_to_blame_themselves(bad):
-    """Wherever they stand, also side by side or last of all: they fail, and nobody waits for the end of patience."""
+def test_rows_that_bring_down_a_proxy_every_time_fail(bad):
+    """Wherever they are in the input, also next to each other or last, and long before max_outage."""
     made = plan(*range(100))
     found = Simulation(made, lambda number: GatewayError("524") if number in bad else None).run()
 
@@ -369,7 +369,7 @@ def test_rows_that_bring_down_a_proxy_every_time_are_to_blame_themselves(bad):
 
 @pytest.mark.parametrize("bad", [{11}, {3, 17}, {97, 98}])
 def test_texts_of_packs_that_bring_down_a_proxy_are_found_and_fail_alone(bad):
-    """Packs are halved until each stands alone; all others have their vectors."""
+    """Packs are halved until each bad text is alone; all others have their vectors."""
     made = plan(*range(100))
     found = Simulation(
         made, lambda number: GatewayError("502") if number in bad else None, concurrency=2, pack=16
@@ -379,8 +379,8 @@ def test_texts_of_packs_that_bring_down_a_proxy_are_found_and_fail_alone(bad):
     assert found.now < 300
 
 
-def test_a_server_that_loads_and_answers_no_row_is_gone():
-    """The load succeeds, all rows fail: that is an outage, and no row is failed for it."""
+def test_a_server_that_loads_the_model_and_answers_no_row_is_down():
+    """The probe succeeds and all rows fail: that is an outage, and no row fails for it."""
     made = plan(*range(500), max_outage=600)
     broken = Simulation(made, lambda number: GatewayError("502") if made.ok > 50 else None).run()
 
@@ -389,7 +389,7 @@ def test_a_server_that_loads_and_answers_no_row_is_gone():
 
 
 def test_a_busy_server_is_never_the_fault_of_a_row():
-    """Not even when the others are answered each time: that row goes last."""
+    """Not even if all others are answered: the row is sent last."""
     made = plan(*range(20), max_outage=100)
     busy = Simulation(made, lambda number: OverloadedError("busy") if number == 7 else None).run()
 
@@ -398,7 +398,7 @@ def test_a_busy_server_is_never_the_fault_of_a_row():
 
 
 def test_a_fallback_model_that_cannot_be_loaded_fails_the_rows_that_need_it():
-    """The others have their answers."""
+    """The other rows have their answers."""
     made = plan(1, 2)
     made.succeeded(send(made, 0))
     item = send(made, 0)
@@ -407,8 +407,8 @@ def test_a_fallback_model_that_cannot_be_loaded_fails_the_rows_that_need_it():
     assert made.failure(item, BrokenModelError("unknown model architecture"), 0.0) is Verdict.FAILED
 
 
-def test_a_failed_row_waits_before_its_next_attempt_when_nothing_else_is_to_do():
-    """The last row of all is not tried again within the same moment."""
+def test_a_failed_row_waits_before_its_next_attempt_if_nothing_else_is_queued():
+    """The last row is not sent again at once."""
     made = plan(1, retry_delay=2)
     made.failure(send(made, 10), RunnerError("crashed"), 10.0)
 
@@ -417,8 +417,8 @@ def test_a_failed_row_waits_before_its_next_attempt_when_nothing_else_is_to_do()
     assert send(made, 12).number == 1
 
 
-def test_rows_that_wait_for_another_attempt_are_bounded():
-    """With a thousand of them waiting, the first goes before rows that were never asked."""
+def test_the_queue_of_retries_is_bounded():
+    """With a thousand retries queued, the first is sent before new rows."""
     made = plan(*range(1002), retry_delay=0, max_attempts=9)
     made.succeeded(send(made, 0, more=True))
     for _ in range(1000):
@@ -428,7 +428,7 @@ def test_rows_that_wait_for_another_attempt_are_bounded():
 
 
 def test_a_batch_in_which_everything_fails_is_noticed():
-    """Twenty failures, no success and no leave for that many: hopeless. One success, and it is not."""
+    """Twenty failed rows, no good one, and fewer tolerated: the batch stops early. Not so with one good row."""
     made = plan(*range(21), max_failed_ratio=0.5)
     for number in range(20):
         assert not made.hopeless(), number
@@ -439,8 +439,8 @@ def test_a_batch_in_which_everything_fails_is_noticed():
     assert not made.hopeless()
 
 
-def test_rows_that_were_never_asked_say_nothing_about_hope():
-    """Nobody has answered yet when a thousand rows are read ahead, however many of them cannot be asked."""
+def test_rows_that_never_became_a_request_do_not_count_for_the_early_stop():
+    """A thousand rows are read before the first answer, and many of them may have no prompt."""
     made = plan(*range(30))
     for _ in range(500):
         made.add_failed()
@@ -452,7 +452,7 @@ def test_rows_that_were_never_asked_say_nothing_about_hope():
     assert made.failed == 520
 
 
-def test_a_good_result_of_an_earlier_run_is_hope():
+def test_a_good_result_of_an_earlier_run_keeps_the_batch_from_stopping_early():
     """Rows of this kind can be answered, so the new ones are all requested, however many fail first."""
     made = plan(*range(30))
     made.reused = 1
@@ -462,8 +462,8 @@ def test_a_good_result_of_an_earlier_run_is_hope():
     assert not made.hopeless()
 
 
-def test_results_that_cannot_be_written_are_failed_rows():
-    """The answer was good for the server's sake, and none for the row."""
+def test_results_that_cannot_be_stored_are_failed_rows():
+    """The server answered, but the row has no result."""
     made = plan(1)
     made.succeeded(send(made, 0), failed=1)
 
@@ -488,7 +488,7 @@ def test_thresholds(limits, failed, rows, too_many):
 
 
 def test_requests_per_minute_spaces_the_requests():
-    """With an interval, the next request waits for its time."""
+    """The next request waits until the interval has passed."""
     made = Plan(FailurePolicy(), interval=2.0)
     for number in range(3):
         made.add(WorkItem(number, ""))
@@ -511,8 +511,8 @@ class TestPacks:
     def numbers(self, item):
         return [item.number, *(other.number for other in item.rest)]
 
-    def test_a_pack_is_filled_in_order_up_to_its_size_and_weight(self):
-        """Whichever is first; an item that goes alone ends it."""
+    def test_a_pack_is_filled_in_order_up_to_its_size_and_characters(self):
+        """Whichever comes first; an item that needs a request of its own ends the pack."""
         assert self.numbers(self.pack(9, 4)[1]) == [0, 1, 2, 3]
         assert self.numbers(self.pack(9, 4, weight=35)[1]) == [0, 1, 2]
         made = plan()
@@ -522,8 +522,8 @@ class TestPacks:
         made.fill(lead, 9, 1000)
         assert self.numbers(lead) == [0, 1]
 
-    def test_a_failed_pack_goes_again_as_two_in_the_same_order(self):
-        """Nobody loses an attempt, and neither half is filled up again."""
+    def test_a_failed_pack_is_sent_again_as_two_in_the_same_order(self):
+        """No row loses an attempt, and neither half is filled up again."""
         made, lead = self.pack(7, 5)
 
         assert made.failure(lead, BadRequestError("no"), 1.0) is Verdict.AGAIN
@@ -535,14 +535,14 @@ class TestPacks:
         assert {item.attempts for item in (first, *first.rest, second, *second.rest)} == {0}
 
     def test_a_pack_counts_for_each_of_its_rows(self):
-        """When it comes back."""
+        """When it is answered."""
         made, lead = self.pack(5, 5)
         made.succeeded(lead)
 
         assert (made.ok, made.sends, made.unfinished) == (5, 1, 0)
 
     def test_a_pack_stays_together_over_an_outage(self):
-        """Not one of its rows is lost with it."""
+        """None of its rows is lost."""
         made, lead = self.pack(5, 5)
         made.failure(lead, OverloadedError("busy"), 1.0)
 
@@ -551,8 +551,8 @@ class TestPacks:
         assert self.numbers(again) == [0, 1, 2, 3, 4]
 
 
-def test_postponed_tickets_come_last_and_together():
-    """One whose turn has come lets the others go with it: their model is in memory now."""
+def test_postponed_items_are_sent_last_and_together():
+    """Once one is sent, all are: the fallback model is in memory now."""
     made = plan()
     for number in range(3):
         made.add(WorkItem(number, ""))
@@ -566,7 +566,7 @@ def test_postponed_tickets_come_last_and_together():
 
 
 def test_a_closed_plan_sends_nothing():
-    """Not even what was paused."""
+    """Not even after a pause."""
     made = plan()
     made.add(WorkItem(0, ""))
     made.closed = True
