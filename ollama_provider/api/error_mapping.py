@@ -1,12 +1,12 @@
-"""The one table from failures to errors: what httpx raises, what a status means, what a text of the server means.
+"""The mapping of failures to error classes: exceptions of httpx, statuses, and the server's error texts.
 
-A text is judged by how it *begins*, and by its status; texts are those of Ollama 0.1 to 0.33, matched in lower case
-with blanks collapsed. What stands behind is a quotation: when a model's process dies, its error ends with the last
-lines of that process's log, which are about other requests. The one exception is a load that failed, where the line
-behind says why, and no other request can have been in the log.
+An error text is matched at its *beginning*, together with the status. The texts are those of Ollama 0.1 to 0.33, in
+lower case with blanks collapsed. What follows the beginning may be a quotation: when a model's process dies, the error
+ends with the last lines of that process's log, which are about other requests. The exception is a failed load, where
+the rest of the line is the cause, and no other request can be in the log.
 
 A status alone says little: a misspelt option is a 500, and the crash of an embedding model's process is a 400. But a
-5xx without Ollama's own JSON is no word of Ollama's: a gateway in between answers in its place.
+5xx without Ollama's JSON does not come from Ollama: a gateway answers in its place.
 """
 
 import json
@@ -30,13 +30,13 @@ from ollama_provider.api.strict_json import read_json
 _Kind = type[OllamaError]
 _Table = tuple[tuple[_Kind, tuple[str, ...]], ...]
 
-#: Requests in flight, whose model's process died: what follows is that process's log.
+#: The model's process died during requests. What follows is the log of that process.
 _CRASH = re.compile(
     r"an (unknown )?error was encountered while running the model"
     r"|(error[\w ]{0,40}: )?\S+( \S+)? process no longer running"
     r"|model runner has unexpectedly stopped|error reading llm (response|stream)"
 )
-#: A load that failed: what follows on the same line is why.
+#: A failed load. What follows on the same line is the cause.
 _FAILED_LOAD = re.compile(
     r"(?P<ended>(error[\w ]{0,40}: )?\S+( \S+)? process has terminated)"
     r"|(\w+: )?error loading model|failed to load model|unable to load model"
@@ -50,12 +50,12 @@ _BROKEN = re.compile(
     r"error loading model|unknown model architecture|unable to load model|invalid file magic|exceeds file size"
     r"|unsupported |missing tensor|compatible with your version of ollama|no such file or directory"
 )
-#: Characters of a text that are looked at: a log behind it may be long.
+#: Characters of a text that are examined. The log behind it may be long.
 _READ = 2000
-#: Where a text about memory names the device or the function first.
+#: A text about memory names the device or the function within so many characters.
 _MEMORY_WITHIN = 120
 
-# What a network says, through Go: the way of the server to its registry, to ollama.com, to whatever it forwards to.
+# Go's network errors: between the server and its registry, ollama.com, or whatever it forwards requests to.
 _NETWORK = (
     r"dial tcp|(read|write) (tcp|udp)|lookup \S+|proxyconnect|unexpected eof|(\S+: )?eof$|i/o timeout|broken pipe"
     r"|connection (refused|reset)|server misbehaving|no such host|context (deadline exceeded|canceled)|wsarecv"
@@ -142,7 +142,7 @@ _TEXTS: _Table = (
     (errors.NotOllamaError, (r"unexpected endpoint or method",)),
 )
 
-# What a pull says: it speaks of the registry, not of this server. What is not in here is final.
+# Errors of a pull: they are about the registry, not about this server. Any other text is a permanent failure.
 _PULL_TEXTS: _Table = (
     (errors.BadRequestError, (r"invalid model name|model is required|missing request body|json: cannot unmarshal",)),
     (
@@ -156,7 +156,7 @@ _PULL_TEXTS: _Table = (
 )
 _MANIFEST = "pull model manifest: "
 _TRIED = re.compile(r"max retries exceeded(: )?")
-#: What the server's own disk or certificates say does not pass.
+#: Errors of the server's own disk or certificates are permanent.
 _LASTING = re.compile(_REQUESTED + r"(x509|tls: failed to verify|(write|open|mkdir|create|sync|rename|copy|close) )")
 
 
@@ -167,7 +167,7 @@ def _compile(table: _Table) -> tuple[tuple[_Kind, re.Pattern[str]], ...]:
 _BY_TEXT = _compile(_TEXTS)
 _BY_PULL_TEXT = _compile(_PULL_TEXTS)
 
-#: The types of llama-server, which Ollama passes on since 0.30.
+#: Error types of llama-server, which Ollama forwards since 0.30.
 _BY_TYPE: dict[str, _Kind] = {
     "exceed_context_size_error": errors.ContextLengthError,
     "not_supported_error": errors.UnsupportedError,
@@ -212,8 +212,8 @@ _PULL_PATH = "/api/pull"
 
 
 @dataclass(frozen=True)
-class Said:
-    """What an ``error`` field says.
+class ErrorField:
+    """The contents of an ``error`` field.
 
     Attributes:
         text: in words; may be empty.
@@ -228,36 +228,36 @@ class Said:
 
     @property
     def words(self) -> str:
-        """What to tell."""
+        """The text to quote."""
         if self.prompt_tokens is not None and self.context is not None:
             return f"the prompt has {self.prompt_tokens} tokens, and the context has room for {self.context}"
         return self.text
 
 
-def read_error(value: Any) -> Said:
-    """Read an ``error`` field: a string, an object, JSON at the beginning of a string, or nothing at all."""
+def read_error(value: Any) -> ErrorField:
+    """Parse an ``error`` field: a string, an object, JSON at the beginning of a string, or anything else."""
     if isinstance(value, str):
         if value.lstrip().startswith("{"):
             try:
                 found, _ = json.JSONDecoder().raw_decode(value.lstrip())
                 inner = read_error(found)
             except (ValueError, RecursionError):
-                return Said(value)
-            return inner if inner.text else Said(value)
-        return Said(value)
+                return ErrorField(value)
+            return inner if inner.text else ErrorField(value)
+        return ErrorField(value)
     if not isinstance(value, dict):
-        return Said("")
+        return ErrorField("")
     inner = read_error(value.get("error", value.get("message")))
     kind = value.get("type")
     counts = [value.get(key) for key in ("n_prompt_tokens", "n_ctx")]
     prompt_tokens, context = (count if isinstance(count, int) and 0 <= count < 2**63 else None for count in counts)
     if not isinstance(kind, str) and prompt_tokens is None and context is None:
         return inner
-    return Said(inner.text, kind if isinstance(kind, str) else None, prompt_tokens, context)
+    return ErrorField(inner.text, kind if isinstance(kind, str) else None, prompt_tokens, context)
 
 
-def by_text(said: Said, path: str, status: int = 200) -> _Kind | None:
-    """Return the error that the server's words mean at this path and with this status; None for unknown words."""
+def by_text(said: ErrorField, path: str, status: int = 200) -> _Kind | None:
+    """Return the error class for a server's text at this path and with this status; None for an unknown text."""
     if said.kind in _BY_TYPE:
         return _BY_TYPE[said.kind]
     plain = " ".join(said.text[:_READ].lower().split())
@@ -272,7 +272,7 @@ def by_text(said: Said, path: str, status: int = 200) -> _Kind | None:
 
 
 def _by_load(text: str, *, ended: bool) -> _Kind:
-    """Return why a load failed, by the first line: the process that loads it may have ended with a crash."""
+    """Return the error class for a failed load, by the first line. The loading process may also have crashed."""
     cause = " ".join(text[:_READ].strip().partition("\n")[0].lower().split())
     if _OUT_OF_MEMORY.search(cause):
         return errors.OutOfMemoryError
@@ -290,7 +290,7 @@ def _by_pull_text(plain: str) -> _Kind | None:
     return _first(_BY_PULL_TEXT, cause) or (errors.PullFailedError if plain.startswith(_MANIFEST) else None)
 
 
-#: What speaks OpenAI's API marks its answers so.
+#: The ``object`` field of answers in OpenAI's API.
 _OPENAI_OBJECTS = {"chat.completion", "chat.completion.chunk", "text_completion"}
 _OTHER_ADVICE = (
     "This package speaks Ollama's own API (/api/...), which that program does not have: run Ollama, and give its port "
@@ -299,7 +299,7 @@ _OTHER_ADVICE = (
 
 
 def other_program(found: Mapping[str, Any]) -> str | None:
-    """Name the program whose answer this JSON object is, where it is known not to be Ollama's."""
+    """Return the name of the program that sent this JSON object, if it is known not to be Ollama."""
     if found.get("object") == "list" and "data" in found:
         return "llama-server, or another program with OpenAI's API,"
     if found.get("object") in _OPENAI_OBJECTS:
@@ -319,14 +319,14 @@ def _other(name: str, path: str) -> tuple[_Kind, str, str]:
 def object_error(
     found: Mapping[str, Any], *, path: str, host: str, model: str | None, private: Sequence[str] = ()
 ) -> OllamaError | None:
-    """Return the error that an object inside an answer with status 200 means; None if it means none.
+    """Return the error for a JSON object of an answer with status 200; None if it is no error.
 
     Args:
-        found: the object; an ``error`` may stand in any.
+        found: the object; any object may have an ``error``.
         path: of the request.
         host: base URL, for the error's text.
-        model: asked for, for the error's text.
-        private: what the error's text must not repeat of the server's.
+        model: of the request, for the error's text.
+        private: texts to redact from what is quoted.
     """
     advice: str | None
     if (name := other_program(found)) is not None:
@@ -341,7 +341,7 @@ def object_error(
     return kind(what, host=host, model=model, advice=advice)
 
 
-def _say(what: str, said: Said, private: Sequence[str]) -> str:
+def _say(what: str, said: ErrorField, private: Sequence[str]) -> str:
     text = quote(said.words, private)
     return f"{what}: {text}" if text else f"{what}, and the server does not say why"
 
@@ -357,7 +357,7 @@ def status_error(
     now: datetime,
     private: Sequence[str] = (),
 ) -> OllamaError:
-    """Return the error that an answer with a status outside of 2xx means.
+    """Return the error for an answer with a status outside of 2xx.
 
     Args:
         status: the HTTP status.
@@ -365,9 +365,9 @@ def status_error(
         body: of the answer, or as much of it as was read.
         path: of the request.
         host: base URL, for the error's text.
-        model: asked for, for the error's text.
+        model: of the request, for the error's text.
         now: the time (with a zone), for ``Retry-After`` as a date.
-        private: what the error's text must not repeat of the server's.
+        private: texts to redact from what is quoted.
     """
     kind, what, advice = _read_status(status, headers, body, path, private)
     return kind(
@@ -383,7 +383,7 @@ def status_error(
 def _read_status(
     status: int, headers: Mapping[str, str], body: bytes, path: str, private: Sequence[str]
 ) -> tuple[_Kind, str, str | None]:
-    """Return class, text and, where the class's own is not the best, advice."""
+    """Return error class, text, and advice if it is better than that of the class."""
     found = _json_object(body)
     if found is not None and (name := other_program(found)) is not None:
         return _other(name, path)
@@ -394,14 +394,14 @@ def _read_status(
     if known := _silent(status, body, path):
         return known
     kind = _by_status(status)
-    # Ollama says it in JSON, or, when it has failed in itself, with an empty 500.
+    # Ollama's own errors are JSON, or, after an internal failure, an empty 500.
     if status >= 500 and kind is not errors.OverloadedError and not (status == 500 and not body):
         kind = errors.GatewayError
     return kind, f"{path} answers {status}{_describe(headers, body, private)}", _STATUS_ADVICE.get(status)
 
 
 def _silent(status: int, body: bytes, path: str) -> tuple[_Kind, str, str | None] | None:
-    """Read what Ollama answers without JSON; None if it is not that."""
+    """Map the refusals that Ollama sends without JSON; None for any other."""
     if status == 404 and body.strip() == b"404 page not found":
         return errors.EndpointNotFoundError, f"there is no {path}", None
     if status == 404 and path.startswith("/api/blobs/"):
@@ -415,7 +415,7 @@ def _silent(status: int, body: bytes, path: str) -> tuple[_Kind, str, str | None
     return None
 
 
-def _read_text(status: int, said: Said, path: str, private: Sequence[str]) -> tuple[_Kind, str, str | None]:
+def _read_text(status: int, said: ErrorField, path: str, private: Sequence[str]) -> tuple[_Kind, str, str | None]:
     kind = by_text(said, path, status)
     if kind is None and path == _PULL_PATH and status == 500:
         kind = errors.PullFailedError
@@ -423,9 +423,9 @@ def _read_text(status: int, said: Said, path: str, private: Sequence[str]) -> tu
     return kind, _say(f"{path} answers {status}", said, private), _advice(kind, said, status)
 
 
-def _advice(kind: _Kind, said: Said, status: int | None) -> str | None:
+def _advice(kind: _Kind, said: ErrorField, status: int | None) -> str | None:
     if kind is errors.AuthenticationError:
-        # Ollama itself knows no credentials: it is the server's account at ollama.com that is refused.
+        # Ollama itself has no credentials: the server's account at ollama.com was refused.
         if "disabled" in said.text:
             return "The server may use no cloud models."
         return "Run 'ollama signin' on the server, or check login and password (or the API key) of the connection."
@@ -449,7 +449,7 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 
 
 def _target(headers: Mapping[str, str]) -> str:
-    """Say where a redirect leads: the host alone, for the rest may hold a session or a token."""
+    """Return the target of a redirect as text: its host only, since the rest may contain a session or a token."""
     try:
         target = urlsplit(headers.get("location", "")).hostname
     except ValueError:
@@ -458,7 +458,7 @@ def _target(headers: Mapping[str, str]) -> str:
 
 
 def _describe(headers: Mapping[str, str], body: bytes, private: Sequence[str]) -> str:
-    """Say what came instead of Ollama's JSON. Only a page's title is quoted: the rest might echo the request."""
+    """Describe an answer that is not Ollama's JSON. Only a page's title is quoted: the rest may echo the request."""
     title = re.search(rb"<title[^>]*>\s*(.{1,80}?)\s*</title>", body, re.IGNORECASE | re.DOTALL)
     if title:
         return f" with a page titled '{quote(title.group(1).decode(errors='replace'), private)}'"
@@ -469,13 +469,13 @@ def _describe(headers: Mapping[str, str], body: bytes, private: Sequence[str]) -
 
 
 def transport_error(error: Exception, *, answered: bool, host: str, model: str | None) -> OllamaError:
-    """Return the error that a failure of the network means.
+    """Return the error for a failure of the network.
 
     Args:
         error: what was raised by httpx (or below it).
         answered: the answer had begun.
         host: base URL, for the error's text.
-        model: asked for, for the error's text.
+        model: of the request, for the error's text.
     """
     kind, what = _read_failure(error, answered=answered)
     return kind(what, host=host, model=model)
@@ -507,10 +507,10 @@ def _read_failure(error: Exception, *, answered: bool) -> tuple[_Kind, str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Walk from an error down to what caused it: httpx wraps what a socket raised, more than once.
+    """Yield an error and its causes: httpx wraps an exception of a socket several times.
 
-    Its core keeps the inner one as its argument and cuts the ``__cause__``. The ``__context__`` is of no use: at its
-    end stands whatever the caller happens to be handling.
+    httpcore keeps the inner exception as an argument and drops the ``__cause__``. The ``__context__`` is not used:
+    it ends with whatever exception the caller is handling.
     """
     current: BaseException | None = error
     while current is not None:

@@ -49,7 +49,7 @@ from typing import ClassVar
 
 
 class Blame(Enum):
-    """Whose fault it is, so what a batch does about it."""
+    """Where the fault is, which decides what a batch does next."""
 
     #: This one request: others may well succeed.
     REQUEST = "request"
@@ -163,7 +163,7 @@ class ResponseTimeoutError(TransportError):
 class FirstTokenTimeoutError(ResponseTimeoutError):
     """Nothing came within ``first_token_timeout``."""
 
-    # To hang up ended the load, so each attempt begins it anew; the second one finds the file in the disk's cache.
+    # Closing the connection ended the load, so each attempt starts it again. The second finds the file in the cache.
     max_attempts = 2
     advice = "The model may still be loading or the queue be long: raise first_token_timeout, or load the model before."
 
@@ -222,7 +222,7 @@ class RunnerError(ServerError):
 
 
 class OutOfMemoryError(ServerError):
-    """No memory for the model now; somebody else may hold it."""
+    """No memory for the model now; other models may use it."""
 
     retryable = True
     max_attempts = 3

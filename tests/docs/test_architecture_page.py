@@ -54,6 +54,14 @@ def test_every_part_is_in_the_tree() -> None:
     assert parts <= rows
 
 
+def test_every_module_of_the_api_has_its_row() -> None:
+    """And what has a row is there."""
+    api = ROOT / "ollama_provider/api"
+    rows = set(re.findall(r"`api/(\w+(?:\.py|/))`", PAGE[: PAGE.index("## Who may import whom")]))
+
+    assert rows == {path.name for path in api.glob("*.py") if path.stem != "__init__"} | {"schemas/"}
+
+
 def test_every_module_of_the_batch_has_its_row() -> None:
     """And what stands there is there."""
     section = PAGE[PAGE.index("### Inside `batch/`") : PAGE.index("## The way of a row")]
