@@ -13,7 +13,6 @@ from ollama_provider.api.arguments import read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, Progress, StopSignal, TooManyFailedError, paths_of, run_batch
-from ollama_provider.links import RESULTS
 from ollama_provider.observability import TaskObserver
 from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name, storage_path
 from ollama_provider.sql import SqlRows
@@ -38,7 +37,7 @@ def run_in_task(
         spec: the batch.
         settings: the server, and how to treat it.
         directory: where the results go.
-        instance: the task instance. Its XCom gets the directory, and the summary also when too many rows failed.
+        instance: the task instance. Its XCom gets the summary also when too many rows failed.
         log: of the task.
         stop: ends the batch early, also from a signal handler.
 
@@ -53,8 +52,6 @@ def run_in_task(
         for name in _GAUGES:
             Stats.gauge(f"ollama.batch.{name}", getattr(progress, name), tags=tags)
 
-    log.info("The results go to %s", directory)
-    instance.xcom_push(key=RESULTS, value=str(directory))
     try:
         summary = run_batch(spec, settings, directory, on_progress=gauge, stop=stop, listener=TaskObserver(log))
     except TooManyFailedError as error:

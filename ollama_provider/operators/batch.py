@@ -22,7 +22,7 @@ from ollama_provider.batch import (
     read_argument,
     refuse_contradictions,
 )
-from ollama_provider.links import BatchResultsLink
+from ollama_provider.links import RESULTS, BatchResultsLink
 from ollama_provider.operators._base import OllamaOperator
 
 if TYPE_CHECKING:
@@ -215,6 +215,9 @@ class OllamaBatchOperator(OllamaOperator):
         self._stop = StopSignal()
         instance = context["ti"]
         directory = results_directory(self.output_path, self.resume, instance, is_shard=self.shard is not None)
+        # First of all, so that the button *Results* works also where something is wrong.
+        self.log.info("The results go to %s", directory)
+        instance.xcom_push(key=RESULTS, value=str(directory))
         return run_in_task(
             self._spec(context),
             self.hook.settings,
