@@ -70,7 +70,7 @@ def test_of_two_runs_at_the_same_moment_one_wins(tmp_path, monkeypatch):
 def test_a_run_keeps_its_lease_while_nothing_is_written(batch, tmp_path, ollama, monkeypatch):
     """A model that loads for long, or rare checkpoints, make no run look dead; one that lost its lease stops."""
     monkeypatch.setattr(LeaseLock, "lease", 0.3)
-    monkeypatch.setattr("ollama_provider.batch.run._TICK", 0.02)
+    monkeypatch.setattr("ollama_provider.batch.scheduling.background._RENEW_EVERY", 0.02)
     root = UPath(f"memory://{tmp_path.name}/out")
     slow = Gate()
     ollama.stand_in.script(Stall(until=slow), where=lambda body: not body.get("prompt"))
