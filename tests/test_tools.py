@@ -61,7 +61,7 @@ def properties(function) -> dict:
 
 
 def test_a_function_is_offered_by_its_signature_and_docstring():
-    """Name, description, arguments, their meaning and which are needed come from the function alone."""
+    """Name, description, and arguments with descriptions and defaults come from the function."""
     offer = FunctionTool(forecast).definition.function
 
     assert offer.name == "forecast"
@@ -86,7 +86,7 @@ def test_a_function_is_offered_by_its_signature_and_docstring():
 
 
 def test_sphinx_docstrings_are_read_too():
-    """Not every code base writes Google's style."""
+    """Docstrings may have Sphinx's format instead of Google's."""
 
     def add(first: int, second: int) -> int:
         """Add.
@@ -102,7 +102,7 @@ def test_sphinx_docstrings_are_read_too():
 
 
 def test_only_words_that_the_server_keeps_are_sent():
-    """What it would drop (defaults, bounds, references) would mislead whoever reads the request."""
+    """Keywords that the server drops (defaults, bounds, references) would be misleading in the request."""
 
     def book(
         where: list[Place],
@@ -122,7 +122,7 @@ def test_only_words_that_the_server_keeps_are_sent():
 
 
 def test_the_format_of_a_text_is_in_the_description():
-    """The server drops ``format``, and without it a model cannot know how a date is written."""
+    """The server drops ``format``, so the description says how a date is written."""
 
     def when(day: dt.date) -> None: ...
 
@@ -130,7 +130,7 @@ def test_the_format_of_a_text_is_in_the_description():
 
 
 def test_annotated_descriptions_are_kept():
-    """A description beside the annotation counts where the docstring has none."""
+    """The description in an annotation is used if the docstring has none."""
 
     def near(city: Annotated[str, Field(description="a big one")]) -> None: ...
 
@@ -138,7 +138,7 @@ def test_annotated_descriptions_are_kept():
 
 
 def test_names_that_pydantic_reserves_are_names_of_arguments_like_any_other():
-    """The author of a tool need not know how arguments are checked."""
+    """Arguments may have any name, although pydantic checks them."""
 
     def use(schema: str, copy: bool, _x: int = 0, model_config: str = "") -> str:
         return f"{schema} {copy} {_x} {model_config}"
@@ -147,7 +147,7 @@ def test_names_that_pydantic_reserves_are_names_of_arguments_like_any_other():
 
 
 def test_arguments_are_read_as_the_function_wants_them():
-    """The function gets its own types, and its defaults for what the model left out."""
+    """The function gets values of its types, and its defaults for missing arguments."""
     assert FunctionTool(forecast)({"place": {"city": "Paris"}, "days": "3"}) == "3 days in Paris at 20 °C"
 
 
@@ -164,7 +164,7 @@ def test_arguments_are_read_as_the_function_wants_them():
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, words):
-    """The model is told which argument is wrong and what is allowed, so that it can do better."""
+    """The model gets a message with the wrong argument and the allowed values, so that it can correct the call."""
     with pytest.raises(ToolError, match="the arguments are not valid") as caught:
         FunctionTool(forecast)(arguments)
 
@@ -196,7 +196,7 @@ async def late(x: int) -> None: ...
     ],
 )
 def test_what_no_model_could_call_is_refused(function, words):
-    """It is refused by name before anything is sent."""
+    """The error names it before a request is sent."""
     with pytest.raises(InvalidRequestError) as caught:
         Toolbox([function])
 
@@ -215,7 +215,7 @@ def test_what_no_model_could_call_is_refused(function, words):
     ],
 )
 def test_what_is_no_list_of_tools_is_refused(tools, words):
-    """The place and the fault are named."""
+    """The error names the position and the reason."""
     with pytest.raises(InvalidRequestError) as caught:
         Toolbox(tools)
 
@@ -223,7 +223,7 @@ def test_what_is_no_list_of_tools_is_refused(tools, words):
 
 
 def test_schemas_are_offered_as_they_are():
-    """With or without the wrapping that the API has around them."""
+    """A schema may have the outer object of the API or not."""
     function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 
     for given in (function, {"type": "function", "function": function}):
@@ -257,18 +257,18 @@ def test_results_are_sent_as_json(value, text):
 
 
 def test_results_that_are_not_json_are_sent_as_text():
-    """A tool may return anything; the model reads what ``str`` makes of it."""
+    """Values that are no JSON are sent as text, by ``str``."""
     assert Toolbox([give(Unreadable)]).call(call("tool")) == str(Unreadable)
 
 
 def test_a_tool_that_was_not_offered_is_an_error_for_the_model():
-    """It is told what there is."""
+    """The model gets a message with the names of the tools."""
     with pytest.raises(ToolError, match=r"there is no tool 'rm'; the tools are forecast"):
         Toolbox([forecast]).call(call("rm"))
 
 
 def test_what_a_tool_raises_is_let_through():
-    """Whether the task dies of it is for the caller to say; a ValidationError of its own is no misfit of arguments."""
+    """The caller handles exceptions of a tool, also a ValidationError, which is not taken for wrong arguments."""
 
     def broken(x: int) -> None:
         Place(city=["no"])
@@ -278,7 +278,7 @@ def test_what_a_tool_raises_is_let_through():
 
 
 def test_a_chat_grows_by_calls_and_their_outcomes():
-    """The model gets its own message back, and each outcome by the name and the id of its call."""
+    """The chat goes on with the model's message, and with each result under the name and id of its call."""
     talk = ToolChat(ChatRequest(model="m", messages="Weather?").messages, max_rounds=2)
     first, second = call("forecast", "call_1", place={"city": "Paris"}), call("forecast", "call_2")
 
@@ -298,7 +298,7 @@ def test_a_chat_grows_by_calls_and_their_outcomes():
 
 
 def test_a_chat_ends_at_its_bound():
-    """A model that calls tools for ever is stopped, and the error says how often it called which."""
+    """A model that does not stop calling tools is stopped. The error has the number of calls of each tool."""
     talk = ToolChat([], max_rounds=2)
     talk.add_reply(reply(call("forecast")))
     talk.add_reply(reply(call("forecast"), call("other")))

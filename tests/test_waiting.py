@@ -1,4 +1,4 @@
-"""What is ready, what may still come, and what never will: no network, no clock."""
+"""Conditions that a sensor waits for: met, not yet met, or never met. Tested without network and clock."""
 
 import pytest
 
@@ -28,12 +28,12 @@ def running(*names: str) -> PsReply:
     ],
 )
 def test_asks_only_what_is_needed(condition, kinds):
-    """A condition costs one request, and one more for each kind of fact it speaks of."""
+    """A condition needs one request, and one more for each kind of fact that it is about."""
     assert [type(request) for request in condition.requests] == kinds
 
 
 def test_a_server_that_answers_is_ready_when_nothing_more_is_wanted():
-    """Without models or version, an answer is enough."""
+    """Without models or version, any reply of the server is enough."""
     assert Condition().evaluate([tags()]) == Ready("the server answers")
 
 
@@ -49,13 +49,13 @@ def test_a_server_that_answers_is_ready_when_nothing_more_is_wanted():
     ],
 )
 def test_names_are_compared_as_the_server_does(wanted, shown):
-    """Defaults, letters' case and a :local at the end do not matter."""
+    """Default parts, upper and lower case, and `:local` at the end make no difference."""
     assert isinstance(Condition(models=(wanted,)).evaluate([tags(shown)]), Ready)
 
 
 @pytest.mark.parametrize("shown", ["llama3.2:3b", "llama3:latest", "user/llama3.2:latest", "hf.co/u/llama3.2:latest"])
 def test_a_similar_name_is_another_model(shown):
-    """A prefix, another tag, another namespace or another registry do not count."""
+    """A prefix, another tag, another namespace or another registry is another model."""
     assert Condition(models=("llama3.2",)).evaluate([tags(shown)]) == NotYet("llama3.2:latest is not on the server")
 
 
@@ -67,23 +67,23 @@ def test_all_models_have_to_be_there_and_the_missing_ones_are_named():
 
 
 def test_a_cloud_model_counts_as_there():
-    """It is never on the server's disk, so waiting for that would never end."""
+    """It is never on the server's disk, so that waiting for it would never end."""
     assert isinstance(Condition(models=("gpt-oss:120b-cloud",)).evaluate([tags()]), Ready)
 
 
 def test_a_name_that_only_the_server_understands_is_no_obstacle():
-    """A model whose name does not fit the grammar does not hide the one that is wanted."""
+    """An installed model with an invalid name does not hide the wanted one."""
     assert isinstance(Condition(models=("llama3.2",)).evaluate([tags("weird name@!", "llama3.2:latest")]), Ready)
 
 
 @pytest.mark.parametrize("wanted", [DIGEST, DIGEST[:12], DIGEST[:12].upper()])
 def test_a_digest_wants_that_very_version(wanted):
-    """The digest, or its first 12 digits as `ollama list` shows them, has to fit."""
+    """The whole digest, or its first 12 digits as in `ollama list`, must be equal."""
     assert isinstance(Condition(models=(f"llama3.2@sha256:{wanted}",)).evaluate([tags("llama3.2:latest")]), Ready)
 
 
 def test_another_digest_is_not_yet():
-    """The same tag with other contents is waited for, and both versions are named."""
+    """The sensor waits until the tag has the wanted digest, and the reason names both digests."""
     verdict = Condition(models=("llama3.2@sha256:" + "0" * 64,)).evaluate([tags("llama3.2:latest")])
 
     assert verdict == NotYet(f"llama3.2:latest is {DIGEST[:12]}, wanted is 000000000000")
@@ -106,21 +106,21 @@ def test_another_digest_is_not_yet():
     ],
 )
 def test_versions_are_compared_by_their_numbers(found, wanted, enough):
-    """Numbers count, not letters; a candidate comes before its release; a build from source is newer than any."""
+    """Versions are compared as numbers. A release candidate is older than its release; a source build is the newest."""
     verdict = Condition(min_version=wanted).evaluate([tags(), VersionReply(version=found)])
 
     assert isinstance(verdict, Ready if enough else NotYet)
 
 
 def test_an_old_server_is_named_with_what_is_wanted():
-    """The reason holds both versions."""
+    """The reason names both versions."""
     verdict = Condition(min_version="0.6.4").evaluate([tags(), VersionReply(version="0.5.1")])
 
     assert verdict == NotYet("the server is 0.5.1, wanted is 0.6.4 or later")
 
 
 def test_a_model_on_the_disk_is_not_a_model_in_memory():
-    """`loaded` looks at what the server runs."""
+    """`loaded` checks the models in memory."""
     condition = Condition(loaded=("llama3.2",))
 
     assert condition.evaluate([tags("llama3.2:latest"), running()]) == NotYet("llama3.2:latest is not in memory")
@@ -138,7 +138,7 @@ def test_a_model_on_the_disk_is_not_a_model_in_memory():
     ],
 )
 def test_a_condition_that_can_never_be_true_is_refused(wrong):
-    """A name, digest or version that is none is an error and not an endless wait."""
+    """An invalid name, digest or version is an error, not an endless wait."""
     with pytest.raises(InvalidRequestError):
         Condition(**wrong)
 
@@ -156,7 +156,7 @@ def test_a_condition_that_can_never_be_true_is_refused(wrong):
     ],
 )
 def test_what_may_pass_is_waited_for(kind):
-    """A server that is down, starting or busy may come."""
+    """A server that is down, starting or busy may become ready."""
     assert evaluate_error(kind("no answer")) == NotYet(str(kind("no answer")))
 
 

@@ -3,6 +3,8 @@
 import re
 import tomllib
 
+import pytest
+
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs/design/architecture.md").read_text()
@@ -62,14 +64,15 @@ def test_every_module_of_the_api_has_its_row() -> None:
     assert rows == {path.name for path in api.glob("*.py") if path.stem != "__init__"} | {"schemas/"}
 
 
-def test_every_module_of_the_batch_has_its_row() -> None:
-    """And what stands there is there."""
-    section = PAGE[PAGE.index("### Inside `batch/`") : PAGE.index("## The way of a row")]
+@pytest.mark.parametrize("part", ["batch", "testing"])
+def test_every_module_of_a_part_has_its_row(part: str) -> None:
+    """And each row names modules that exist."""
+    section = PAGE.partition(f"### Inside `{part}/`\n")[2].partition("\n#")[0]
     package = ROOT / "ollama_provider"
-    modules = {path.relative_to(package).as_posix() for path in package.glob("batch/**/*.py")}
+    modules = {path.relative_to(package).as_posix() for path in package.glob(f"{part}/**/*.py")}
 
-    assert {path for path in modules if not path.endswith("/__init__.py")} | {"batch/__init__.py"} == set(
-        re.findall(r"`(batch/[\w/]+\.py)`", section)
+    assert {path for path in modules if not path.endswith("/__init__.py")} | {f"{part}/__init__.py"} == set(
+        re.findall(rf"`({part}/[\w/]+\.py)`", section)
     )
 
 
