@@ -1,7 +1,7 @@
 """Keep the server's disk clean: say which models are old, and delete them once somebody has read the list.
 
-Deletes nothing while ``dry_run`` is true, as it is by default: the log and the XCom of ``prune`` say what would go.
-Models of ``keep`` stay in any case.
+Deletes nothing while ``dry_run`` is true, as it is by default: the log and the XCom of ``prune`` say what would be
+deleted. Models of ``keep`` are never deleted.
 """
 
 from datetime import UTC, datetime, timedelta
