@@ -113,7 +113,7 @@ def find_files(pattern: Any) -> list[Any]:
             raise InputError(f"No file matches {path}, so there are no rows.")
     for file in files:
         if file.suffix.lower() not in READERS:
-            raise InputError(f"the format of {file} is unknown: the suffix must be one of {', '.join(READERS)}.")
+            raise InputError(f"The format of {file} is unknown: the suffix must be one of {', '.join(READERS)}.")
     return files
 
 

@@ -61,13 +61,13 @@ def test_a_column_that_one_row_lacks_fails_that_row():
 
 @pytest.mark.parametrize("template", ["{{ row.text", "{% for %}", "{{ row.text | nosuchfilter }}"])
 def test_a_template_with_an_error_is_refused(template):
-    """With Jinja's words and the line."""
+    """The error has Jinja's text and the line."""
     with pytest.raises(InputError, match="line 1"):
         PromptTemplate(template)
 
 
 def test_a_name_other_than_row_is_refused():
-    """The likely slip {{ text }} is told at once."""
+    """The likely mistake {{ text }} is refused before the first row."""
     with pytest.raises(InputError, match=r"row\.text"):
         PromptTemplate("{{ text }}")
     assert (

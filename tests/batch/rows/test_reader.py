@@ -53,7 +53,7 @@ def test_an_empty_prompt_fails_its_row(text, spec):
     "spec", [{}, {"embedding": Embedding()}, {"messages": TURNS}], ids=["generate", "embed", "chat"]
 )
 def test_a_row_of_which_no_prompt_can_be_made(row, kind, spec):
-    """It stands at its place, with its own key, and those around it are asked."""
+    """It has a key of its own and fails alone; requests are sent for the rows around it."""
     sample, rows = prepare(["a", row, "b"], failures=FailurePolicy(on_broken_row="dead_letter"), **spec)
 
     assert len(sample) == 2
@@ -63,7 +63,7 @@ def test_a_row_of_which_no_prompt_can_be_made(row, kind, spec):
 
 
 def test_a_row_that_holds_itself():
-    """Nothing can write it down, so its place tells it apart."""
+    """It cannot be written as JSON, so its place in the input is its key."""
     row = {"text": None}
     row["row"] = row
 

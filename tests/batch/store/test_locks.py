@@ -16,7 +16,7 @@ from ollama_provider.testing import Gate, Stall
 
 
 def test_a_lock_is_held_by_one_run(root, monkeypatch):
-    """A second one is refused with the first one's process and host, until it is given back."""
+    """A second one is refused, with the first one's process and host, until the lock is released."""
     monkeypatch.setattr(LeaseLock, "lease", 0.2)
     first, second = open_lock(open_storage(root)), open_lock(open_storage(root))
     first.take()
@@ -40,7 +40,7 @@ def test_a_lock_is_held_by_one_run(root, monkeypatch):
 
 
 def test_the_lease_of_a_dead_run_is_taken_over(tmp_path, monkeypatch):
-    """And the owner, should it live after all, stops when it finds out."""
+    """If the owner is alive after all, it stops when it renews the lease."""
     monkeypatch.setattr(LeaseLock, "lease", 0.05)
     root = UPath(f"memory://{tmp_path.name}/out")
     dead, alive = open_lock(open_storage(root)), open_lock(open_storage(root))
@@ -57,7 +57,7 @@ def test_the_lease_of_a_dead_run_is_taken_over(tmp_path, monkeypatch):
 
 
 def test_of_two_runs_at_the_same_moment_one_wins(tmp_path, monkeypatch):
-    """Who finds another one's note where its own should be, leaves."""
+    """A run that finds the lease of another one in place of its own stops."""
     monkeypatch.setattr(LeaseLock, "lease", 0.05)
     root = UPath(f"memory://{tmp_path.name}/out")
     first, second = open_lock(open_storage(root)), open_lock(open_storage(root))
@@ -92,7 +92,7 @@ def test_a_run_keeps_its_lease_while_nothing_is_written(batch, tmp_path, ollama,
 
 
 def test_a_probe_does_not_keep_others_out(tmp_path):
-    """A lock that is held for a moment is no run at work; and the note of a run before names nobody."""
+    """A lock that is held for a moment does not count as taken, and a released lock names no process."""
     storage = open_storage(tmp_path)
     before, lock = open_lock(storage), open_lock(storage)
     before.take()
@@ -138,7 +138,7 @@ def test_the_store_creates_one_of_two_first_leases(tmp_path, monkeypatch):
 
 
 def test_a_store_without_conditional_writes_has_leases_too(tmp_path, monkeypatch):
-    """An older library of the store refuses the word, and there is still one lease at a time."""
+    """An older library of the store refuses the argument, and there is still one lease at a time."""
     monkeypatch.setattr(LeaseLock, "lease", 0.05)
 
     def pipe_file(self, path, value):
@@ -156,7 +156,7 @@ def test_a_store_without_conditional_writes_has_leases_too(tmp_path, monkeypatch
 
 
 def test_a_lease_that_was_lost_to_a_slow_upload_is_noticed_soon(tmp_path, monkeypatch):
-    """Who took a dead run's lease looks again after a second, not only after ten."""
+    """A run that took over a lease checks it again after a second, not only after ten."""
     monkeypatch.setattr(LeaseLock, "lease", 30.0)
     root = UPath(f"memory://{tmp_path.name}/out")
     dead, first, slow = (open_lock(open_storage(root)) for _ in range(3))

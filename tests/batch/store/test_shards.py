@@ -160,7 +160,7 @@ def test_after_the_merge_the_next_shards_may_be_others(batch):
 
 
 def test_no_merge_and_no_whole_batch_while_a_shard_runs(batch, ollama):
-    """And no shard twice; each is told who is at work. Another shard may."""
+    """Nor a shard that runs already; the error names the other process. Another shard may run."""
     gate = Gate()
     ollama.stand_in.script((Stall(until=gate), "late"), where=lambda body: body.get("prompt"), always=True)
     rows = texts(20)

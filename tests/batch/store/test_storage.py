@@ -153,7 +153,7 @@ class FullDisk(Disk):
 
 
 def test_no_space_left_stops_the_batch_at_once(batch, root):
-    """With the system's words; what was written is kept, and enough for the next run."""
+    """The error has the system's text; what was written is kept, and is enough for the next run."""
     rows = [f"text {number}" for number in range(400)]
     with pytest.raises(StorageError, match="No space left on device") as raised:
         batch.run(
@@ -179,7 +179,7 @@ class SlowDisk(Disk):
 
 
 def test_the_last_report_is_that_of_the_end(batch, ollama, tmp_path):
-    """A report that is under way when the run is stopped does not get in its way, nor come after it."""
+    """A report that is being written when the run stops neither blocks the end nor replaces the last report."""
     ollama.stand_in.script(Stall(), where=lambda body: body.get("prompt"), always=True)
     stop = StopSignal()
     disk = open_storage(tmp_path / "out", SlowDisk())
