@@ -1,4 +1,4 @@
-"""What can go wrong, drawn as a tree, and whether trying again can help.
+"""The error classes, as a tree, with whether a retry can help.
 
 ::
 
@@ -16,7 +16,7 @@
     │   ├── IncompleteReplyError       cut, damaged, not as Ollama sends it, or nothing    again
     │   └── ClientClosedError          close() was called meanwhile                       by a new client
     ├── ServerError                    an answer that says no
-    │   ├── OverloadedError            503 and its kin: busy, queue full                  again, the server's fault
+    │   ├── OverloadedError            503 and similar: busy, queue full                  again, the server's fault
     │   ├── GatewayError               a 5xx that Ollama did not say; 408; the registry    again, the server's fault
     │   ├── RunnerError                the model's process crashed                        again (twice)
     │   ├── OutOfMemoryError           no memory for the model now                        again (twice)
@@ -36,12 +36,12 @@
     │   │   └── TransientPullError           the registry or the network failed            again, the server's fault
     │   ├── PullStalledError              no byte more for too long                        again
     │   └── PullNotAllowedError           another registry, or auto_pull is off            no
-    ├── RejectedReplyError             an answer came, and it is no good
+    ├── RejectedReplyError             an answer came and was rejected
     │   ├── InvalidOutputError            it does not fit the schema                       again
     │   ├── CutAnswerError                it ended at num_predict or the context           no
     │   ├── CutPromptError                the server dropped a part of the prompt          no
     │   └── ToolLoopError                 it calls tools again and again                   no
-    └── UnforeseenError                an exception that nobody foresaw, in a batch        no
+    └── UnforeseenError                an unexpected exception in a batch                  no
 """
 
 from enum import Enum
@@ -333,7 +333,7 @@ class PullNotAllowedError(PullError):
 
 
 class RejectedReplyError(OllamaError):
-    """A complete answer came, and it is no good."""
+    """A complete answer was rejected."""
 
 
 class InvalidOutputError(RejectedReplyError):
@@ -362,6 +362,6 @@ class ToolLoopError(RejectedReplyError):
 
 
 class UnforeseenError(OllamaError):
-    """Asking for a row of a batch, judging or keeping its answer ended in an exception that nobody foresaw."""
+    """An unexpected exception ended the request, the validation or the writing of a row of a batch."""
 
     advice = "Please report it, with the traceback that the task's log has of the first such row."

@@ -61,7 +61,7 @@ class Request(Part, Generic[ReplyT]):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse_in_our_words(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+    def _raise_invalid_request(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Self:
         try:
             request: Self = handler(data)
         except ValidationError as error:
@@ -79,7 +79,7 @@ class Request(Part, Generic[ReplyT]):
 
     @property
     def target(self) -> str:
-        """The path of this very request."""
+        """The path of this request."""
         return self.path
 
     def body(self) -> bytes | Iterable[bytes] | None:
@@ -96,7 +96,7 @@ def model_of(request: Request[Any]) -> str | None:
 
 
 def explain(owner: type[BaseModel], error: ValidationError) -> str:
-    """Put pydantic's findings into one line: each field with its fault, and the nearest name for an unknown one."""
+    """Summarise pydantic's errors in one line: each field with its error, and the nearest name for an unknown field."""
     findings = []
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         place = [str(step) for step in fault["loc"]]
