@@ -33,7 +33,7 @@ def _read_keep_alive(value: Any) -> Any:
     raise ValueError("use seconds (300), a duration with a unit ('5m', '1h30m'), 0 to unload, or -1 for ever")
 
 
-#: How long the model stays in memory afterwards: seconds, a Go duration, a timedelta; 0 unloads, negative means without limit.
+#: How long the model stays in memory afterwards: seconds, a Go duration, a timedelta; 0 unloads, negative: no limit.
 KeepAlive = Annotated[int | float | str, BeforeValidator(_read_keep_alive)]
 
 #: Reasoning on or off, or how much of it (levels since 0.11.0, "max" since 0.22.0).
