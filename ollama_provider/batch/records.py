@@ -24,6 +24,9 @@ OnLongText = Literal["dead_letter", "truncate", "split"]
 
 Status = Literal["ok", "failed"]
 
+#: Class of the error of a row whose answer the results, or a table, cannot hold.
+REFUSED = "RefusedByTable"
+
 
 # The input.
 

@@ -27,7 +27,7 @@ from ollama_provider.batch.errors import (
     SystemRefusedError,
     TooManyFailedError,
 )
-from ollama_provider.batch.records import Query, Rows, Summary
+from ollama_provider.batch.records import REFUSED, Query, Rows, Summary
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.results import files
@@ -505,7 +505,7 @@ async def _write_results(run: _Run, results: ResultsFormat, renewal: LockRenewal
         files.write_results, run.storage, run.journal, run.order, results, check, refused=refused
     )
     if written.refused:
-        run.counters.errors[files.REFUSED] += written.refused
+        run.counters.errors[REFUSED] += written.refused
         logger.warning(
             "%d answers cannot be written into %s; their rows have failed (see %s), and the next run asks them again.",
             written.refused, results.name, files.FAILED,

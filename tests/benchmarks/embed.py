@@ -20,9 +20,10 @@ from common import serve, tell
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, Embedding, run_batch
-from ollama_provider.batch.requests.embedding import PackRequest, encode_vector
+from ollama_provider.batch.requests.embedding import PackRequest
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import parquet_format
+from ollama_provider.batch.store.journal import encode_vector
 
 WIDTH, PACK = 768, 64
 

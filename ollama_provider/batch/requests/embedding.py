@@ -4,12 +4,8 @@ A server works on one text of a model at a time, whatever it is asked (``OLLAMA_
 that embed). So more requests in flight are no gain. The time between two requests is a loss, and a pack of texts has it
 once. A pack is answered as a whole or not at all. One that fails is sent again as two halves, until each bad text is
 alone.
-
-In the parts a vector is the base64 of its float32s in little-endian order: a third of the size of its JSON, and fast to
-write and to read.
 """
 
-import base64
 import math
 import sys
 from array import array
@@ -27,6 +23,7 @@ from ollama_provider.batch.records import OnLongText, Outcome
 from ollama_provider.batch.requests.tasks import Task
 from ollama_provider.batch.requests.validation import ReplyValidator
 from ollama_provider.batch.requests.work_item import Variant, WorkItem
+from ollama_provider.batch.store.journal import encode_vector
 
 #: Bytes of UTF-8 for each token, as a guess. A wrong guess costs a request, and loses no text.
 _BYTES_PER_TOKEN = 3
@@ -67,22 +64,6 @@ def _as_array(vector: Any) -> Any:
         return array("f", vector)
     except (TypeError, OverflowError):  # null instead of a vector or a number, or an integer of 400 digits
         return array("f", [math.nan])
-
-
-def encode_vector(vector: Sequence[float]) -> str:
-    """Return a vector as the parts have it."""
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
-
-
-def decode_vector(text: str) -> "array[float]":
-    """Return the vector that a part has as text."""
-    numbers = array("f", base64.b64decode(text))
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.records import REFUSED
 from ollama_provider.batch.results.json_lines import JsonLines, ResultRow, ResultsFile, ResultsFormat, VectorLines
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import PARQUET, parquet_format
@@ -20,8 +21,6 @@ from ollama_provider.batch.store.storage import Storage
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"
 
-#: Class of the error of a row whose answer the results cannot hold.
-REFUSED = "RefusedByTable"
 
 #: Rows, or bytes of their lines, that are written at a time; a group of rows in Parquet.
 _ROWS, _BYTES = 1000, 8 << 20

@@ -20,8 +20,7 @@ from time import monotonic
 from typing import Any
 
 from ollama_provider.batch.errors import DatabaseGoneError
-from ollama_provider.batch.records import Table, canonical_json
-from ollama_provider.batch.results.files import REFUSED
+from ollama_provider.batch.records import REFUSED, Table, canonical_json
 from ollama_provider.batch.store.journal import Journal, PartReader, State
 from ollama_provider.batch.store.keys import KEY_BYTES, Index
 from ollama_provider.batch.store.storage import Storage, write

@@ -27,12 +27,15 @@ line that a disk or a copy has changed is found and counted, and its row is aske
 by an earlier version, which wrote no checksum: their lines are parsed instead.
 """
 
+import base64
 import binascii
 import json
 import logging
 import re
+import sys
+from array import array
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from enum import IntEnum
 from math import isfinite
@@ -473,3 +476,22 @@ def _line(outcome: Outcome, shared: str) -> bytes:
 def shared_fields(given: Mapping[str, Any]) -> str:
     """Return fields that many rows have in common, as JSON without braces. They are put at the end of each line."""
     return _ENCODE({name: _safe_value(value) for name, value in given.items()})[1:-1]
+
+
+def encode_vector(vector: Sequence[float]) -> str:
+    """Return a vector as the parts have it: the base64 of its float32s in little-endian order.
+
+    That is a third of the size of its JSON, and fast to write and to read.
+    """
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode("ascii")
+
+
+def decode_vector(text: str) -> "array[float]":
+    """Return the vector that `encode_vector` made a text of."""
+    numbers = array("f", base64.b64decode(text))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
