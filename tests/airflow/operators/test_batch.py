@@ -1,6 +1,7 @@
 """OllamaBatchOperator, run by Airflow against the stand-in; the engine has its own tests."""
 
 import json
+import re
 
 import pytest
 
@@ -107,9 +108,11 @@ def test_a_store_without_its_driver(run_task, tmp_path, url) -> None:
     """Trying again would not install it."""
     ran = run_task(batch(tmp_path, rows=f"'{url}'"))
 
+    scheme, _, place = url.partition("://")
     assert (ran.state, ran.tries) == ("failed", 1)
-    assert url in ran.log
-    assert "Traceback" not in ran.log.partition(url)[2]
+    # Airflow 2 writes the path of a store that it has no driver for with a third slash.
+    assert re.search(rf"{scheme}:///?{place}", ran.log)
+    assert "During handling of the above exception" not in ran.log
 
 
 def test_rows_in_files(run_task, ollama, tmp_path) -> None:
