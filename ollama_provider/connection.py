@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from ollama_provider.api.address import parse_address
+from ollama_provider.api.address import parse_addresses
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings, Timeouts
@@ -15,7 +15,9 @@ from ollama_provider.provider_info import EXTRA_FIELDS
 
 _TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
 #: The names that are allowed in a connection's extra and in a hook's overrides.
-SETTINGS = (Settings.model_fields.keys() - {"base_url", "login", "password", "timeouts"}) | _TIMEOUTS.keys()
+SETTINGS = (
+    Settings.model_fields.keys() - {"base_url", "other_urls", "login", "password", "timeouts"}
+) | _TIMEOUTS.keys()
 #: The *Test* button of Airflow 2.11 sends each field of its form twice: by its name, and by the name with this prefix.
 _FORM_PREFIX = "extra__ollama__"
 
@@ -52,12 +54,13 @@ def settings_from_connection(conn: Connection, **overrides: Any) -> Settings:
         if "://" in (conn.host or "") and scheme.strip().lower() not in {"http", "https"}:
             # Of the URI ollama://https://host/base Airflow puts the path into the schema.
             scheme, path = "", scheme
-        address = parse_address(conn.host, conn.port, scheme, path)
+        first, *others = parse_addresses(conn.host, conn.port, scheme, path)
         return _settings(
             fields,
-            base_url=address.base_url,
-            login=conn.login or address.login,
-            password=conn.password or address.password,
+            base_url=first.base_url,
+            other_urls=[other.base_url for other in others],
+            login=conn.login or first.login,
+            password=conn.password or first.password,
         )
     except InvalidRequestError as error:
         what = error.what

@@ -1,4 +1,4 @@
-"""Where a server is: values in the style of OLLAMA_HOST."""
+"""Where a server is, or several: values in the style of OLLAMA_HOST."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -70,6 +70,29 @@ def parse_address(
         login=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
     )
+
+
+def parse_addresses(
+    host: str | None, port: int | str | None = None, scheme: str | None = None, path: str | None = None
+) -> tuple[Address, ...]:
+    """Read one address or several, separated by commas, each as `parse_address` does.
+
+    Empty ones (as behind a trailing comma) are left out, and so are repetitions of the same address.
+
+    Args:
+        host: ``gpu1``, or ``gpu1, gpu2:11435, https://gpu3.example.com/ollama``.
+        port: for those that name none.
+        scheme: for those that name none.
+        path: base path of all, behind their own.
+
+    Raises:
+        InvalidRequestError: one of them is no address, or one of several has a login or a password in it.
+    """
+    parts = [part for part in (host or "").split(",") if part.strip()] or [host or ""]
+    parsed = [parse_address(part, port, scheme, path) for part in parts]
+    if len(parts) > 1 and any(address.login or address.password for address in parsed):
+        raise InvalidRequestError("host: login and password have fields of their own, and are the same for all servers")
+    return tuple({address.base_url: address for address in parsed}.values())
 
 
 def _bracketed(text: str) -> str:

@@ -1,9 +1,9 @@
 """Settings of a client: how to reach the server, timeouts, retries and pulls. Frozen and validated."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from ollama_provider.api.schemas.options import KeepAlive, Options
 
@@ -53,10 +53,11 @@ class Timeouts(BaseModel):
 
 
 class Settings(BaseModel):
-    """How to reach a server, and what applies to every request to it.
+    """How to reach a server, or several that share all the rest, and what applies to every request.
 
     Attributes:
         base_url: scheme, host, port and base path; no credentials, no slash at the end.
+        other_urls: the same of the further servers, in the order in which they are preferred.
         login, password: Basic auth; a password alone is sent as a Bearer token.
         headers: sent with every request.
         verify: whether to check the server's certificate, or a CA file to check it with.
@@ -73,6 +74,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
 
     base_url: Annotated[str, AfterValidator(_check_url)] = "http://127.0.0.1:11434"
+    other_urls: tuple[Annotated[str, AfterValidator(_check_url)], ...] = ()
     login: str | None = None
     password: SecretStr | None = None
     headers: dict[str, SecretStr] = Field(default_factory=dict)
@@ -87,3 +89,21 @@ class Settings(BaseModel):
     model: str | None = None
     options: Options | None = None
     keep_alive: KeepAlive | None = None
+
+    @model_validator(mode="after")
+    def _check_repetitions(self) -> Self:
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("other_urls: each server may be named once")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Base URLs of all servers, in the order in which they are preferred."""
+        return self.base_url, *self.other_urls
+
+    @property
+    def servers(self) -> "tuple[Settings, ...]":
+        """The settings of each server: the same, with its URL as the only one."""
+        if not self.other_urls:
+            return (self,)
+        return tuple(self.model_copy(update={"base_url": url, "other_urls": ()}) for url in self.urls)

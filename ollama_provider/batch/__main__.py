@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ollama_provider.api.address import parse_address
+from ollama_provider.api.address import parse_addresses
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
@@ -143,7 +143,8 @@ def _options(pairs: Sequence[str]) -> Options:
 
 
 def _settings(host: str | None) -> Settings:
-    return Settings.model_validate(vars(parse_address(host or os.environ.get("OLLAMA_HOST") or "127.0.0.1")))
+    first, *others = parse_addresses(host or os.environ.get("OLLAMA_HOST") or "127.0.0.1")
+    return Settings.model_validate(vars(first) | {"other_urls": [other.base_url for other in others]})
 
 
 def _spec(arguments: argparse.Namespace) -> BatchSpec:

@@ -61,6 +61,16 @@ def test_host_port_and_scheme_make_the_address(fields, base_url):
     assert read(**fields).base_url == base_url
 
 
+def test_several_hosts_are_several_servers_with_the_same_fields():
+    """The other fields fill in for each what it leaves open."""
+    settings = read({"model": "llama3.2"}, host="gpu1, https://gpu2/base, gpu3:1", port=8080, password="secret")
+
+    assert settings.urls == ("http://gpu1:8080", "https://gpu2:8080/base", "http://gpu3:1")
+    assert {(server.model, server.password.get_secret_value()) for server in settings.servers} == {
+        ("llama3.2", "secret")
+    }
+
+
 def test_login_and_password_are_taken_over():
     """They are what Basic and Bearer auth are made of."""
     settings = read(login="ada", password="secret")

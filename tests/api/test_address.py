@@ -2,7 +2,7 @@
 
 import pytest
 
-from ollama_provider.api.address import Address, parse_address
+from ollama_provider.api.address import Address, parse_address, parse_addresses
 from ollama_provider.api.errors import InvalidRequestError
 
 
@@ -90,5 +90,64 @@ def test_what_is_no_address_is_refused(fields, says):
     """The error says what is allowed, and no password that stood in the value."""
     with pytest.raises(InvalidRequestError, match=says) as raised:
         parse_address(**fields)
+
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "urls"),
+    [
+        ("gpu1", ["http://gpu1:11434"]),
+        (None, ["http://127.0.0.1:11434"]),
+        (
+            "gpu1, gpu2:11435, https://gpu3.example.com/ollama",
+            ["http://gpu1:11434", "http://gpu2:11435", "https://gpu3.example.com:443/ollama"],
+        ),
+        ("gpu1,gpu2", ["http://gpu1:11434", "http://gpu2:11434"]),
+        (" gpu1 ,, gpu2 , ", ["http://gpu1:11434", "http://gpu2:11434"]),
+        ("gpu1,", ["http://gpu1:11434"]),
+        ("gpu1, http://gpu1:11434, gpu1/", ["http://gpu1:11434"]),
+        ("gpu2, gpu1, gpu2", ["http://gpu2:11434", "http://gpu1:11434"]),
+        ("::1, [::1]:1, fe80::1", ["http://[::1]:11434", "http://[::1]:1", "http://[fe80::1]:11434"]),
+        ("0.0.0.0, :5678", ["http://127.0.0.1:11434", "http://127.0.0.1:5678"]),
+        ("'gpu1', \"gpu2:1\"", ["http://gpu1:11434", "http://gpu2:1"]),
+        ("'gpu1, gpu2'", ["http://gpu1:11434", "http://gpu2:11434"]),
+        ("gpu1\n,gpu2\n", ["http://gpu1:11434", "http://gpu2:11434"]),
+    ],
+)
+def test_several_addresses_stand_between_commas(host, urls):
+    """In their order, without blanks, gaps and repetitions."""
+    assert [address.base_url for address in parse_addresses(host)] == urls
+
+
+def test_port_and_scheme_serve_those_addresses_that_name_none():
+    """As they do for a single address."""
+    addresses = parse_addresses("gpu1, gpu2:1, http://gpu3, https://gpu4:2/a", 8000, "https", "b")
+
+    assert [address.base_url for address in addresses] == [
+        "https://gpu1:8000/b",
+        "https://gpu2:1/b",
+        "http://gpu3:8000/b",
+        "https://gpu4:2/a/b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        (",", "this is no host name"),
+        ("gpu1, gpu 2", "'gpu1:11434'"),
+        ("gpu1; gpu2", "'gpu1:11434'"),
+        ("gpu1 gpu2", "'gpu1:11434'"),
+        ("gpu1, ftp://gpu2", "use http or https"),
+        ("gpu1, gpu2:x", "1 to 65535"),
+        ("gpu1, http://me:secret@gpu2", "fields of their own"),
+        ("http://secret@gpu1, gpu2", "fields of their own"),
+    ],
+)
+def test_one_wrong_address_of_several_is_refused(host, says):
+    """With the same text as if it were alone; nothing is left out that somebody has written."""
+    with pytest.raises(InvalidRequestError, match=says) as raised:
+        parse_addresses(host)
 
     assert "secret" not in str(raised.value)

@@ -50,3 +50,35 @@ def test_settings_are_a_value():
     assert Settings(timeouts={"idle": 5}) == Settings(timeouts=Timeouts(idle=5))
     with pytest.raises(ValidationError):
         Settings().max_attempts = 1
+
+
+def test_one_server_has_the_settings_as_they_are():
+    """Whoever goes through the servers does with one what was done before."""
+    settings = Settings(base_url="http://gpu1:11434", max_attempts=2)
+
+    assert settings.servers == (settings,)
+    assert settings.urls == ("http://gpu1:11434",)
+
+
+def test_several_servers_share_everything_but_the_url():
+    """In the order in which they are preferred, each as if it were alone."""
+    shared = {"login": "me", "password": "secret", "headers": {"X-Team": "data"}, "max_attempts": 2}
+    settings = Settings(base_url="http://gpu1:1", other_urls=["http://gpu2:2/", "https://gpu3:3/base"], **shared)
+
+    assert settings.urls == ("http://gpu1:1", "http://gpu2:2", "https://gpu3:3/base")
+    assert settings.servers == tuple(Settings(base_url=url, **shared) for url in settings.urls)
+
+
+@pytest.mark.parametrize("url", ["gpu2:11434", "http://me:secret@gpu2:11434"])
+def test_the_urls_of_further_servers_are_checked_as_the_first(url):
+    """Whole ones, without credentials."""
+    with pytest.raises(ValidationError, match="other_urls") as raised:
+        Settings(other_urls=[url])
+
+    assert "secret" not in str(raised.value)
+
+
+def test_a_server_is_named_once():
+    """It would get the share of two."""
+    with pytest.raises(ValidationError, match="named once"):
+        Settings(base_url="http://gpu1:1", other_urls=["http://gpu2:1", "http://gpu1:1/"])
