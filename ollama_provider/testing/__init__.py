@@ -16,6 +16,9 @@ test fails if a scripted reply was not used.
     def test_my_dag(ollama, ollama_conn):
         ollama.stand_in.script("Paris", "Rome")
 
+`ollama_servers` is a list of several, each with its own port, models and pace: three, or one for each dict of
+`@pytest.mark.ollama_servers({"parallel": 4}, {"models": ["qwen3"]})`. `ollama_servers_conn` is a connection to all.
+
 **Script.** `stand_in.script(reply, …, path=None, model=None, where=None, times=1, always=False)` scripts the replies to
 the next requests that match, one reply for each; other requests get the usual answer. Without `path` it is about
 generate, chat, embed and embeddings, and so about OpenAI's endpoints for them under `/v1`. A reply is

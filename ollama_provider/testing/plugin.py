@@ -1,7 +1,8 @@
-"""The pytest plugin: fixtures with a stand-in for Ollama, and with an Airflow connection to it."""
+"""The pytest plugin: fixtures with stand-ins for Ollama, and with an Airflow connection to them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -12,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `ollama`."""
-    config.addinivalue_line(
-        "markers", "ollama(**settings): arguments of the StandIn of the `ollama` fixture, such as strict=True"
-    )
+    """Register the markers `ollama` and `ollama_servers`."""
+    for marker in (
+        "ollama(**settings): arguments of the StandIn of the `ollama` fixture, such as strict=True",
+        "ollama_servers(*settings): for each server of the `ollama_servers` fixture, the arguments of its StandIn",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 @pytest.fixture
@@ -31,16 +34,25 @@ def ollama(request: pytest.FixtureRequest) -> "Iterator[Server]":
     marker = request.node.get_closest_marker("ollama")
     with serve(StandIn(**(marker.kwargs if marker else {}))) as server:
         yield server
-        unused, unscripted = server.stand_in.unused, server.stand_in.unscripted
-    if unused or unscripted:
-        parts = [
-            ("Scripted replies that no request has used:", unused),
-            ("Requests that were refused, since they were not scripted:", unscripted),
-        ]
-        pytest.fail(
-            "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in parts if lines),
-            pytrace=False,
-        )
+        _check_scripts([server])
+
+
+@pytest.fixture
+def ollama_servers(request: pytest.FixtureRequest) -> "Iterator[list[Server]]":
+    """Three stand-ins, each with its own port, models and pace; new ones for each test.
+
+    `@pytest.mark.ollama_servers({"parallel": 4}, {"models": ["qwen3"]})` are two, and gives arguments to the `StandIn`
+    of each. `servers[1].stop()` and `servers[1].start()` are an outage of one of them. The test fails at its end for
+    the reasons of `ollama`.
+    """
+    from ollama_provider.testing import StandIn, serve
+
+    marker = request.node.get_closest_marker("ollama_servers")
+    with ExitStack() as stack:
+        settings = marker.args if marker else ({}, {}, {})
+        servers = [stack.enter_context(serve(StandIn(**of_server))) for of_server in settings]
+        yield servers
+        _check_scripts(servers)
 
 
 @pytest.fixture
@@ -50,3 +62,29 @@ def ollama_conn(ollama: "Server", monkeypatch: pytest.MonkeyPatch) -> str:
     value = {"conn_type": "ollama", "host": f"{parts.scheme}://{parts.hostname}", "port": parts.port}
     monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", json.dumps(value))
     return "ollama_default"
+
+
+@pytest.fixture
+def ollama_servers_conn(ollama_servers: "list[Server]", monkeypatch: pytest.MonkeyPatch) -> str:
+    """Id of an Airflow connection to all of `ollama_servers`: `ollama_default`."""
+    value = {"conn_type": "ollama", "host": ", ".join(server.url for server in ollama_servers)}
+    monkeypatch.setenv("AIRFLOW_CONN_OLLAMA_DEFAULT", json.dumps(value))
+    return "ollama_default"
+
+
+def _check_scripts(servers: "Sequence[Server]") -> None:
+    """Fail the test if a scripted reply was not used, or a request was refused since it was not scripted."""
+    parts: dict[str, list[str]] = {
+        "Scripted replies that no request has used:": [],
+        "Requests that were refused, since they were not scripted:": [],
+    }
+    unused, unscripted = parts.values()
+    for number, server in enumerate(servers):
+        which = f"server {number}: " if len(servers) > 1 else ""
+        unused += [which + line for line in server.stand_in.unused]
+        unscripted += [which + line for line in server.stand_in.unscripted]
+    if unused or unscripted:
+        pytest.fail(
+            "\n".join("\n  ".join([title, *lines]) for title, lines in parts.items() if lines),
+            pytrace=False,
+        )

@@ -58,7 +58,8 @@ README_TRY = shown("README.md", "mkdir -p docs")
 QUICKSTART_INSTALL = shown("docs/quickstart.md", "pip install")
 QUICKSTART_LOOK = shown("docs/quickstart.md", "head -n 1")
 QUICKSTART_ROW = shown("docs/quickstart.md", '{"key"')
-STAND_IN = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing")
+STAND_IN = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing --port")
+STAND_INS = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing --servers")
 PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
 HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
 CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
@@ -195,6 +196,25 @@ def test_the_stand_in_by_hand() -> None:
     assert answer.json() == {"version": "0.24.0"}
     assert len(command) > 8
     assert second in README_INSTALL.text
+
+
+def test_several_stand_ins_by_hand() -> None:
+    """They start with the options of the page, on other ports; the third lacks the model that the page says."""
+    command = STAND_INS.text.replace("\\\n", "").replace("python", sys.executable, 1).replace("11434", "0").split()
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            lines = [process.stdout.readline() for _ in range(7)]
+        finally:
+            process.kill()
+
+    assert [line for line in lines if line.startswith("Models: ")] == [
+        "Models: llama3.2:latest, qwen3:latest.\n",
+        "Models: llama3.2:latest, qwen3:latest.\n",
+        "Models: llama3.2:latest.\n",
+    ]
+    assert lines[-1].startswith("Host of a connection to all: http://")
 
 
 def test_a_row_of_the_results(shell: Shell, home: Path, ollama: Server) -> None:

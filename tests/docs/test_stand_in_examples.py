@@ -1,5 +1,8 @@
 """The examples of docs/howto/test-your-dags.md."""
 
+import httpx
+import pytest
+
 # [start imports]
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, run_batch
@@ -37,3 +40,16 @@ def test_a_bad_night(ollama, tmp_path):
 
 
 # [end faults]
+
+
+# [start servers]
+@pytest.mark.ollama_servers({"parallel": 4}, {"parallel": 2, "models": ["qwen3"]})
+def test_two_servers(ollama_servers):
+    fast, slow = ollama_servers
+
+    slow.stop()
+    assert httpx.get(f"{fast.url}/api/version").status_code == 200
+    slow.start()
+
+
+# [end servers]

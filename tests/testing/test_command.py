@@ -66,6 +66,73 @@ def test_a_taken_port_is_named() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_several_servers_differ() -> None:
+    """Options have one value for all servers or one for each; the last line is the host of a connection to all."""
+    arguments = "--servers 3 --port 0 --parallel 4,2,8 --version 0.24.0,,0.33.0 --model mine --model nomic-embed-text,,"
+    with running(*arguments.split()) as (process, first_url, said):
+        rest = [process.stdout.readline() for _ in range(5)]
+        urls = rest[-1].partition(": ")[2].partition(". Stop")[0].split(", ")
+        versions = [httpx.get(f"{url}/api/version").json()["version"] for url in urls]
+        models = [{model["name"] for model in httpx.get(f"{url}/api/tags").json()["models"]} for url in urls]
+
+    assert urls[0] == first_url
+    assert len(set(urls)) == 3
+    assert versions == ["0.24.0", "0.24.0", "0.33.0"]
+    assert models == [{"mine:latest", "nomic-embed-text:latest"}, {"mine:latest"}, {"mine:latest"}]
+    assert said.endswith("Models: mine:latest, nomic-embed-text:latest.\n")
+
+
+def test_several_servers_have_ports_in_a_row() -> None:
+    """Without `--port 0` they are known before the start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = min(free.getsockname()[1], 65534)
+    with running("--servers", "2", "--port", str(port)) as (process, _url, _said):
+        second = process.stdout.readline()
+
+    assert second.endswith(f" at http://127.0.0.1:{port + 1}\n")
+
+
+def test_one_server_is_out_of_service_for_a_while() -> None:
+    """It is down and up again on its port, as the output says, while the other goes on."""
+    with running("--servers", "2", "--port", "0", "--outage", ",0.1-0.6") as (process, first_url, _said):
+        second_url = process.stdout.readline().partition(" at ")[2].strip()
+        process.stdout.readline()
+        process.stdout.readline()
+        down = process.stdout.readline()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{second_url}/api/version")
+        assert httpx.get(f"{first_url}/api/version").status_code == 200
+        up = process.stdout.readline()
+        assert httpx.get(f"{second_url}/api/version").status_code == 200
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(10) == 0
+    assert (down, up) == (f"{second_url} is down.\n", f"{second_url} is up again.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--servers 3 --parallel 1,2", "--parallel has 2 values for 3 servers"),
+        ("--servers 2 --tokens-per-second 1,x", "invalid float value"),
+        ("--servers 0", "--servers has to be 1 or more"),
+        ("--servers 2 --port 65535", "--port has to be between 0 and 65535"),
+        ("--outage 9-5", "invalid outage value: '9-5'"),
+        ("--outage nan-5", "invalid outage value"),
+    ],
+)
+def test_invalid_options_are_refused(arguments: str, text: str) -> None:
+    """The message names the option; nothing listens."""
+    command = [*COMMAND, *arguments.split()]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+
+    assert ended.returncode == 2
+    assert text in ended.stderr
+    assert ended.stdout == ""
+
+
 def test_an_invalid_model_name_is_refused() -> None:
     """An invalid name ends the command before it listens."""
     ended = subprocess.run([*COMMAND, "--model", "a b"], check=False, capture_output=True, text=True, timeout=30)

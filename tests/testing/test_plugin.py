@@ -58,6 +58,56 @@ def test_settings_come_from_the_marker(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess(*RUN, "--strict-markers").assert_outcomes(passed=1)
 
 
+def test_several_servers_are_independent(pytester: pytest.Pytester) -> None:
+    """Three by default, with a connection to all; the marker sets each one up; one can be down alone."""
+    pytester.makepyfile(
+        """
+        import json, os
+        import httpx, pytest
+
+        def names(server):
+            return [model["name"] for model in httpx.get(server.url + "/api/tags").json()["models"]]
+
+        def test_three(ollama_servers, ollama_servers_conn):
+            first, second, third = ollama_servers
+            assert ollama_servers_conn == "ollama_default"
+            value = json.loads(os.environ["AIRFLOW_CONN_OLLAMA_DEFAULT"])
+            assert value == {"conn_type": "ollama", "host": f"{first.url}, {second.url}, {third.url}"}
+            second.stand_in.retag("llama3.2")
+            digests = [server.stand_in.model("llama3.2").digest for server in ollama_servers]
+            assert digests[0] == digests[2] != digests[1]
+
+        @pytest.mark.ollama_servers({"models": ["mine"]}, {"models": [], "version": "0.1.30"})
+        def test_marker(ollama_servers):
+            first, second = ollama_servers
+            assert [names(first), names(second)] == [["mine:latest"], []]
+            first.stop()
+            with pytest.raises(httpx.ConnectError):
+                names(first)
+            assert names(second) == []
+            first.start()
+            assert names(first) == ["mine:latest"]
+        """
+    )
+
+    pytester.runpytest_inprocess(*RUN, "--strict-markers").assert_outcomes(passed=2)
+
+
+def test_an_unused_reply_of_one_of_several_servers_fails_the_test(pytester: pytest.Pytester) -> None:
+    """The report says which server has it."""
+    pytester.makepyfile(
+        """
+        def test_unused(ollama_servers):
+            ollama_servers[1].stand_in.script("never asked for")
+        """
+    )
+
+    result = pytester.runpytest_inprocess(*RUN)
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*no request has used:", "*server 1: generate, chat, embed*'never asked for'*"])
+
+
 def test_an_unused_reply_fails_the_test(pytester: pytest.Pytester) -> None:
     """The test passes. Its teardown fails and prints the unused replies."""
     pytester.makepyfile(
