@@ -54,13 +54,13 @@ def settings_from_connection(conn: Connection, **overrides: Any) -> Settings:
         if "://" in (conn.host or "") and scheme.strip().lower() not in {"http", "https"}:
             # Of the URI ollama://https://host/base Airflow puts the path into the schema.
             scheme, path = "", scheme
-        first, *others = parse_addresses(conn.host, conn.port, scheme, path)
+        base_url, *other_urls = parse_addresses(conn.host, conn.port, scheme, path)
         return _settings(
             fields,
-            base_url=first.base_url,
-            other_urls=[other.base_url for other in others],
-            login=conn.login or first.login,
-            password=conn.password or first.password,
+            base_url=base_url,
+            other_urls=other_urls,
+            login=conn.login or None,
+            password=conn.password or None,
         )
     except InvalidRequestError as error:
         what = error.what

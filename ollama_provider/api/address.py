@@ -1,12 +1,12 @@
 """Where a server is, or several: values in the style of OLLAMA_HOST."""
 
 import ipaddress
-from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.settings import NO_CREDENTIALS
 
 DEFAULT_PORT = 11434
 _SCHEMES = {"http": 80, "https": 443}
@@ -15,24 +15,13 @@ _ALLOWED = (
 )
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a server is, and the credentials that stood in its URL.
-
-    Attributes:
-        base_url: scheme, host, port and base path; no credentials, no slash at the end.
-        login, password: taken out of the URL; None where it has none.
-    """
-
-    base_url: str
-    login: str | None = None
-    password: str | None = None
-
-
 def parse_address(
     host: str | None, port: int | str | None = None, scheme: str | None = None, path: str | None = None
-) -> Address:
+) -> str:
     """Read an address as Ollama reads OLLAMA_HOST, together with the other fields of a connection.
+
+    An address holds no credentials: it stands in logs, errors and ``batch.json``, and Airflow shows it to everybody who
+    may see connections.
 
     Args:
         host: ``gpu1``, ``gpu1:11434``, ``[::1]``, ``https://ollama.example.com/base``, ``:5678`` or nothing (this
@@ -44,9 +33,14 @@ def parse_address(
         scheme: ``http`` (the default) or ``https``, for a *host* that names none.
         path: base path, behind that of *host*.
 
+    Returns:
+        Scheme, host, port and base path, without a slash at the end: a ``base_url`` of `Settings`.
+
     Raises:
-        InvalidRequestError: it is no address; the text says what is allowed.
+        InvalidRequestError: it is no address, or it holds a login or a password; the text says what is allowed, and
+            never quotes what may be a password.
     """
+    _refuse_credentials(f"{host}{scheme}{path}")
     text = (host or "").strip().strip("\"'").strip()
     given, separator, rest = text.partition("://")
     own_scheme = given.lower() if separator else None
@@ -64,17 +58,12 @@ def parse_address(
     number = own_port or _number(port) or _default_port(own_scheme, chosen, name)
     if not 1 <= number <= 65535:
         raise InvalidRequestError(f"port: {number} is not between 1 and 65535")
-    url = f"{chosen}://{name}:{number}{_join(parts.path, path or '')}"
-    return Address(
-        base_url=_checked(url),
-        login=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-    )
+    return _checked(f"{chosen}://{name}:{number}{_join(parts.path, path or '')}")
 
 
 def parse_addresses(
     host: str | None, port: int | str | None = None, scheme: str | None = None, path: str | None = None
-) -> tuple[Address, ...]:
+) -> tuple[str, ...]:
     """Read one address or several, separated by commas, each as `parse_address` does.
 
     Empty ones (as behind a trailing comma) are left out, and so are repetitions of the same address.
@@ -86,13 +75,17 @@ def parse_addresses(
         path: base path of all, behind their own.
 
     Raises:
-        InvalidRequestError: one of them is no address, or one of several has a login or a password in it.
+        InvalidRequestError: one of them is no address, or one holds a login or a password.
     """
+    _refuse_credentials(f"{host}{scheme}{path}")
     parts = [part for part in (host or "").split(",") if part.strip()] or [host or ""]
-    parsed = [parse_address(part, port, scheme, path) for part in parts]
-    if len(parts) > 1 and any(address.login or address.password for address in parsed):
-        raise InvalidRequestError("host: login and password have fields of their own, and are the same for all servers")
-    return tuple({address.base_url: address for address in parsed}.values())
+    return tuple(dict.fromkeys(parse_address(part, port, scheme, path) for part in parts))
+
+
+def _refuse_credentials(text: str) -> None:
+    # An "@" anywhere, before any part of the text is quoted: in "http://ada:12/34@gpu1" the host is ada, the port 12.
+    if "@" in text:
+        raise InvalidRequestError(f"host: {NO_CREDENTIALS}")
 
 
 def _bracketed(text: str) -> str:

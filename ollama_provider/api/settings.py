@@ -7,6 +7,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ollama_provider.api.schemas.options import KeepAlive, Options
 
+NO_CREDENTIALS = (
+    "an address holds no login and no password, because logs and lists show it; put them into Login and Password of "
+    "the connection (of the command: --login and --password-file)"
+)
 _TRUTH = {
     **dict.fromkeys(("true", "yes", "on", "1", "t", "y"), True),
     **dict.fromkeys(("false", "no", "off", "0", "f", "n"), False),
@@ -26,8 +30,10 @@ def _read_truth(value: Any) -> Any:
 
 def _check_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("use http:// or https://, a host without credentials, and a port (see address.parse_address)")
+    if "@" in value:
+        raise ValueError(NO_CREDENTIALS)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("use http:// or https://, a host, and a port (see address.parse_address)")
     return value.rstrip("/")
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from ollama_provider.api.address import parse_addresses
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to do")
     what.add_argument("--host", help="URL of the server (default: OLLAMA_HOST, else http://127.0.0.1:11434)")
+    what.add_argument("--login", metavar="NAME", help="for Basic auth at a proxy in front of the server")
+    what.add_argument(
+        "--password-file", metavar="FILE", type=Path, help="a file with the API key, or with the password of --login"
+    )
     what.add_argument("--model", required=True, help="name, or name@sha256:… to demand these weights")
     what.add_argument("--rows", required=True, metavar="FILE", help=".jsonl, .csv or .parquet; a glob in quotes")
     what.add_argument("--embed", action="store_true", help="ask for a vector of the prompt instead of an answer")
@@ -142,9 +146,25 @@ def _options(pairs: Sequence[str]) -> Options:
         raise InvalidRequestError(explain(Options, error)) from None
 
 
-def _settings(host: str | None) -> Settings:
-    first, *others = parse_addresses(host or os.environ.get("OLLAMA_HOST") or "127.0.0.1")
-    return Settings.model_validate(vars(first) | {"other_urls": [other.base_url for other in others]})
+def _read_password(file: Path) -> str:
+    """Read a password from a file: everybody on the machine can read the arguments of a process."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        password = ""
+    if not password:
+        raise InvalidRequestError(f"--password-file: {file} holds no UTF-8 text")
+    return password
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    base_url, *other_urls = parse_addresses(given.host or os.environ.get("OLLAMA_HOST"))
+    return Settings(
+        base_url=base_url,
+        other_urls=tuple(other_urls),
+        login=given.login,
+        password=SecretStr(_read_password(given.password_file)) if given.password_file else None,
+    )
 
 
 def _spec(arguments: argparse.Namespace) -> BatchSpec:
@@ -182,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary = run_batch(
             _spec(given),
-            _settings(given.host),
+            _settings(given),
             given.output,
             stop=stop,
             on_progress=ProgressBar().show if by_hand else None,

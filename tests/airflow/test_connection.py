@@ -79,12 +79,13 @@ def test_login_and_password_are_taken_over():
     assert settings.password.get_secret_value() == "secret"
 
 
-def test_credentials_in_the_host_are_used_where_the_fields_are_empty():
-    """A URL with credentials works, and they do not stay in the address."""
-    settings = read(host="https://ada:secret@ollama.example.com")
+def test_credentials_in_the_host_are_refused_with_their_place():
+    """Airflow shows *Host* to everybody who may see connections, and masks it nowhere."""
+    told = refusal(host="https://ada:hunter2@ollama.example.com", login="ada", password="hunter2")
 
-    assert (settings.login, settings.password.get_secret_value()) == ("ada", "secret")
-    assert settings.base_url == "https://ollama.example.com:443"
+    assert "connection 'gpu': host: " in told
+    assert "Login and Password" in told
+    assert "hunter2" not in told
 
 
 EVERYTHING = {
@@ -190,6 +191,8 @@ def test_a_connection_that_is_written_as_a_uri_keeps_its_base_path(monkeypatch, 
 
     assert settings.base_url == base_url
     assert settings.verify is ("verify=no" not in uri)
+    # Airflow takes login and password out of the URI by itself.
+    assert (settings.login == "ada") is ("ada" in uri)
 
 
 def test_an_override_wins_and_none_leaves_the_connection_alone():

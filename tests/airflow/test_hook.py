@@ -99,11 +99,19 @@ class TestConnection:
         assert redact(f"sent {secret}") == "sent ***"
         assert ollama.stand_in.requests[0].headers[header.lower()] == secret
 
-    def test_a_password_in_the_host_does_not_show_in_the_log(self, add_connection):
-        """Airflow masks the field password; one that stands in a URL is ours to mask."""
-        _ = OllamaHook(add_connection(host="http://ada:pw-in-the-url@gpu1")).settings
+    async def test_a_password_in_the_host_is_refused(self, add_connection):
+        """In tasks, in triggers and by *Test*, none of which quotes it."""
+        hook = OllamaHook(add_connection(host="http://ada:hunter2@gpu1"))
 
-        assert redact("pw-in-the-url") == "***"
+        with pytest.raises(InvalidRequestError, match="Login and Password") as in_task:
+            hook.version()
+        with pytest.raises(InvalidRequestError, match="Login and Password") as in_trigger:
+            async with hook.async_client():
+                pass
+        passed, told = hook.test_connection()
+
+        assert (passed, "Login and Password" in told) == (False, True)
+        assert "hunter2" not in f"{in_task.value!r} {in_trigger.value!r} {told}"
 
 
 class TestDefaults:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ollama_provider.api.address import Address, parse_address, parse_addresses
+from ollama_provider.api.address import parse_address, parse_addresses
 from ollama_provider.api.errors import InvalidRequestError
 
 
@@ -39,7 +39,7 @@ from ollama_provider.api.errors import InvalidRequestError
 )
 def test_forms_of_ollama_host(host, url):
     """Host, port, scheme, base path, quotes, IPv6 and the address a server binds to."""
-    assert parse_address(host) == Address(url)
+    assert parse_address(host) == url
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,40 @@ def test_forms_of_ollama_host(host, url):
 )
 def test_fields_of_a_connection_fill_the_gaps(fields, url):
     """What the host itself says wins; port, scheme and path serve where it says nothing."""
-    assert parse_address(**fields).base_url == url
+    assert parse_address(**fields) == url
 
 
-def test_credentials_are_returned_apart():
-    """A login in the URL is kept, but not in the address, which stands in logs and errors."""
-    address = parse_address("http://me:p%40ss@gpu1:8000/base")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "http://me:hunter2@gpu1"},
+        {"host": "HTTPS://me:hunter2@gpu1:8000/base"},
+        {"host": "me:hunter2@gpu1"},
+        {"host": "me:hunter2@gpu1:8000", "scheme": "https", "port": 443},
+        {"host": "http://me:hunter2@[::1]:11434"},
+        {"host": "me:hunter2@[fd00::5%25eth0]"},
+        {"host": "me:hunter2@0.0.0.0"},
+        {"host": "http://:hunter2@gpu1"},
+        {"host": "http://hunter2@gpu1"},
+        {"host": "ftp://me:hunter2@gpu1"},
+        {"host": "me:hunter2@x://gpu1"},
+        {"host": "http://me:p@hunter2@gpu1"},
+        {"host": "http://me:12/hunter2@gpu1"},
+        {"host": "http://me:12?hunter2@gpu1"},
+        {"host": "http://me:12#hunter2@gpu1"},
+        {"host": "http://me:12\\hunter2@gpu1"},
+        {"host": " 'http://me:hunter2@gpu1' "},
+        {"host": "gpu1", "scheme": "http://me:hunter2@gpu1"},
+        {"host": "gpu1", "path": "/me:hunter2@gpu1"},
+    ],
+)
+def test_credentials_are_refused_with_their_place(fields):
+    """Whatever stands around them. They would show in logs, in lists of connections, and in the list of processes."""
+    with pytest.raises(InvalidRequestError, match=r"Login and Password .*--login and --password-file") as raised:
+        parse_address(**fields)
 
-    assert address == Address("http://gpu1:8000/base", login="me", password="p@ss")
+    assert "hunter2" not in f"{raised.value} {raised.value!r}"
+    assert raised.value.__context__ is None
 
 
 @pytest.mark.parametrize(
@@ -82,16 +108,12 @@ def test_credentials_are_returned_apart():
         ({"host": "gpu1#x"}, "no query and no fragment"),
         ({"host": "a..b"}, "'gpu1:11434'"),
         ({"host": "[::1"}, "'gpu1:11434'"),
-        ({"host": "http://me:secret@a..b"}, "'gpu1:11434'"),
-        ({"host": "me:secret@gpu 1:x"}, "1 to 65535"),
     ],
 )
 def test_what_is_no_address_is_refused(fields, says):
-    """The error says what is allowed, and no password that stood in the value."""
-    with pytest.raises(InvalidRequestError, match=says) as raised:
+    """The error says what is allowed."""
+    with pytest.raises(InvalidRequestError, match=says):
         parse_address(**fields)
-
-    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -117,14 +139,14 @@ def test_what_is_no_address_is_refused(fields, says):
 )
 def test_several_addresses_stand_between_commas(host, urls):
     """In their order, without blanks, gaps and repetitions."""
-    assert [address.base_url for address in parse_addresses(host)] == urls
+    assert list(parse_addresses(host)) == urls
 
 
 def test_port_and_scheme_serve_those_addresses_that_name_none():
     """As they do for a single address."""
     addresses = parse_addresses("gpu1, gpu2:1, http://gpu3, https://gpu4:2/a", 8000, "https", "b")
 
-    assert [address.base_url for address in addresses] == [
+    assert list(addresses) == [
         "https://gpu1:8000/b",
         "https://gpu2:1/b",
         "http://gpu3:8000/b",
@@ -141,8 +163,10 @@ def test_port_and_scheme_serve_those_addresses_that_name_none():
         ("gpu1 gpu2", "'gpu1:11434'"),
         ("gpu1, ftp://gpu2", "use http or https"),
         ("gpu1, gpu2:x", "1 to 65535"),
-        ("gpu1, http://me:secret@gpu2", "fields of their own"),
-        ("http://secret@gpu1, gpu2", "fields of their own"),
+        ("gpu1, http://me:secret@gpu2", "Login and Password"),
+        ("http://secret@gpu1, gpu2", "Login and Password"),
+        ("http://me:12,secret@gpu1", "Login and Password"),
+        ("secret://x,me@gpu1", "Login and Password"),
     ],
 )
 def test_one_wrong_address_of_several_is_refused(host, says):

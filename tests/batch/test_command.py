@@ -84,3 +84,44 @@ def test_chat_with_a_schema(command, tmp_path):
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[0])
     assert isinstance(first["output"], dict)
+
+
+class TestCredentials:
+    def sent(self, ollama):
+        return [request.headers.get("authorization") for request in ollama.stand_in.requests]
+
+    def test_a_password_comes_out_of_a_file(self, command, ollama, tmp_path):
+        """Alone it is an API key; with a login it is a password."""
+        (tmp_path / "key").write_text("hunter2\n")
+
+        assert command("--password-file", str(tmp_path / "key")).returncode == 0
+        bearer = self.sent(ollama)
+        assert command("--login", "ada", "--password-file", str(tmp_path / "key"), "-o", "seed=1").returncode == 0
+        basic = self.sent(ollama)[len(bearer) :]
+
+        assert set(bearer) == {"Bearer hunter2"}
+        assert set(basic) == {"Basic YWRhOmh1bnRlcjI="}
+
+    def test_one_in_the_address_is_refused(self, command, ollama, monkeypatch):
+        """In the argument, and in the variable that stands for it."""
+        url = ollama.url.replace("http://", "http://ada:hunter2@")
+        for refused in (command("--host", url), self.by_variable(command, monkeypatch, url)):
+            assert refused.returncode == 1
+            assert "--password-file" in refused.stderr
+            assert "hunter2" not in refused.stderr + refused.stdout
+        assert self.sent(ollama) == []
+
+    def by_variable(self, command, monkeypatch, url):
+        monkeypatch.setenv("OLLAMA_HOST", url)
+        return command("--host", "")
+
+    @pytest.mark.parametrize("content", [b"\n", b"\xffhunter2"])
+    def test_a_file_without_a_password_is_refused(self, command, ollama, tmp_path, content):
+        """An empty password would be sent as none."""
+        (tmp_path / "key").write_bytes(content)
+
+        refused = command("--password-file", str(tmp_path / "key"))
+
+        assert (refused.returncode, "key holds no UTF-8 text" in refused.stderr) == (1, True)
+        assert "hunter2" not in refused.stderr
+        assert self.sent(ollama) == []

@@ -36,14 +36,14 @@ _TRIED = 8
 
 def pytest_report_header() -> str:
     host = os.environ.get("OLLAMA_HOST")
-    return f"Ollama: {parse_address(host).base_url}" if host else "Ollama: the stand-in, since OLLAMA_HOST is not set"
+    return f"Ollama: {parse_address(host)}" if host else "Ollama: the stand-in, since OLLAMA_HOST is not set"
 
 
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
     """The server's address."""
     if host := os.environ.get("OLLAMA_HOST"):
-        yield parse_address(host).base_url
+        yield parse_address(host)
     else:
         with serve() as server:
             yield server.url
