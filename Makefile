@@ -93,6 +93,16 @@ types: setup ## mypy, strict
 imports: setup ## Who may import whom
 	$(BIN)/lint-imports
 
+.PHONY: audit
+audit: setup .venv-audit/.ready ## Known vulnerabilities in what this package brings along (asks an advisory service)
+	$(BIN)/python .ci/audit .venv-audit/bin/pip-audit $(CONSTRAINTS)
+
+# Apart from the rest, which shares some of its requirements and pins them.
+.venv-audit/.ready: Makefile
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	@touch $@
+
 .PHONY: format
 format: setup ## Mend what can be mended by itself
 	$(BIN)/ruff check --fix .

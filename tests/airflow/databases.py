@@ -51,7 +51,7 @@ class Database:
         self.run("CREATE TABLE documents (id INTEGER PRIMARY KEY, title TEXT, text TEXT)")
         values = ", ".join([self.mark] * 3)
         rows = [(number, f"title {number}", f"text {number}") for number in range(count)]
-        self.run(f"INSERT INTO documents VALUES ({values})", *rows)
+        self.run(f"INSERT INTO documents VALUES ({values})", *rows)  # noqa: S608  # marks of parameters
 
     def summaries(self) -> list[tuple]:
         """What is in the table ``summaries``."""

@@ -44,7 +44,7 @@ def test_an_empty_connection_is_this_machine_with_all_defaults():
         ({"host": "https://ollama.example.com/base"}, "https://ollama.example.com:443/base"),
         ({"host": "https://ollama.example.com/base/"}, "https://ollama.example.com:443/base"),
         ({"host": "http://gpu1", "port": 11434}, "http://gpu1:11434"),
-        ({"host": "0.0.0.0"}, "http://127.0.0.1:11434"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:11434"),  # noqa: S104  # nothing is bound
         ({"host": "[::1]"}, "http://[::1]:11434"),
         ({"host": "::1", "port": 8080}, "http://[::1]:8080"),
         ({"host": " gpu1 ", "schema": ""}, "http://gpu1:11434"),

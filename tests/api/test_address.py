@@ -24,7 +24,7 @@ from ollama_provider.api.errors import InvalidRequestError
         ("[::1]", "http://[::1]:11434"),
         ("[::1]:1", "http://[::1]:1"),
         ("ollama.com", "https://ollama.com:443"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),  # noqa: S104  # nothing is bound
         ("0.0.0.0:8000", "http://127.0.0.1:8000"),
         ("http://0.0.0.0:11434", "http://127.0.0.1:11434"),
         ("[::]", "http://[::1]:11434"),

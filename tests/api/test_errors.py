@@ -30,7 +30,7 @@ def test_the_tree_is_the_one_that_is_drawn():
     assert drawn() == tree_of(OllamaError)
 
 
-@pytest.mark.parametrize("way", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"])
+@pytest.mark.parametrize("way", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"])  # noqa: S301  # our own
 def test_an_error_survives_the_way_to_another_process(way):
     """Airflow pickles what a task raises; nothing of it is lost."""
     error = errors.OverloadedError(

@@ -87,11 +87,11 @@ async def main(url: str, requests: int) -> None:
     body = REQUEST.body()
     limits = httpx.Limits(max_connections=IN_FLIGHT)
 
-    async with httpx.AsyncClient(limits=limits, timeout=None) as client:  # nothing here can stall
+    async with httpx.AsyncClient(limits=limits, timeout=None) as client:  # noqa: S113  # nothing here can stall
         await measure("httpx.AsyncClient", lambda: client.post(f"{url}/api/generate", content=body), requests)
 
     transport = AiohttpTransport(limits=limits)
-    async with httpx.AsyncClient(transport=transport, timeout=None) as client:  # nothing here can stall
+    async with httpx.AsyncClient(transport=transport, timeout=None) as client:  # noqa: S113  # nothing here can stall
         name = "httpx.AsyncClient on httpx-aiohttp"
         await measure(name, lambda: client.post(f"{url}/api/generate", content=body), requests)
 
