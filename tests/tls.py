@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.sockets import listening
 
 
-def make_certificate(folder: Path, name: str) -> str:
-    """Make a self-signed certificate for 127.0.0.1; return the path of a PEM file with it and its key."""
+def make_certificate(folder: Path, name: str, *, address: str = "127.0.0.1", expired: bool = False) -> str:
+    """Make a self-signed certificate for an address; return the path of a PEM file with it and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
+    now = dt.datetime.now(dt.UTC) - dt.timedelta(days=7 if expired else 0)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -28,7 +28,7 @@ def make_certificate(folder: Path, name: str) -> str:
         .serial_number(1)
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

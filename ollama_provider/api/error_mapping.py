@@ -185,7 +185,9 @@ _BY_STATUS: dict[int, _Kind] = {
     408: errors.GatewayError,
     410: errors.QuotaError,
     413: errors.BadRequestError,
+    425: errors.GatewayError,
     429: errors.OverloadedError,
+    499: errors.GatewayError,
     500: errors.UnknownServerError,
     501: errors.UnsupportedError,
     503: errors.OverloadedError,
@@ -198,6 +200,7 @@ _STATUS_ADVICE = {
     402: "The account at ollama.com has to be paid for this: see its plan, or use another model.",
     410: "The model was retired there: use another one.",
     413: "A proxy bounds the size of requests: send less at a time, or raise its limit.",
+    499: "A proxy gave up waiting for the answer: raise its read timeout, or send fewer requests at a time.",
     524: (
         "A proxy (Cloudflare) gives up after 100 s without a byte, and none comes before the first token: load the "
         "model before, send fewer requests at a time, or connect past the proxy."
@@ -207,6 +210,14 @@ _STATUS_ADVICE = {
         (525, 526), "A proxy (Cloudflare) does not trust the certificate of the server behind it, or gets none."
     ),
 }
+
+#: What servers with TLS answer to plain HTTP: those in Go, nginx, Apache.
+_WANTS_TLS = re.compile(
+    rb"HTTP request to an HTTPS server|plain HTTP request was sent to HTTPS port|plain HTTP to an SSL-enabled server"
+)
+#: What nginx answers without a certificate of the client, or with a wrong one.
+_WANTS_CERTIFICATE = re.compile(rb"No required SSL certificate was sent|The SSL certificate error")
+_CERTIFICATE_ADVICE = "Check 'client_cert' of the connection: a PEM file with the certificate and its key."
 
 _PULL_PATH = "/api/pull"
 
@@ -401,7 +412,11 @@ def _read_status(
 
 
 def _silent(status: int, body: bytes, path: str) -> tuple[_Kind, str, str | None] | None:
-    """Map the refusals that Ollama sends without JSON; None for any other."""
+    """Map the refusals that Ollama, or TLS in front of it, sends without JSON; None for any other."""
+    if status == 400 and _WANTS_TLS.search(body):
+        return errors.TLSError, "the port speaks https, and the connection says http", None
+    if status == 400 and _WANTS_CERTIFICATE.search(body):
+        return errors.TLSError, "the server wants another client certificate, or one at all", _CERTIFICATE_ADVICE
     if status == 404 and body.strip() == b"404 page not found":
         return errors.EndpointNotFoundError, f"there is no {path}", None
     if status == 404 and path.startswith("/api/blobs/"):
@@ -489,19 +504,24 @@ _BY_CAUSE: tuple[tuple[tuple[type[BaseException], ...], _Kind, str], ...] = (
 )
 
 
+#: The server closed or reset a connection while TLS was being negotiated.
+_HUNG_UP = (ssl.SSLEOFError, ConnectionResetError)
+
+
 def _read_failure(error: Exception, *, answered: bool) -> tuple[_Kind, str]:
-    causes = list(_causes(error))
-    for kinds, kind, what in _BY_CAUSE:
-        found = [cause for cause in causes if isinstance(cause, kinds)]
-        if found:
-            return kind, what.format(_reason(found[-1]))
     if answered:
         return errors.IncompleteReplyError, "the connection broke in the middle of the answer"
+    causes = list(_causes(error))
+    for kinds, kind, what in _BY_CAUSE:
+        # A server that hangs up says nothing about certificates, also where it does so before TLS stands.
+        found = [cause for cause in causes if isinstance(cause, kinds) and not isinstance(cause, _HUNG_UP)]
+        if found:
+            return kind, what.format(_reason(found[-1]))
     if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
         return errors.NotOllamaError, "what answers does not speak HTTP"
     if isinstance(error, httpx.ConnectTimeout):
         return errors.ConnectTimeoutError, "no connection within connect_timeout"
-    if isinstance(error, httpx.ConnectError):
+    if isinstance(error, httpx.ConnectError) and not any(isinstance(cause, _HUNG_UP) for cause in causes):
         return errors.UnreachableError, f"no connection: {_reason(causes[-1])}"
     return errors.ConnectionBrokenError, "the connection broke before an answer"
 

@@ -17,7 +17,7 @@
     │   └── ClientClosedError          close() was called meanwhile                       by a new client
     ├── ServerError                    an answer that says no
     │   ├── OverloadedError            503 and similar: busy, queue full                  again, the server's fault
-    │   ├── GatewayError               a 5xx that Ollama did not say; 408; the registry    again, the server's fault
+    │   ├── GatewayError               a 5xx of a proxy; 408, 425, 499; the registry       again, the server's fault
     │   ├── RunnerError                the model's process crashed                        again (twice)
     │   ├── OutOfMemoryError           no memory for the model now                        again (twice)
     │   ├── UnknownServerError         a 5xx that says nothing known                      again (once)

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ollama_provider.api.headers import headers_for
-from ollama_provider.api.schemas import ChatRequest, EmbedRequest, GenerateRequest, LegacyEmbedRequest, Request
+from ollama_provider.api.schemas import (
+    ChatRequest,
+    CreateRequest,
+    EmbedRequest,
+    GenerateRequest,
+    LegacyEmbedRequest,
+    Request,
+)
 from ollama_provider.api.settings import Settings
 
 #: Characters of a quoted text.
@@ -60,6 +67,10 @@ def _texts(request: Request[Any]) -> Iterator[str]:
             yield from request.input
         case LegacyEmbedRequest():
             yield request.prompt
+        case CreateRequest():
+            yield from (request.system or "", request.template or "")
+            for message in request.messages or ():
+                yield from (message.content, message.thinking or "")
 
 
 def _spellings(text: str) -> set[str]:

@@ -1,0 +1,129 @@
+"""Every status that says no, with every kind of body."""
+
+import itertools
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+
+from tests.api.faults.fault import (
+    AUTHENTICATION,
+    BAD_REQUEST,
+    BLOB_NOT_FOUND,
+    ENDPOINT,
+    FORBIDDEN,
+    GATEWAY,
+    NOT_OLLAMA,
+    OVERLOADED,
+    OVERLOADED_FOR_LONG,
+    PULL_FAILED,
+    QUOTA,
+    UNKNOWN,
+    UNSUPPORTED,
+    Fault,
+    Outcome,
+    everywhere,
+    whole,
+)
+from tests.api.faults.operations import Group
+from tests.api.faults.server import Call, Script, Step
+
+#: By the name that the page has for it: content type and body, which repeats what it can of the request.
+BODIES: dict[str, tuple[str, Callable[[str], str]]] = {
+    "Ollama's JSON": ("application/json", lambda echo: json.dumps({"error": f"something new: {echo}"})),
+    "others' JSON": ("application/json", lambda echo: json.dumps({"message": echo, "errors": [echo]})),
+    "a page": ("text/html", lambda echo: f"<html><title>{echo}</title><body>{echo}</body></html>"),
+    "text": ("text/plain", lambda echo: f"no: {echo}"),
+    "nothing": ("text/plain", lambda _: ""),
+}
+
+_ALL = tuple(BODIES)
+_NOT_OLLAMAS = _ALL[1:]
+
+#: What a status means, by the bodies.
+_MEANINGS: list[tuple[tuple[int, ...], dict[tuple[str, ...], Outcome]]] = [
+    ((300, 301, 302, 303, 304, 305, 307, 308), {_ALL: NOT_OLLAMA}),
+    ((400, 406, 409, *range(411, 425), *range(426, 429), 431), {_ALL: BAD_REQUEST}),
+    ((401, 407), {_ALL: AUTHENTICATION}),
+    ((402, 410), {_ALL: QUOTA}),
+    ((403,), {_ALL: FORBIDDEN}),
+    ((404,), {_ALL: NOT_OLLAMA}),
+    ((405,), {_ALL: ENDPOINT}),
+    ((408, 425, 499), {_ALL: GATEWAY}),
+    ((429, 503), {_ALL: OVERLOADED}),
+    ((500,), {("Ollama's JSON", "nothing"): UNKNOWN, ("others' JSON", "a page", "text"): GATEWAY}),
+    ((501,), {("Ollama's JSON",): UNSUPPORTED, _NOT_OLLAMAS: GATEWAY}),
+    ((502, 504, 505, 511, *range(520, 527), 530, 599), {_ALL: GATEWAY}),
+]
+
+
+def _answer(status: int, body: str, call: Call, *headers: str) -> list[Step]:
+    kind, data = BODIES[body]
+    echo = call.operation.echo
+    if 300 <= status < 400:
+        headers = (f"Location: http://sso.example.com/?{echo.replace(' ', '+')}", *headers)
+    if status == 304:  # which never has a body
+        echo, data = "", BODIES["nothing"][1]
+    return whole(call, data(echo).encode(), f"Content-Type: {kind}", *headers, status=status)
+
+
+def _outcome(status: int, body: str, outcome: Outcome, without_body: Outcome) -> dict[Group, Outcome]:
+    special = {Group.HEAD: without_body}  # which has no body
+    if status == 404:
+        special = {Group.HEAD: BLOB_NOT_FOUND}
+        if body != "Ollama's JSON":
+            special[Group.UPLOAD] = BLOB_NOT_FOUND
+    if (status, body) == (500, "Ollama's JSON"):
+        special[Group.PULL] = PULL_FAILED
+    return everywhere(outcome, special)
+
+
+def _faults() -> list[Fault]:
+    found = []
+    for statuses, meanings in _MEANINGS:
+        by_body = {body: outcome for bodies, outcome in meanings.items() for body in bodies}
+        for status, (body, outcome) in itertools.product(statuses, by_body.items()):
+            expected = _outcome(status, body, outcome, by_body["nothing"])
+            found.append(Fault(f"{status}: {body}", expected, {"": partial(_answer, status, body)}))
+    return found
+
+
+STATUSES = [
+    *_faults(),
+    Fault(
+        "404: the text of a path that Ollama does not have",
+        everywhere(ENDPOINT, {Group.HEAD: BLOB_NOT_FOUND}),
+        {"": lambda call: whole(call, b"404 page not found", "Content-Type: text/plain", status=404)},
+    ),
+]
+
+
+def _retry_after(value: str, status: int) -> Script:
+    return lambda call: _answer(status, "a page", call, f"Retry-After: {value}")
+
+
+def _in(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+RETRY_AFTER = [
+    Fault(
+        "429 or 503 with `Retry-After` up to five minutes, negative, or unreadable",
+        everywhere(OVERLOADED),
+        {
+            f"{status}, {value}": _retry_after(value, status)
+            for status in (429, 503)
+            for value in ("0", "2", "2.5", "-5", "soon", "1e3", _in(20), _in(-20), "Mon, 99 Foo 2026 99:99:99 GMT", "")
+        },
+    ),
+    Fault(
+        "429 or 503 with `Retry-After` beyond `max_retry_seconds`, however far",
+        everywhere(OVERLOADED_FOR_LONG),
+        {
+            f"{status}, {value}": _retry_after(value, status)
+            for status in (429, 503)
+            for value in ("3600", "9" * 400, _in(3600), "Fri, 31 Dec 9999 23:59:59 GMT")
+        },
+    ),
+]
