@@ -24,11 +24,18 @@ from ollama_provider.api.schemas.base import explain
 #: The keywords of a property's schema that the server passes on to the model.
 KEYWORDS = ("anyOf", "type", "items", "description", "enum", "properties", "required")
 
+_NAME = re.compile(r"[\w.-]{1,64}")
 _SECTION = re.compile(
     r"^\s*(Args|Arguments|Parameters|Returns|Yields|Raises|Example|Examples|Note|Notes):\s*$", re.MULTILINE
 )
 _ARGUMENT = re.compile(r"^(\w+)(?:\s*\([^)]*\))?:\s+(.*)$")
 _FIELD = re.compile(r"^\s*:param\s+(?:[^:]*\s)?(\w+):\s*(.*)$", re.MULTILINE)
+
+
+def shown_name(call: ToolCall) -> str:
+    """Return the name of a called tool for logs and errors. The model chose it, so it may be any text."""
+    name = call.function.name
+    return name if _NAME.fullmatch(name) else "(no name of a tool)"
 
 
 class ToolError(Exception):
@@ -273,7 +280,7 @@ class ToolChat:
         calls = reply.tool_calls or []
         if not calls:
             return []
-        self.calls.update(call.function.name for call in calls)
+        self.calls.update(map(shown_name, calls))
         if self.rounds == self._max_rounds:
             counts = ", ".join(f"{name} {count} time{'s' * (count > 1)}" for name, count in self.calls.items())
             raise ToolLoopError(f"the model still calls tools after {self.rounds} rounds ({counts})", model=reply.model)

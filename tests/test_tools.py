@@ -305,3 +305,14 @@ def test_a_chat_ends_at_its_bound():
 
     with pytest.raises(ToolLoopError, match=r"after 2 rounds \(forecast 3 times, other 1 time\)"):
         talk.add_reply(reply(call("forecast")))
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", "two words", "x" * 65])
+def test_a_name_that_can_be_none_is_not_shown(name):
+    """The model may call anything anything; its text has no place in a log."""
+    chat = ToolChat([], max_rounds=0)
+
+    with pytest.raises(ToolLoopError, match=r"\(no name of a tool\) 1 time") as raised:
+        chat.add_reply(ChatReply(message={"role": "assistant", "tool_calls": [{"function": {"name": name}}]}))
+
+    assert str(raised.value).isprintable()

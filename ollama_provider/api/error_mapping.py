@@ -399,7 +399,7 @@ def _read_status(
     if found is not None and (name := other_program(found)) is not None:
         return _other(name, path)
     if 300 <= status < 400:
-        return errors.NotOllamaError, f"{path} answers {status}, a redirect{_target(headers)}", None
+        return errors.NotOllamaError, f"{path} answers {status}, a redirect{_target(headers, private)}", None
     if found is not None and "error" in found:
         return _read_text(status, read_error(found["error"]), path, private)
     if known := _silent(status, body, path):
@@ -463,13 +463,14 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _target(headers: Mapping[str, str]) -> str:
+def _target(headers: Mapping[str, str], private: Sequence[str]) -> str:
     """Return the target of a redirect as text: its host only, since the rest may contain a session or a token."""
     try:
         target = urlsplit(headers.get("location", "")).hostname
     except ValueError:
         return " to what is no URL"
-    return f" to {quote(target)}" if target else ""
+    # The host of a URL comes in lower case.
+    return f" to {quote(target, [*private, *(ours.lower() for ours in private)])}" if target else ""
 
 
 def _describe(headers: Mapping[str, str], body: bytes, private: Sequence[str]) -> str:
@@ -477,7 +478,7 @@ def _describe(headers: Mapping[str, str], body: bytes, private: Sequence[str]) -
     title = re.search(rb"<title[^>]*>\s*(.{1,80}?)\s*</title>", body, re.IGNORECASE | re.DOTALL)
     if title:
         return f" with a page titled '{quote(title.group(1).decode(errors='replace'), private)}'"
-    kind = quote(headers.get("content-type", "").partition(";")[0][:50], private)
+    kind = quote(headers.get("content-type", "").partition(";")[0], private)[:50]
     if not body.strip():
         return " without a body"
     return f" with {kind}" if kind else ""

@@ -175,7 +175,8 @@ class Decoder:
     def _not_json(self, line: bytes) -> OllamaError:
         """Tell a cut or damaged answer of Ollama from an answer of something else."""
         if self._last is None and not line.lstrip().startswith(b"{"):
-            kind = quote(self._headers.get("content-type", "").partition(";")[0].strip()[:50])
+            private = private_texts(self._request, self._settings)
+            kind = quote(self._headers.get("content-type", "").partition(";")[0].strip(), private)[:50]
             what = f"{self._request.target} answers with {kind or 'something'} that is not JSON"
             return self._error(NotOllamaError, what)
         return self._error(IncompleteReplyError, "the answer holds a line that is cut, damaged or not JSON")

@@ -12,6 +12,7 @@ from typing import TypeGuard
 from ollama_provider.api.errors import InvalidRequestError, ModelNotFoundError, PullNotAllowedError
 from ollama_provider.api.events import PullMoved
 from ollama_provider.api.model_names import ModelName
+from ollama_provider.api.schemas.base import printable
 from ollama_provider.api.settings import Settings
 
 #: Seconds between two reports of the same stage.
@@ -22,6 +23,8 @@ RATE_OVER = 30.0
 VERIFY_TIMEOUT = 3600.0
 #: Limit of layers and stages to keep in memory. The largest models have some thousands of layers.
 MOST_LAYERS = 100_000
+#: Characters of a stage's or a layer's name; the server's have up to 80.
+_LONGEST_STAGE = 200
 #: Seconds between two measurements that are kept for the rate.
 MEASURE_EVERY = 0.1
 
@@ -63,7 +66,7 @@ class PullProgress:
             An event, at each new stage and otherwise every `REPORT_EVERY` seconds; None in between.
         """
         status = line.get("status")
-        stage = status if isinstance(status, str) else ""
+        stage = printable(status[:_LONGEST_STAGE]) if isinstance(status, str) else ""
         if stage != self.status:
             # A new stage is progress: the manifest has arrived, or the next layer begins. An earlier stage is not.
             self.status = stage
@@ -88,7 +91,11 @@ class PullProgress:
 
     def _count(self, line: dict[str, object]) -> None:
         digest, total, completed = line.get("digest"), line.get("total"), line.get("completed")
-        if not isinstance(digest, str) or (digest not in self._done and len(self._done) >= MOST_LAYERS):
+        if (
+            not isinstance(digest, str)
+            or len(digest) > _LONGEST_STAGE
+            or (digest not in self._done and len(self._done) >= MOST_LAYERS)
+        ):
             return
         if _is_size(total):
             self._total[digest] = total

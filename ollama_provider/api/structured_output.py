@@ -79,7 +79,7 @@ def _schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
         kind.check_schema(schema)
     except SchemaError as error:
         raise InvalidRequestError(f"format: not a JSON schema: {_path(error.absolute_path)}: {error.message}") from None
-    validator = kind(schema)
+    validator, known = kind(schema), _property_names(schema)
 
     def check(data: Any) -> Any:
         try:
@@ -89,7 +89,9 @@ def _schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
         except Exception as error:  # a broken reference in the schema is found only when the data need it
             raise InvalidRequestError(f"format: the schema cannot be applied: {str(error)[:200]}") from None
         if faults:
-            raise _misfit([(fault.absolute_path, f"{fault.validator} {fault.validator_value}") for fault in faults])
+            raise _misfit(
+                [(fault.absolute_path, f"{fault.validator} {fault.validator_value}") for fault in faults], known
+            )
         return data
 
     return check
@@ -105,13 +107,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _type_check(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
+    known = _property_names(adapter.json_schema())
+
     def check(data: Any) -> Any:
         try:
             # From JSON text, where pydantic accepts a list for a tuple and a string for a date.
             value = adapter.validate_json(json.dumps(data))
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
-            raise _misfit([(fault["loc"], fault["msg"]) for fault in faults]) from None
+            raise _misfit([(fault["loc"], _rule(fault)) for fault in faults], known) from None
         # pydantic reads a large number, or the text "Infinity", as an infinite float, and writes null for it.
         if not is_finite(adapter.dump_python(value)):
             raise InvalidOutputError("the answer holds a number that is not finite")
@@ -121,8 +125,25 @@ def _type_check(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
     return check
 
 
-def _misfit(faults: list[tuple[Any, str]]) -> InvalidOutputError:
-    told = [f"{_path(place)}: {rule[:200]}" for place, rule in faults[:_FAULTS_NAMED]]
+def _rule(fault: Any) -> str:
+    # This text of pydantic quotes a value; those of a validator of the type's own are their author's.
+    return "no member of the union has this tag" if fault["type"] == "union_tag_invalid" else fault["msg"]
+
+
+def _property_names(schema: Any) -> set[str]:
+    """Return the names of the properties of a schema, and of all that is in it."""
+    inside = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    names = {name for part in inside for name in _property_names(part)}
+    own = schema.get("properties") if isinstance(schema, dict) else None
+    return names | set(own) if isinstance(own, dict) else names
+
+
+def _misfit(faults: list[tuple[Any, str]], known: set[str]) -> InvalidOutputError:
+    # A key that the schema does not have was made up by the model, and is a part of the answer.
+    told = [
+        f"{_path(step if isinstance(step, int) or step in known else '*' for step in place)}: {rule[:200]}"
+        for place, rule in faults[:_FAULTS_NAMED]
+    ]
     more = [f"and {len(faults) - _FAULTS_NAMED} more"] if len(faults) > _FAULTS_NAMED else []
     return InvalidOutputError(f"the answer does not fit the schema: {'; '.join(told + more)}")
 

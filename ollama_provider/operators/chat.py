@@ -170,9 +170,9 @@ class OllamaChatOperator(TextGenerationOperator):
 
     def call_tool(self, box: "Toolbox", call: "ToolCall") -> str:
         """Call a function, and return the result or the error as a text for the model."""
-        from ollama_provider.tools import ToolError
+        from ollama_provider.tools import ToolError, shown_name
 
-        name = call.function.name
+        name = shown_name(call)
         self.log.debug("Tool %s: called with %s", name, call.function.arguments)
         try:
             result = box.call(call)

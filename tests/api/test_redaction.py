@@ -90,3 +90,25 @@ def test_a_long_text_is_shortened_first():
     """What is behind does not come forward when something is cut out."""
     assert quote("x" * 290 + " secret words of mine " + "y" * 9000, []).endswith("…")
     assert len(quote("word " * 10_000, ["word " * 10_000])) < 400
+
+
+@pytest.mark.parametrize("before", range(280, 301))
+def test_a_secret_at_the_end_of_what_is_quoted_is_not_cut_in_two(before):
+    """Its first half would tell most of it."""
+    told = quote("x" * before + " " + PASSWORD + " and more" * 50, [PASSWORD])
+
+    assert "hunt" not in told
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "p&quot;w &lt;7&gt; &amp; Zo\u00eb",
+        'p\\"w <7> & Zo\\u00eb',
+        "p%22w+%3C7%3E+%26+Zo%C3%AB",
+        'p"w  <7>\t& Zo\u00eb',
+    ],
+)
+def test_other_spellings_are_recognised(spelling):
+    """Of a page, of JSON, of a URL, and with other blanks."""
+    assert quote(f"who is {spelling}, please?", ['p"w <7> & Zo\u00eb']) == "who is (cut), please?"

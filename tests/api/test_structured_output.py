@@ -4,10 +4,10 @@ import dataclasses
 import json
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ollama_provider.api.errors import InvalidOutputError, InvalidRequestError
 from ollama_provider.api.structured_output import Output
@@ -189,3 +189,41 @@ def test_what_is_no_format_is_refused_before_anything_is_sent(wanted: Any, told:
     """The server answers 500 to these, after loading the model."""
     with pytest.raises(InvalidRequestError, match=told):
         Output(wanted)
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+class Pet(BaseModel):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "place"),
+    [
+        ({"additionalProperties": {"type": "integer"}}, {"Zurich\n\x1b[31m": "x"}, "*: type integer"),
+        ({"additionalProperties": False}, {"Zurich": 1}, "at the top: additionalProperties"),
+        ({"properties": {"a": {"items": {"type": "string"}}}}, {"a": ["b", 1]}, "a.1: type string"),
+        (dict[str, int], {"Zurich": "x"}, "*: Input should be a valid integer"),
+        (Cat, {"kind": "Zurich"}, "kind: Input should be 'cat'"),
+        (Pet, {"pet": {"kind": "Zurich"}}, "pet: no member of the union has this tag"),
+        (Pet, {"pet": {"kind": "cat"}, "Zurich": 1}, None),
+    ],
+)
+def test_keys_and_tags_that_the_model_made_up_are_not_quoted(wanted, answer, place):
+    """They are text of the answer. Names of the schema show where it does not fit."""
+    output = Output(wanted)
+    if place is None:
+        assert output.read(json.dumps(answer)) == {"pet": {"kind": "cat"}}
+        return
+
+    with pytest.raises(InvalidOutputError) as raised:
+        output.read(json.dumps(answer))
+
+    assert place in str(raised.value)
+    assert "Zurich" not in str(raised.value)

@@ -5,13 +5,36 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.strict_json import read_json
 
 #: A whole number of the server's, which has 64 bits; a larger one would end tables and divisions later on.
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+#: Characters of a label; the longest name of a model has about 600.
+_LONGEST_LABEL = 1000
+
+
+def printable(text: str) -> str:
+    """Return a text with a blank for each character that a terminal or a log might obey, line breaks among them."""
+    return text if text.isprintable() else "".join(mark if mark.isprintable() else " " for mark in text)
+
+
+def _read_label(text: str) -> str:
+    return printable(text[:_LONGEST_LABEL])
+
+
+#: A name, version or state of the server's, which stands in logs and error texts.
+Label = Annotated[str, AfterValidator(_read_label)]
 
 
 class Part(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ollama_provider.api.schemas.base import Metrics, Part, Reply, Request
+from ollama_provider.api.schemas.base import Label, Metrics, Part, Reply, Request
 from ollama_provider.api.schemas.options import Format, Image, KeepAlive, Options, Think
 from ollama_provider.api.strict_json import read_json
 
@@ -50,10 +50,10 @@ class Message(Reply):
 class InferenceReply(Metrics):
     """What generate and chat have in common: one object of the stream, or all of them put together."""
 
-    model: str = ""
+    model: Label = ""
     done: bool = False
     #: "stop", "length" (cut), "load", "unload"; absent before 0.1.35 and in all objects but the last.
-    done_reason: str | None = None
+    done_reason: Label | None = None
     logprobs: list[dict[str, Any]] | None = None
     remote_model: str | None = None
     remote_host: str | None = None

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, computed_field, model_validator
 
-from ollama_provider.api.schemas.base import Int64, Part, Reply, Request
+from ollama_provider.api.schemas.base import Int64, Label, Part, Reply, Request
 from ollama_provider.api.schemas.generation import Message
 from ollama_provider.api.schemas.options import Options
 
@@ -13,21 +13,21 @@ from ollama_provider.api.schemas.options import Options
 class Details(Reply):
     """What kind of model it is."""
 
-    parent_model: str = ""
-    format: str = ""
-    family: str = ""
-    families: list[str] | None = None
-    parameter_size: str = ""
-    quantization_level: str = ""
+    parent_model: Label = ""
+    format: Label = ""
+    family: Label = ""
+    families: list[Label] | None = None
+    parameter_size: Label = ""
+    quantization_level: Label = ""
 
 
 class ModelEntry(Reply):
     """A model in a list. ``digest`` is 64 hex digits, and another after every change of the tag."""
 
-    name: str = ""
-    model: str = ""
+    name: Label = ""
+    model: Label = ""
     size: Int64 = 0
-    digest: str = ""
+    digest: Label = ""
     details: Details = Details()
 
     @property
@@ -40,7 +40,7 @@ class LocalModel(ModelEntry):
     """A model on the server's disk. ``capabilities`` since 0.30; None is unknown."""
 
     modified_at: datetime | None = None
-    capabilities: list[str] | None = None
+    capabilities: list[Label] | None = None
 
 
 class RunningModel(ModelEntry):
@@ -82,7 +82,7 @@ class PsRequest(Request[PsReply]):
 class VersionReply(Reply):
     """The server's version; "0.0.0" for one built from source."""
 
-    version: str = Field(default="", max_length=200)
+    version: Label = Field(default="", max_length=200)
 
 
 class VersionRequest(Request[VersionReply]):
@@ -116,7 +116,7 @@ class ShowReply(Reply):
     details: Details = Details()
     messages: list[Message] | None = None
     model_info: dict[str, Any] = Field(default_factory=dict)
-    capabilities: list[str] | None = None
+    capabilities: list[Label] | None = None
     modified_at: datetime | None = None
     remote_model: str | None = None
     remote_host: str | None = None
@@ -142,8 +142,8 @@ class ShowRequest(Named, Request[ShowReply]):
 class ProgressReply(Reply):
     """A line of pull, push or create; the last one of a success says ``success`` and nothing else does."""
 
-    status: str = ""
-    digest: str | None = None
+    status: Label = ""
+    digest: Label | None = None
     total: Int64 | None = None
     completed: Int64 = 0
 
