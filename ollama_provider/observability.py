@@ -4,7 +4,8 @@ Metrics, all with the tags ``endpoint`` (as in "generate") and ``model``:
 
 * ``ollama.requests``: calls, each with all its attempts. Tag ``outcome`` is "success" or the class of the error.
 * ``ollama.request_duration``: duration of a call, all attempts included.
-* ``ollama.retries``: failed attempts that were followed by another. Tag ``error`` is the class of the error.
+* ``ollama.retries``: failed attempts that were followed by another, at the same server or the next one. Tag ``error``
+  is the class of the error.
 * ``ollama.prompt_tokens``, ``ollama.answer_tokens``: tokens of the prompt and of the answer.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from airflow.providers.common.compat import sdk
 
-from ollama_provider.api.events import AttemptFailed, CallEnded, Event, PullMoved
+from ollama_provider.api.events import AttemptFailed, CallEnded, Event, PullMoved, ServerFailed
 
 
 class Logger(Protocol):
@@ -39,6 +40,8 @@ class TaskObserver:
         match event:
             case AttemptFailed():
                 self._attempt_failed(event)
+            case ServerFailed():
+                self._server_failed(event)
             case CallEnded():
                 self._call_ended(event)
             case PullMoved():
@@ -52,6 +55,10 @@ class TaskObserver:
             event.wait,
             event.error,
         )
+        sdk.Stats.incr("ollama.retries", tags={**_tags(event), "error": type(event.error).__name__})
+
+    def _server_failed(self, event: ServerFailed) -> None:
+        self._log.warning("%s: going on with %s: %s", event.path, event.next_host, event.error)
         sdk.Stats.incr("ollama.retries", tags={**_tags(event), "error": type(event.error).__name__})
 
     def _call_ended(self, event: CallEnded) -> None:
@@ -83,5 +90,5 @@ def describe_size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _tags(event: AttemptFailed | CallEnded) -> dict[str, str]:
+def _tags(event: AttemptFailed | ServerFailed | CallEnded) -> dict[str, str]:
     return {"endpoint": event.path.removeprefix("/api/"), "model": event.model or ""}

@@ -1,4 +1,7 @@
-"""What listeners are told: failed attempts, progress of pulls, finished calls. Without prompts, answers and secrets."""
+"""What listeners are told: failed attempts and servers, progress of pulls, finished calls.
+
+Never prompts, answers and secrets.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +30,23 @@ class AttemptFailed:
     attempt: int
     error: OllamaError
     wait: float
+
+
+@dataclass(frozen=True)
+class ServerFailed:
+    """One of several servers failed, and the request is sent to another one at once.
+
+    Attributes:
+        path: path of the endpoint, as in ``/api/generate``.
+        model: the model of the request; None for an endpoint without one.
+        error: why; it names the server.
+        next_host: base URL of the other server.
+    """
+
+    path: str
+    model: str | None
+    error: OllamaError
+    next_host: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,7 @@ class PullMoved:
         return 100 * self.done / self.total if self.total else None
 
 
-Event = AttemptFailed | CallEnded | PullMoved
+Event = AttemptFailed | ServerFailed | CallEnded | PullMoved
 #: Called with each event, in the thread or task it happens in.
 Listener = Callable[[Event], None]
 
@@ -116,6 +136,10 @@ class Call(Generic[ReplyT]):
     def failed(self, attempt: int, error: OllamaError, wait: float) -> None:
         """Report an attempt that failed and will be retried."""
         self.tell(AttemptFailed(self.request.target, self.model, attempt, error, wait))
+
+    def went_on(self, error: OllamaError, next_host: str) -> None:
+        """Report a server that failed, and the one that the request is sent to next."""
+        self.tell(ServerFailed(self.request.target, self.model, error, next_host))
 
     def tell(self, event: Event) -> None:
         """Report an event to the listener, if there is one."""

@@ -138,13 +138,15 @@ def check_pull_allowed(model: str, settings: Settings, missing: ModelNotFoundErr
     Raises:
         PullNotAllowedError: it may not be pulled.
     """
+    # An error of several servers says what each of them answered.
+    lacks = missing.what if missing.host is None else "the server does not have the model"
 
     def refuse(what: str, advice: str) -> PullNotAllowedError:
         return PullNotAllowedError(what, advice=advice, host=missing.host, model=model, status=missing.status)
 
     if not settings.auto_pull:
         advice = "Pull it by hand, or set auto_pull=True on the call, the operator or the connection."
-        raise refuse("the server does not have the model, and auto_pull is off", advice)
+        raise refuse(f"{lacks}, and auto_pull is off", advice)
     try:
         name = ModelName.parse(model)
     except InvalidRequestError as error:
@@ -152,7 +154,16 @@ def check_pull_allowed(model: str, settings: Settings, missing: ModelNotFoundErr
     if name.on_default_registry or any(_fits(name, pattern) for pattern in settings.pull_allow):
         return
     advice = f"Pull it by hand, or add '{name.host}/{name.namespace}/*' to pull_allow of the connection."
-    raise refuse(f"the server does not have the model, and names at {name.host} are not pulled by themselves", advice)
+    raise refuse(f"{lacks}, and names at {name.host} are not pulled by themselves", advice)
+
+
+def may_pull(model: str, settings: Settings) -> bool:
+    """Return whether a missing model may be pulled."""
+    try:
+        check_pull_allowed(model, settings, ModelNotFoundError("missing"))
+    except PullNotAllowedError:
+        return False
+    return True
 
 
 def _fits(name: ModelName, pattern: str) -> bool:

@@ -177,11 +177,12 @@ def validated(request: Request[ReplyT], part: dict[str, Any], *, host: str) -> R
     """
     kind: type[Reply] = request.reply
     try:
-        return kind.model_validate(part)  # type: ignore[return-value]  # a request's reply class is its ReplyT
+        reply = kind.model_validate(part)
     except ValidationError as error:
         raise _odd(explain(kind, error), request, host) from None
     except Exception as error:  # other programs send anything, and a validator may fail in any way
         raise _odd(f"reading it ends in {type(error).__name__}", request, host) from None
+    return reply.from_server(host)  # type: ignore[return-value]  # a request's reply class is its ReplyT
 
 
 def _odd_field(name: str, request: Request[Any], host: str) -> OllamaError:
@@ -250,7 +251,7 @@ def as_embed_reply(request: EmbedRequest, replies: list[LegacyEmbedReply], *, ho
         RejectedReplyError: a vector is missing or broken.
     """
     vectors = [_to_unit(reply.embedding[: request.dimensions]) for reply in replies]
-    joined = EmbedReply(model=request.model, embeddings=vectors if request.input else [])
+    joined = EmbedReply(model=request.model, embeddings=vectors if request.input else []).from_server(host)
     _check_vectors(request, joined, host=host)
     return joined
 

@@ -10,12 +10,14 @@ HTTP and is no valid HTTP, and otherwise whatever httpx and the libraries below 
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import math
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from time import monotonic
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import httpx
 
@@ -27,6 +29,7 @@ from ollama_provider.api.proxies import proxy_for
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.tls import ssl_context_for
 
+_T = TypeVar("_T")
 #: Seconds an idle connection is kept; proxies in between close theirs after 60 or 75.
 KEEP_ALIVE = 30.0
 
@@ -383,3 +386,45 @@ class AsyncConnectionPool(_Pool):
         if self._transport is not None and self._transport is not self._given:
             with contextlib.suppress(Exception):  # nothing can be done about a connection that cannot be closed
                 await self._transport.aclose()
+
+
+def ask_together(asking: Sequence[Callable[[], _T]], seconds: float) -> list[_T | OllamaError | None]:
+    """Call functions at the same time, and return what each of them returned or raised.
+
+    None stands for one that was not done after so many seconds. It goes on in its thread, which nobody waits for.
+    """
+    futures: list[Future[_T]] = [Future() for _ in asking]
+
+    def run(function: Callable[[], _T], future: Future[_T]) -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # to be raised, if it is none of ours, where the result is used
+            future.set_exception(error)
+
+    for pair in zip(asking, futures, strict=True):
+        threading.Thread(target=run, args=pair, name="ollama-asking", daemon=True).start()
+    done, _ = concurrent.futures.wait(futures, seconds)
+    return [_result(future) if future in done else None for future in futures]
+
+
+async def ask_together_async(
+    asking: Sequence[Callable[[], Coroutine[Any, Any, _T]]], seconds: float
+) -> list[_T | OllamaError | None]:
+    """Do what `ask_together` does, with coroutines. One that is not done in time is cancelled."""
+    if not asking:
+        return []
+    tasks = [asyncio.ensure_future(function()) for function in asking]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+    await asyncio.wait(tasks)
+    return [_result(task) if task in done else None for task in tasks]
+
+
+def _result(future: "Future[Any] | asyncio.Future[Any]") -> Any:
+    try:
+        return future.result()
+    except OllamaError as error:
+        return error

@@ -69,7 +69,7 @@ def test_event_loops_share_nothing(ollama):
     async def ask() -> int:
         async with client(base_url=ollama.url) as shared:
             await shared.send(TagsRequest())
-            return id(shared._pool)
+            return id(shared._servers[0].pool)
 
     asyncio.run(ask())
     asyncio.run(ask())

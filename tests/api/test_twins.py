@@ -3,11 +3,16 @@
 import ast
 import inspect
 
-from ollama_provider.api import client
+import pytest
+
+from ollama_provider.api import client, server
 
 #: What is called by another name on the other side.
 NAMES = {
     "AsyncClient": "Client",
+    "AsyncServer": "Server",
+    "AsyncBeginning": "Beginning",
+    "ask_together_async": "ask_together",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncExchange": "Exchange",
     "AsyncRetrying": "Retrying",
@@ -67,9 +72,12 @@ def _code(owner: type, change: ast.NodeTransformer | None = None) -> str:
     return ast.unparse(ast.fix_missing_locations(change.visit(tree) if change else tree))
 
 
-def test_the_clients_differ_by_async_and_await_alone():
-    """AsyncClient without `async` and `await` is Client, line by line."""
-    plain = _code(client.AsyncClient, WithoutAwait())
+@pytest.mark.parametrize(
+    ("of_coroutines", "of_threads"), [(client.AsyncClient, client.Client), (server.AsyncServer, server.Server)]
+)
+def test_the_classes_differ_by_async_and_await_alone(of_coroutines, of_threads):
+    """The one for coroutines without `async` and `await` is the other, line by line."""
+    plain = _code(of_coroutines, WithoutAwait())
 
-    assert plain.splitlines() == _code(client.Client).splitlines()
+    assert plain.splitlines() == _code(of_threads).splitlines()
     assert "await" not in plain

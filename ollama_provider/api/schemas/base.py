@@ -1,7 +1,7 @@
 """What a request and a reply are."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
@@ -53,6 +53,23 @@ class Reply(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True, protected_namespaces=())
 
+    # A slot, since a private attribute of pydantic's costs more time than the validation.
+    __slots__ = ("_server",)
+
+    @property
+    def server(self) -> str:
+        """Base URL of the server that gave the answer, if one did. No field, since Ollama does not send it."""
+        return getattr(self, "_server", "")
+
+    def from_server(self, url: str) -> Self:
+        """Note which server gave the answer, and return the reply itself."""
+        object.__setattr__(self, "_server", url)
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, with the server."""
+        return super().model_copy(update=update, deep=deep).from_server(self.server)
+
 
 ReplyT = TypeVar("ReplyT", bound=Reply)
 
@@ -76,6 +93,8 @@ class Request(Part, Generic[ReplyT]):
     answered: ClassVar[bool] = True
     #: It needs its model on the server, so a missing one may be pulled.
     needs_model: ClassVar[bool] = False
+    #: It is about the disk of one server, so that of several one has to be named.
+    for_one_server: ClassVar[bool] = False
     #: Seconds of silence granted; None where a model has to work first and the settings' timeouts hold. Metadata comes
     #: at once, except that /api/ps waits up to 5 s for memory to be released and /api/tags for the cache after a start.
     read_timeout: ClassVar[float | None] = 30

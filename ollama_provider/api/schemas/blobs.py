@@ -17,6 +17,7 @@ class HeadBlobRequest(Request[EmptyReply]):
 
     method: ClassVar[str] = "HEAD"
     path: ClassVar[str] = "/api/blobs/"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = EmptyReply
     answered: ClassVar[bool] = False
 
@@ -38,6 +39,7 @@ class PushBlobRequest(Request[EmptyReply]):
     """
 
     path: ClassVar[str] = "/api/blobs/"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = EmptyReply
     answered: ClassVar[bool] = False
 

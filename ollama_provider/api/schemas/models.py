@@ -163,6 +163,7 @@ class PullRequest(Named, Request[ProgressReply]):
     """POST /api/pull. ``insecure`` makes the server talk plain http to the registry."""
 
     path: ClassVar[str] = "/api/pull"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = ProgressReply
     max_bytes: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
@@ -174,6 +175,7 @@ class PushRequest(Named, Request[ProgressReply]):
     """POST /api/push."""
 
     path: ClassVar[str] = "/api/push"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = ProgressReply
     max_bytes: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
@@ -185,6 +187,7 @@ class CreateRequest(Named, Request[ProgressReply]):
     """POST /api/create, as servers since 0.5.5 read it. A ``from_`` that is not there is pulled by the server."""
 
     path: ClassVar[str] = "/api/create"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = ProgressReply
     max_bytes: ClassVar[int] = 2**30
     streamed: ClassVar[bool] = True
@@ -211,6 +214,7 @@ class CopyRequest(Request[EmptyReply]):
     """POST /api/copy."""
 
     path: ClassVar[str] = "/api/copy"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = EmptyReply
     answered: ClassVar[bool] = False
 
@@ -223,6 +227,7 @@ class DeleteRequest(Named, Request[EmptyReply]):
 
     method: ClassVar[str] = "DELETE"
     path: ClassVar[str] = "/api/delete"
+    for_one_server: ClassVar[bool] = True
     reply: ClassVar[type[Reply]] = EmptyReply
     answered: ClassVar[bool] = False
     repeatable: ClassVar[bool] = False

@@ -17,6 +17,8 @@ from ollama_provider.api.arguments import read_list
 from ollama_provider.api.schemas.base import Part
 
 _GO_DURATION = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+")
+_GO_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
@@ -35,6 +37,15 @@ def _read_keep_alive(value: Any) -> Any:
 
 #: How long the model stays in memory afterwards: seconds, a Go duration, a timedelta; 0 unloads, negative: no limit.
 KeepAlive = Annotated[int | float | str, BeforeValidator(_read_keep_alive)]
+
+
+def keep_alive_seconds(value: int | float | str) -> float:
+    """Return a valid ``keep_alive`` in seconds, negative for no limit."""
+    if not isinstance(value, str):
+        return value
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _GO_DURATION_PART.findall(value))
+    return -seconds if value.startswith("-") else seconds
+
 
 #: Reasoning on or off, or how much of it (levels since 0.11.0, "max" since 0.22.0).
 Think = bool | Literal["low", "medium", "high", "max"]
