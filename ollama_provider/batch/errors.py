@@ -12,10 +12,12 @@ On the right: whether the same batch can succeed when it is started again.
     ├── DatabaseError          the query or the table is wrong                              no
     │   └── DatabaseGoneError  the database does not answer, or no longer                   yes
     ├── ModelChangedError      the model's digest is not the one it must be                 no
+    ├── NoServerError          none of several servers can be used                          if one of them may come back
     └── TooManyFailedError     more rows failed than the batch tolerates                    it asks the failed rows
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ollama_provider.batch.records import Summary
@@ -28,7 +30,7 @@ class BatchError(Exception):
         retryable: the same batch, started again, may succeed.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
 
 class InputError(BatchError):
@@ -65,6 +67,29 @@ class DatabaseGoneError(DatabaseError):
 
 class ModelChangedError(BatchError):
     """The digest of the server's model is not, or no longer, the one that this batch must be made with."""
+
+
+class NoServerError(BatchError):
+    """None of several servers can be used.
+
+    Attributes:
+        reasons: why not, by the URL of the server.
+    """
+
+    def __init__(self, what: str, reasons: Mapping[str, str], *, retryable: bool) -> None:
+        self.what = what
+        self.reasons = dict(reasons)
+        self.retryable = retryable
+        # An error of a server names it already.
+        named = [reason if url in reason else f"{url}: {reason}" for url, reason in reasons.items()]
+        super().__init__("\n* ".join((f"{what}:", *named)))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _no_server, (self.what, self.reasons, self.retryable)
+
+
+def _no_server(what: str, reasons: Mapping[str, str], retryable: bool) -> NoServerError:  # as pickled
+    return NoServerError(what, reasons, retryable=retryable)
 
 
 class TooManyFailedError(BatchError):

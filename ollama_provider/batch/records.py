@@ -171,6 +171,31 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class ServerShare:
+    """What one of the servers of a run did.
+
+    Attributes:
+        server: base URL, without credentials.
+        rows: that got their outcome from it in this run.
+        tokens: generated for them.
+        tokens_per_second: of these, in a second of the run.
+        concurrency: requests that may be in flight; 0 while it gets no rows.
+        seconds_out: for which it was out of service.
+        discarded: requests whose row was answered by another server first.
+        reason: why it is left out, or out of service now; empty if it is not.
+    """
+
+    server: str
+    rows: int = 0
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    concurrency: int = 0
+    seconds_out: float = 0.0
+    discarded: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run did. It counts rows, not requests, and ``ok + failed + left`` are the `rows`.
 
@@ -196,7 +221,8 @@ class Summary:
         tokens_per_second: tokens generated in a second of the run.
         concurrency: requests in flight at the end.
         errors: failed rows of this run, by class of error.
-        provenance: model, digest, server, options.
+        provenance: model, digest, options, and the server: the first one in the list that took part.
+        servers: the share of each server, in the order of the connection; empty for a merge, which asks none.
     """
 
     complete: bool
@@ -220,6 +246,7 @@ class Summary:
     concurrency: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     provenance: Provenance | None = None
+    servers: tuple[ServerShare, ...] = ()
 
     def as_json(self) -> bytes:
         """Return the content of ``summary.json``."""

@@ -27,23 +27,25 @@ from ollama_provider.batch.errors import (
     SystemRefusedError,
     TooManyFailedError,
 )
-from ollama_provider.batch.records import REFUSED, Query, Rows, Summary
+from ollama_provider.batch.records import REFUSED, Query, Rows, ServerShare, Summary
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.json_lines import ResultsFormat
 from ollama_provider.batch.results.order import RowOrder
-from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
+from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter, servers_table
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
 from ollama_provider.batch.scheduling.background import LockRenewal, background_tasks, close_window, renewing
 from ollama_provider.batch.scheduling.concurrency import concurrency_limit, pack_size
 from ollama_provider.batch.scheduling.input_queue import InputQueue, estimate_total
+from ollama_provider.batch.scheduling.joining import Joining
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
 from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.scheduling.scheduler import Scheduler
-from ollama_provider.batch.scheduling.workers import Workers
+from ollama_provider.batch.scheduling.servers import ServerState
+from ollama_provider.batch.scheduling.workers import Server, Workers
 from ollama_provider.batch.spec import BatchSpec, Names, Shard
 from ollama_provider.batch.stop import StoppedError, StopSignal
 from ollama_provider.batch.store import manifest as manifests
@@ -77,7 +79,7 @@ def run_batch(
 
     Args:
         spec: what to do.
-        settings: the server, and how to treat it.
+        settings: the servers, and how to treat them.
         directory: where the results go; see `ollama_provider.batch.store.storage.open_storage`.
         on_progress: called every second and at the end.
         stop: ends the run early, within some seconds.
@@ -89,7 +91,8 @@ def run_batch(
 
     Raises:
         BatchError: see the tree in `ollama_provider.batch.errors`.
-        OllamaError: one that fails every row, or an outage that outlasted ``failures.max_outage``.
+        OllamaError: one that fails every row, or an outage that outlasted ``failures.max_outage``. With several servers
+            it is a `NoServerError`, which lists them.
     """
     stop = stop or StopSignal()
     storage = open_storage(directory)
@@ -145,34 +148,30 @@ async def _run(
 ) -> Summary:
     """Open the directory, send requests until every row has an outcome, and write the results."""
     reader, results = RowReader(spec, rows), files.results_format(spec)
-    timeouts = settings.timeouts.model_copy(update=spec.timeouts.of_requests())
-    settings = settings.model_copy(update={"timeouts": timeouts})
-    load_timeouts = timeouts.model_copy(update={"first_token": spec.timeouts.load})
-    patient = settings.model_copy(update={"timeouts": load_timeouts})
-    single_attempt = settings.model_copy(update={"max_attempts": 1})
     async with (
         renewing(lock) as renewal,
-        AsyncClient(patient, listener=listener) as patient_client,
-        _open(spec, storage, ModelControl(patient_client), on_progress, stop) as run,
-        AsyncClient(single_attempt, listener=listener, concurrency=run.scheduler.concurrency.highest) as client,
+        _connect(spec, settings, listener) as servers,
+        _open(spec, storage, servers, on_progress, stop) as run,
     ):
         try:
-            reason = await _request_all(run, reader, rows, client, renewal, closing=closing)
+            reason = await _request_all(run, reader, rows, renewal, closing=closing)
         finally:
-            if spec.window.unload_after and run.scheduler.plan.sends:
-                await run.server.unload(preflight.split_model(spec.model)[0])
+            if spec.window.unload_after:
+                name, _ = preflight.split_model(spec.model)
+                await asyncio.gather(*(server.control.unload(name) for server in servers if server.state.sends))
         return await _finish(run, reason, results, renewal)
 
 
 async def _request_all(
-    run: "_Run", reader: RowReader, rows: Rows, client: AsyncClient, renewal: LockRenewal, *, closing: datetime | None
+    run: "_Run", reader: RowReader, rows: Rows, renewal: LockRenewal, *, closing: datetime | None
 ) -> str:
     """Send requests until every row has an outcome or something ends the run. All outcomes are stored then.
 
     Returns:
         `COMPLETE`, or why the run was stopped.
     """
-    spec, manifest, scheduler, host = run.spec, run.manifest, run.scheduler, client.settings.base_url
+    spec, manifest, scheduler = run.spec, run.manifest, run.scheduler
+    joining = Joining(scheduler, run.servers, spec)
     queue = InputQueue(
         reader,
         scheduler,
@@ -196,26 +195,22 @@ async def _request_all(
                 return COMPLETE
             if run.table is not None:
                 await run.table.open(sample.rows, spec.id_column)
-            setup = await _prepare(run, sample.prompts, host)
+            setups = await _prepare(run, joining, sample.prompts)
+            _, setup = setups[0]
             manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
-            recorder = OutcomeRecorder(run.checkpoints, run.counters, setup, host)
-            workers = Workers(
-                scheduler,
-                setup,
-                client,
-                run.server,
-                checkpoints=run.checkpoints,
-                recorder=recorder,
-                counters=run.counters,
-                location=run.storage.location,
-            )
             start(run.checkpoints.write_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
             if run.table is not None:
                 start(run.table.run(scheduler.want_rows))
             start(_report(run))
             start(estimate_total(rows, run.shard, run.meter))
-            start(queue.fill(setup, recorder))
-            await workers.run()
+            start(queue.fill(setup, OutcomeRecorder(run.checkpoints, run.counters, setup)))
+            begun = [server for server, _ in setups]
+            for server in run.servers:
+                if server not in begun and spec.mode != "merge":
+                    start(_join_later(run, joining, server, setup.num_ctx))
+            async with asyncio.TaskGroup() as group:
+                for server, its_setup in setups:
+                    group.create_task(_workers(run, server, its_setup).run())
     except StoppedError as stopped:
         return str(stopped)
     except TooManyFailedError:
@@ -223,6 +218,7 @@ async def _request_all(
         await asyncio.to_thread(manifests.save, run.storage, manifest.next_pass(), run.names)
         raise
     finally:
+        joining.close()
         await run.checkpoints.close()
     return COMPLETE
 
@@ -264,6 +260,8 @@ async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: Loc
     )
     run.on_progress(progress)
     logger.info("%s", progress.line())
+    if len(progress.servers) > 1:
+        logger.info("The servers of this run:\n%s", servers_table(progress.servers))
     await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
     if summary.complete and run.spec.failures.too_many(summary.failed, summary.rows):
         raise TooManyFailedError(
@@ -293,7 +291,7 @@ class _Run:
         order: the rows in the order of the input.
         table: writes good results into a table; None where there is none.
         scheduler: decides which request is sent next.
-        server: loads and describes models.
+        servers: of the connection, in its order.
         counters: count rows.
         meter: measures pace.
         on_progress: called with the progress.
@@ -310,7 +308,7 @@ class _Run:
     order: RowOrder
     table: TableWriter | None
     scheduler: Scheduler
-    server: ModelControl
+    servers: Sequence[Server]
     counters: Counters
     meter: ProgressMeter
     on_progress: Callable[[Progress], None]
@@ -318,10 +316,10 @@ class _Run:
 
     def progress(self, state: str) -> Progress:
         """Return how it goes now; *state* is one word for it."""
-        plan, counters = self.scheduler.plan, self.counters
+        plan, counters, now = self.scheduler.plan, self.counters, _now()
         counters.resolve(self.journal.state)
         return self.meter.read(
-            _now(),
+            now,
             ok=plan.ok + counters.reused,
             failed=plan.failed + counters.failed_before,
             reused=counters.reused,
@@ -329,14 +327,40 @@ class _Run:
             tokens=counters.tokens,
             concurrency=self.scheduler.in_flight_limit,
             state=state,
+            servers=self.shares(now),
         )
+
+    def shares(self, now: float) -> tuple[ServerShare, ...]:
+        """Return what each server did so far; nothing for a merge, which asks none."""
+        if self.spec.mode == "merge":
+            return ()
+        return tuple(server.state.share(now, now - self.meter.began) for server in self.servers)
+
+
+@contextlib.asynccontextmanager
+async def _connect(spec: BatchSpec, settings: Settings, listener: Listener | None) -> AsyncIterator[tuple[Server, ...]]:
+    """Open the connections to all servers."""
+    timeouts = settings.timeouts.model_copy(update=spec.timeouts.of_requests())
+    load_timeouts = timeouts.model_copy(update={"first_token": spec.timeouts.load})
+    alone, servers = not settings.other_urls, []
+    async with contextlib.AsyncExitStack() as stack:
+        for number, own in enumerate(settings.servers):
+            patient = own.model_copy(update={"timeouts": load_timeouts})
+            single_attempt = own.model_copy(update={"timeouts": timeouts, "max_attempts": 1})
+            # A server is ready when it is known that the models of all are the same.
+            state = ServerState(number, own.base_url, concurrency_limit(spec), pack_size(spec), ready=alone)
+            control = ModelControl(await stack.enter_async_context(AsyncClient(patient, listener=listener)))
+            limit = state.concurrency.highest
+            client = AsyncClient(single_attempt, listener=listener, concurrency=limit)
+            servers.append(Server(state, control, await stack.enter_async_context(client)))
+        yield tuple(servers)
 
 
 @contextlib.asynccontextmanager
 async def _open(
     spec: BatchSpec,
     storage: Storage,
-    server: ModelControl,
+    servers: Sequence[Server],
     on_progress: Callable[[Progress], None],
     stop: StopSignal,
 ) -> AsyncIterator[_Run]:
@@ -358,10 +382,13 @@ async def _open(
     )
     model, _ = preflight.split_model(spec.model)
     failures, per_minute = spec.failures, spec.pace.requests_per_minute
+    controls = {server.state.name: server.control for server in servers}
     checkpoints = Checkpoints(
-        journal, look_up_digest=partial(server.digest, model), on_digest_change=failures.on_digest_change
+        journal,
+        look_up_digest=lambda server: controls[server].digest(model),
+        on_digest_change=failures.on_digest_change,
     )
-    interval = 60 / per_minute if per_minute else 0.0
+    plan = Plan(failures, [server.state for server in servers], 60 / per_minute if per_minute else 0.0)
     order = RowOrder(with_ids=spec.id_column is not None)
     table = None
     # The results of shards go into the table with the merge, which knows the place of each row.
@@ -379,8 +406,8 @@ async def _open(
             checkpoints=checkpoints,
             order=order,
             table=table,
-            scheduler=Scheduler(Plan(failures, interval=interval), concurrency_limit(spec), pack_size(spec)),
-            server=server,
+            scheduler=Scheduler(plan),
+            servers=servers,
             counters=Counters(),
             meter=meter,
             on_progress=on_progress,
@@ -402,18 +429,22 @@ def _window_end(spec: BatchSpec) -> datetime | None:
     return closing_time(window.stop_at, window.timezone, now=datetime.now(UTC), due=spec.due)
 
 
-async def _prepare(run: _Run, sample: Sequence[str], host: str) -> RunSetup:
-    """Check that the server and its models can do what is asked, and fix how.
+async def _prepare(run: _Run, joining: Joining, sample: Sequence[str]) -> list[tuple[Server, RunSetup]]:
+    """Check that servers and models can do what is asked, and fix how.
 
     Args:
         run: before its first row.
+        joining: checks the servers.
         sample: the first prompts.
-        host: base URL of the server.
+
+    Returns:
+        The servers that the run begins with, one at least, and what the requests to each have in common.
 
     Raises:
         InputError: there is nothing to merge, or it was made with other settings.
         ModelChangedError: a digest is not the demanded one.
         OllamaError: the server does not answer, or a model cannot do what is asked.
+        NoServerError: the same of all servers, where there are several.
     """
     spec, manifest = run.spec, run.manifest
     if spec.mode == "merge":  # no request: the shards' runs have fixed it
@@ -426,17 +457,16 @@ async def _prepare(run: _Run, sample: Sequence[str], host: str) -> RunSetup:
             provenance,
             manifest.num_ctx,
         )
+        setups = [(run.servers[0], setup)]
     else:
-        name, _ = preflight.split_model(spec.model)
-        setup = preflight.run_setup(spec, sample, manifest.num_ctx, host, await run.server.describe(name))
-    run.checkpoints.set_provenance(setup.provenance)
-    fallback_model = spec.failures.fallback_model
-    if spec.mode == "merge" or fallback_model is None:
-        return setup
-    name, _ = preflight.split_model(fallback_model)
-    described = await run.server.describe(name)
-    fallback = preflight.fallback_provenance(fallback_model, setup.task, setup.provenance, described, host)
-    return replace(setup, fallback=fallback)
+        (first, checked), *others = await joining.first()
+        setup = preflight.run_setup(spec, sample, manifest.num_ctx, first.state.name, checked)
+        setups = [(first, setup)]
+        for server, says in others:
+            setups.append((server, preflight.setup_at(spec, setup.num_ctx, server.state.name, says)))
+    for _, each in setups:
+        run.checkpoints.set_provenance(each.provenance)
+    return setups
 
 
 async def _begin(run: _Run, manifest: Manifest) -> Manifest:
@@ -457,6 +487,27 @@ async def _begin(run: _Run, manifest: Manifest) -> Manifest:
 
 
 # While requests are sent.
+
+
+def _workers(run: _Run, server: Server, setup: RunSetup) -> Workers:
+    return Workers(
+        run.scheduler,
+        server,
+        setup,
+        checkpoints=run.checkpoints,
+        recorder=OutcomeRecorder(run.checkpoints, run.counters, setup),
+        counters=run.counters,
+        location=run.storage.location,
+    )
+
+
+async def _join_later(run: _Run, joining: Joining, server: Server, num_ctx: int | None) -> None:
+    """Let a server take part as soon as it can; *num_ctx* is the context of the run, in tokens."""
+    checked = await joining.later(server)
+    if checked is not None:
+        setup = preflight.setup_at(run.spec, num_ctx, server.state.name, checked)
+        run.checkpoints.set_provenance(setup.provenance)
+        await _workers(run, server, setup).run()
 
 
 def _on_checkpoint(run: _Run) -> None:
@@ -545,9 +596,10 @@ def _summary(run: _Run, reason: str, written: files.Written | None) -> Summary:
         tokens=counters.tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(counters.tokens / seconds, 1),
-        concurrency=run.scheduler.concurrency.target,
+        concurrency=sum(server.concurrency.target for server in plan.servers if server.ready),
         errors=dict(counters.errors),
         provenance=run.checkpoints.provenance,
+        servers=progress.servers,
     )
 
 

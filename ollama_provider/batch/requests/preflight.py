@@ -69,11 +69,24 @@ def split_model(model: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What the server says about itself and a model."""
+    """What a server says about itself and a model."""
 
     version: VersionReply
     show: ShowReply
     tags: TagsReply
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a server says that was asked for the models of a batch, and has what is demanded.
+
+    Attributes:
+        model: about the model of the batch.
+        fallback: about the fallback model; None where there is none.
+    """
+
+    model: ServerInfo
+    fallback: ServerInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -98,48 +111,59 @@ class RunSetup:
 
 
 def run_setup(
-    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, server: ServerInfo
+    spec: BatchSpec, sample: Sequence[str], earlier_num_ctx: int | None, host: str, server: Checked
 ) -> RunSetup:
-    """Check that server and model can do the batch, and return what all its requests have in common.
+    """Return what all requests of a run have in common.
 
     Args:
         spec: the batch.
         sample: the first prompts.
         earlier_num_ctx: context that an earlier run in this directory chose, in tokens; a smaller one is never chosen.
         host: base URL of the server.
-        server: what it says about itself and the model.
-
-    Raises:
-        ModelChangedError: the digest is not the demanded one.
-        UnsupportedError: the model cannot do what is asked.
+        server: what it says.
     """
-    name, wanted = split_model(spec.model)
-    digest = digest_of(server.tags, name)
-    check_digest(name, digest, wanted, host)
-    num_ctx, trained = None, server.show.context_length
-    if warning := oversized_context(spec.options.num_ctx, trained):
-        logger.warning("Model %s: %s", name, warning)
+    show = server.model.show
+    num_ctx = None
+    if warning := oversized_context(spec.options.num_ctx, show.context_length):
+        logger.warning("Model %s: %s", split_model(spec.model)[0], warning)
     if spec.options.num_ctx is None:
-        chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=server.show)
+        chosen = choose_num_ctx(sample, system=spec.system, num_predict=spec.options.num_predict, show=show)
         num_ctx = max(chosen, earlier_num_ctx or 0)
-    task = task_of(spec, num_ctx)
-    check_capabilities(name, server.show, task.capabilities, host)
+    return setup_at(spec, num_ctx, host, server)
+
+
+def setup_at(spec: BatchSpec, num_ctx: int | None, host: str, server: Checked) -> RunSetup:
+    """Return what all requests of a run to one server have in common.
+
+    Args:
+        spec: the batch.
+        num_ctx: the context that was chosen for all servers, in tokens; None where the user gave one.
+        host: base URL of the server.
+        server: what it says.
+    """
+    name, _ = split_model(spec.model)
+    task, version = task_of(spec, num_ctx), server.model.version.version
     options = task.sent_options.model_dump_json(exclude_none=True).encode()
     provenance = Provenance(
         model=name,
-        digest=digest,
+        digest=digest_of(server.model.tags, name),
         server=host,
-        server_version=server.version.version,
+        server_version=version,
         options_hash=blake2b(options, digest_size=8).hexdigest(),
         seed=spec.options.seed,
         num_ctx=task.sent_options.num_ctx,
     )
+    fallback = None
+    if server.fallback is not None and spec.failures.fallback_model is not None:
+        second, _ = split_model(spec.failures.fallback_model)
+        fallback = replace(provenance, model=second, digest=digest_of(server.fallback.tags, second))
     return RunSetup(
         task,
-        keys_of(task, digest),
-        validator_of(spec, task, host, server.version.version, trained),
+        keys_of(task, provenance.digest),
+        validator_of(spec, task, host, version, server.model.show.context_length),
         provenance,
         num_ctx,
+        fallback,
     )
 
 
@@ -171,21 +195,6 @@ def task_of(spec: BatchSpec, num_ctx: int | None = None) -> Generate | Chat | Em
         fallback_model=fallback_model and split_model(fallback_model)[0],
         sees=spec.images is not None,
     )
-
-
-def fallback_provenance(model: str, task: Task, provenance: Provenance, server: ServerInfo, host: str) -> Provenance:
-    """Check that the fallback model can do what the first one is asked; return the provenance of its results.
-
-    Raises:
-        ModelChangedError: the digest is not the demanded one.
-        UnsupportedError: it cannot do what is asked.
-    """
-    name, wanted = split_model(model)
-    digest = digest_of(server.tags, name)
-    check_digest(name, digest, wanted, host)
-    # The fallback model may lack reasoning, which is off by then. It must answer, and see images if there are any.
-    check_capabilities(name, server.show, [each for each in task.capabilities if each != "thinking"], host)
-    return replace(provenance, model=name, digest=digest)
 
 
 def keys_of(task: Task, digest: str | None) -> Keys:
@@ -286,7 +295,7 @@ def choose_num_ctx(prompts: Iterable[str], *, system: str | None, num_predict: i
 
 
 class ModelControl:
-    """The requests of a batch that are about its models: describe, pull, load and unload them.
+    """The requests of a batch that are about its models: check, pull, load and unload them at one server.
 
     Args:
         client: its timeouts must allow for the load of a model.
@@ -295,10 +304,34 @@ class ModelControl:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def describe(self, model: str) -> ServerInfo:
-        """Return what the server says about itself and a model. A missing model is pulled if the settings allow it."""
+    @property
+    def host(self) -> str:
+        """Base URL of the server."""
+        return self._client.settings.base_url
+
+    async def check(self, spec: BatchSpec) -> Checked:
+        """Check that the server can do a batch. A missing model is pulled if the settings allow it.
+
+        Raises:
+            ModelChangedError: a digest is not the demanded one.
+            UnsupportedError: a model cannot do what is asked.
+            OllamaError: the server does not answer, or a model is missing.
+        """
+        needed = task_of(spec).capabilities
+        model = await self._checked(spec.model, needed)
+        if spec.failures.fallback_model is None:
+            return Checked(model)
+        # The fallback model may lack reasoning, which is off by then. It must answer, and see images if there are any.
+        needed = [each for each in needed if each != "thinking"]
+        return Checked(model, await self._checked(spec.failures.fallback_model, needed))
+
+    async def _checked(self, model: str, needed: Sequence[str]) -> ServerInfo:
+        name, wanted = split_model(model)
         version = await self._client.send(VersionRequest())
-        return ServerInfo(version, await self._show(model), await self._client.send(TagsRequest()))
+        info = ServerInfo(version, await self._show(name), await self._client.send(TagsRequest()))
+        check_digest(name, digest_of(info.tags, name), wanted, self.host)
+        check_capabilities(name, info.show, needed, self.host)
+        return info
 
     async def digest(self, model: str) -> str | None:
         """Return the digest that the model has now; None if the server does not list it."""
@@ -315,10 +348,7 @@ class ModelControl:
 
     async def load(self, task: Task) -> None:
         """Load the model into memory, with the options of the run."""
-        began = asyncio.get_running_loop().time()
         await self._client.send(task.load())
-        seconds = asyncio.get_running_loop().time() - began
-        logger.info("Model %s is loaded (%.1f s), context %s.", task.model, seconds, task.sent_options.num_ctx)
 
     async def unload(self, model: str) -> None:
         """Unload the model. A failure is only logged, since the results are complete without it."""

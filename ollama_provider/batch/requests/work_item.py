@@ -53,13 +53,15 @@ class WorkItem:
         pack_closed: no more items may join: the pack failed before, or the text is so long that it needs its own
             request.
         attempts: failed attempts that were the row's own fault.
-        pause_count: pauses of the plan when it was sent.
+        sent: it was sent before.
+        copies: requests for it in flight now: two if it was given to a second server while the first one stalled.
         not_before: clock time of the next attempt.
-        exclusive: no other request may be in flight at the same time.
-        sent_alone: no other request was in flight when it was sent.
-        send_number: the plan's count of requests when it was sent; 0 if it never was.
-        server_failures: how often the server failed with it, and had answered others since it failed before.
-        answers_seen: the plan's count of answers when the server last failed with it; -1 if it never did.
+        exclusive: no other request may be in flight at the same server.
+        only: index of the one server that it may go to; -1 for any.
+        failed_at: index of the server that last failed with it; -1 if none did.
+        answers_seen: that server's count of answers at that time.
+        server_failures: how often a server failed with it that had answered others since it failed with it before.
+        servers_failed: servers that failed with it, one after the other.
     """
 
     number: int
@@ -71,13 +73,15 @@ class WorkItem:
     rest: "tuple[WorkItem, ...]" = ()
     pack_closed: bool = False
     attempts: int = 0
-    pause_count: int = 0
+    sent: bool = False
+    copies: int = 0
     not_before: float = 0.0
     exclusive: bool = False
-    sent_alone: bool = False
-    send_number: int = 0
-    server_failures: int = 0
+    only: int = -1
+    failed_at: int = -1
     answers_seen: int = -1
+    server_failures: int = 0
+    servers_failed: int = 0
 
     @property
     def pack(self) -> "tuple[WorkItem, ...]":

@@ -4,11 +4,11 @@ import json
 import sys
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TextIO
 
-from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.records import Outcome, ServerShare
 from ollama_provider.batch.store.journal import State
 
 #: Seconds over which the pace is measured.
@@ -27,9 +27,10 @@ class Progress:
         reused: good rows that were not asked in this run: the result was there, or is that of an equal row.
         rows_per_second: rows that got their outcome in this run, a second.
         tokens_per_second: tokens generated, a second.
-        concurrency: requests that may be in flight.
+        concurrency: requests that may be in flight, at all servers together.
         eta: seconds left at this pace; None while it is unknown.
         state: ``running``, or how the run ended.
+        servers: the share of each server so far.
     """
 
     done: int = 0
@@ -42,6 +43,7 @@ class Progress:
     concurrency: int = 0
     eta: float | None = None
     state: str = "running"
+    servers: tuple[ServerShare, ...] = ()
 
     def line(self) -> str:
         """Return it as text.
@@ -104,6 +106,7 @@ class ProgressMeter:
         tokens: int,
         concurrency: int,
         state: str,
+        servers: Sequence[ServerShare] = (),
     ) -> Progress:
         """Return the progress now.
 
@@ -116,6 +119,7 @@ class ProgressMeter:
             tokens: tokens generated in this run.
             concurrency: requests that may be in flight.
             state: ``running``, or how the run ended.
+            servers: the share of each server so far.
         """
         done = ok + failed
         self._marks.append((now, asked, tokens))
@@ -138,7 +142,27 @@ class ProgressMeter:
             concurrency=concurrency,
             eta=eta,
             state=state,
+            servers=tuple(servers),
         )
+
+
+def servers_table(servers: Sequence[ServerShare]) -> str:
+    """Return the shares of the servers as lines of text, for a log.
+
+    For example::
+
+        server                rows   tok/s  concurrency  out of service
+        http://gpu1:11434    1,200     310            4  0 s
+        http://gpu2:11434      310      80            0  95 s: the connection was refused
+    """
+    width = max(len(share.server) for share in servers)
+    lines = [f"{'server':<{width}} {'rows':>9} {'tok/s':>7} {'concurrency':>12}  out of service"]
+    for share in servers:
+        out = f"{share.seconds_out:.0f} s" + (f": {share.reason}" if share.reason else "")
+        lines.append(
+            f"{share.server:<{width}} {share.rows:>9,} {share.tokens_per_second:>7.0f} {share.concurrency:>12}  {out}"
+        )
+    return "\n".join(lines)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +16,32 @@ from ollama_provider.batch.results.table import TableWriter
 from ollama_provider.batch.rows.reader import PreparedRow, RowReader, Sample
 from ollama_provider.batch.rows.sources import count_rows
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
-from ollama_provider.batch.scheduling.plan import Choice, choose
 from ollama_provider.batch.scheduling.scheduler import Scheduler
 from ollama_provider.batch.spec import Shard
 from ollama_provider.batch.stop import StoppedError
 from ollama_provider.batch.store.checkpoints import Checkpoints
 from ollama_provider.batch.store.journal import Journal, State
+
+
+class Choice(Enum):
+    """What to do with a row that was just read."""
+
+    RUN = auto()
+    #: Its outcome is known, or its request is queued already.
+    REUSE = auto()
+    #: Leave it alone: it has no outcome, and only failed rows are to be requested.
+    SKIP = auto()
+
+
+def choose(state: State, mode: Mode) -> Choice:
+    """Return what to do with a row, from what the journal knows of its key."""
+    match state:
+        case State.NEW:
+            return Choice.RUN if mode == "all" else Choice.SKIP
+        case State.FAILED_BEFORE:
+            return Choice.REUSE if mode == "merge" else Choice.RUN
+        case _:
+            return Choice.REUSE
 
 
 class InputQueue:
@@ -94,7 +115,7 @@ class InputQueue:
                 for row in rows:
                     self._add(row, setup, recorder)
                 scheduler.notify()
-                while scheduler.plan.queued_new > scheduler.rows_ahead or (self._table and self._table.is_behind):
+                while len(scheduler.plan.queue.new) > scheduler.rows_ahead or (self._table and self._table.is_behind):
                     await scheduler.wait_until_rows_wanted()
         finally:
             coming.cancel()
@@ -127,7 +148,7 @@ class InputQueue:
                 plan.reused += 1
             case Choice.RUN:
                 self._journal.mark_requested(number)
-                plan.add(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
+                plan.queue.new.append(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
         if self._table is not None:
             fresh = state in {State.NEW, State.FAILED_BEFORE}
             self._table.add(number, row.key, len(self._order), row.row_id, row.columns, fresh=fresh)
@@ -140,7 +161,8 @@ class InputQueue:
         if not answer:
             return False
         try:
-            self._checkpoints.add(number, *answer)
+            outcome, shared = answer
+            self._checkpoints.add(number, outcome, shared=shared)
         except RejectedReplyError:
             return False
         return True

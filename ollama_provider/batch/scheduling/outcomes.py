@@ -16,20 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class OutcomeRecorder:
-    """Gives outcomes to the checkpoints and counts them.
+    """Gives outcomes of one server to the checkpoints and counts them.
 
     Args:
         checkpoints: keep the outcomes.
         counters: count them.
-        setup: of the run.
-        host: base URL of the server, for errors.
+        setup: of the requests to the server.
     """
 
-    def __init__(self, checkpoints: Checkpoints, counters: Counters, setup: RunSetup, host: str) -> None:
+    def __init__(self, checkpoints: Checkpoints, counters: Counters, setup: RunSetup) -> None:
         self._checkpoints = checkpoints
         self._counters = counters
         self._setup = setup
-        self._host = host
+        self._host = setup.provenance.server
         self._fallback = "" if setup.fallback is None else shared_fields(vars(setup.fallback))
         self._logged: set[str] = set()
 
@@ -41,11 +40,11 @@ class OutcomeRecorder:
         """
         shared = self._fallback if item.variant.fallback else None
         try:
-            self._checkpoints.add(item.number, outcome, shared)
+            self._checkpoints.add(item.number, outcome, server=self._host, shared=shared)
         except Exception as error:  # an answer may hold anything
             known = error if isinstance(error, OllamaError) else self.unforeseen(error, "storing its result")
             outcome = self._setup.validator.reject(item, known, None, 0.0)
-            self._checkpoints.add(item.number, outcome, shared)
+            self._checkpoints.add(item.number, outcome, server=self._host, shared=shared)
         self._counters.add(outcome)
         return outcome.status == "ok"
 

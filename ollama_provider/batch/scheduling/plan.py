@@ -1,4 +1,4 @@
-"""Decisions only: which rows need a request, which request is sent next, and what follows from a failure.
+"""Decisions only: which request is sent next, to which server, and what follows from a failure.
 
 No network and no clock: `now` is an argument. The workers carry the decisions out.
 
@@ -6,75 +6,63 @@ There are three kinds of failure, told apart by `Blame`:
 
 * *The request's own.* The row goes to the end of the queue; after its last attempt it is a failed row. A crash of the
   model's process fails all requests that it was working on, so each of these rows is sent again with no other request
-  in flight, and only that attempt counts.
-* *The server's*, for a while: it is busy, down or restarting. All requests pause once, however many of them report it,
-  and a slow start follows. No row loses an attempt. The row that met the failure is sent again soon, but not first: if
-  the server fails with this row and with no other, the row is to blame after all.
-* *The setup's*, such as a wrong path or model. Every row would fail alike, so the batch stops at once. Once a row was
-  answered, the setup was right a moment ago: then it is an outage as well (the error page of a proxy, a volume that is
-  not mounted yet). Only refused credentials (401, 407) and quotas stop the batch at any time: waiting does not bring
-  them back, and an account may be locked after several wrong attempts.
+  in flight at its server, and only that attempt counts. It is sent to no third server.
+* *The server's*, for a while: it is busy, down or restarting. All requests to it pause once, however many of them
+  report it, and a slow start follows. No row loses an attempt. With other servers in service the row goes to them at
+  once. Otherwise it is sent again soon, but not first: if the server fails with this row and with no other, the row is
+  to blame after all.
+* *The setup's*, such as a wrong path or model. Every row would fail alike, so the server is left out, and without
+  another one the batch stops. Once a row was answered there, the setup was right a moment ago: then it is an outage as
+  well (the error page of a proxy, a volume that is not mounted yet). Only refused credentials (401, 407) and quotas
+  leave a server out at any time: waiting does not bring them back, and an account may be locked after several wrong
+  attempts.
 """
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ollama_provider.api.errors import (
     AuthenticationError,
+    BadRequestError,
     Blame,
     BrokenModelError,
+    ConnectTimeoutError,
+    FirstTokenTimeoutError,
+    IdleTimeoutError,
     OllamaError,
     OutOfMemoryError,
     OverloadedError,
     QuotaError,
     RunnerError,
     TransportError,
+    UnknownServerError,
     UnreachableError,
 )
 from ollama_provider.batch.arguments import FailurePolicy
-from ollama_provider.batch.records import Mode
+from ollama_provider.batch.errors import ModelChangedError
 from ollama_provider.batch.requests.work_item import WorkItem
-from ollama_provider.batch.store.journal import State
+from ollama_provider.batch.scheduling import tail
+from ollama_provider.batch.scheduling.queue import RowQueue
+from ollama_provider.batch.scheduling.servers import InFlight, ServerState
 
-#: Seconds of the first pause. Each one without an answer in between is twice as long as the one before.
-_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-#: A row is to blame itself after so many failures of the server with it, if the server answers other rows in between;
-#: and only if so many in a row are less probable than this, given the share of other rows that the server failed with.
+#: A row is to blame itself after so many failures of a server with it, if the server answers other rows in between;
+#: and only if so many in a row are less probable than this, given the share of other rows that servers failed with.
 _SERVER_FAILURES, _CHANCE = 5, 1e-6
+#: A row is to blame itself after so many servers failed with it, one after the other, the last while it had no other.
+_SERVERS_FAILED = 3
+#: So many crashes in a row, with no good reply in between, are the fault of the server if others work.
+_CRASHES = 3
 #: With so many failed rows that were requested, and not one good row, the batch stops early.
 _HOPELESS = 20
-#: With so many rows waiting for another attempt, the first of them is sent before new rows.
-_MANY = 1000
-#: A reply that was cut so many seconds before an outage was noticed was cut by that outage.
-_SAME_OUTAGE = 5.0
-
-
-class Choice(Enum):
-    """What to do with a row that was just read."""
-
-    RUN = auto()
-    #: Its outcome is known, or its request is queued already.
-    REUSE = auto()
-    #: Leave it alone: it has no outcome, and only failed rows are to be requested.
-    SKIP = auto()
-
-
-def choose(state: State, mode: Mode) -> Choice:
-    """Return what to do with a row, from what the journal knows of its key."""
-    match state:
-        case State.NEW:
-            return Choice.RUN if mode == "all" else Choice.SKIP
-        case State.FAILED_BEFORE:
-            return Choice.REUSE if mode == "merge" else Choice.RUN
-        case _:
-            return Choice.REUSE
 
 
 class Do(Enum):
     """What a worker does now."""
 
     SEND = auto()
+    #: Send a request that is no row's, to find out whether the server works.
+    PROBE = auto()
     #: Wait until `Step.until`, or for a change.
     WAIT = auto()
     #: Wait for a change: more rows from the input, or the end of a request.
@@ -87,19 +75,24 @@ class Step:
 
     Attributes:
         do: the kind of step.
-        item: to be sent.
+        sent: the request to send.
+        item: that goes next if a probe succeeds; None if it is only about the server.
         until: time to wait for, of the clock that `Plan.next` was given; 0 is no such time.
     """
 
     do: Do
+    sent: InFlight | None = None
     item: WorkItem | None = None
     until: float = 0.0
+
+
+_IDLE = Step(Do.IDLE)
 
 
 class Verdict(Enum):
     """What became of a failed attempt."""
 
-    #: The item is in the queue again.
+    #: The item is in the queue again, or in flight at another server.
     AGAIN = auto()
     #: The row failed for good.
     FAILED = auto()
@@ -109,298 +102,355 @@ class Verdict(Enum):
 
 @dataclass
 class Plan:
-    """The queue of a batch and the rules that order it.
+    """The queue of a batch, its servers, and the rules that order them.
 
     Attributes:
         failures: what is tried again, and what is tolerated.
+        servers: those that rows may be sent to, in the order of the connection.
         interval: seconds between two requests at least (60 / requests_per_minute).
         closed: nothing more is sent; what is in flight may come back.
+        queue: the rows that wait.
         ok, failed: rows with an outcome of this run.
         unrequested: of the failed ones, those that never became a request.
         reused: rows with a good result of an earlier run.
-        pause_count: pauses so far. A failure that was sent before the last pause began causes none of its own.
-        in_flight: requests sent and not yet back.
-        sends: requests sent in all.
-        pause: seconds of the last pause, as long as it really is; 0 once the server has answered since.
     """
 
     failures: FailurePolicy
+    servers: Sequence[ServerState]
     interval: float = 0.0
     closed: bool = False
+    queue: RowQueue = field(default_factory=RowQueue)
     ok: int = 0
     failed: int = 0
     unrequested: int = 0
     reused: int = 0
-    pause_count: int = 0
-    in_flight: int = 0
-    sends: int = 0
-    pause: float = 0.0
-    #: Never sent, or only into an outage.
-    _new: deque[WorkItem] = field(default_factory=deque)
-    #: Failed by themselves, and to be sent once more.
-    _retries: deque[WorkItem] = field(default_factory=deque)
-    #: For the fallback model, which is used last.
-    _postponed: deque[WorkItem] = field(default_factory=deque)
-    _sending_postponed: bool = False
-    _paused_until: float = 0.0
-    _pauses_in_a_row: int = 0
-    _answers: int = 0
     _rows_sent: int = 0
     _rows_hit: int = 0
-    _outage_since: float | None = None
-    #: Requests that may be in flight after a pause; None without a limit.
-    _slow_start: int | None = None
     _next_send: float = 0.0
-    _exclusive_in_flight: bool = False
-    _recently_cut: deque[tuple[float, WorkItem]] = field(default_factory=lambda: deque(maxlen=256))
 
     @property
-    def queued(self) -> int:
-        """Items that wait to be sent, for the first time or again."""
-        return len(self._new) + len(self._retries) + len(self._postponed)
+    def in_flight(self) -> int:
+        """Requests sent and not yet back."""
+        return sum(len(server.in_flight) + server.probing for server in self.servers)
 
     @property
-    def queued_new(self) -> int:
-        """Items that were never sent, or only into an outage."""
-        return len(self._new)
+    def sends(self) -> int:
+        """Requests sent for rows in all."""
+        return sum(server.sends for server in self.servers)
 
     @property
     def unfinished(self) -> int:
-        """Items without an outcome."""
-        return self.queued + self.in_flight
-
-    def in_flight_limit(self, concurrency: int) -> int:
-        """Return how many requests may be in flight: *concurrency*, or fewer just after a pause."""
-        return concurrency if self._slow_start is None else min(self._slow_start, concurrency)
-
-    def add(self, item: WorkItem) -> None:
-        """Put a new item at the end of the queue."""
-        self._new.append(item)
+        """Rows, or packs of them, without an outcome."""
+        return len(self.queue) + self.in_flight
 
     def add_failed(self) -> None:
         """Count a row that failed before it could become a request."""
         self.failed += 1
         self.unrequested += 1
 
-    def next(self, now: float, concurrency: int, *, more: bool) -> Step:
-        """Return what a worker does now.
+    # What is sent next.
+
+    def next(self, server: ServerState, now: float, *, more: bool) -> Step:  # noqa: PLR0911  # one for each reason
+        """Return what a worker of a server does now.
 
         Args:
+            server: the server.
             now: seconds of a clock that never goes back.
-            concurrency: requests that may be in flight.
             more: the input has more rows to come.
         """
-        if now < self._paused_until and not self.closed:
-            return Step(Do.WAIT, until=self._paused_until)
-        if self.closed or not self.queued or self.in_flight >= self.in_flight_limit(concurrency):
-            return Step(Do.IDLE)
+        if now < server.paused_until and not self.closed:
+            return Step(Do.WAIT, until=server.paused_until)
+        if self.closed or not server.ready or server.left_out or server.is_full:
+            return _IDLE
+        if server.pauses_in_a_row and not server.probed and self._others_in_service(server):
+            server.probing = True
+            return Step(Do.PROBE)
+        if not self.queue.waiting_for(server):
+            return self._rest_of_others(server, now, more=more)
         if now < self._next_send:
             return Step(Do.WAIT, until=self._next_send)
-        queue = self._queue(now, more=more)
+        queue = self.queue.next_for(
+            server, now, more=more, answered=bool(self.ok), in_flight=len(server.in_flight) + server.probing
+        )
         if queue is None:
-            return Step(Do.WAIT, until=self._retries[0].not_before) if self._retries and not more else Step(Do.IDLE)
-        if self.in_flight and (queue[0].exclusive or self._exclusive_in_flight):
-            return Step(Do.IDLE)
-        item = queue.popleft()
-        self.sends += 1
-        self._rows_sent += not item.send_number
-        self._exclusive_in_flight = item.exclusive
-        item.sent_alone, item.send_number = not self.in_flight, self.sends
-        item.pause_count = self.pause_count
-        self.in_flight += 1
+            return Step(Do.WAIT, until=until) if (until := self.queue.retry_time(server)) and not more else _IDLE
+        item = queue[0]
+        if item.only not in (-1, server.index):
+            self.queue.move_to_own(queue.popleft())
+            return self.next(server, now, more=more)
+        if server.in_flight and (item.exclusive or server.exclusive_in_flight):
+            return _IDLE
+        if self._has_time(server, item, now, more=more):
+            return Step(Do.WAIT, until=tail.look_again(server, now))
+        queue.popleft()
+        if item.failed_at == server.index and item.answers_seen == server.answers:
+            # The server failed with this item and has answered nothing since. A request that belongs to no row is sent
+            # first. It tells a row that is to blame from a server that is down.
+            server.probing = True
+            return Step(Do.PROBE, item=item)
+        return self._send(server, item, now)
+
+    def _send(self, server: ServerState, item: WorkItem, now: float) -> Step:
+        self._rows_sent += not item.sent
+        if item.exclusive and len(self.servers) > 1:
+            item.only = server.index
         if self.interval:
             self._next_send = max(now, self._next_send) + self.interval
-        return Step(Do.SEND, item)
+        return Step(Do.SEND, server.send(item, now))
 
-    def _queue(self, now: float, *, more: bool) -> "deque[WorkItem] | None":
-        if self._postponed_are_due(more=more):
-            return self._postponed
-        enough = _MANY if self.ok else _HOPELESS
-        if self._new and len(self._retries) < enough:
-            return self._new
-        if self._retries and self._retries[0].not_before <= now and (not more or len(self._retries) >= enough):
-            return self._retries
-        return self._new or None
+    def _has_time(self, server: ServerState, item: WorkItem, now: float, *, more: bool) -> bool:
+        """Return whether a row had better wait for another server, at the end of the batch."""
+        if more or len(self.servers) == 1 or item.only >= 0 or item.variant.fallback:
+            return False
+        return not tail.should_take(server, self.servers, self.queue.waiting_for(server), now)
 
-    def _postponed_are_due(self, *, more: bool) -> bool:
-        """Return whether postponed items are sent now: all of them, once nothing else is left or they are many."""
-        if not self._postponed:
-            self._sending_postponed = False
-        elif len(self._postponed) >= _MANY or not (more or self._new or self._retries or self.in_flight):
-            self._sending_postponed = True
-        return self._sending_postponed
+    def _rest_of_others(self, server: ServerState, now: float, *, more: bool) -> Step:
+        """Return what a server does for which no row waits: help with the last rows of others."""
+        if more or len(self.servers) == 1 or (server.exclusive_in_flight and server.in_flight):
+            return _IDLE
+        if len(self.queue) and not self.in_flight:
+            for other in self.servers:
+                if not other.in_service:
+                    self.queue.release(other.index)
+            return self.next(server, now, more=more) if self.queue.waiting_for(server) else _IDLE
+        found = tail.overdue(server, self.servers, now)
+        if not isinstance(found, InFlight):
+            return Step(Do.WAIT, until=found) if found else _IDLE
+        if now < self._next_send:
+            return Step(Do.WAIT, until=self._next_send)
+        return self._send(server, found.item, now)
 
-    def fill(self, item: WorkItem, size: int, characters: int) -> None:
+    def _others_in_service(self, server: ServerState) -> bool:
+        return any(other.in_service for other in self.servers if other is not server)
+
+    def fill(self, sent: InFlight, characters: int, *, more: bool) -> None:
         """Make a pack of the item that is about to be sent and new ones behind it.
 
         Args:
-            item: from `next`.
-            size: items of the pack at most.
-            characters: of their prompts at most; one item may have more.
+            sent: from `next`.
+            characters: of the prompts of a pack at most; one item may have more.
+            more: the input has more rows to come.
         """
-        if item.rest or item.pack_closed or item.exclusive:
-            return
-        rest: list[WorkItem] = []
-        characters -= len(item.prompt)
-        while self._new and len(rest) < size - 1:
-            other = self._new[0]
-            characters -= len(other.prompt)
-            if other.pack_closed or other.rest or other.exclusive or characters < 0:
-                break
-            rest.append(self._new.popleft())
-        item.rest = tuple(rest)
+        size, waiting, servers = sent.server.pack.size, len(self.queue.new) + 1, len(self.servers)
+        if servers > 1 and not more and size * servers > waiting:  # the last rows are for all servers
+            size = -(-waiting // (2 * servers))
+        self.queue.fill(sent.item, size, characters)
 
-    def _halve(self, item: WorkItem) -> None:
-        """Send a pack again as two. So a bad row is found in a few steps, and no other row loses an attempt."""
-        pack = (item, *item.rest)
-        middle = (len(pack) + 1) // 2
-        for first, *rest in (pack[middle:], pack[:middle]):
-            first.rest, first.pack_closed = tuple(rest), True
-            self._new.appendleft(first)
+    # What follows from a good reply.
 
-    def succeeded(self, item: WorkItem, *, failed: int = 0) -> None:
-        """Note a good reply.
+    def succeeded(self, sent: InFlight, now: float, *, failed: int = 0) -> list[InFlight]:
+        """Note a good reply; return the requests for the same row that are to be cancelled.
 
         Args:
-            item: that was sent.
+            sent: the request.
+            now: the time.
             failed: rows of its pack that failed all the same, since their result cannot be stored.
         """
-        self.in_flight -= 1
-        self.ok += 1 + len(item.rest) - failed
+        server, item = sent.server, sent.item
+        server.remove(sent)
+        good = len(item.pack) - failed
+        server.ok += good
+        server.failed += failed
+        self.ok += good
         self._rows_sent += len(item.rest)
         self.failed += failed
-        self._answered(item)
+        server.crashes = 0
+        server.answered(sent, now)
+        return self._discard_others(item) if item.copies else []
 
-    def _answered(self, item: WorkItem) -> None:
-        """Note that the server answers: an outage is over, and twice as many requests may be in flight."""
-        self._answers += 1
-        if item.pause_count == self.pause_count:
-            self._outage_since = None
-            self._pauses_in_a_row = 0
-            self.pause = 0.0
-            if self._slow_start is not None:
-                self._slow_start = 2 * self._slow_start if self._slow_start < 1 << 16 else None
+    def _discard_others(self, item: WorkItem) -> list[InFlight]:
+        others = [sent for server in self.servers for sent in server.in_flight if sent.item is item]
+        for sent in others:
+            sent.discarded = True
+            sent.server.remove(sent)
+            sent.server.discarded += 1
+        return others
 
-    def send_again(self, item: WorkItem) -> None:
+    def send_again(self, sent: InFlight, now: float) -> None:
         """Send another variant at once. That does not count as an attempt."""
-        self.in_flight -= 1
-        self._answered(item)
-        self._new.appendleft(item)
+        sent.server.remove(sent)
+        sent.server.answered(sent, now)
+        self.queue.new.appendleft(sent.item)
 
-    def postpone(self, item: WorkItem) -> None:
+    def postpone(self, sent: InFlight, now: float) -> None:
         """Send another variant when nothing else is left: a second model may push the first one out of memory."""
-        self.in_flight -= 1
-        self._answered(item)
-        self._postponed.append(item)
+        sent.server.remove(sent)
+        sent.server.answered(sent, now)
+        self.queue.postponed.append(sent.item)
 
-    def needs_probe(self, item: WorkItem) -> bool:
-        """Return whether the server failed with this item and has answered nothing since.
+    # What follows from a failure.
 
-        Then a request that belongs to no row is sent first. It tells a row that is to blame from a server that is down.
-        """
-        return item.answers_seen == self._answers
+    def joined(self, server: ServerState) -> None:
+        """Note that a server was checked and has the model in memory. Only the answer to a row ends an outage."""
+        server.ready = server.probed = True
 
-    def probe_succeeded(self) -> None:
+    def not_joined(self, server: ServerState, error: OllamaError | ModelChangedError, now: float) -> Verdict:
+        """Decide what follows when the check of a server, or the load of its model, fails."""
+        if isinstance(error, ModelChangedError) or error.blame is Blame.SETUP or not error.retryable:
+            return self.leave_out(server, str(error))
+        server.pauses_in_a_row += 1
+        return self._pause(server, error, now)
+
+    def leave_out(self, server: ServerState, reason: str) -> Verdict:
+        """Send nothing to a server for the rest of the run. Without another one the batch stops."""
+        if not server.left_out:
+            server.left_out, server.reason = True, reason
+            self.queue.release(server.index)
+        return Verdict.STOP if all(other.left_out for other in self.servers) else Verdict.AGAIN
+
+    def probe_succeeded(self, server: ServerState, item: WorkItem | None) -> None:
         """Note the answer to a request that belongs to no row. Only the answer to a row ends an outage."""
-        self._answers += 1
+        server.probing, server.probed = False, True
+        server.answers += 1
+        if item is not None:
+            self.queue.new.appendleft(item)
 
-    def probe_failed(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
-        """Decide what follows when a request that belongs to no row fails before *item* is sent; see `failure`."""
-        self.in_flight -= 1
-        return Verdict.STOP if _is_permanent(error) else self._outage(item, error, now)
+    def probe_failed(self, server: ServerState, item: WorkItem | None, error: OllamaError, now: float) -> Verdict:
+        """Decide what follows when a request that belongs to no row fails."""
+        server.probing = False
+        server.pauses_in_a_row += 1
+        if item is not None:
+            self._put_back(item, server)
+        return self.leave_out(server, str(error)) if _is_permanent(error) else self._pause(server, error, now)
 
-    def failure(self, item: WorkItem, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
+    def failure(self, sent: InFlight, error: OllamaError, now: float, *, final: bool = False) -> Verdict:
         """Decide what follows from a failed attempt.
 
         Args:
-            item: that was sent.
+            sent: the request.
             error: of the attempt.
             now: seconds of a clock that never goes back.
             final: another attempt would not help.
         """
-        self.in_flight -= 1
+        server, item = sent.server, sent.item
+        server.remove(sent)
         if item.variant.fallback and isinstance(error, BrokenModelError):
             # Only this row needs the fallback model, so a broken one does not stop the batch.
-            return self._own_failure(item, error, now, final=True)
-        if error.blame is Blame.SETUP and (not self.ok or _is_permanent(error)):
-            return Verdict.STOP
-        if error.blame is not Blame.REQUEST and not self._row_is_to_blame(item, error):
-            known = item.server_failures and not isinstance(error, OverloadedError | UnreachableError)
-            if known and self._outage_since is None:
-                # It failed before, and other rows were answered since: no pause for this one.
-                self._put_back(item)
-                return Verdict.AGAIN
-            return self._outage(item, error, now)
-        if isinstance(error, TransportError) and item.pause_count != self.pause_count:
+            return self._own_failure(sent, error, now, final=True)
+        if server.left_out or (error.blame is Blame.SETUP and (not server.ok or _is_permanent(error))):
+            self._send_next(item)
+            return self.leave_out(server, str(error))
+        if self._is_of_server(sent, error):
+            return self._server_failure(sent, error, now)
+        if isinstance(error, TransportError) and sent.pause_count != server.pause_count:
             # It was sent before the outage that is paused for, and was cut by it.
-            self._new.appendleft(item)
+            self._send_next(item)
             return Verdict.AGAIN
         if error.blame is Blame.REQUEST and not isinstance(error, TransportError):
-            self._answered(item)
-        return self._own_failure(item, error, now, final=final)
+            server.answered(sent, now)
+        return self._own_failure(sent, error, now, final=final)
 
-    def _own_failure(self, item: WorkItem, error: OllamaError, now: float, *, final: bool) -> Verdict:
-        if item.rest:
-            self._halve(item)
+    def _own_failure(self, sent: InFlight, error: OllamaError, now: float, *, final: bool) -> Verdict:
+        server, item = sent.server, sent.item
+        if item.copies:  # what comes from the other server decides
             return Verdict.AGAIN
-        others_in_flight = not item.sent_alone or item.send_number != self.sends
+        if item.rest:
+            self.queue.halve(item)
+            return Verdict.AGAIN
+        others_in_flight = not sent.alone or sent.number != server.sends
         if others_in_flight and isinstance(error, RunnerError | OutOfMemoryError):
             item.exclusive = True
-            self._retries.append(item)
+            self.queue.retries.append(item)
             return Verdict.AGAIN
         item.attempts += 1
         allowed = min(self.failures.max_attempts, error.max_attempts or self.failures.max_attempts)
         if error.retryable and item.attempts < allowed and not final:
             item.not_before = now + self.failures.retry_delay
-            self._retries.append(item)
+            self.queue.retries.append(item)
             if isinstance(error, TransportError):
-                self._recently_cut.append((now, item))
+                server.note_cut(item, now)
             return Verdict.AGAIN
+        server.failed += 1
         self.failed += 1
         return Verdict.FAILED
 
-    def _row_is_to_blame(self, item: WorkItem, error: OllamaError) -> bool:
-        """Return whether the server fails because of this row: again and again with it, far more than with others."""
+    def _is_of_server(self, sent: InFlight, error: OllamaError) -> bool:
+        """Return whether a failure is put down to the server, and not to the row."""
+        item, server = sent.item, sent.server
+        if error.blame is not Blame.REQUEST:
+            return not self._row_is_to_blame(sent, error)
+        if not self._others_in_service(server):
+            return False
+        if isinstance(error, RunnerError | OutOfMemoryError | UnknownServerError):
+            # All that were in flight when it crashed are one crash, and so are all attempts of one row.
+            server.crashes += sent.number > server.crashed_at and item is not server.crashed_with
+            server.crashed_at, server.crashed_with = server.sends, item
+            is_of_server = server.crashes >= _CRASHES
+        elif isinstance(error, FirstTokenTimeoutError | IdleTimeoutError):
+            is_of_server = item.failed_at < 0 and server.answers == sent.answers
+        else:  # the server may be too old for these requests
+            is_of_server = type(error) is BadRequestError and item.failed_at < 0 and not server.ok and self.ok > 0
+        if is_of_server:
+            self._note_server_failed(item, server, error)
+        return is_of_server
+
+    def _row_is_to_blame(self, sent: InFlight, error: OllamaError) -> bool:
+        """Return whether a server fails because of this row: again and again with it, far more than with others."""
+        item = sent.item
         if isinstance(error, OverloadedError):  # no row makes a server busy
             return False
-        self._rows_hit += item.answers_seen < 0 and not item.rest
-        if self._answers > item.answers_seen >= 0:
-            item.server_failures += 1
-        item.answers_seen = self._answers
+        self._rows_hit += item.failed_at < 0 and not item.rest
+        self._note_server_failed(item, sent.server, error)
         if item.rest:  # a pack is only halved, which costs no attempt
             return item.server_failures > 0
+        if item.servers_failed >= _SERVERS_FAILED and sent.alone:
+            return True
         share = (self._rows_hit - 1) / max(self._rows_sent - 1, 1)
         return item.server_failures >= _SERVER_FAILURES and share**item.server_failures < _CHANCE
 
-    def _put_back(self, item: WorkItem) -> None:
+    def _note_server_failed(self, item: WorkItem, server: ServerState, error: OllamaError) -> None:
+        if item.failed_at >= 0:
+            item.server_failures += self.servers[item.failed_at].answers > item.answers_seen
+        # A server that takes no connection has not seen the row.
+        if item.failed_at != server.index and type(error) not in {UnreachableError, ConnectTimeoutError}:
+            item.servers_failed += 1
+            if item.servers_failed > 1:  # it may be what brought both down: no third one is risked while others wait
+                item.exclusive, item.only = True, server.index
+        item.failed_at, item.answers_seen = server.index, server.answers
+
+    def _server_failure(self, sent: InFlight, error: OllamaError, now: float) -> Verdict:
+        server, item = sent.server, sent.item
+        known = item.server_failures and not isinstance(error, OverloadedError | UnreachableError)
+        if known and server.outage_since is None:
+            # It failed before, and other rows were answered since: no pause for this one.
+            self._put_back(item, server)
+            return Verdict.AGAIN
+        noticed = sent.pause_count == server.pause_count
+        server.pauses_in_a_row += noticed
+        self._put_back(item, server)
+        return self._pause(server, error, now) if noticed else Verdict.AGAIN
+
+    def _put_back(self, item: WorkItem, server: ServerState) -> None:
         """Put an item behind some others, and behind more of them with each pause that did not help.
 
-        If the server fails with several rows, a good one among them must be sent, too.
+        If the server fails with several rows, a good one among them must be sent, too. Other servers get it at once.
         """
-        item.pack_closed = True
-        self._new.insert(min(2 * max(self._pauses_in_a_row, 1), len(self._new)), item)
+        if item.copies:
+            return
+        others = self._others_in_service(server)
+        self.queue.put_back(item, 0 if others else 2 * max(server.pauses_in_a_row, 1))
 
-    def _outage(self, item: WorkItem, error: OllamaError, now: float) -> Verdict:
-        noticed = item.pause_count == self.pause_count
-        self._pauses_in_a_row += noticed
-        self._put_back(item)
-        if not noticed:
-            return Verdict.AGAIN
-        self.pause_count += 1
-        self._outage_since = now if self._outage_since is None else self._outage_since
-        last = self._outage_since + self.failures.max_outage
+    def _send_next(self, item: WorkItem) -> None:
+        if not item.copies:
+            self.queue.new.appendleft(item)
+
+    def _pause(self, server: ServerState, error: OllamaError, now: float) -> Verdict:
+        """Send nothing to a server for a while. Without any server for too long the batch stops."""
+        server.begin_outage(now, str(error))
+        taking_part = [other for other in self.servers if not other.left_out]
+        all_out = all(other.outage_since is not None for other in taking_part)
+        since = max(other.outage_since or 0.0 for other in taking_part) if all_out else now
+        last = since + self.failures.max_outage
         if now >= last:
             return Verdict.STOP
-        pause = min(_PAUSE * 2.0 ** min(self._pauses_in_a_row - 1, 9), _LONGEST_PAUSE)
-        # Neither Retry-After nor the user's own pace delays the last request beyond max_outage.
-        self._paused_until = min(now + max(pause, error.retry_after or 0.0), last)
-        self._next_send = min(self._next_send, last)
-        self.pause = self._paused_until - now
-        self._slow_start = 1
-        while self._recently_cut:
-            when, cut = self._recently_cut.pop()
-            if now - when <= _SAME_OUTAGE and cut.attempts:
-                cut.attempts -= 1
+        if all_out:
+            # Neither Retry-After nor the user's own pace delays the last request beyond max_outage.
+            self._next_send = min(self._next_send, last)
+        server.begin_pause(now, error.retry_after or 0.0, last)
+        for item in server.cut_by_outage(now):
+            item.attempts = max(0, item.attempts - 1)
+            if len(self.servers) > 1:
+                self._note_server_failed(item, server, error)
         return Verdict.AGAIN
 
     def hopeless(self) -> bool:

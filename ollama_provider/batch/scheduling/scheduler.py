@@ -2,26 +2,26 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
-from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
 from ollama_provider.batch.scheduling.plan import Plan
+from ollama_provider.batch.scheduling.servers import InFlight
+from ollama_provider.batch.scheduling.tail import rows_to_read
 
 
 class Scheduler:
-    """The plan of a run and the two sizes that it goes by. `Plan` decides; tasks wait here for a change of it.
+    """The plan of a run. `Plan` decides; tasks wait here for a change of it.
 
     Args:
-        plan: which request is sent next.
-        concurrency: how many requests may be in flight.
-        pack: how many texts share a request.
+        plan: which request is sent next, and where.
     """
 
-    def __init__(self, plan: Plan, concurrency: ConcurrencyLimit, pack: PackSize) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.concurrency = concurrency
-        self.pack = pack
         #: The input is not read to its end.
         self.more_input = True
+        #: What waits for the answer of a request that may be discarded.
+        self.waiting: dict[InFlight, asyncio.Task[Any]] = {}
         # asyncio.Condition would need a lock, which plain functions that notify cannot take. The reader has an event of
         # its own, so that not every reply wakes it.
         self._changed = asyncio.Event()
@@ -29,13 +29,13 @@ class Scheduler:
 
     @property
     def in_flight_limit(self) -> int:
-        """Requests that may be in flight: fewer than the concurrency just after a pause."""
-        return self.plan.in_flight_limit(self.concurrency.target)
+        """Requests that may be in flight at all servers: fewer than the concurrency just after a pause."""
+        return sum(server.in_flight_limit for server in self.plan.servers if server.ready and not server.left_out)
 
     @property
     def rows_ahead(self) -> int:
         """Rows that must be queued, so that no worker waits for the input."""
-        return self.concurrency.target * self.pack.size
+        return rows_to_read(self.plan.servers)
 
     @property
     def finished(self) -> bool:

@@ -1,34 +1,50 @@
-"""Requests out: one worker for each request that may be in flight, and what follows from the replies."""
+"""Requests out: one worker for each request that may be in flight at a server, and what follows from the replies."""
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ollama_provider.api.client import AsyncClient
-from ollama_provider.api.errors import OllamaError, OverloadedError
+from ollama_provider.api.errors import BadRequestError, OllamaError, OverloadedError
 from ollama_provider.api.schemas import Metrics, Request
-from ollama_provider.batch.errors import TooManyFailedError
+from ollama_provider.batch.errors import ModelChangedError, NoServerError, TooManyFailedError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.embedding import PACK_CHARACTERS
 from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.results.progress import Counters
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
-from ollama_provider.batch.scheduling.plan import Do, Verdict
+from ollama_provider.batch.scheduling.plan import Do, Plan, Verdict
 from ollama_provider.batch.scheduling.scheduler import Scheduler
+from ollama_provider.batch.scheduling.servers import InFlight, ServerState
 from ollama_provider.batch.store.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server of a run, and the connections to it.
+
+    Attributes:
+        state: what the plan knows of it.
+        control: checks and loads models.
+        client: makes one attempt for a request: it is the plan that retries.
+    """
+
+    state: ServerState
+    control: ModelControl
+    client: AsyncClient
+
+
 class Workers:
-    """Send what the plan says, as many requests at a time as the concurrency limit allows.
+    """Send to one server what the plan says, as many requests at a time as the concurrency limit allows.
 
     Args:
         scheduler: holds the plan.
-        setup: of the run.
-        client: makes one attempt for a request: it is the plan that retries.
-        server: loads the model.
+        server: to send to.
+        setup: of the requests to it.
         checkpoints: no request is sent while too many outcomes wait to be written.
         recorder: takes the outcomes.
         counters: say why the rows failed, when the batch stops early.
@@ -38,9 +54,8 @@ class Workers:
     def __init__(
         self,
         scheduler: Scheduler,
+        server: Server,
         setup: RunSetup,
-        client: AsyncClient,
-        server: ModelControl,
         *,
         checkpoints: Checkpoints,
         recorder: OutcomeRecorder,
@@ -49,9 +64,9 @@ class Workers:
     ) -> None:
         self._scheduler = scheduler
         self._plan = scheduler.plan
+        self._has_others = len(scheduler.plan.servers) > 1
+        self._state, self._client, self._control = server.state, server.client, server.control
         self._task, self._validator = setup.task, setup.validator
-        self._client = client
-        self._server = server
         self._checkpoints = checkpoints
         self._recorder = recorder
         self._counters = counters
@@ -65,78 +80,123 @@ class Workers:
         Raises:
             TooManyFailedError: the first rows all failed.
             OllamaError: one that fails every row, or an outage that outlasted ``failures.max_outage``.
+            NoServerError: the same of all servers, where there are several.
         """
-        while not self._plan.queued:
+        while not self._plan.queue:
             if self._scheduler.finished:
                 return
             await self._scheduler.wait()
-        await self._server.load(self._task)
+        await self._load()
         async with asyncio.TaskGroup() as group:
             self._start(group)
 
+    async def _load(self) -> None:
+        """Load the model, and try again after a pause if that fails and there are other servers."""
+        while not self._scheduler.finished and not self._state.left_out:
+            began = self._now()
+            try:
+                await self._control.load(self._task)
+            except OllamaError as error:
+                if not self._has_others:
+                    raise
+                await wait_after_failure(self._scheduler, self._state, error)
+                continue
+            where = f" at {self._state.name}" if self._has_others else ""
+            logger.info(
+                "Model %s is loaded%s (%.1f s), context %s.",
+                self._task.model, where, self._now() - began, self._task.sent_options.num_ctx,
+            )  # fmt: skip
+            self._plan.joined(self._state)
+            self._scheduler.notify()
+            return
+
     def _start(self, group: asyncio.TaskGroup) -> None:
         """Start as many workers as there may be requests in flight."""
-        for number in range(self._scheduler.concurrency.target):
+        for number in range(self._state.concurrency.target):
             if number not in self._running:
                 self._running.add(number)
                 group.create_task(self._work(number, group))
 
     async def _work(self, number: int, group: asyncio.TaskGroup) -> None:
-        scheduler = self._scheduler
+        scheduler, state = self._scheduler, self._state
         try:
-            while number < scheduler.concurrency.target and not scheduler.finished:
-                step = self._plan.next(self._now(), scheduler.concurrency.target, more=scheduler.more_input)
-                if step.do is Do.SEND and step.item is not None:
-                    await self._send(step.item)
-                    if scheduler.concurrency.target > len(self._running):
+            while number < state.concurrency.target and not scheduler.finished:
+                step = self._plan.next(state, self._now(), more=scheduler.more_input)
+                if step.sent is not None:
+                    await self._send(step.sent)
+                    if state.concurrency.target > len(self._running):
                         self._start(group)
+                elif step.do is Do.PROBE:
+                    await self._probe(step.item)
                 else:
                     await scheduler.wait(step.until)
         finally:
             self._running.discard(number)
 
-    async def _send(self, item: WorkItem) -> None:
+    async def _send(self, sent: InFlight) -> None:
         """Send the request for a row, or for a pack of them, and do what follows from the reply."""
-        scheduler = self._scheduler
-        self._plan.fill(item, scheduler.pack.size, PACK_CHARACTERS)
-        if self._plan.queued_new <= scheduler.rows_ahead:
+        scheduler, item = self._scheduler, sent.item
+        self._plan.fill(sent, PACK_CHARACTERS, more=scheduler.more_input)
+        if len(self._plan.queue.new) <= scheduler.rows_ahead:
             scheduler.want_rows()
-        sent_at_target, began = scheduler.concurrency.target, self._now()
+        began = self._now()
         reply: Metrics | None = None
         doing = "requesting its answer"
         try:
-            if self._plan.needs_probe(item) and not await self._server_answers(item):
-                return
             request: Request[Any] = self._task.request(item)
-            reply = await self._client.send(request)
+            reply = await self._reply(sent, request)
+            if reply is None:
+                return
             seconds, doing = self._now() - began, "validating its answer"
             outcomes = self._validator.accept(item, request, reply, seconds)
             queued = reply.queue_seconds
         except OllamaError as error:
-            self._on_failure(item, error, reply, self._now() - began)
+            self._on_failure(sent, error, reply, self._now() - began)
         except Exception as error:  # whatever an odd answer may cause is a failure of this row alone
-            self._on_failure(item, self._recorder.unforeseen(error, doing), None, self._now() - began)
+            self._on_failure(sent, self._recorder.unforeseen(error, doing), None, self._now() - began)
         else:
-            if not item.variant.fallback:
-                scheduler.concurrency.observe(sent_at_target, seconds, queued, outcomes[0].tokens)
-            scheduler.pack.observe(len(outcomes), seconds)
-            self._on_success(item, outcomes, reply)
+            self._state.observe(sent, seconds, queued, len(outcomes), outcomes[0].tokens)
+            self._on_success(sent, outcomes, reply)
         finally:
             scheduler.notify()
         while self._checkpoints.lags:
             await scheduler.wait()
 
-    def _on_success(self, item: WorkItem, outcomes: list[Outcome], reply: Metrics) -> None:
-        pack = (item, *item.rest)
-        good = [self._recorder.record(each, outcome) for each, outcome in zip(pack, outcomes, strict=True)]
+    async def _reply(self, sent: InFlight, request: Request[Any]) -> Metrics | None:
+        """Return the reply; None if another server has answered for the row meanwhile."""
+        if not self._has_others:
+            reply: Metrics = await self._client.send(request)
+            return reply
+        task = self._scheduler.waiting[sent] = asyncio.create_task(self._client.send(request))
+        try:
+            reply = await task
+        except asyncio.CancelledError:
+            if sent.discarded and not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # we are in one
+                return None
+            raise
+        except OllamaError:
+            if sent.discarded:
+                return None
+            raise
+        finally:
+            del self._scheduler.waiting[sent]
+        return None if sent.discarded else reply
+
+    def _on_success(self, sent: InFlight, outcomes: list[Outcome], reply: Metrics) -> None:
+        item = sent.item
+        good = [self._recorder.record(each, outcome) for each, outcome in zip(item.pack, outcomes, strict=True)]
+        self._state.tokens += sum(outcome.tokens or 0 for outcome in outcomes)
         if item.rest:  # the server counts the tokens of the pack, and not of each row
             self._counters.prompt_tokens += reply.prompt_eval_count
-        self._plan.succeeded(item, failed=good.count(False))
+        for other in self._plan.succeeded(sent, self._now(), failed=good.count(False)):
+            self._scheduler.waiting[other].cancel()
         self._stop_if_hopeless()
 
-    def _on_failure(self, item: WorkItem, error: OllamaError, reply: Metrics | None, seconds: float) -> None:
+    def _on_failure(self, sent: InFlight, error: OllamaError, reply: Metrics | None, seconds: float) -> None:
+        item = sent.item
         try:
-            variant = self._validator.next_variant(item, error, reply)
+            # Where the row is in flight at another server, too, that answer decides.
+            variant = None if item.copies > 1 else self._validator.next_variant(item, error, reply)
         except Exception as unforeseen:
             error, reply, variant = self._recorder.unforeseen(unforeseen, "choosing how to ask again"), None, None
         if variant is not None:
@@ -144,16 +204,18 @@ class Workers:
                 self._plan.postpone if variant.fallback and not item.variant.fallback else self._plan.send_again
             )
             item.variant = variant
-            send_again(item)
+            send_again(sent, self._now())
             return
+        pauses, was_left_out = self._state.pause_count, self._state.left_out
         if self._validator.ends_batch(error, answered=bool(self._plan.ok)):
-            self._stop(error)
-        pauses = self._plan.pause_count
-        match self._plan.failure(item, error, self._now(), final=self._validator.is_final(error)):
-            case Verdict.STOP:
+            if not self._has_others or not isinstance(error, BadRequestError):
                 self._stop(error)
+            self._plan.leave_out(self._state, str(error))
+        match self._plan.failure(sent, error, self._now(), final=self._validator.is_final(error)):
+            case Verdict.STOP:
+                self._stop(stop_error(self._plan, error))
             case Verdict.AGAIN:
-                self._log_pause(error, pauses)
+                self._log_failure(error, pauses, was_left_out=was_left_out)
             case Verdict.FAILED:
                 try:
                     outcome = self._validator.reject(item, error, reply, seconds)
@@ -163,27 +225,29 @@ class Workers:
                 self._recorder.record(item, outcome)
                 self._stop_if_hopeless()
 
-    async def _server_answers(self, item: WorkItem) -> bool:
-        """Send a request that is no row's, before a row that the server failed with is sent again."""
+    async def _probe(self, item: WorkItem | None) -> None:
+        """Send a request that is no row's, to find out whether the server works."""
         try:
             await self._client.send(self._task.load())
         except OllamaError as error:
-            pauses = self._plan.pause_count
-            if self._plan.probe_failed(item, error, self._now()) is Verdict.STOP:
-                self._stop(error)
-            self._log_pause(error, pauses)
-            return False
-        self._plan.probe_succeeded()
-        return True
+            pauses = self._state.pause_count
+            if self._plan.probe_failed(self._state, item, error, self._now()) is Verdict.STOP:
+                self._stop(stop_error(self._plan, error))
+            self._log_failure(error, pauses, was_left_out=False)
+        else:
+            self._plan.probe_succeeded(self._state, item)
+        finally:
+            self._scheduler.notify()
 
-    def _log_pause(self, error: OllamaError, pauses: int) -> None:
-        if self._plan.pause_count == pauses:
+    def _log_failure(self, error: OllamaError, pauses: int, *, was_left_out: bool) -> None:
+        state = self._state
+        if state.left_out and not was_left_out:
+            log_left_out(state)
+        if state.pause_count == pauses:
             return
-        logger.warning(
-            "Server unavailable, pausing all requests for %.0f s (no row loses an attempt): %s", self._plan.pause, error
-        )
+        log_pause(self._plan, state, error)
         if isinstance(error, OverloadedError):
-            self._scheduler.concurrency.overloaded()
+            state.concurrency.overloaded()
 
     def _stop_if_hopeless(self) -> None:
         if not self._plan.hopeless():
@@ -204,3 +268,61 @@ class Workers:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+async def wait_after_failure(scheduler: Scheduler, state: ServerState, error: OllamaError | ModelChangedError) -> None:
+    """Wait until a server that is not in service is to be tried again; return at once if it is left out.
+
+    Args:
+        scheduler: holds the plan.
+        state: of the server.
+        error: of the check of the server, or of the load of its model.
+
+    Raises:
+        NoServerError: no server was in service for ``failures.max_outage``, or all are left out.
+    """
+    loop = asyncio.get_running_loop()
+    plan = scheduler.plan
+    if plan.not_joined(state, error, loop.time()) is Verdict.STOP:
+        plan.closed = True
+        raise stop_error(plan, error)
+    if state.left_out:
+        log_left_out(state)
+        return
+    log_pause(plan, state, error)
+    while loop.time() < state.paused_until and not scheduler.finished:
+        await scheduler.wait(state.paused_until)
+
+
+def stop_error(plan: Plan, error: Exception) -> Exception:
+    """Return the error that ends the run: that of the only server, or one that lists all servers.
+
+    Args:
+        plan: that stopped.
+        error: the last one.
+    """
+    if len(plan.servers) == 1:
+        return error
+    return NoServerError(
+        "None of the servers can be used",
+        {server.name: server.reason for server in plan.servers},
+        retryable=not all(server.left_out for server in plan.servers),
+    )
+
+
+def log_left_out(state: ServerState) -> None:
+    """Warn that a server gets no rows for the rest of the run."""
+    logger.warning("Server %s is left out of this run: %s", state.name, state.reason)
+
+
+def log_pause(plan: Plan, state: ServerState, error: Exception) -> None:
+    """Warn that a server gets no rows for a while."""
+    if len(plan.servers) == 1:
+        logger.warning(
+            "Server unavailable, pausing all requests for %.0f s (no row loses an attempt): %s", state.pause, error
+        )
+    else:
+        logger.warning(
+            "Server %s is unavailable, trying it again in %.0f s; other servers get its rows (no row loses an "
+            "attempt): %s", state.name, state.pause, error,
+        )  # fmt: skip

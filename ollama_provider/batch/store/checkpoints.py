@@ -32,7 +32,7 @@ class Checkpoints:
 
     Args:
         journal: where the outcomes go.
-        look_up_digest: asks the server for the model's current digest; None if the server lists none.
+        look_up_digest: asks the server with that URL for the model's current digest; None if the server lists none.
         on_digest_change: see `FailurePolicy`.
     """
 
@@ -40,7 +40,7 @@ class Checkpoints:
         self,
         journal: Journal,
         *,
-        look_up_digest: Callable[[], Awaitable[str | None]],
+        look_up_digest: Callable[[str], Awaitable[str | None]],
         on_digest_change: Literal["stop", "continue"],
     ) -> None:
         self._journal = journal
@@ -49,27 +49,36 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "batch-parts")
         self._changed: ModelChangedError | None = None
         self._part_is_full = asyncio.Event()
-        #: What the outcomes from here on have in common; None before the server was asked.
-        self.provenance: Provenance | None = None
-        self._shared = ""
+        #: What the outcomes of each server have in common from here on, by its URL; empty before a server was asked.
+        self.provenances: dict[str, Provenance] = {}
+        self._shared: dict[str, str] = {}
+        #: Servers with outcomes since their digest was last compared.
+        self._to_compare: set[str] = set()
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What the outcomes of the first server have in common; None before a server was asked."""
+        return next(iter(self.provenances.values()), None)
 
     def set_provenance(self, provenance: Provenance) -> None:
-        """Set what the outcomes from here on have in common."""
-        self.provenance = provenance
-        self._shared = shared_fields(vars(provenance))
+        """Set what the outcomes of a server have in common from here on."""
+        self.provenances[provenance.server] = provenance
+        self._shared[provenance.server] = shared_fields(vars(provenance))
 
-    def add(self, number: int, outcome: Outcome, shared: str | None = None) -> None:
+    def add(self, number: int, outcome: Outcome, *, server: str = "", shared: str | None = None) -> None:
         """Add an outcome to the next checkpoint.
 
         Args:
             number: of the key, from `Journal.find`.
             outcome: of that key.
-            shared: see `Journal.add`; None for what the run has in common.
+            server: URL of the server that it comes from; empty for one of an earlier run.
+            shared: see `Journal.add`; None for what all outcomes of the server have in common.
 
         Raises:
             RejectedReplyError: the outcome cannot be written as JSON.
         """
-        self._journal.add(number, outcome, self._shared if shared is None else shared)
+        self._journal.add(number, outcome, self._shared[server] if shared is None else shared)
+        self._to_compare.add(server)
         if self._journal.unwritten >= _PART:
             self._part_is_full.set()
 
@@ -102,37 +111,48 @@ class Checkpoints:
 
     async def _write(self, digest_timeout: float) -> None:
         if self._journal.end_part():
-            await self._compare_digest(digest_timeout)
+            await self._compare_digests(digest_timeout)
             await self._in_thread(self._journal.write_parts)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
-    async def _compare_digest(self, seconds: float) -> None:
-        """Compare the model's digest with the one that the waiting outcomes are recorded with.
+    async def _compare_digests(self, seconds: float) -> None:
+        """Compare the model's digest at each server with the one that the waiting outcomes are recorded with.
 
         Raises:
-            ModelChangedError: the model is another one, now or at an earlier comparison. The waiting outcomes are never
+            ModelChangedError: a model is another one, now or at an earlier comparison. The waiting outcomes are never
                 written then.
         """
         if self._changed is not None:
             raise self._changed
-        known = self.provenance
-        if known is None or known.digest is None:
-            return  # A merge sends no requests, and a server that lists no digest cannot show a change.
+        # A merge sends no requests, and a server that lists no digest cannot show a change.
+        known = [
+            provenance
+            for server in sorted(self._to_compare)
+            if (provenance := self.provenances.get(server)) and provenance.digest is not None
+        ]
+        self._to_compare.clear()
+        found = await asyncio.gather(*(self._digest(provenance.server, seconds) for provenance in known))
+        for provenance, digest in zip(known, found, strict=True):
+            if digest != provenance.digest:
+                await self._on_difference(provenance, digest)
+
+    async def _digest(self, server: str, seconds: float) -> str | None:
         try:
             async with asyncio.timeout(seconds):
-                digest = await self._look_up_digest()
+                return await self._look_up_digest(server)
         except (OllamaError, TimeoutError):
-            digest = None
-        if digest == known.digest:
-            return
+            return None
+
+    async def _on_difference(self, known: Provenance, digest: str | None) -> None:
+        before = self._shared[known.server]
         if digest is None:
             logger.warning(
                 "The digest of model %r at %s could not be read: the answers since the last checkpoint are kept "
                 "without a digest.", known.model, known.server,
             )  # fmt: skip
-            await self._remove_digest(known, self._shared)
+            await self._remove_digest(known, before)
             return
         change = (
             f"Model {known.model!r} at {known.server} changed during the run, from digest {known.digest} to {digest}."
@@ -144,7 +164,6 @@ class Checkpoints:
             raise self._changed
         logger.warning("%s The results from here on are those of the new model.", change)
         self._journal.end_part()  # with the outcomes that came during the comparison
-        before = self._shared
         self.set_provenance(replace(known, digest=digest))
         await self._remove_digest(known, before)
 

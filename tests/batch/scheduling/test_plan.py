@@ -23,22 +23,35 @@ from ollama_provider.api.errors import (
 )
 from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.requests.work_item import Variant, WorkItem
-from ollama_provider.batch.scheduling.plan import Choice, Do, Plan, Verdict, choose
+from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
+from ollama_provider.batch.scheduling.input_queue import Choice, choose
+from ollama_provider.batch.scheduling.plan import Do, Plan, Step, Verdict
+from ollama_provider.batch.scheduling.servers import InFlight, ServerState
 from ollama_provider.batch.store.journal import State
 
 
-def plan(*numbers: int, **limits: float) -> Plan:
-    made = Plan(FailurePolicy(**limits))
-    for number in numbers:
-        made.add(WorkItem(number, f"prompt {number}"))
+def plan(*numbers: int, interval: float = 0.0, **limits: float) -> Plan:
+    made = Plan(
+        FailurePolicy(**limits), [ServerState(0, "http://gpu1", ConcurrencyLimit.fixed(8), PackSize(1))], interval
+    )
+    made.queue.new.extend(WorkItem(number, f"prompt {number}") for number in numbers)
     return made
 
 
-def send(made: Plan, now: float, *, concurrency: int = 8, more: bool = False) -> WorkItem:
-    step = made.next(now, concurrency, more=more)
+def look(made: Plan, now: float, concurrency: int = 8, *, more: bool = False) -> Step:
+    made.servers[0].concurrency = ConcurrencyLimit.fixed(concurrency)
+    return made.next(made.servers[0], now, more=more)
+
+
+def send(made: Plan, now: float, *, concurrency: int = 8, more: bool = False) -> InFlight:
+    """Send the next item; a probe before it is answered."""
+    step = look(made, now, concurrency, more=more)
+    if step.do is Do.PROBE:
+        made.probe_succeeded(made.servers[0], step.item)
+        step = look(made, now, concurrency, more=more)
     assert step.do is Do.SEND, step
-    assert step.item is not None
-    return step.item
+    assert step.sent is not None
+    return step.sent
 
 
 class Simulation:
@@ -52,30 +65,34 @@ class Simulation:
         self.now, self.failed, self.stopped, self.sent = 0.0, [], None, 0
 
     def run(self):
+        server = self.made.servers[0]
+        server.concurrency, server.pack.size = ConcurrencyLimit.fixed(self.concurrency), self.pack
         while self.made.unfinished and self.stopped is None:
-            flight = []
-            while (step := self.made.next(self.now, self.concurrency, more=False)).do is Do.SEND:
-                self.made.fill(step.item, self.pack, 1 << 20)
-                flight.append(step.item)
-            if not flight:
+            steps = []
+            while (step := self.made.next(server, self.now, more=False)).do in {Do.SEND, Do.PROBE}:
+                if step.sent:
+                    self.made.fill(step.sent, 1 << 20, more=False)
+                steps.append(step)
+            if not steps:
                 self.now = max(step.until, self.now)
             self.now += 0.1
-            for item in flight:
-                self.answer(item)
+            for taken in steps:
+                self.probe(server, taken.item) if taken.do is Do.PROBE else self.answer(taken.sent)
         return self
 
-    def answer(self, item):
-        if self.made.needs_probe(item):
-            if error := self.load(self.now):
-                self.judge(item, error, self.made.probe_failed(item, error, self.now))
-                return
-            self.made.probe_succeeded()
-        self.sent += 1
-        pack = (item, *item.rest)
-        if error := next(filter(None, (self.fails(each.number) for each in pack)), None):
-            self.judge(item, error, self.made.failure(item, error, self.now))
+    def probe(self, server, item):
+        if error := self.load(self.now):
+            self.judge(item, error, self.made.probe_failed(server, item, error, self.now))
         else:
-            self.made.succeeded(item)
+            self.made.probe_succeeded(server, item)
+
+    def answer(self, sent):
+        self.sent += 1
+        item = sent.item
+        if error := next(filter(None, (self.fails(each.number) for each in item.pack)), None):
+            self.judge(item, error, self.made.failure(sent, error, self.now))
+        else:
+            self.made.succeeded(sent, self.now)
 
     def judge(self, item, error, verdict):
         if verdict is Verdict.FAILED:
@@ -104,8 +121,8 @@ def test_rows_go_in_their_order_and_no_more_at_a_time_than_allowed():
     """Items are sent in the order of the input, up to the concurrency limit."""
     made = plan(1, 2, 3)
 
-    assert [send(made, 0, concurrency=2).number for _ in range(2)] == [1, 2]
-    assert made.next(0, 2, more=False).do is Do.IDLE
+    assert [send(made, 0, concurrency=2).item.number for _ in range(2)] == [1, 2]
+    assert look(made, 0, 2).do is Do.IDLE
 
 
 def test_an_outage_pauses_all_requests_once():
@@ -116,12 +133,12 @@ def test_an_outage_pauses_all_requests_once():
     verdicts = {made.failure(item, OverloadedError("busy"), 0.0) for item in items}
 
     assert verdicts == {Verdict.AGAIN}
-    assert made.pause_count == 1
-    assert made.pause == 1
-    assert made.next(0.5, 10, more=False).do is Do.WAIT
-    assert made.next(0.5, 10, more=False).until == 1
-    assert all(item.attempts == 0 for item in items)
-    assert made.queued == 10
+    assert made.servers[0].pause_count == 1
+    assert made.servers[0].pause == 1
+    assert look(made, 0.5, 10).do is Do.WAIT
+    assert look(made, 0.5, 10).until == 1
+    assert all(sent.item.attempts == 0 for sent in items)
+    assert len(made.queue) == 10
 
 
 def test_a_pause_is_followed_by_a_slow_start():
@@ -130,11 +147,11 @@ def test_a_pause_is_followed_by_a_slow_start():
     made.failure(send(made, 0), OverloadedError("busy"), 0.0)
 
     probe = send(made, 1.0, concurrency=16)
-    assert made.next(1.0, 16, more=False).do is Do.IDLE
-    made.succeeded(probe)
-    assert made.in_flight_limit(16) == 2
-    made.succeeded(send(made, 1.1, concurrency=16))
-    assert made.in_flight_limit(16) == 4
+    assert look(made, 1.0, 16).do is Do.IDLE
+    made.succeeded(probe, 0.0)
+    assert made.servers[0].in_flight_limit == 2
+    made.succeeded(send(made, 1.1, concurrency=16), 1.1)
+    assert made.servers[0].in_flight_limit == 4
 
 
 def test_pauses_grow_until_something_succeeds():
@@ -143,13 +160,13 @@ def test_pauses_grow_until_something_succeeds():
     now, pauses = 0.0, []
     for _ in range(8):
         made.failure(send(made, now), UnreachableError("refused"), now)
-        pauses.append(made.pause)
-        now += made.pause
+        pauses.append(made.servers[0].pause)
+        now += made.servers[0].pause
 
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
-    made.succeeded(send(made, now))
+    made.succeeded(send(made, now), now)
     made.failure(send(made, now), UnreachableError("refused"), now)
-    assert made.pause == 1
+    assert made.servers[0].pause == 1
 
 
 def test_a_proxy_may_ask_for_a_longer_pause():
@@ -157,8 +174,8 @@ def test_a_proxy_may_ask_for_a_longer_pause():
     made = plan(1)
     made.failure(send(made, 0), OverloadedError("busy", retry_after=17), 0.0)
 
-    assert made.next(16, 8, more=False).until == 17
-    assert made.pause == 17
+    assert look(made, 16, 8).until == 17
+    assert made.servers[0].pause == 17
 
 
 @pytest.mark.parametrize("seconds", [3600.0, 1e300, float("inf"), float("nan"), -5.0])
@@ -173,9 +190,9 @@ def test_no_proxy_can_ask_for_a_pause_beyond_max_outage(seconds):
 
 def test_the_pace_of_the_user_does_not_delay_the_end_of_an_outage():
     """With one request in ten minutes and max_outage of a minute, the outage ends the batch after a minute."""
-    made = Plan(FailurePolicy(max_outage=60), interval=600)
+    made = plan(max_outage=60, interval=600)
     for number in range(3):
-        made.add(WorkItem(number, ""))
+        made.queue.new.append(WorkItem(number, ""))
     gone = Simulation(
         made, lambda number: UnreachableError("refused") if made.ok else None, load=lambda now: None
     ).run()
@@ -190,25 +207,25 @@ def test_ten_minutes_of_outage_cost_no_row_an_attempt():
     now = 0.0
     while now < 600:
         made.failure(send(made, now), UnreachableError("refused"), now)
-        now += made.pause
+        now += made.servers[0].pause
 
     done = []
     while made.unfinished:
-        item = send(made, now)
-        assert item.attempts == 0
-        made.succeeded(item)
-        done.append(item.number)
+        sent = send(made, now)
+        assert sent.item.attempts == 0
+        made.succeeded(sent, now)
+        done.append(sent.item.number)
     assert sorted(done) == [1, 2, 3, 4]
 
 
 def test_an_outage_without_end_stops_the_batch():
     """After max_outage seconds without one answer."""
     made = plan(1, max_outage=100)
-    now = 0.0
-    while made.failure(send(made, now), UnreachableError("refused"), now) is Verdict.AGAIN:
-        now += made.pause
+    refused = UnreachableError("refused")
+    gone = Simulation(made, lambda number: refused, load=lambda now: refused).run()
 
-    assert 100 <= now < 140
+    assert gone.stopped is refused
+    assert 100 <= gone.now < 140
 
 
 def test_a_reply_cut_by_an_outage_costs_no_attempt():
@@ -216,12 +233,12 @@ def test_a_reply_cut_by_an_outage_costs_no_attempt():
     made = plan(1, 2, 3)
     first, second, third = (send(made, 0) for _ in range(3))
     made.failure(first, IncompleteReplyError("cut"), 0.0)
-    assert first.attempts == 1
+    assert first.item.attempts == 1
 
     made.failure(second, UnreachableError("refused"), 0.1)
     made.failure(third, IncompleteReplyError("cut"), 0.2)
 
-    assert [first.attempts, second.attempts, third.attempts] == [0, 0, 0]
+    assert [first.item.attempts, second.item.attempts, third.item.attempts] == [0, 0, 0]
 
 
 def test_a_rows_own_failure_sends_it_to_the_end():
@@ -229,7 +246,7 @@ def test_a_rows_own_failure_sends_it_to_the_end():
     made = plan(1, 2, 3, retry_delay=0)
     made.failure(send(made, 0), IncompleteReplyError("cut"), 0.0)
 
-    assert [send(made, 0).number for _ in range(3)] == [2, 3, 1]
+    assert [send(made, 0).item.number for _ in range(3)] == [2, 3, 1]
 
 
 def test_a_row_fails_for_good_after_its_attempts():
@@ -246,23 +263,23 @@ def test_a_row_fails_for_good_after_its_attempts():
 def test_a_crash_of_the_model_counts_only_for_a_row_that_was_sent_alone():
     """One crash fails four rows. Each is sent alone next, and only the row that crashes the model again fails."""
     made = plan(*range(6), max_attempts=2, retry_delay=0)
-    for item in [send(made, 0, concurrency=4) for _ in range(4)]:
-        assert made.failure(item, RunnerError("crashed"), 0.0) is Verdict.AGAIN
-        assert item.attempts == 0
+    for sent in [send(made, 0, concurrency=4) for _ in range(4)]:
+        assert made.failure(sent, RunnerError("crashed"), 0.0) is Verdict.AGAIN
+        assert sent.item.attempts == 0
     four, five = send(made, 0, concurrency=4), send(made, 0, concurrency=4)
-    assert made.next(0, 4, more=False).do is Do.IDLE
-    made.succeeded(five)
-    assert made.next(0, 4, more=False).do is Do.IDLE
-    made.succeeded(four)
+    assert look(made, 0, 4).do is Do.IDLE
+    made.succeeded(five, 0.0)
+    assert look(made, 0, 4).do is Do.IDLE
+    made.succeeded(four, 0.0)
 
     failed = []
     while made.unfinished:
-        item = send(made, 0, concurrency=4)
-        assert made.next(0, 4, more=False).do is Do.IDLE
-        if item.number != 2:
-            made.succeeded(item)
-        elif made.failure(item, RunnerError("crashed"), 0.0) is Verdict.FAILED:
-            failed.append(item.number)
+        sent = send(made, 0, concurrency=4)
+        assert look(made, 0, 4).do is Do.IDLE
+        if sent.item.number != 2:
+            made.succeeded(sent, 0.0)
+        elif made.failure(sent, RunnerError("crashed"), 0.0) is Verdict.FAILED:
+            failed.append(sent.item.number)
 
     assert failed == [2]
     assert made.ok == 5
@@ -400,11 +417,11 @@ def test_a_busy_server_is_never_the_fault_of_a_row():
 def test_a_fallback_model_that_cannot_be_loaded_fails_the_rows_that_need_it():
     """The other rows have their answers."""
     made = plan(1, 2)
-    made.succeeded(send(made, 0))
-    item = send(made, 0)
-    item.variant = Variant(fallback=True)
+    made.succeeded(send(made, 0), 0)
+    sent = send(made, 0)
+    sent.item.variant = Variant(fallback=True)
 
-    assert made.failure(item, BrokenModelError("unknown model architecture"), 0.0) is Verdict.FAILED
+    assert made.failure(sent, BrokenModelError("unknown model architecture"), 0.0) is Verdict.FAILED
 
 
 def test_a_failed_row_waits_before_its_next_attempt_if_nothing_else_is_queued():
@@ -412,19 +429,19 @@ def test_a_failed_row_waits_before_its_next_attempt_if_nothing_else_is_queued():
     made = plan(1, retry_delay=2)
     made.failure(send(made, 10), RunnerError("crashed"), 10.0)
 
-    step = made.next(10, 8, more=False)
+    step = look(made, 10, 8)
     assert (step.do, step.until) == (Do.WAIT, 12)
-    assert send(made, 12).number == 1
+    assert send(made, 12).item.number == 1
 
 
 def test_the_queue_of_retries_is_bounded():
     """With a thousand retries queued, the first is sent before new rows."""
     made = plan(*range(1002), retry_delay=0, max_attempts=9)
-    made.succeeded(send(made, 0, more=True))
+    made.succeeded(send(made, 0, more=True), 0)
     for _ in range(1000):
         made.failure(send(made, 0, more=True), RunnerError("crashed"), 0.0)
 
-    assert send(made, 0, more=True).number == 1
+    assert send(made, 0, more=True).item.number == 1
 
 
 def test_a_batch_in_which_everything_fails_is_noticed():
@@ -435,7 +452,7 @@ def test_a_batch_in_which_everything_fails_is_noticed():
         made.failure(send(made, 0), ContextLengthError("too long"), 0.0)
     assert made.hopeless()
 
-    made.succeeded(send(made, 0))
+    made.succeeded(send(made, 0), 0)
     assert not made.hopeless()
 
 
@@ -465,7 +482,7 @@ def test_a_good_result_of_an_earlier_run_keeps_the_batch_from_stopping_early():
 def test_results_that_cannot_be_stored_are_failed_rows():
     """The server answered, but the row has no result."""
     made = plan(1)
-    made.succeeded(send(made, 0), failed=1)
+    made.succeeded(send(made, 0), 0.0, failed=1)
 
     assert (made.ok, made.failed, made.unfinished) == (0, 1, 0)
 
@@ -489,27 +506,30 @@ def test_thresholds(limits, failed, rows, too_many):
 
 def test_requests_per_minute_spaces_the_requests():
     """The next request waits until the interval has passed."""
-    made = Plan(FailurePolicy(), interval=2.0)
+    made = plan(interval=2.0)
     for number in range(3):
-        made.add(WorkItem(number, ""))
+        made.queue.new.append(WorkItem(number, ""))
 
     send(made, 10)
-    assert made.next(10.5, 8, more=False).until == 12
+    assert look(made, 10.5, 8).until == 12
     send(made, 12)
-    assert made.next(12, 8, more=False).until == 14
+    assert look(made, 12, 8).until == 14
 
 
 class TestPacks:
     def pack(self, count, size, weight=1000):
         made = plan()
         for number in range(count):
-            made.add(WorkItem(number, "x" * 10))
-        lead = made.next(0.0, 1, more=False).item
-        made.fill(lead, size, weight)
-        return made, lead
+            made.queue.new.append(WorkItem(number, "x" * 10))
+        return made, self.fill(made, look(made, 0.0, 1), size, weight)
 
-    def numbers(self, item):
-        return [item.number, *(other.number for other in item.rest)]
+    def fill(self, made, step, size, weight=1000):
+        made.servers[0].pack.size = size
+        made.fill(step.sent, weight, more=False)
+        return step.sent
+
+    def numbers(self, sent):
+        return [item.number for item in sent.item.pack]
 
     def test_a_pack_is_filled_in_order_up_to_its_size_and_characters(self):
         """Whichever comes first; an item that needs a request of its own ends the pack."""
@@ -517,9 +537,8 @@ class TestPacks:
         assert self.numbers(self.pack(9, 4, weight=35)[1]) == [0, 1, 2]
         made = plan()
         for number in range(4):
-            made.add(WorkItem(number, "", pack_closed=number == 2))
-        lead = made.next(0.0, 1, more=False).item
-        made.fill(lead, 9, 1000)
+            made.queue.new.append(WorkItem(number, "", pack_closed=number == 2))
+        lead = self.fill(made, look(made, 0.0, 1), 9)
         assert self.numbers(lead) == [0, 1]
 
     def test_a_failed_pack_is_sent_again_as_two_in_the_same_order(self):
@@ -528,16 +547,14 @@ class TestPacks:
 
         assert made.failure(lead, BadRequestError("no"), 1.0) is Verdict.AGAIN
 
-        first, second = (made.next(1.0, 9, more=False).item for _ in range(2))
-        for half in (first, second):
-            made.fill(half, 5, 1000)
+        first, second = [self.fill(made, step, 5) for step in [look(made, 1.0, 9) for _ in range(2)]]
         assert [self.numbers(first), self.numbers(second)] == [[0, 1, 2], [3, 4]]
-        assert {item.attempts for item in (first, *first.rest, second, *second.rest)} == {0}
+        assert {item.attempts for item in (*first.item.pack, *second.item.pack)} == {0}
 
     def test_a_pack_counts_for_each_of_its_rows(self):
         """When it is answered."""
         made, lead = self.pack(5, 5)
-        made.succeeded(lead)
+        made.succeeded(lead, 0.0)
 
         assert (made.ok, made.sends, made.unfinished) == (5, 1, 0)
 
@@ -546,8 +563,7 @@ class TestPacks:
         made, lead = self.pack(5, 5)
         made.failure(lead, OverloadedError("busy"), 1.0)
 
-        again = made.next(100.0, 1, more=False).item
-        made.fill(again, 2, 1000)
+        again = self.fill(made, look(made, 100.0, 1), 2)
         assert self.numbers(again) == [0, 1, 2, 3, 4]
 
 
@@ -555,21 +571,22 @@ def test_postponed_items_are_sent_last_and_together():
     """Once one is sent, all are: the fallback model is in memory now."""
     made = plan()
     for number in range(3):
-        made.add(WorkItem(number, ""))
+        made.queue.new.append(WorkItem(number, ""))
     for _ in range(2):
-        made.postpone(made.next(0.0, 1, more=True).item)
+        made.postpone(look(made, 0.0, 1, more=True).sent, 0.0)
 
-    assert made.next(0.0, 9, more=True).item.number == 2
-    assert made.next(0.0, 9, more=False).do is Do.IDLE
-    made.succeeded(WorkItem(2, ""))
-    assert [made.next(0.0, 9, more=False).item.number for _ in range(2)] == [0, 1]
+    last = look(made, 0.0, 9, more=True).sent
+    assert last.item.number == 2
+    assert look(made, 0.0, 9).do is Do.IDLE
+    made.succeeded(last, 0.0)
+    assert [look(made, 0.0, 9).sent.item.number for _ in range(2)] == [0, 1]
 
 
 def test_a_closed_plan_sends_nothing():
     """Not even after a pause."""
     made = plan()
-    made.add(WorkItem(0, ""))
+    made.queue.new.append(WorkItem(0, ""))
     made.closed = True
 
-    assert made.next(0.0, 9, more=False).do is Do.IDLE
-    assert made.queued == 1
+    assert look(made, 0.0, 9).do is Do.IDLE
+    assert len(made.queue) == 1

@@ -1,0 +1,302 @@
+"""A batch over several servers: one queue, every server busy, and none of their troubles costs a row."""
+
+import pickle
+import threading
+import time
+
+import httpx
+import pytest
+
+from ollama_provider.api.schemas import VersionRequest
+from ollama_provider.api.settings import Settings
+from ollama_provider.batch import FailurePolicy, NoServerError
+from ollama_provider.testing import Crash, Pace, Respond, Stall
+
+from .conftest import Batch
+
+PAGE = Respond(200, "<html>Welcome</html>", headers={"Content-Type": "text/html"})
+
+
+def texts(count):
+    return [f"text {number}" for number in range(count)]
+
+
+class Servers(Batch):
+    """Runs batches over several stand-ins."""
+
+    def __init__(self, servers, directory):
+        super().__init__(servers[0], directory)
+        self.servers = servers
+        self.more = {}
+
+    @property
+    def settings(self):
+        first, *others = [server.url for server in self.servers]
+        return Settings(base_url=first, other_urls=tuple(others), max_attempts=1, **self.more)
+
+    def asked_of(self, server):
+        return [
+            request.json["prompt"]
+            for request in server.stand_in.requests
+            if request.path == "/api/generate" and request.json.get("prompt")
+        ]
+
+    @property
+    def asked(self):
+        return [prompt for server in self.servers for prompt in self.asked_of(server)]
+
+
+@pytest.fixture
+def batch(ollama_servers, tmp_path):
+    return Servers(ollama_servers, tmp_path / "out")
+
+
+def slow(server, seconds, **script):
+    server.stand_in.script(
+        Pace(first_token=seconds), where=lambda body: bool(body.get("prompt")), always=True, **script
+    )
+
+
+class TestTheWork:
+    def test_all_servers_answer_and_each_result_names_its_own(self, batch, ollama_servers):
+        """Every row is asked once, and the summary says what each server did."""
+        for server in ollama_servers:
+            slow(server, 0.02)
+
+        summary = batch.run(texts(60), concurrency=2)
+
+        assert (summary.complete, summary.ok, summary.failed, summary.requests) == (True, 60, 0, 60)
+        assert sorted(batch.asked) == sorted(texts(60))
+        named = {row["server"]: 0 for row in batch.results}
+        for row in batch.results:
+            named[row["server"]] += 1
+        assert named == {server.url: len(batch.asked_of(server)) for server in ollama_servers}
+        assert min(named.values()) > 5
+        assert {share.server: share.rows for share in summary.servers} == named
+        assert sum(share.tokens for share in summary.servers) == summary.tokens
+
+    def test_the_model_is_loaded_and_unloaded_on_each_with_the_same_context(self, batch, ollama_servers):
+        """A server with another context would give other answers."""
+        for server in ollama_servers:
+            slow(server, 0.02)
+
+        batch.run(texts(30), concurrency=2, unload_after=True)
+
+        for server in ollama_servers:
+            assert list(server.stand_in.loads) == ["llama3.2:latest"]
+            sent = [request.json for request in server.stand_in.requests if request.path == "/api/generate"]
+            assert {body["options"]["num_ctx"] for body in sent if body.get("prompt")} == {4096}
+            assert server.stand_in.requests[-1].json["keep_alive"] == 0
+
+
+def share(summary, server):
+    (found,) = [each for each in summary.servers if each.server == server.url]
+    return found
+
+
+class TestServersThatAreLeftOut:
+    """The others do the work, and log and summary name the server and the reason."""
+
+    def run(self, batch, caplog, bad, reason):
+        good = [server for server in batch.servers if server is not bad]
+        summary = batch.run(texts(12), concurrency=2)
+
+        assert (summary.complete, summary.ok) == (True, 12)
+        assert reason in share(summary, bad).reason
+        assert batch.asked_of(bad) == []
+        assert sorted(batch.asked) == sorted(texts(12))
+        assert {row["server"] for row in batch.results} <= {server.url for server in good}
+        assert bad.url in caplog.text
+        assert reason in caplog.text
+        return summary
+
+    def test_another_digest(self, batch, ollama_servers, caplog):
+        """Answers of two versions of a model are not mixed: the digest of most servers decides."""
+        ollama_servers[0].stand_in.retag("llama3.2")
+
+        self.run(batch, caplog, ollama_servers[0], "Pull the same version on all servers")
+
+    @pytest.mark.ollama_servers({}, {})
+    def test_another_digest_of_two(self, batch, ollama_servers, caplog):
+        """In a tie the first server of the connection decides."""
+        ollama_servers[1].stand_in.retag("llama3.2")
+
+        self.run(batch, caplog, ollama_servers[1], "the digest")
+
+    def test_another_digest_than_the_demanded_one(self, batch, ollama_servers, caplog):
+        """Also if most servers have that other one."""
+        old = httpx.get(f"{ollama_servers[0].url}/api/tags").json()["models"]
+        digest = next(model["digest"] for model in old if model["name"].startswith("llama3.2"))
+        for server in ollama_servers[1:]:
+            server.stand_in.retag("llama3.2")
+
+        summary = batch.run(texts(6), model=f"llama3.2@sha256:{digest[:12]}")
+
+        assert summary.ok == 6
+        assert len(batch.asked_of(ollama_servers[0])) == 6
+        assert all("not the demanded" in share(summary, server).reason for server in ollama_servers[1:])
+
+    def test_no_model_and_no_pull(self, batch, ollama_servers, caplog):
+        """The connection does not allow it."""
+        batch.more = {"auto_pull": False}
+        ollama_servers[1].stand_in.remove("llama3.2")
+
+        self.run(batch, caplog, ollama_servers[1], "auto_pull is off")
+
+    def test_refused_credentials(self, batch, ollama_servers, caplog):
+        """401."""
+        ollama_servers[2].stand_in.script(Respond(401, "no"), path="version", always=True)
+
+        self.run(batch, caplog, ollama_servers[2], "401")
+
+    def test_something_else_than_ollama(self, batch, ollama_servers, caplog):
+        """A page."""
+        ollama_servers[0].stand_in.script(PAGE, path="version", always=True)
+
+        self.run(batch, caplog, ollama_servers[0], "text/html")
+
+    def test_a_silent_server(self, batch, ollama_servers, caplog, monkeypatch):
+        """It takes connections and says nothing."""
+        monkeypatch.setattr(VersionRequest, "read_timeout", 0.3)
+        ollama_servers[1].stand_in.script(Stall(), path="version", always=True)
+
+        self.run(batch, caplog, ollama_servers[1], "nothing came")
+
+    def test_credentials_that_are_revoked_in_mid_run(self, batch, ollama_servers):
+        """The server is left out from then on; the row that met the refusal is answered by another."""
+        for server in ollama_servers:
+            slow(server, 0.02)
+        bad = ollama_servers[2]
+        bad.stand_in.script(Respond(401, "no"), where=lambda body: len(batch.asked_of(bad)) > 3, times=1)
+
+        summary = batch.run(texts(60), concurrency=1, failures=FailurePolicy(max_attempts=1))
+
+        assert summary.ok == 60
+        assert "401" in share(summary, bad).reason
+
+    def test_all_of_them(self, batch, ollama_servers):
+        """One error names each server and what is wrong with it."""
+        batch.more = {"auto_pull": False}
+        first, second, third = ollama_servers
+        first.stand_in.remove("llama3.2")
+        second.stand_in.script(Respond(401, "no"), path="version", always=True)
+        third.stop()
+
+        with pytest.raises(NoServerError) as raised:
+            batch.run(texts(6))
+
+        lines = str(raised.value).split("\n")
+        assert len(lines) == 4
+        for line, server, reason in zip(lines[1:], ollama_servers, ("auto_pull", "401", "refused"), strict=True):
+            assert server.url in line
+            assert reason in line
+        assert raised.value.retryable
+        copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301  # our own, as Airflow does
+        assert copy.reasons == raised.value.reasons
+
+
+class TestServersThatJoinLater:
+    def test_one_that_is_down_at_first(self, batch, ollama_servers):
+        """It joins when it comes up."""
+        late = ollama_servers[1]
+        late.stop()
+        for server in ollama_servers:
+            slow(server, 0.05)
+        helper = threading.Thread(
+            target=lambda: (ollama_servers[0].stand_in.wait_until(lambda _: batch.asked), late.start())
+        )
+        helper.start()
+        summary = batch.run(texts(150), concurrency=1)
+        helper.join()
+
+        assert (summary.ok, summary.requests) == (150, 150)
+        assert len(batch.asked_of(late)) > 10
+        assert share(summary, late).reason == ""
+        assert share(summary, late).seconds_out > 0
+
+    @pytest.mark.ollama_servers({}, {"models": ["qwen3"], "pull_seconds": 0.5}, {})
+    def test_one_that_pulls_the_model(self, batch, ollama_servers, monkeypatch):
+        """In the background, while the others are at work."""
+        monkeypatch.setattr("ollama_provider.batch.scheduling.joining._OTHERS", 0.05)
+        for server in ollama_servers:
+            slow(server, 0.05)
+
+        summary = batch.run(texts(100), concurrency=1)
+
+        assert summary.ok == 100
+        assert ollama_servers[1].stand_in.downloads
+        assert len(batch.asked_of(ollama_servers[1])) > 5
+
+
+class TestOutages:
+    def test_one_is_killed_and_started_again(self, batch, ollama_servers):
+        """Nothing is lost, nothing that was answered is asked again, and no row loses an attempt."""
+        for server in ollama_servers:
+            slow(server, 0.05)
+        killed = ollama_servers[1]
+
+        def kill():
+            killed.stand_in.wait_until(lambda _: len(batch.asked_of(killed)) > 5)
+            killed.stop()
+            time.sleep(1)
+            killed.start()
+
+        helper = threading.Thread(target=kill)
+        helper.start()
+        summary = batch.run(texts(240), concurrency=2, failures=FailurePolicy(max_attempts=1))
+        helper.join()
+
+        assert (summary.complete, summary.ok, summary.failed) == (True, 240, 0)
+        again = len(batch.asked) - 240
+        assert 0 <= again <= 2 + summary.servers[1].discarded  # what was in flight when it was killed
+        assert share(summary, killed).seconds_out > 0.5
+        assert share(summary, killed).reason == ""
+        last = [row["server"] for row in batch.results]
+        assert killed.url in last[120:]
+
+    def test_all_are_gone(self, batch, ollama_servers):
+        """After max_outage of no server the run ends with an error that lists them."""
+
+        def kill():
+            ollama_servers[0].stand_in.wait_until(lambda _: len(batch.asked) > 20)
+            for server in ollama_servers:
+                server.stop()
+
+        for server in ollama_servers:
+            slow(server, 0.02)
+        helper = threading.Thread(target=kill)
+        helper.start()
+        with pytest.raises(NoServerError) as raised:
+            batch.run(texts(500), concurrency=2, failures=FailurePolicy(max_outage=1.5))
+        helper.join()
+
+        assert all(server.url in str(raised.value) for server in ollama_servers)
+        assert raised.value.retryable
+
+    @pytest.mark.ollama_servers({}, {})
+    def test_a_server_that_stalls_at_the_end(self, batch, ollama_servers):
+        """Its rows are given to the other one, whose answers count; its own request is cancelled."""
+        stalled, other = ollama_servers
+        slow(other, 0.02)
+        slow_after = lambda body: len(batch.asked_of(stalled)) > 5 and bool(body.get("prompt"))  # noqa: E731
+        stalled.stand_in.script(Stall(), where=slow_after)
+        slow(stalled, 0.02)
+
+        summary = batch.run(texts(40), concurrency=1)
+
+        assert (summary.complete, summary.ok) == (True, 40)
+        assert share(summary, stalled).discarded == 1
+        assert len({row["key"] for row in batch.results}) == 40
+        stalled.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
+
+def test_a_row_that_crashes_the_model_is_sent_to_two_servers_at_most(batch, ollama_servers):
+    """First with others, then alone and to one server only, until its attempts are used up."""
+    for server in ollama_servers:
+        server.stand_in.script(Crash(), where=lambda body: body.get("prompt") == "text 7", always=True)
+        slow(server, 0.01)
+
+    summary = batch.run(texts(60), concurrency=2)
+
+    assert (summary.ok, summary.failed) == (59, 1)
+    assert sum("text 7" in batch.asked_of(server) for server in ollama_servers) <= 2
