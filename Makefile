@@ -71,6 +71,12 @@ bench: setup .venv-peers/.ready ## The numbers of docs/design/batch.md, beside t
 	    $(BIN)/python tests/benchmarks/$$what.py || exit 1; \
 	done
 
+.PHONY: soak
+soak: setup ## An hour of mixed work, faults, kills and restarts: exact results, nothing that grows (SOAK_MINUTES=5)
+	.ci/programs postgresql
+	@mkdir -p dist
+	$(BIN)/python tests/soak/soak.py --minutes $(or $(SOAK_MINUTES),60) --output dist/soak.json
+
 .venv-peers/.ready: tests/benchmarks/requirements.txt
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements.txt
