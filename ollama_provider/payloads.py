@@ -31,8 +31,8 @@ from ollama_provider.api.schemas import (
     Request,
 )
 
-#: Largest request that goes through the database, in bytes of JSON. Airflow encrypts the arguments of a trigger into a
-#: text column, and MySQL's holds 64 kB.
+#: Largest request that goes through the database, in bytes of JSON. The arguments of a trigger are in a text column, of
+#: which MySQL's holds 64 kB; Airflow 2 encrypts them, which takes a third more.
 REQUEST_LIMIT = 48_000
 #: Most answers that go through the database, in bytes of JSON. They stay in the task instance's row until it resumes.
 ANSWERS_LIMIT = 256_000

@@ -1,0 +1,211 @@
+"""Canaries through every operator, decorator and sensor, waiting in the worker and deferred, on real Airflow.
+
+All tasks run in one DAG for each fault. Then everything that is left of it is searched: log, database, metrics and
+temporary files.
+"""
+
+import json
+import sqlite3
+import tempfile
+from itertools import count
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat import sdk
+
+from ollama_provider import operators
+from ollama_provider.provider_info import get_provider_info
+from ollama_provider.testing import Answer, Model
+from tests.airflow.conftest import add_connection, airflow_db, no_settling, run_dag  # noqa: F401  # fixtures
+from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, found_in, logged
+from tests.security.hostile import FAULTS, hostile
+
+_DAG = '''
+import os
+from datetime import datetime
+
+from airflow.providers.common.compat.sdk import DAG, task
+from ollama_provider.batch import FailurePolicy
+from ollama_provider.hooks import OllamaHook
+from ollama_provider.operators import *
+from ollama_provider.sensors import OllamaHealthSensor
+
+# As from a database: neither the DAG file nor what Airflow stores of it has the prompt.
+PROMPT = "{{{{ canary() }}}}"
+SCHEMA = {{"type": "object", "properties": {{"who": {{"type": "integer"}}}}, "required": ["who"]}}
+
+
+def look_up(who: str) -> str:
+    """Look somebody up."""
+    return "nobody"
+
+
+with DAG(
+    "{dag_id}",
+    schedule=None,
+    start_date=datetime(2026, 1, 1),
+    user_defined_macros={{"canary": lambda: os.environ["CANARY"]}},
+    default_args={{"model": "llama3.2"}},
+):
+    for where in (False, True):
+        args = {{"deferrable": where}}
+        OllamaGenerateOperator(task_id=f"generate_{{where}}", prompt=PROMPT, system=PROMPT, **args)
+        OllamaGenerateOperator(task_id=f"schema_{{where}}", prompt=PROMPT, format=SCHEMA, **args)
+        OllamaChatOperator(task_id=f"chat_{{where}}", messages=[{{"role": "user", "content": PROMPT}}], **args)
+        OllamaEmbedOperator(task_id=f"embed_{{where}}", texts=[PROMPT], output_path="{folder}/v.jsonl", **args)
+        OllamaPullModelOperator(task_id=f"pull_{{where}}", **args)
+        OllamaHealthSensor(task_id=f"health_{{where}}", models="llama3.2", timeout=0.3, poke_interval=0.1, **args)
+    OllamaChatOperator(task_id="tools", messages=PROMPT, tools=[look_up])
+    OllamaCreateModelOperator(task_id="create", model="ours", from_="llama3.2", system=PROMPT)
+    OllamaCopyModelOperator(task_id="copy", destination="copied")
+    OllamaLoadModelOperator(task_id="load")
+    OllamaUnloadModelOperator(task_id="unload", unload_timeout=0.2)
+    OllamaDeleteModelOperator(task_id="delete", model="copied", unload_timeout=0.2)
+    OllamaPruneModelsOperator(task_id="prune", match="copied")
+    tolerant = FailurePolicy(max_failed_ratio=1.0, max_attempts=1, max_outage=0.1)
+    rows = {{"prompt": "{{{{ row.text }}}}", "failures": tolerant}}
+    OllamaBatchOperator(task_id="batch", rows="{folder}/rows.jsonl", output_path="{folder}/{dag_id}", **rows)
+
+    @task.ollama_generate
+    def decorated_generate():
+        return os.environ["CANARY"]
+
+    @task.ollama_chat
+    def decorated_chat():
+        return os.environ["CANARY"]
+
+    @task.ollama_embed(output_path="{folder}/w.jsonl")
+    def decorated_embed():
+        return [os.environ["CANARY"]]
+
+    @task.ollama_batch(output_path="{folder}/{dag_id}-2", failures=tolerant)
+    def decorated_batch():
+        return [os.environ["CANARY"]]
+
+    @task
+    def by_hook():
+        with OllamaHook() as hook:
+            return len(hook.generate(os.environ["CANARY"], model="llama3.2").text)
+
+    decorated_generate(), decorated_chat(), decorated_embed(), decorated_batch(), by_hook()
+'''
+_NUMBERS = count()
+#: Tables of Airflow's database, and what may be there: docs/security.md has them.
+STORED = {
+    "rendered_task_instance_fields": {"prompt"},
+    "xcom": {"answer"},
+    "trigger": {"prompt"},
+}
+#: Faults that differ in where a canary could get out; tests/security/test_requests.py has all of them.
+QUOTING = [
+    "401 that quotes headers",
+    "an error within the answer",
+    "half an answer",
+]
+
+
+class Metrics:
+    """Airflow's Stats, which remembers names and tags."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple] = []
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: self.seen.append((name, args, kwargs))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder for rows and results, and an empty one for temporary files."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": PROMPT}) + "\n")
+    (tmp_path / "temporary").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def run_all(folder, run_dag, add_connection, debug_log, no_waits, monkeypatch, capfd):  # noqa: F811
+    """Return a function that runs all tasks against a server; it returns their states and what is left."""
+
+    def run(url: str) -> tuple[dict[str, str], dict[str, set]]:
+        secrets = {"login": LOGIN, "password": PASSWORD}
+        add_connection(host=url, extra={"headers": {"X-Api-Key": HEADER}, "max_attempts": 1}, **secrets)
+        monkeypatch.setenv("CANARY", PROMPT)
+        monkeypatch.setattr(tempfile, "tempdir", str(folder / "temporary"))
+        metrics = Metrics()
+        monkeypatch.setattr(sdk, "Stats", metrics, raising=False)
+        capfd.readouterr()
+        ran = run_dag(_DAG.format(dag_id=f"canaries_{next(_NUMBERS)}", folder=folder))
+        states = {one.task_id: str(one.state) for one in ran.get_task_instances()}
+        assert metrics.seen
+        left = {
+            "log": logged(debug_log.records),
+            "printed": set(found_in("".join(capfd.readouterr()))),
+            "metrics": set(found_in(repr(metrics.seen))),
+            "temporary files": {path.name for path in (folder / "temporary").rglob("*") if path.is_file()},
+        }
+        return states, left
+
+    return run
+
+
+def database(file: Path) -> dict[str, set[str]]:
+    """Return which canaries are in which table."""
+    found: dict[str, set[str]] = {}
+    with sqlite3.connect(file) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            rows = connection.execute(f'SELECT * FROM "{table}"').fetchall()  # noqa: S608  # Airflow's own
+            if canaries := set(found_in("\n".join(str(value) for row in rows for value in row))):
+                found[table] = canaries
+    return found
+
+
+def assert_allowed(stored: dict[str, set[str]], expected: set[str]) -> None:
+    assert expected <= stored.keys(), "canaries that should be there were not found, so others might be overlooked"
+    assert {table: found - STORED.get(table, set()) for table, found in stored.items()} == {
+        key: set() for key in stored
+    }
+
+
+def test_nothing_is_left_out():
+    """A new operator, sensor or decorator has its place here."""
+    decorators = [known["name"] for known in get_provider_info()["task-decorators"]]
+
+    for name in (*operators.__all__, "OllamaHealthSensor"):
+        assert f"    {name}(" in _DAG
+    for name in decorators:
+        assert f"@task.{name}" in _DAG
+
+
+NOTHING = {"log": set(), "printed": set(), "metrics": set(), "temporary files": set()}
+
+
+@pytest.mark.ollama(models=[Model("llama3.2", ("completion", "tools", "embedding"))])
+def test_when_all_goes_well(ollama, run_all, airflow_db):  # noqa: F811
+    """Prompts are in rendered fields and answers in XComs, as the page says, and nothing is anywhere else."""
+    ollama.stand_in.script(
+        Answer(json.dumps({"who": ANSWER})), where=lambda body: bool(body.get("format")), always=True
+    )
+    ollama.stand_in.script(
+        Answer(ANSWER), where=lambda body: bool(body.get("prompt") or body.get("messages")), always=True
+    )
+
+    states, left = run_all(ollama.url)
+
+    failed = {name for name, state in states.items() if state != "success"}
+    assert failed == {"schema_False", "schema_True"}
+    assert left == NOTHING
+    assert_allowed(database(airflow_db), {"rendered_task_instance_fields", "xcom"})
+    headers = [request.headers for request in ollama.stand_in.requests]
+    assert all(sent["x-api-key"] == HEADER for sent in headers)
+
+
+@pytest.mark.parametrize("fault", QUOTING)
+def test_when_the_server_quotes(fault, run_all, airflow_db):  # noqa: F811
+    """No task's log, error or XCom has what it sent."""
+    with hostile(FAULTS[fault]) as server:
+        states, left = run_all(server.url)
+
+    assert "failed" in states.values()
+    assert left == NOTHING
+    assert_allowed(database(airflow_db), {"rendered_task_instance_fields"})
