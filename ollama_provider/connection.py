@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -18,8 +19,23 @@ _TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
 SETTINGS = (
     Settings.model_fields.keys() - {"base_url", "other_urls", "login", "password", "timeouts"}
 ) | _TIMEOUTS.keys()
+_URI = "ollama://"
 #: The *Test* button of Airflow 2.11 sends each field of its form twice: by its name, and by the name with this prefix.
 _FORM_PREFIX = "extra__ollama__"
+
+
+def readable_uri(uri: str) -> str:
+    """Return a connection's URI with its list of hosts as Airflow can read it; anything else as it is.
+
+    Airflow's *Test* button writes the connection into a URI, with the part of *Host* before the first ``://`` as it is.
+    That is right for ``https://gpu1``. But of ``gpu1, https://gpu2`` it makes ``ollama://gpu1, https://gpu2``, which
+    Airflow does not read back.
+    """
+    before, separator, rest = uri.removeprefix(_URI).partition("://")
+    if not uri.startswith(_URI) or not separator or "," not in before:  # commas of all other fields are encoded
+        return uri
+    credentials, at, rest = rest.rpartition("@")
+    return f"{_URI}{credentials}{at}{quote(f'{before}://', safe='')}{rest}"
 
 
 class Connection(Protocol):

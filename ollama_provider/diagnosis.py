@@ -1,7 +1,7 @@
-"""Tests whether a server can be used, for the *Test* button: a verdict in words, within 10 s, without a download."""
+"""Tests whether servers can be used, for the *Test* button: a verdict in words, within 10 s, without a download."""
 
 import difflib
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from threading import Thread
 
@@ -27,18 +27,36 @@ _CHECK_ADDRESS = "Check host, port and base path of the connection, and http or 
 
 
 def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
-    """Request the version and the list of models of a server.
+    """Request the version and the list of models of each server, of all at the same time.
 
     Args:
         settings: settings of the connection. Its timeouts and max_attempts are not used here.
         budget: seconds for the whole test; half of them for the TCP connection.
 
     Returns:
-        Whether the server can be used, and a text: on success its version and models, else what is wrong.
+        Whether all servers can be used, and a text: on success version and models, else what is wrong. For several
+        servers it begins with the number of those that can be used, and has a line for each.
 
     Raises:
-        OllamaError: the server could not be reached, or refused the request; the text says why.
+        OllamaError: the only server could not be reached, or refused the request; the text says why.
     """
+    if len(settings.servers) == 1:
+        return _diagnose_one(settings, budget)
+
+    def diagnose_one_of_several(server: Settings) -> tuple[bool, str]:
+        try:
+            return _diagnose_one(server, budget)
+        except OllamaError as error:
+            return False, str(error)
+
+    with ThreadPoolExecutor(len(settings.servers), "ollama-diagnosis") as pool:
+        found = list(pool.map(diagnose_one_of_several, settings.servers))
+    usable = sum(fine for fine, _ in found)
+    summary = f"{usable} of {len(found)} servers can be used:"
+    return usable == len(found), "\n".join([summary, *(text for _, text in found)])
+
+
+def _diagnose_one(settings: Settings, budget: float) -> tuple[bool, str]:
     timeouts = Timeouts(connect=budget / 2)
     client = Client(settings.model_copy(update={"timeouts": timeouts, "max_attempts": 1}))
     result: Future[tuple[bool, str]] = Future()

@@ -1,7 +1,10 @@
-"""The hook: a client for the server of an Airflow connection."""
+"""The hook: a client for the servers of an Airflow connection."""
 
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
+from contextvars import copy_context
 from functools import cached_property
 from threading import RLock
 from typing import Any, Self, TypeVar
@@ -13,6 +16,7 @@ from asgiref.sync import sync_to_async
 from ollama_provider import diagnosis
 from ollama_provider.api.client import AsyncClient, Client
 from ollama_provider.api.errors import InvalidRequestError, OllamaError, UnsupportedError
+from ollama_provider.api.routing import error_of_some
 from ollama_provider.api.schemas import (
     ChatReply,
     ChatRequest,
@@ -39,22 +43,29 @@ from ollama_provider.api.schemas import (
 )
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.shared_clients import shared_client
-from ollama_provider.connection import Connection, form_widgets, settings_from_connection
-from ollama_provider.observability import TaskObserver
+from ollama_provider.connection import Connection, form_widgets, readable_uri, settings_from_connection
+from ollama_provider.observability import ServerLogger, TaskObserver
 from ollama_provider.provider_info import UI_FIELD_BEHAVIOUR
 
 RequestT = TypeVar("RequestT", bound=Request)
+T = TypeVar("T")
 
 
 class OllamaHook(BaseHook):
-    """Client for the Ollama server of an Airflow connection of type *Ollama*.
+    """Client for the Ollama servers of an Airflow connection of type *Ollama*.
 
-    Each method sends one request and returns its whole reply. The connection's default model, options and keep_alive
-    are used where a request sets none. Options are merged key by key, and those of the request win; an option that is
-    None removes the connection's.
+    Each method sends one request and returns its whole reply. Of several servers, one answers: the one that has the
+    model in memory, then the one with the fewest requests in flight, then the first of the connection; the reply's
+    ``server`` tells which. `pull`, `create`, `copy`, `delete`, `load` and `unload` do their work on all servers at the
+    same time, return the reply of the first one, and fail if one of them failed.
+
+    The connection's default model, options and keep_alive are used where a request sets none. Options are merged key by
+    key, and those of the request win; an option that is None removes the connection's.
 
     Args:
         conn_id: id of the connection.
+        server: the one server of the connection to use: its host (``gpu2``), with the port if that is not enough, or
+            its URL. None means all.
         overrides: values that replace the connection's extra fields for this hook only, under the same names
             (``first_token_timeout=1800``, ``auto_pull=False``); None keeps the connection's value.
 
@@ -69,11 +80,13 @@ class OllamaHook(BaseHook):
     conn_type = "ollama"
     hook_name = "Ollama"
 
-    def __init__(self, conn_id: str = default_conn_name, **overrides: Any) -> None:
+    def __init__(self, conn_id: str = default_conn_name, server: str | None = None, **overrides: Any) -> None:
         super().__init__()
         self.conn_id = conn_id
+        self.server = server
         self.overrides = overrides
         self._client: Client | None = None
+        self.listener = TaskObserver(self.log)
         self._closed = False
         # Reentrant: on_kill calls `close` in a signal handler, which may interrupt the creation of the client.
         self._lock = RLock()
@@ -99,7 +112,60 @@ class OllamaHook(BaseHook):
         return settings
 
     def _read(self, conn: Connection) -> Settings:
-        return settings_from_connection(conn, **self.overrides)
+        settings = settings_from_connection(conn, **self.overrides)
+        if self.server is None:
+            return settings
+        try:
+            return settings.of_server(self.server)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"connection {self.conn_id!r}: {error.what}") from None
+
+    @cached_property
+    def servers(self) -> "tuple[Self, ...]":
+        """A hook for each server of the connection, in its order; if there is only one, this hook itself."""
+        if len(self.settings.urls) == 1:
+            return (self,)
+        return tuple(self._of_server(settings) for settings in self.settings.servers)
+
+    def _of_server(self, settings: Settings) -> Self:
+        hook = type(self)(self.conn_id, server=settings.base_url, **self.overrides)
+        hook.settings = settings
+        hook.listener = TaskObserver(ServerLogger(self.log, settings.base_url))
+        if self._closed:
+            hook.close()
+        return hook
+
+    def on_servers(self, work: Callable[[Self], T]) -> dict[str, T]:
+        """Do some work on every server, at the same time; one that fails does not stop the others.
+
+        Args:
+            work: called with each hook of `servers`, in a thread of its own if there are several.
+
+        Returns:
+            What *work* has returned, by the base URL of the server.
+
+        Raises:
+            OllamaError: some servers failed; the text names each of them and what it said.
+        """
+        if len(self.servers) == 1:
+            return {self.settings.base_url: work(self)}
+        with ThreadPoolExecutor(len(self.servers), "ollama-server") as pool:
+            # Logging and Airflow keep what belongs to the task in context variables.
+            done = [pool.submit(copy_context().run, work, hook) for hook in self.servers]
+        results: dict[str, T] = {}
+        failures: list[tuple[str, OllamaError]] = []
+        for url, future in zip(self.settings.urls, done, strict=True):
+            try:
+                results[url] = future.result()
+            except OllamaError as error:
+                failures.append((url, error))
+        if failures:
+            raise error_of_some(failures, len(self.servers))
+        return results
+
+    def _on_all(self, work: Callable[[Self], T]) -> T:
+        """Do some work on every server, and return the result of the first one."""
+        return next(iter(self.on_servers(work).values()))
 
     def _no_such_connection(self) -> AirflowNotFoundException:
         return AirflowNotFoundException(
@@ -113,7 +179,7 @@ class OllamaHook(BaseHook):
         """The client, created on first use. After `close`, which is final, it refuses requests."""
         with self._lock:
             if self._client is None:
-                self._client = Client(self.settings, listener=TaskObserver(self.log))
+                self._client = Client(self.settings, listener=self.listener)
             if self._closed:
                 self._client.close()
             return self._client
@@ -127,6 +193,9 @@ class OllamaHook(BaseHook):
         self._closed = True
         if self._client is not None:
             self._client.close()
+        for hook in self.__dict__.get("servers", ()):
+            if hook is not self:
+                hook.close()
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +211,7 @@ class OllamaHook(BaseHook):
         same settings share one client. Do not close it: that happens when the last of them leaves its block.
 
         Args:
-            concurrency: most requests in flight at a time, counted over all users of the shared client.
+            concurrency: most requests in flight at a time to a server, counted over all users of the shared client.
         """
         if "settings" not in self.__dict__:
             try:
@@ -153,8 +222,7 @@ class OllamaHook(BaseHook):
                 # In a thread, because it talks to the supervisor, and another coroutine may be doing that too.
                 await sync_to_async(mask_secret, thread_sensitive=False)(secrets)
             self.settings = settings
-        listener = TaskObserver(self.log)
-        async with shared_client(self.settings, listener=listener, concurrency=concurrency) as client:
+        async with shared_client(self.settings, listener=self.listener, concurrency=concurrency) as client:
             yield client
 
     def request(self, kind: type[RequestT], **fields: Any) -> RequestT:
@@ -193,11 +261,11 @@ class OllamaHook(BaseHook):
         return self.send(self.request(EmbedRequest, input=input, **fields))
 
     def pull(self, model: str | None = None, **fields: Any) -> ProgressReply:
-        """Pull a model to the server. *fields* are those of `PullRequest`."""
-        return self.send(self.request(PullRequest, model=model, **fields))
+        """Pull a model to every server. *fields* are those of `PullRequest`."""
+        return self._on_all(lambda hook: hook.send(hook.request(PullRequest, model=model, **fields)))
 
     def list_models(self) -> list[LocalModel]:
-        """Return the models on the server's disk."""
+        """Return the models on the server's disk; of several servers, on that of one."""
         return self.send(TagsRequest()).models
 
     def show(self, model: str | None = None, **fields: Any) -> ShowReply:
@@ -205,7 +273,7 @@ class OllamaHook(BaseHook):
         return self.send(self.request(ShowRequest, model=model, **fields))
 
     def ps(self) -> list[RunningModel]:
-        """Return the models in the server's memory (server 0.1.38)."""
+        """Return the models in the server's memory (server 0.1.38); of several servers, in that of one."""
         return self.send(PsRequest()).models
 
     def version(self) -> str:
@@ -213,31 +281,47 @@ class OllamaHook(BaseHook):
         return self.send(VersionRequest()).version
 
     def copy(self, source: str, destination: str) -> None:
-        """Give a model a second name."""
-        self.send(CopyRequest(source=source, destination=destination))
+        """Give a model a second name, on every server."""
+        request = CopyRequest(source=source, destination=destination)
+        self._on_all(lambda hook: hook.send(request))
 
     def create(self, model: str, **fields: Any) -> ProgressReply:
-        """Create a model from another one (``from_=…``) or from files. *fields* are those of `CreateRequest`."""
-        return self.send(CreateRequest(model=model, **fields))
+        """Create a model from another one (``from_=…``) or from files, on every server.
+
+        *fields* are those of `CreateRequest`.
+        """
+        request = CreateRequest(model=model, **fields)
+        return self._on_all(lambda hook: hook.send(request))
 
     def delete(self, model: str) -> None:
-        """Delete a model from the server's disk. The connection's default model is not used here."""
-        self.send(DeleteRequest(model=model))
+        """Delete a model from every server's disk. The connection's default model is not used here."""
+        request = DeleteRequest(model=model)
+        self._on_all(lambda hook: hook.send(request))
 
     def load(self, model: str | None = None, **fields: Any) -> GenerateReply | EmbedReply:
-        """Load a model into memory and wait until it is loaded. *fields* are ``options`` and ``keep_alive``."""
-        try:
-            return self.send(self.request(GenerateRequest, model=model, **fields))
-        except UnsupportedError:
-            # An embedding model refuses even an empty generate request.
-            return self.send(self.request(EmbedRequest, model=model, input=[], **fields))
+        """Load a model into every server's memory and wait until it is loaded.
+
+        *fields* are ``options`` and ``keep_alive``.
+        """
+
+        def load(hook: Self) -> GenerateReply | EmbedReply:
+            try:
+                return hook.send(hook.request(GenerateRequest, model=model, **fields))
+            except UnsupportedError:
+                # An embedding model refuses even an empty generate request.
+                return hook.send(hook.request(EmbedRequest, model=model, input=[], **fields))
+
+        return self._on_all(load)
 
     def unload(self, model: str | None = None) -> GenerateReply:
-        """Unload a model of any kind from memory. The server answers before the memory is free."""
-        return self.send(self.request(GenerateRequest, model=model, keep_alive=0))
+        """Unload a model of any kind from every server's memory. A server answers before the memory is free."""
+        return self._on_all(lambda hook: hook.send(hook.request(GenerateRequest, model=model, keep_alive=0)))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Return whether the server can be used, and why not. It takes less than 10 s and downloads nothing."""
+        """Return whether the servers can be used, and why not. It takes less than 10 s and downloads nothing."""
+        variable = f"AIRFLOW_CONN_{self.conn_id.upper()}"
+        if uri := os.environ.get(variable):
+            os.environ[variable] = readable_uri(uri)
         try:
             return diagnosis.diagnose(self.settings)
         except (OllamaError, AirflowNotFoundException) as error:

@@ -25,6 +25,28 @@ class Logger(Protocol):
     def warning(self, msg: str, *args: Any) -> None: ...  # noqa: D102
 
 
+class ServerLogger:
+    """A logger that puts the server before each line, for work on several servers at the same time.
+
+    Args:
+        log: the logger.
+        url: base URL of the server.
+    """
+
+    def __init__(self, log: Logger, url: str) -> None:
+        self._log = log
+        self._url = url
+
+    def debug(self, msg: str, *args: Any) -> None:  # noqa: D102
+        self._log.debug(f"%s: {msg}", self._url, *args)
+
+    def info(self, msg: str, *args: Any) -> None:  # noqa: D102
+        self._log.info(f"%s: {msg}", self._url, *args)
+
+    def warning(self, msg: str, *args: Any) -> None:  # noqa: D102
+        self._log.warning(f"%s: {msg}", self._url, *args)
+
+
 class TaskObserver:
     """Listener that logs a client's events to the task's log and counts them in metrics.
 

@@ -85,7 +85,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
         "password": "API key, or password of the login",
     },
     "placeholders": {
-        "host": "gpu1, or https://ollama.example.com/base",
+        "host": "gpu1, or several: gpu1, gpu2:11435, https://gpu3.example.com/base",
         # Airflow 3.3.1 and 3.3.2 answer the Test button of a connection without a port with "Bad Request", before our
         # code is called. The placeholder is the only place to mention it.
         "port": "11434, or 443 with https; Airflow 3.3 needs it for Test",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ollama_provider.waiting import Verdict
 
 #: Settings of a poke. It has no retries of its own, since the next poke is the retry.
-_NO_RETRIES = {"max_attempts": 1}
+_NO_RETRIES: dict[str, Any] = {"max_attempts": 1}
 #: Airflow's own timeout of the deferral comes this much after the sensor's. It counts if no triggerer runs.
 _GRACE = timedelta(minutes=5)
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 import httpx
 from tenacity import AsyncRetrying, Retrying
 
-from ollama_provider.api.errors import EndpointNotFoundError, ModelNotFoundError, OllamaError
+from ollama_provider.api.errors import EndpointNotFoundError, ModelNotFoundError, OllamaError, ResponseTimeoutError
 from ollama_provider.api.events import Call, Listener
 from ollama_provider.api.pulls import check_pull_allowed, may_pull
 from ollama_provider.api.replies import StreamedReplies, as_embed_reply
@@ -197,9 +197,11 @@ class Client:
         """Try one server after another, until one does not fail by its own fault."""
         if len(self._servers) == 1:
             return attempt(self._servers[0], call)
-        self._ask_for_loaded_models(call)
-        failures: list[tuple[str, OllamaError]] = []
+        unheard = self._ask_for_loaded_models(call)
         order = self._routing.order(call, monotonic())
+        for error in unheard:
+            call.went_on(error, self._servers[order[0]].settings.base_url)
+        failures: list[tuple[str, OllamaError]] = []
         for number, following in zip(order, [*order[1:], None], strict=True):
             server = self._servers[number]
             self._routing.begin(call, number)
@@ -218,17 +220,28 @@ class Client:
             failures, call.model, may_pull=call.request.needs_model and may_pull(call.model or "", self.settings)
         )
 
-    def _ask_for_loaded_models(self, call: Call[Any]) -> None:
-        """Ask the servers which models are in their memory, unless it is known where the model of a call is."""
+    def _ask_for_loaded_models(self, call: Call[Any]) -> list[OllamaError]:
+        """Ask the servers which models are in their memory, unless it is known where the model of a call is.
+
+        Return the errors of those that did not say so.
+        """
         if not self._routing.to_ask(call, monotonic()):
-            return
+            return []
         with self._asking:
             # Once more: another call may have asked meanwhile.
             numbers = self._routing.to_ask(call, monotonic())
             asking = [partial(self._servers[number].collect, Call(PsRequest(), None)) for number in numbers]
             replies = ask_together(asking, _ASKING_SECONDS)
-            for number, reply in zip(numbers, replies, strict=True):
-                self._routing.listed(number, reply, monotonic())
+            now = monotonic()
+            return [
+                error
+                for number, reply in zip(numbers, replies, strict=True)
+                if (error := self._routing.listed(number, reply or self._no_list(number), now)) is not None
+            ]
+
+    def _no_list(self, number: int) -> OllamaError:
+        what = f"{PsRequest.path} was not answered within {_ASKING_SECONDS:g} s"
+        return ResponseTimeoutError(what, host=self._servers[number].settings.base_url)
 
     def _pull_missing(self, call: Call[Any], missing: ModelNotFoundError, sent: float) -> None:
         """Pull a missing model, once for all requests that found it missing before the pull ended."""
@@ -402,9 +415,11 @@ class AsyncClient:
         """Try one server after another, until one does not fail by its own fault."""
         if len(self._servers) == 1:
             return await attempt(self._servers[0], call)
-        await self._ask_for_loaded_models(call)
-        failures: list[tuple[str, OllamaError]] = []
+        unheard = await self._ask_for_loaded_models(call)
         order = self._routing.order(call, monotonic())
+        for error in unheard:
+            call.went_on(error, self._servers[order[0]].settings.base_url)
+        failures: list[tuple[str, OllamaError]] = []
         for number, following in zip(order, [*order[1:], None], strict=True):
             server = self._servers[number]
             self._routing.begin(call, number)
@@ -423,17 +438,28 @@ class AsyncClient:
             failures, call.model, may_pull=call.request.needs_model and may_pull(call.model or "", self.settings)
         )
 
-    async def _ask_for_loaded_models(self, call: Call[Any]) -> None:
-        """Ask the servers which models are in their memory, unless it is known where the model of a call is."""
+    async def _ask_for_loaded_models(self, call: Call[Any]) -> list[OllamaError]:
+        """Ask the servers which models are in their memory, unless it is known where the model of a call is.
+
+        Return the errors of those that did not say so.
+        """
         if not self._routing.to_ask(call, monotonic()):
-            return
+            return []
         async with self._asking:
             # Once more: another call may have asked meanwhile.
             numbers = self._routing.to_ask(call, monotonic())
             asking = [partial(self._servers[number].collect, Call(PsRequest(), None)) for number in numbers]
             replies = await ask_together_async(asking, _ASKING_SECONDS)
-            for number, reply in zip(numbers, replies, strict=True):
-                self._routing.listed(number, reply, monotonic())
+            now = monotonic()
+            return [
+                error
+                for number, reply in zip(numbers, replies, strict=True)
+                if (error := self._routing.listed(number, reply or self._no_list(number), now)) is not None
+            ]
+
+    def _no_list(self, number: int) -> OllamaError:
+        what = f"{PsRequest.path} was not answered within {_ASKING_SECONDS:g} s"
+        return ResponseTimeoutError(what, host=self._servers[number].settings.base_url)
 
     async def _pull_missing(self, call: Call[Any], missing: ModelNotFoundError, sent: float) -> None:
         """Pull a missing model, once for all requests that found it missing before the pull ended."""

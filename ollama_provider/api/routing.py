@@ -118,8 +118,8 @@ class Routing:
             [i for i, server in usable.items() if now - server.listed_at >= LISTED_SECONDS] if len(usable) > 1 else []
         )
 
-    def listed(self, server: int, reply: PsReply | OllamaError | None, now: float) -> None:
-        """Note the answer of a server to ``/api/ps``; None if there was none in time."""
+    def listed(self, server: int, reply: PsReply | OllamaError, now: float) -> OllamaError | None:
+        """Note the answer of a server to ``/api/ps``. Return its error, if it is avoided for that."""
         known = self._servers[server]
         known.listed_at = now
         if isinstance(reply, PsReply):
@@ -129,8 +129,10 @@ class Routing:
             }
         elif not isinstance(
             reply, errors.EndpointNotFoundError
-        ):  # which only says that the server is older than 0.1.38
+        ):  # the server is older than 0.1.38, and no worse for it
             known.avoided_until = now + AVOIDED_SECONDS
+            return reply
+        return None
 
     def order(self, call: Call[Any], now: float) -> list[int]:
         """Return the servers in the order in which to try them."""
@@ -220,17 +222,36 @@ def error_of_all(failures: Sequence[tuple[str, OllamaError]], model: str | None,
         model: of the request.
         may_pull: whether a missing model may be pulled.
     """
+    if len(failures) == 1:
+        return failures[0][1]
+    missing = [error for _, error in failures if may_pull and isinstance(error, errors.ModelNotFoundError)]
+    return _joined(f"none of the {len(failures)} servers could answer", failures, model, missing)
+
+
+def error_of_some(failures: Sequence[tuple[str, OllamaError]], count: int) -> OllamaError:
+    """Return the error of work that had to be done on all servers, and failed on some of them.
+
+    Args:
+        failures: the base URL of each server that failed, and its error.
+        count: number of all servers.
+    """
+    models = {error.model for _, error in failures}
+    model = models.pop() if len(models) == 1 else None
+    return _joined(f"{len(failures)} of {count} servers failed", failures, model, [])
+
+
+def _joined(
+    summary: str, failures: Sequence[tuple[str, OllamaError]], model: str | None, first: Sequence[OllamaError]
+) -> OllamaError:
+    """Return an error with all texts, of the class of one in *first*, else of one after which a retry may help."""
     found = [error for _, error in failures]
-    if len(found) == 1:
-        return found[0]
-    missing = [error for error in found if may_pull and isinstance(error, errors.ModelNotFoundError)]
-    lead = next(iter([*missing, *(error for error in found if error.retryable), *found]))
-    said = "; ".join(f"{url}: {error.what}" for url, error in failures)
+    again = [error for error in found if error.retryable]
+    lead = [*first, *again, *found][0]
     return type(lead)(
-        f"none of the {len(found)} servers could answer: {said}",
+        f"{summary}: {'; '.join(f'{url}: {error.what}' for url, error in failures)}",
         model=model,
         status=lead.status,
-        retry_after=min(error.retry_after or 0 for error in found if error.retryable) if lead.retryable else None,
+        retry_after=min(error.retry_after or 0 for error in again) if lead.retryable else None,
         advice=" ".join(dict.fromkeys(error.advice for error in found if error.advice)),
     )
 

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas.options import KeepAlive, Options
 
 NO_CREDENTIALS = (
@@ -113,3 +114,30 @@ class Settings(BaseModel):
         if not self.other_urls:
             return (self,)
         return tuple(self.model_copy(update={"base_url": url, "other_urls": ()}) for url in self.urls)
+
+    def of_server(self, name: str) -> "Settings":
+        """Return the settings of one of the servers.
+
+        Args:
+            name: its URL, or as much of it as no other server has: ``gpu2``, ``gpu2:11435``.
+
+        Raises:
+            InvalidRequestError: none or several have that name; the text has the right ones.
+        """
+        wanted = name.strip().rstrip("/").lower()
+        found = [server for server in self.servers if wanted in _names_of(server.base_url)]
+        if len(found) == 1:
+            return found[0]
+        many = "is the name of several servers" if found else "is not one of the servers"
+        raise InvalidRequestError(f"server: {name!r} {many}; they are {', '.join(self.urls)}")
+
+
+def _names_of(url: str) -> set[str]:
+    """Return the names of a server: its URL, and the parts of it that name a host, in lower case."""
+    parts = urlsplit(url.lower())
+    host = parts.netloc.rpartition(":")[0]
+    names = {parts.netloc, host, host.strip("[]")}
+    if parts.port == {"http": 80, "https": 443}[parts.scheme]:
+        names.add(f"{parts.scheme}://{host}")
+    names.add(f"{parts.scheme}://{parts.netloc}")
+    return names | {f"{name}{parts.path}" for name in names}

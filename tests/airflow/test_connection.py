@@ -7,7 +7,7 @@ import pytest
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings, Timeouts
-from ollama_provider.connection import SETTINGS, settings_from_connection
+from ollama_provider.connection import SETTINGS, readable_uri, settings_from_connection
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.provider_info import EXTRA_FIELDS
 
@@ -300,3 +300,43 @@ def test_port_0_is_no_port_however_airflow_reads_it(value, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_GPU", value)
 
     assert OllamaHook("gpu").settings.base_url == "http://gpu1:11434"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "gpu1",
+        "https://gpu1/base",
+        "gpu1, gpu2:11435",
+        "gpu1, https://gpu2.example.com/base",
+        "gpu1:1, https://gpu2.example.com/base, http://gpu3",
+        "https://gpu1/base, gpu2, http://gpu3:1",
+        "[::1]:1, http://gpu2",
+        "::1, gpu2:3",
+    ],
+)
+@pytest.mark.parametrize(
+    "fields", [{}, {"login": "ada", "password": "p,a/s@s:", "port": 5}, {"extra": '{"model": "a,b://c@d"}'}]
+)
+def test_the_uri_of_the_test_button_is_read_back(host, fields, monkeypatch):
+    """Airflow writes the connection into the environment as a URI, and cannot read every list of hosts from that."""
+    from airflow.models.connection import Connection
+
+    uri = Connection(conn_id="gpu", conn_type="ollama", host=host, **fields).get_uri()
+    read_back = Connection(conn_id="gpu", uri=readable_uri(uri))
+
+    assert settings_from_connection(read_back) == read(host=host, **fields)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"conn_type": "ollama", "host": "http://gpu1, http://gpu2"}',
+        "ollama://gpu1",
+        "ollama://https://gpu1/base",
+        "http://a, https://b",
+    ],
+)
+def test_another_value_of_the_environment_is_left_alone(value):
+    """Connections in the form of JSON, above all."""
+    assert readable_uri(value) == value

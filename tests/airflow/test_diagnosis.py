@@ -419,3 +419,63 @@ def test_a_ca_file_that_is_not_there_is_named(check):
     assert not good
     assert "verify" in text
     assert "/no/such/ca.pem" in text
+
+
+class TestSeveralServers:
+    def test_each_server_has_a_line(self, ollama_servers, ollama_servers_conn):
+        """Version and models of each, and how many can be used."""
+        fine, text = OllamaHook(ollama_servers_conn).test_connection()
+
+        assert fine, text
+        summary, *lines = text.splitlines()
+        assert summary == "3 of 3 servers can be used:"
+        assert [line.partition(" has ")[0] for line in lines] == [
+            f"Ollama {server.stand_in.version} at {server.url}" for server in ollama_servers
+        ]
+
+    @pytest.mark.ollama_servers({}, {"version": "0.1.13"}, {"models": ["qwen3"]}, {})
+    def test_one_that_cannot_be_used_fails_the_test(self, ollama_servers, add_connection):
+        """Each fault has its own line, in the words that it has for a single server."""
+        with listening(lambda connection: connection.recv(1) and None) as silent:
+            ollama_servers[3].stop()
+            conn_id = add_connection(
+                host=", ".join([*(server.url for server in ollama_servers), silent]), extra={"model": "llama3.2"}
+            )
+            fine, text = OllamaHook(conn_id).test_connection()
+
+        assert not fine
+        summary, usable, old, lacking, down, hung_up = text.splitlines()
+        assert summary == "1 of 5 servers can be used:"
+        assert usable.startswith(f"Ollama 0.24.0 at {ollama_servers[0].url} has ")
+        assert old.startswith("This Ollama is too old")
+        assert "does not have the default model 'llama3.2'" in lacking
+        assert down.startswith(f"connection refused (at {ollama_servers[3].url})")
+        assert silent in hung_up
+
+    def test_all_are_asked_at_the_same_time(self, ollama_servers):
+        """Three that stay silent take no longer than one."""
+        for server in ollama_servers:
+            server.stand_in.script(Stall(), path="*")
+        first, *others = [server.url for server in ollama_servers]
+
+        began = time.monotonic()
+        fine, text = diagnose(Settings(base_url=first, other_urls=others), budget=1.0)
+
+        assert not fine
+        assert text.count("no answer within 1 s") == 3
+        assert time.monotonic() - began < 2.5
+
+    def test_the_button_of_airflow_can_test_any_list(self, ollama_servers, monkeypatch):
+        """It hands the connection to the hook as a URI in the environment, and cannot read it back itself."""
+        from airflow.models.connection import Connection
+
+        first, *others = ollama_servers
+        host = ", ".join([first.url.removeprefix("http://"), *(server.url for server in others)])
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_BUTTON", Connection(conn_id="x", conn_type="ollama", host=host, password="secret").get_uri()
+        )
+
+        fine, text = OllamaHook("button").test_connection()
+
+        assert fine, text
+        assert text.startswith("3 of 3 servers can be used:")

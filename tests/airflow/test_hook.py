@@ -309,3 +309,159 @@ class TestAsync:
         with pytest.raises(AirflowNotFoundException, match="there is no connection 'no_such_one'"):
             async with OllamaHook("no_such_one").async_client():
                 pass
+
+
+class TestSeveralServers:
+    @pytest.fixture
+    def hook(self, ollama_servers_conn):
+        """A hook for three servers."""
+        with OllamaHook(ollama_servers_conn) as hook:
+            yield hook
+
+    def test_a_request_is_answered_by_one_that_is_up(self, hook, ollama_servers):
+        """And its reply says by which."""
+        ollama_servers[0].stop()
+
+        assert hook.generate("hi", model="llama3.2").server == ollama_servers[1].url
+        assert hook.version() == ollama_servers[1].stand_in.version
+
+    async def test_coroutines_are_answered_by_one_that_is_up(self, hook, ollama_servers):
+        """In a trigger as in a worker."""
+        ollama_servers[0].stop()
+
+        async with hook.async_client() as client:
+            reply = await client.send(hook.request(GenerateRequest, model="llama3.2", prompt="hi"))
+
+        assert reply.server == ollama_servers[1].url
+
+    def test_each_server_has_a_hook_of_its_own(self, hook, ollama_servers):
+        """With the fields of the connection, and the overrides."""
+        hooks = OllamaHook(hook.conn_id, idle_timeout=5).servers
+
+        assert [each.settings.base_url for each in hooks] == [server.url for server in ollama_servers]
+        assert [each.servers for each in hooks] == [(each,) for each in hooks]
+        assert {each.settings.timeouts.idle for each in hooks} == {5}
+        assert hooks[2].generate("hi", model="llama3.2").server == ollama_servers[2].url
+
+    def test_a_connection_with_one_server_has_this_hook(self, ollama_conn):
+        """There is nothing to choose."""
+        hook = OllamaHook(ollama_conn)
+
+        assert hook.servers == (hook,)
+
+    async def test_one_server_is_named(self, hook, ollama_servers):
+        """For a request as for a coroutine."""
+        url = ollama_servers[1].url
+        with OllamaHook(hook.conn_id, server=url) as one:
+            assert one.generate("hi", model="llama3.2").server == url
+        async with OllamaHook(hook.conn_id, server=url.removeprefix("http://")).async_client() as client:
+            assert client.settings.urls == (url,)
+
+    @pytest.mark.parametrize(
+        ("name", "url"),
+        [
+            ("gpu1", "http://gpu1:11434"),
+            ("GPU1:11434", "http://gpu1:11434"),
+            ("http://gpu1:11434/", "http://gpu1:11434"),
+            ("gpu2:1", "http://gpu2:1"),
+            ("gpu3.example.com", "https://gpu3.example.com:443/base"),
+            ("https://gpu3.example.com/base", "https://gpu3.example.com:443/base"),
+            ("https://gpu3.example.com:443/base", "https://gpu3.example.com:443/base"),
+            ("::1", "http://[::1]:11434"),
+            ("[::1]", "http://[::1]:11434"),
+        ],
+    )
+    def test_a_server_is_named_as_in_the_connection(self, add_connection, name, url):
+        """Or by its whole URL, or by no more than the host."""
+        conn_id = add_connection(host="gpu1, gpu2:1, gpu2:2, https://gpu3.example.com/base, ::1")
+
+        assert OllamaHook(conn_id, server=name).settings.urls == (url,)
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [("gpu9", "'gpu9' is not one of"), ("gpu2", "'gpu2' is the name of several"), ("", "'' is not")],
+    )
+    def test_another_name_is_refused_with_the_right_ones(self, add_connection, name, says):
+        """Of a server that is not there, or of two."""
+        conn_id = add_connection(host="gpu1, gpu2:1, gpu2:2")
+        with pytest.raises(InvalidRequestError, match="connection 'ollama_default': server: ") as caught:
+            _ = OllamaHook(conn_id, server=name).settings
+
+        assert says in str(caught.value)
+        assert "they are http://gpu1:11434, http://gpu2:1, http://gpu2:2" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("method", "arguments", "path"),
+        [
+            ("pull", {"model": "mistral"}, "/api/pull"),
+            ("create", {"model": "mine", "from_": "llama3.2"}, "/api/create"),
+            ("copy", {"source": "llama3.2", "destination": "mine"}, "/api/copy"),
+            ("delete", {"model": "llama3.2"}, "/api/delete"),
+            ("load", {"model": "llama3.2"}, "/api/generate"),
+            ("unload", {"model": "llama3.2"}, "/api/generate"),
+        ],
+    )
+    def test_what_changes_a_server_is_done_on_all(self, hook, ollama_servers, method, arguments, path):
+        """Whoever pulls for a connection wants the model on each of its servers."""
+        getattr(hook, method)(**arguments)
+        assert [[seen.path for seen in server.stand_in.requests] for server in ollama_servers] == [[path]] * 3
+
+    def test_one_that_fails_does_not_stop_the_others(self, hook, ollama_servers):
+        """The error has its name and what to do."""
+        ollama_servers[1].stop()
+
+        with pytest.raises(UnreachableError, match="1 of 3 servers failed") as caught:
+            OllamaHook(hook.conn_id, max_attempts=1).pull("mistral")
+
+        assert f"{ollama_servers[1].url}: connection refused" in str(caught.value)
+        assert "mistral" in {model.name for model in ollama_servers[2].stand_in.models}
+
+    def test_an_embedding_model_is_loaded_on_all(self, hook, ollama_servers):
+        """Each refuses the empty prompt, and loads it for no texts."""
+        hook.load("nomic-embed-text")
+
+        assert [server.stand_in.loads for server in ollama_servers] == [["nomic-embed-text:latest"]] * 3
+
+    def test_close_ends_the_work_on_all(self, hook, ollama_servers):
+        """`on_kill` calls it from a signal handler."""
+        for server in ollama_servers:
+            server.stand_in.script(Stall(), path="pull")
+        failed = []
+
+        def pull() -> None:
+            try:
+                hook.pull("mistral")
+            except ClientClosedError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=pull)
+        thread.start()
+        for server in ollama_servers:
+            server.stand_in.wait_until(lambda stand_in: stand_in.open_requests)
+        hook.close()
+        thread.join(5)
+
+        assert "3 of 3 servers failed" in str(failed[0])
+        for server in ollama_servers:
+            server.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
+    def test_the_log_says_which_server_is_meant(self, hook, ollama_servers, logged):
+        """Of the progress of three pulls at the same time, too."""
+        hook.pull("mistral")
+
+        log = logged()
+        assert all(f"{server.url}: mistral: success" in log for server in ollama_servers)
+
+    def test_the_log_says_where_a_request_went_on(self, hook, ollama_servers, logged):
+        """Nothing is passed over in silence."""
+        ollama_servers[0].stop()
+        hook.generate("hi", model="llama3.2")
+
+        went_on = f"going on with {ollama_servers[1].url}: connection refused (at {ollama_servers[0].url}"
+        assert went_on in logged()
+
+    @pytest.fixture
+    def logged(self, capfd, caplog):
+        """Return a function that returns what was logged: Airflow 3 writes it, Airflow 2 hands it to logging."""
+        caplog.set_level("INFO")
+        return lambda: "".join(capfd.readouterr()) + caplog.text

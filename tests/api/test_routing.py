@@ -3,7 +3,7 @@
 from itertools import permutations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_provider.api import errors
@@ -160,12 +160,12 @@ def test_a_list_does_not_shorten_what_is_known_to_be_longer():
     assert routing.order(a_call(), DEFAULT_KEEP_ALIVE - 1) == [1, 0]
 
 
-@pytest.mark.parametrize("answer", [None, REFUSED, errors.AuthenticationError("401"), errors.ResponseTimeoutError("x")])
+@pytest.mark.parametrize("answer", [REFUSED, errors.AuthenticationError("401"), errors.ResponseTimeoutError("x")])
 def test_a_server_that_does_not_say_what_it_has_comes_last(answer):
     """It is slow or broken."""
     routing = Routing(2)
-    routing.listed(0, answer, 0)
 
+    assert routing.listed(0, answer, 0) is answer
     assert routing.order(a_call(), 1) == [1, 0]
     assert routing.order(a_call(), AVOIDED_SECONDS + 1) == [0, 1]
 
@@ -360,6 +360,7 @@ def test_all_servers_have_to_be_waited_for_only_as_long_as_the_first_of_them_ask
     assert error_of_all([*failures, ("http://gpu3:1", REFUSED)], "m", may_pull=True).retry_after == 0
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -390,7 +391,7 @@ def test_whatever_happens_every_server_is_in_the_order_once(steps):
             case "failed":
                 routing.failed(calls[number], server, error, now)
             case "listed":
-                routing.listed(server, listing("qwen3") if number else None, now)
+                routing.listed(server, listing("qwen3") if number else REFUSED, now)
             case "wait":
                 now += 7 * number
         for call in calls:

@@ -311,3 +311,4 @@ def test_a_server_that_is_silent_about_its_memory_holds_nobody_up(on, ollama_ser
     (reply,) = on.send(GENERATE, **urls(ollama_servers))
 
     assert reply.server == ollama_servers[1].url
+    assert "/api/ps was not answered within 0.2 s" in str(on.events[0].error)
