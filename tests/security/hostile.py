@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from ollama_provider.testing import Model, StandIn
 from tests.security.canaries import ANSWER
 from tests.sockets import listening
 
@@ -97,6 +98,19 @@ def error(status: int, text: str) -> bytes:
 def lines(*objects: object) -> bytes:
     """Return a stream of lines."""
     return respond(200, "".join(f"{json.dumps(one)}\n" for one in objects), kind="application/x-ndjson")
+
+
+def once_it_is_trusted(fault: Answering) -> Answering:
+    """Return an Ollama that turns hostile when it is given a text."""
+    ollama = StandIn(models=[Model("llama3.2", ("completion", "tools", "embedding"))])
+
+    def answer(seen: Seen) -> bytes:
+        if "canary" in seen.body.decode():
+            return fault(seen)
+        reply = ollama.answer(seen.head.split(" ", 1)[0], seen.path, body=seen.body)
+        return respond(reply.status, reply.body, kind=reply.headers.get("content-type", "application/json"))
+
+    return answer
 
 
 def _one_line(seen: Seen) -> str:

@@ -18,7 +18,7 @@ from ollama_provider.provider_info import get_provider_info
 from ollama_provider.testing import Answer, Model
 from tests.airflow.conftest import add_connection, airflow_db, no_settling, run_dag  # noqa: F401  # fixtures
 from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, found_in, logged
-from tests.security.hostile import FAULTS, hostile
+from tests.security.hostile import FAULTS, hostile, once_it_is_trusted
 
 _DAG = '''
 import os
@@ -97,11 +97,11 @@ STORED = {
     "trigger": {"prompt"},
 }
 #: Faults that differ in where a canary could get out; tests/security/test_requests.py has all of them.
-QUOTING = [
-    "401 that quotes headers",
-    "an error within the answer",
-    "half an answer",
-]
+QUOTING = {
+    "401 that quotes headers": FAULTS["401 that quotes headers"],
+    "an error within the answer": once_it_is_trusted(FAULTS["an error within the answer"]),
+    "half an answer": once_it_is_trusted(FAULTS["half an answer"]),
+}
 
 
 class Metrics:
@@ -203,7 +203,7 @@ def test_when_all_goes_well(ollama, run_all, airflow_db):  # noqa: F811
 @pytest.mark.parametrize("fault", QUOTING)
 def test_when_the_server_quotes(fault, run_all, airflow_db):  # noqa: F811
     """No task's log, error or XCom has what it sent."""
-    with hostile(FAULTS[fault]) as server:
+    with hostile(QUOTING[fault]) as server:
         states, left = run_all(server.url)
 
     assert "failed" in states.values()
