@@ -194,7 +194,8 @@ class Pace(ArgumentGroup):
     Args:
         concurrency: requests in flight, or ``"auto"`` to find the best number by measuring (for vectors: two).
         requests_per_minute: upper limit; None is none.
-        checkpoint_every: seconds between two checkpoints. A crash loses the work since the last one.
+        checkpoint_every: seconds between two checkpoints. A power cut loses the answers since the last one; in an
+            object store a killed worker does, too.
         report_every: seconds between two progress lines in the log.
     """
 

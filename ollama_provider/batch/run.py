@@ -198,7 +198,8 @@ async def _request_all(
             setups = await _prepare(run, joining, sample.prompts)
             _, setup = setups[0]
             manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
-            start(run.checkpoints.write_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
+            await _seal_left_open(run, [setup for _, setup in setups])
+            start(run.checkpoints.make_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
             if run.table is not None:
                 start(run.table.run(scheduler.want_rows))
             start(_report(run))
@@ -484,6 +485,13 @@ async def _begin(run: _Run, manifest: Manifest) -> Manifest:
     )
     await asyncio.to_thread(manifests.begin, run.storage, manifest, run.names)
     return manifest
+
+
+async def _seal_left_open(run: _Run, setups: Sequence[RunSetup]) -> None:
+    """Seal what killed runs left open, now that it is known which models the servers have. A merge has not asked."""
+    used = [] if run.spec.mode == "merge" else [each for setup in setups for each in (setup.provenance, setup.fallback)]
+    digests = {each.digest for each in used if each is not None and each.digest is not None}
+    await asyncio.to_thread(run.journal.seal_left_open, digests)
 
 
 # While requests are sent.

@@ -43,9 +43,9 @@ def finish(folder: Path, rows: int, digest: str) -> None:
         journal.add(journal.find(key)[0], outcome, shared)
         if number % PER_PART == PER_PART - 1:
             journal.end_part()
-            journal.write_parts()
+            journal.seal_parts()
     journal.end_part()
-    journal.write_parts()
+    journal.seal_parts()
 
 
 def main(rows: int) -> None:

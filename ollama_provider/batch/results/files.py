@@ -132,7 +132,7 @@ def write_results(
     for number, line in good.items():
         journal.mark_refused(number, line)
     if journal.end_part():
-        journal.write_parts()
+        journal.seal_parts()
     return Written(failures, len(good), fresh)
 
 

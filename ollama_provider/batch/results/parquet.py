@@ -25,8 +25,8 @@ from ollama_provider.batch.results.json_lines import (
     vector_rows,
 )
 from ollama_provider.batch.results.order import RowOrder
+from ollama_provider.batch.store.disk import FileWriter
 from ollama_provider.batch.store.journal import AFTER_KEY
-from ollama_provider.batch.store.storage import FileWriter
 
 PARQUET = "results.parquet"
 

@@ -180,7 +180,7 @@ class TableWriter:
         journal, waiting = self._journal, []
         for row in self._waiting:
             match journal.state(row.number):
-                case State.OK if journal.is_written(row.number):
+                case State.OK if journal.is_sealed(row.number):
                     self._ready.append(row)
                 case State.FAILED:
                     pass

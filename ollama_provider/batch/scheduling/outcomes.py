@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 from ollama_provider.api.errors import OllamaError, UnforeseenError
+from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
@@ -37,10 +38,15 @@ class OutcomeRecorder:
 
         Returns:
             Whether the row has a good result.
+
+        Raises:
+            StorageError: the directory cannot be written.
         """
         shared = self._fallback if item.variant.fallback else None
         try:
             self._checkpoints.add(item.number, outcome, server=self._host, shared=shared)
+        except StorageError:
+            raise
         except Exception as error:  # an answer may hold anything
             known = error if isinstance(error, OllamaError) else self.unforeseen(error, "storing its result")
             outcome = self._setup.validator.reject(item, known, None, 0.0)

@@ -1,10 +1,11 @@
 """The directory that remembers what was done, so that a run can continue after a crash.
 
-- `storage`: the directory itself, local or in an object store. A file appears whole or not at all.
+- `storage`: the directory itself, local or in an object store.
+- `disk`: files that appear whole or not at all, and files that grow.
 - `locks`: one run at a time in a directory.
 - `keys`: which rows are the same work.
 - `journal`: the outcomes of all runs, in files called parts.
-- `checkpoints`: when outcomes are written, and the comparison of the model's digest before.
+- `checkpoints`: when a part is forced to the disk, and the comparison of the model's digest before.
 - `manifest`: ``batch.json``, with the settings and the pass over the input.
 - `shards`: several runs in one directory, and their merge.
 """

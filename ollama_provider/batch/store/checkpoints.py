@@ -1,4 +1,4 @@
-"""Checkpoints: outcomes are written into parts, and the model's digest is compared before each of them is written.
+"""Checkpoints: the part of the outcomes since the last one is sealed, after the model's digest was compared.
 
 Every outcome is recorded with the digest of the model that gave it. If the digest cannot be read, it is unknown whether
 the model has changed since the last comparison. The outcomes since then are recorded without a digest. Later runs find
@@ -8,10 +8,11 @@ them all the same, since their key contains the digest; a run that sees another 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from typing import Literal
 
 from ollama_provider.api.errors import OllamaError
@@ -21,14 +22,17 @@ from ollama_provider.batch.store.journal import Journal, shared_fields
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of outcomes that make a checkpoint before its time, and bytes that hold new requests back until it is written.
-_PART, _UNWRITTEN = 8 << 20, 64 << 20
+#: Bytes of outcomes that make a checkpoint before its time, and bytes that hold new requests back until it is made.
+_PART, _UNSEALED = 8 << 20, 64 << 20
+#: Seconds between the first checkpoints of a run: 1, 2 and 5 s after its start. In an object store nothing is kept
+#: before, and a run that dies soon, each time, would come no further.
+_EARLY = (1.0, 1.0, 3.0)
 #: Seconds for reading the digest at a checkpoint, and at the end of a run.
 _DIGEST_TIMEOUT, _LAST_DIGEST_TIMEOUT = 10.0, 1.0
 
 
 class Checkpoints:
-    """Takes outcomes and writes them into parts.
+    """Takes outcomes, and seals the parts that they are in.
 
     Args:
         journal: where the outcomes go.
@@ -46,7 +50,8 @@ class Checkpoints:
         self._journal = journal
         self._look_up_digest = look_up_digest
         self._on_digest_change = on_digest_change
-        self._writer = ThreadPoolExecutor(1, "batch-parts")
+        # To force a part to the disk, or to upload it, takes long; to append an outcome takes microseconds.
+        self._sealer = ThreadPoolExecutor(1, "batch-parts")
         self._changed: ModelChangedError | None = None
         self._part_is_full = asyncio.Event()
         #: What the outcomes of each server have in common from here on, by its URL; empty before a server was asked.
@@ -66,7 +71,7 @@ class Checkpoints:
         self._shared[provenance.server] = shared_fields(vars(provenance))
 
     def add(self, number: int, outcome: Outcome, *, server: str = "", shared: str | None = None) -> None:
-        """Add an outcome to the next checkpoint.
+        """Append an outcome to the open part: in a local directory it survives a kill of the process from now on.
 
         Args:
             number: of the key, from `Journal.find`.
@@ -76,53 +81,60 @@ class Checkpoints:
 
         Raises:
             RejectedReplyError: the outcome cannot be written as JSON.
+            StorageError: it cannot be written.
         """
         self._journal.add(number, outcome, self._shared[server] if shared is None else shared)
         self._to_compare.add(server)
-        if self._journal.unwritten >= _PART:
+        if self._journal.unsealed >= _PART:
             self._part_is_full.set()
 
     @property
     def lags(self) -> bool:
-        """Whether so much waits to be written that no new requests should be sent."""
-        return self._journal.unwritten > _UNWRITTEN
+        """Whether so much waits to be sealed that no new requests should be sent."""
+        return self._journal.unsealed > _UNSEALED
 
-    async def write_periodically(self, seconds: float, afterwards: Callable[[], None]) -> None:
-        """Write a checkpoint every so many *seconds*, or earlier when a part is full, until cancelled."""
-        while True:
+    async def make_periodically(self, seconds: float, afterwards: Callable[[], None]) -> None:
+        """Make a checkpoint every so many *seconds*, or earlier when a part is full, until cancelled."""
+        for pause in _pauses(seconds):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(pause):
                     await self._part_is_full.wait()
             self._part_is_full.clear()
-            await self._write(_DIGEST_TIMEOUT)
+            await self._make(_DIGEST_TIMEOUT)
             afterwards()
 
     async def close(self) -> None:
-        """Write the last checkpoint.
+        """Make the last checkpoint.
 
         Raises:
             ModelChangedError: the outcomes are those of another model.
             StorageError: it cannot be written.
         """
         try:
-            await self._write(_LAST_DIGEST_TIMEOUT)
+            await self._make(_LAST_DIGEST_TIMEOUT)
         finally:
-            self._writer.shutdown(wait=True)
+            self._sealer.shutdown(wait=True)
 
-    async def _write(self, digest_timeout: float) -> None:
-        if self._journal.end_part():
+    async def _make(self, digest_timeout: float) -> None:
+        if not self._journal.end_part():
+            return
+        try:
             await self._compare_digests(digest_timeout)
-            await self._in_thread(self._journal.write_parts)
+        except ModelChangedError:
+            self._journal.end_part()  # with the outcomes that came during the comparison
+            await self._in_thread(self._journal.discard_parts)
+            raise
+        await self._in_thread(self._journal.seal_parts)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._writer, work)
+        await asyncio.get_running_loop().run_in_executor(self._sealer, work)
 
     async def _compare_digests(self, seconds: float) -> None:
         """Compare the model's digest at each server with the one that the waiting outcomes are recorded with.
 
         Raises:
-            ModelChangedError: a model is another one, now or at an earlier comparison. The waiting outcomes are never
-                written then.
+            ModelChangedError: a model is another one, now or at an earlier comparison. The waiting outcomes are
+                removed then.
         """
         if self._changed is not None:
             raise self._changed
@@ -169,5 +181,10 @@ class Checkpoints:
 
     async def _remove_digest(self, known: Provenance, shared: str) -> None:
         without = shared_fields(vars(replace(known, digest=None)))
-        # In the thread of the writer, since it may be writing these parts.
+        # In the thread that seals, since it may be sealing these parts.
         await self._in_thread(partial(self._journal.replace_shared, shared, without))
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """Return the seconds before each checkpoint of a run."""
+    return (min(pause, seconds) for pause in chain(_EARLY, repeat(seconds)))

@@ -3,16 +3,18 @@
 Three promises, each with a test of its name:
 
 1. *The key is the work.* See `ollama_provider.batch.store.keys`.
-2. *What is written stays, and is not asked again.* A part appears whole or not at all, and is never written twice. A
-   good result is used by all later runs. A failed row counts until its pass over the input is complete; the next pass
-   asks it again.
-3. *A crash loses little, and it is known what.* It loses the outcomes that came since the last part was written (see
-   ``checkpoint_every``), and the requests in flight.
+2. *What is written stays, and is not asked again.* A good result is used by all later runs. A failed row counts until
+   its pass over the input is complete; the next pass asks it again.
+3. *A crash loses little, and it is known what.* In a local directory each outcome is appended to an open part before
+   the next request is sent. So a killed process loses the requests in flight, and nothing else. When the machine stops,
+   the outcomes since the last checkpoint may be lost as well (see ``checkpoint_every``): a checkpoint *seals* the part,
+   which forces it to the disk and gives it its final name. In an object store a part appears when it is sealed.
 
 The files::
 
     batch.json               the manifest: settings and pass, written first
     parts/0001-0002-000003-5f0c9a1e.jsonl    outcomes as they came: pass, run within the pass, part, token of the run
+    parts/0001-0002-000004-5f0c9a1e.open.jsonl    the same, not sealed yet
     results.jsonl, failed.jsonl     all rows, and the failed ones, in the order of the input
     summary.json             written last: its presence says that the pass is complete
     progress.json            where a running batch stands
@@ -22,9 +24,14 @@ A *pass* goes once over the input, in as many runs as it takes. It is complete w
 The name of a part ends with a random token of the run that wrote it. Two runs that both believe that the directory is
 theirs cannot overwrite each other's parts. The parts of a shard bear its name as well.
 
+A part that a killed run left open is read by the next run like any other, and sealed as soon as the server has shown
+the digest of its model: the same digest before and after tells who gave the answers in between. Answers of another
+digest are kept without one, as in `ollama_provider.batch.store.checkpoints`.
+
 Each line of a part is strict JSON and ASCII, begins with the key, and ends with a CRC-32 of what stands before it. A
-line that a disk or a copy has changed is found and counted, and its row is asked again. Parts without a token were made
-by an earlier version, which wrote no checksum: their lines are parsed instead.
+line that a disk or a copy has changed is found and counted, and its row is asked again. Half a line at the end of an
+open part is what was being written when the process was killed: it is cut off. Parts without a token were made by an
+earlier version, which wrote no checksum: their lines are parsed instead.
 """
 
 import base64
@@ -35,7 +42,7 @@ import re
 import sys
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from enum import IntEnum
 from math import isfinite
@@ -48,8 +55,9 @@ from pydantic_core import from_json
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.store.disk import GrowingFile, storage_error, storage_errors
 from ollama_provider.batch.store.keys import KEY_BYTES, Index
-from ollama_provider.batch.store.storage import Storage, storage_error, storage_errors
+from ollama_provider.batch.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +83,7 @@ _BEFORE, _CHECK_AT = slice(None, -_TAIL), slice(-_TAIL, None)
 _SCAN_BUFFER, _LINE_BUFFER = 1 << 20, 1 << 16
 #: Parts that a reader keeps open.
 _OPEN_PARTS = 100
-_PART_NAME = re.compile(r"parts/(\d+)-(\d+)-(\d+)(?:-([0-9a-f]{8}))?(?:\.(\d+of\d+))?\.jsonl")
+_PART_NAME = re.compile(r"parts/(\d+)-(\d+)-(\d+)(?:-([0-9a-f]{8}))?(?:\.(\d+of\d+))?(\.open)?\.jsonl")
 
 
 class State(IntEnum):
@@ -107,12 +115,19 @@ class Part(NamedTuple):
     token: str
     #: Such as ``2of4``; empty for a whole batch.
     shard: str
+    #: It is not sealed: a run is appending to it, or was killed.
+    is_open: bool = False
 
     @property
     def name(self) -> str:
         """The file's name in the directory."""
         token, shard = self.token and f"-{self.token}", self.shard and f".{self.shard}"
-        return f"parts/{self.pass_number:04d}-{self.run_number:04d}-{self.number:06d}{token}{shard}.jsonl"
+        numbers = f"{self.pass_number:04d}-{self.run_number:04d}-{self.number:06d}"
+        return f"parts/{numbers}{token}{shard}{'.open' if self.is_open else ''}.jsonl"
+
+    def sealed(self) -> "Part":
+        """Return the part as it is when it is sealed."""
+        return self._replace(is_open=False)
 
 
 def list_parts(storage: Storage) -> list[Part]:
@@ -127,8 +142,8 @@ def list_parts(storage: Storage) -> list[Part]:
 
 
 def _part(match: re.Match[str]) -> Part:
-    pass_number, run_number, number, token, shard = match.groups("")
-    return Part(int(pass_number), int(run_number), int(number), token, shard)
+    pass_number, run_number, number, token, shard, is_open = match.groups("")
+    return Part(int(pass_number), int(run_number), int(number), token, shard, bool(is_open))
 
 
 class Journal:
@@ -138,7 +153,7 @@ class Journal:
         storage: the directory.
         pass_number: the current pass over the input.
         shard: the shard that writes, such as ``2of4``; None for a whole batch. The outcomes of other shards are read
-            as well.
+            as well, but not their open parts: they may be at work.
         keep_replies: index the raw replies by their request keys, too.
 
     Raises:
@@ -151,16 +166,21 @@ class Journal:
         self._storage = storage
         self._index = Index()
         self._replies = Index() if keep_replies else None
-        self._parts = list_parts(storage)
-        run_number = 1 + max((part.run_number for part in self._parts if part.pass_number == pass_number), default=0)
-        self._current = Part(pass_number, run_number, 0, token_hex(4), shard or "")
-        self._lines: list[bytes] = []
-        #: Bytes of `_lines`.
-        self._offset = 0
-        #: Name and lines of the parts that are complete and not written yet.
-        self._waiting: deque[tuple[str, list[bytes]]] = deque()
-        # Bytes of lines. One is changed by the thread that adds outcomes, the other by the one that writes parts.
-        self._added = self._written = 0
+        found = list_parts(storage)
+        run_number = 1 + max((part.run_number for part in found if part.pass_number == pass_number), default=0)
+        self._current = Part(pass_number, run_number, 0, token_hex(4), shard or "", is_open=True)
+        self._parts = [
+            part for part in found
+            if not part.is_open or (shard in {None, part.shard} and part.sealed() not in found)
+        ]  # fmt: skip
+        #: Where the part of the next outcome goes; None while it has none.
+        self._file: GrowingFile | None = None
+        #: The parts that are complete and not sealed yet.
+        self._waiting: deque[GrowingFile] = deque()
+        # Bytes of lines. One is changed by the thread that adds outcomes, the other by the one that seals parts.
+        self._added = self._sealed = 0
+        #: Numbers of the parts that earlier runs left open, and the bytes of each up to the end of its last line.
+        self._left_open: dict[int, int] = {}
         self._earlier_parts = len(self._parts)
         for number in range(self._earlier_parts):
             self._scan(number)
@@ -169,8 +189,7 @@ class Journal:
     def _begin_part(self) -> None:
         self._current = self._current._replace(number=self._current.number + 1)
         self._parts.append(self._current)
-        self._lines = []
-        self._offset = 0
+        self._file = None
 
     def _scan(self, part_number: int) -> None:
         part = self._parts[part_number]
@@ -183,21 +202,51 @@ class Journal:
         with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_SCAN_BUFFER) as lines:
             for line in lines:
                 if not (line[_CHECK_AT] == _CHECK % crc32(line[_BEFORE]) if has_checksum else _is_outcome(line)):
+                    if part.is_open and line[-1:] != b"\n":
+                        break  # what was being written when the process was killed
                     damaged += 1
-                else:
-                    number = index.number(unhexlify(line[_KEY]))
-                    if line[_GOOD] == _IS_GOOD:
-                        index[number] = place << 3 | State.OK
-                    elif index[number] & 7 != State.OK or line.startswith(_IS_REFUSED, AFTER_KEY):
-                        index[number] = place << 3 | failed
-                    if replies is not None and (found := _REQUEST.match(line, AFTER_KEY)):
-                        replies[replies.number(unhexlify(found[1]))] = place + 1
+                    rest = _intact_end(line) if has_checksum else b""
+                    place += len(line) - len(rest)
+                    if not rest:
+                        continue
+                    line = rest  # noqa: PLW2901  # what is left of it
+                number = index.number(unhexlify(line[_KEY]))
+                if line[_GOOD] == _IS_GOOD:
+                    index[number] = place << 3 | State.OK
+                elif index[number] & 7 != State.OK or line.startswith(_IS_REFUSED, AFTER_KEY):
+                    index[number] = place << 3 | failed
+                if replies is not None and (found := _REQUEST.match(line, AFTER_KEY)):
+                    replies[replies.number(unhexlify(found[1]))] = place + 1
                 place += len(line)
+        if part.is_open:
+            self._left_open[part_number] = place & ((1 << 40) - 1)
         if damaged:
             logger.warning(
                 "%d damaged lines in %s of %s are skipped; their rows are asked again.",
                 damaged, part.name, self._storage.location,
             )  # fmt: skip
+
+    def seal_left_open(self, digests: Collection[str]) -> None:
+        """Seal the parts that killed runs left open.
+
+        Args:
+            digests: of the models that the server has now. Outcomes with another digest are kept without one: nobody
+                looked at the model between these outcomes and a change.
+
+        Raises:
+            StorageError: one cannot be sealed.
+        """
+        known = {None, *digests}
+        for number, size in self._left_open.items():
+            part = self._parts[number]
+            self._parts[number] = part.sealed()
+            file = self._storage.reopen(part.name, part.sealed().name, size)
+            if not size:
+                file.discard()
+                continue
+            file.rewrite(lambda line: _without_digest(line, known))
+            file.seal()
+        self._left_open = {}
 
     def find(self, key: bytes) -> tuple[int, State]:
         """Return the number of *key* in this run, and its state."""
@@ -243,13 +292,13 @@ class Journal:
         text = line[_BEFORE]
         if line[_CHECK_AT] != _CHECK % crc32(text):
             raise StorageError(
-                f"{self._storage.location}/{part.name} was damaged during the run. Start again: only the damaged "
-                "rows are asked again."
+                f"{self._storage.location}/{self.part_name(number)} was damaged during the run. Start again: only the "
+                "damaged rows are asked again."
             )
         return text + b"}\n"
 
     def add(self, number: int, outcome: Outcome, shared: str) -> None:
-        """Add an outcome. It is safe once its part is written.
+        """Append an outcome to the open part.
 
         Args:
             number: of the key, from `find`.
@@ -258,6 +307,7 @@ class Journal:
 
         Raises:
             RejectedReplyError: see `outcome_line`; the journal has not changed then.
+            StorageError: it cannot be written.
         """
         self._append(number, outcome_line(outcome, shared), State.OK if outcome.status == "ok" else State.FAILED)
 
@@ -272,53 +322,64 @@ class Journal:
         self._append(number, _with_checksum(head + _IS_REFUSED + rest), State.FAILED)
 
     def _append(self, number: int, line: bytes, state: State) -> None:
-        self._index[number] = ((len(self._parts) - 1) << 40 | self._offset) << 3 | state
-        self._lines.append(line)
-        self._offset += len(line)
+        if self._file is None:
+            self._file = self._storage.append_to(self._current.name, self._current.sealed().name)
+        offset = self._file.size
+        self._file.append(line)
+        self._index[number] = ((len(self._parts) - 1) << 40 | offset) << 3 | state
         self._added += len(line)
 
     def end_part(self) -> bool:
-        """Complete the part of the outcomes since the last call. Return whether any part waits to be written."""
-        if self._lines:
-            self._waiting.append((self._current.name, self._lines))
+        """Complete the part of the outcomes since the last call. Return whether any part waits to be sealed."""
+        if self._file is not None:
+            self._waiting.append(self._file)
             self._begin_part()
         return bool(self._waiting)
 
-    def write_parts(self) -> None:
-        """Write the completed parts. This may run in another thread than everything else.
+    def seal_parts(self) -> None:
+        """Seal the completed parts. This may run in another thread than everything else.
 
         Raises:
-            StorageError: one could not be written. Nothing of it is visible, and it keeps waiting.
+            StorageError: one could not be sealed, and keeps waiting.
         """
         while self._waiting:
-            name, lines = self._waiting[0]
-            data = b"".join(lines)
-            with self._storage.create(name) as file:
-                file.write(data)
+            part = self._waiting[0]
+            part.seal()
             self._waiting.popleft()
-            self._written += len(data)
+            self._sealed += part.size
+
+    def discard_parts(self) -> None:
+        """Remove the completed parts that are not sealed yet. Their outcomes are lost.
+
+        Raises:
+            StorageError: one could not be removed.
+        """
+        while self._waiting:
+            self._waiting.popleft().discard()
 
     def replace_shared(self, shared: str, instead: str) -> None:
-        """Replace the shared fields of the outcomes in parts that wait to be written. Other lines do not change.
+        """Replace the shared fields of the outcomes in parts that wait to be sealed. Other lines do not change.
 
         Args:
             shared: the fields to replace, as they were given to `add`.
             instead: the same fields in no more characters, so that each line keeps its length and its place.
         """
         old, new = f",{shared}".encode("ascii"), f",{instead:<{len(shared)}}".encode("ascii")
-        for _, lines in self._waiting:
-            for number, line in enumerate(lines):
-                text = line[:-_TAIL]
-                if text.endswith(old):
-                    lines[number] = _with_checksum(text.removesuffix(old) + new)
+
+        def change(line: bytes) -> bytes:
+            text = line[_BEFORE]
+            return _with_checksum(text.removesuffix(old) + new) if text.endswith(old) else line
+
+        for part in self._waiting:
+            part.rewrite(change)
 
     @property
-    def unwritten(self) -> int:
-        """Bytes of outcomes that a crash would lose."""
-        return self._added - self._written
+    def unsealed(self) -> int:
+        """Bytes of outcomes that may be lost when the machine stops."""
+        return self._added - self._sealed
 
-    def is_written(self, number: int) -> bool:
-        """Return whether the outcome of this key is written, and so would survive a crash."""
+    def is_sealed(self, number: int) -> bool:
+        """Return whether the outcome of this key is in a sealed part, and so would survive any crash."""
         part, _ = self.place(number)
         return part < len(self._parts) - 1 - len(self._waiting)
 
@@ -332,8 +393,8 @@ class Journal:
         return place >> 40, place & ((1 << 40) - 1)
 
     def part_name(self, part: int) -> str:
-        """Return the name of the file of a part."""
-        return self._parts[part].name
+        """Return the name of the file of a part, which is sealed."""
+        return self._parts[part].sealed().name
 
 
 class PartReader:
@@ -438,6 +499,29 @@ def _is_outcome(line: bytes) -> bool:
     except ValueError:
         return False
     return whole and isinstance(found, dict) and found.keys() >= {"key", "status", "output", "error"}
+
+
+def _intact_end(line: bytes) -> bytes:
+    """Return the whole line at the end of a damaged one that has lost its line feed; empty if there is none."""
+    place = line.find(_HEAD, 1)
+    while place > 0:
+        if line[_CHECK_AT] == _CHECK % crc32(line[place:-_TAIL]):
+            return line[place:]
+        place = line.find(_HEAD, place + 1)
+    return b""
+
+
+def _without_digest(line: bytes, known: Collection[str | None]) -> bytes:
+    """Return a line with null in place of a digest that is not among the *known* ones. Its length stays the same."""
+    text = line[_BEFORE]
+    if line[_CHECK_AT] != _CHECK % crc32(text):
+        return line
+    digest = from_json(line).get("digest")
+    if digest in known:
+        return line
+    # It is among the shared fields, which are the last ones.
+    before, field, after = text.rpartition(b'"digest":%b' % _ENCODE(digest).encode())
+    return _with_checksum(before + b'"digest":null'.ljust(len(field)) + after)
 
 
 def _with_checksum(text: bytes) -> bytes:

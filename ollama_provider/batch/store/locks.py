@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from ollama_provider.batch.errors import DirectoryBusyError
-from ollama_provider.batch.store.storage import LocalStorage, Storage, storage_errors
+from ollama_provider.batch.store.disk import storage_errors
+from ollama_provider.batch.store.storage import LocalStorage, Storage
 
 _LEASE_NAME = "lock.json"
 #: A lock may be held for a moment by a process that only probes it, and its owner's note is written a moment after it

@@ -13,8 +13,9 @@ from ollama_provider.batch.store import shards
 from ollama_provider.batch.store.journal import list_parts
 from ollama_provider.batch.store.storage import Storage, write
 
-#: Since 2, the names of parts have a token, and their lines a checksum. Format 1 is read as well.
-_FORMAT = 2
+#: Since 2, the names of parts have a token, and their lines a checksum. Since 3, there are open parts. Earlier formats
+#: are read as well; versions that know only these would not see an open part, and ask its rows again.
+_FORMAT = 3
 
 
 @dataclass(frozen=True)

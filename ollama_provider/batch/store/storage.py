@@ -2,12 +2,12 @@
 
 A file appears whole or not at all. In a local directory it is written under a temporary name, forced to the disk and
 renamed. For an object store it is made in a local temporary file and uploaded, since an upload becomes visible when it
-is complete.
+is complete. Only parts that are growing are visible before, under a name of their own, and only in a local directory.
 
-Everything that changes the directory goes through the six methods of `Disk`. A test that fails at the k-th call of them
+Everything that changes the directory goes through the methods of `Disk`. A test that fails at the k-th call of them
 has failed at every point where a crash can happen.
 
-What the operating system refuses in the directory becomes a `StorageError` here (see `storage_errors`).
+What the operating system refuses in the directory becomes a `StorageError` (see `storage_errors`).
 """
 
 import contextlib
@@ -18,119 +18,23 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ollama_provider.batch.errors import StorageError
+from ollama_provider.batch.store.disk import (
+    Disk,
+    FileWriter,
+    GrowingFile,
+    SealedByRename,
+    SealedByUpload,
+    storage_errors,
+)
 
 #: The folders of a batch's directory.
 _FOLDERS = ("parts", "shards", "rows", "written")
 #: For an object store, a run keeps copies in a folder on this machine; its process holds a lock on a file in it.
 _CACHE_PREFIX, _CACHE_LOCK = "ollama-batch-", ".lock"
-
-
-def storage_error(error: OSError, location: str, done: Literal["read", "written"] = "written") -> StorageError:
-    """Return what an error of the operating system means to the batch.
-
-    Args:
-        error: what was refused.
-        location: of the directory.
-        done: what was tried with the directory.
-    """
-    reason = error.strerror or str(error) or type(error).__name__
-    return StorageError(
-        f"{location} cannot be {done}: {reason}. What was written there before is kept, and the next run continues "
-        "from it."
-    )
-
-
-@contextlib.contextmanager
-def storage_errors(location: str, done: Literal["read", "written"] = "written") -> Iterator[None]:
-    """Raise a `StorageError` in place of an error of the operating system; see `storage_error`."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, location, done) from error
-
-
-class Disk:
-    """All operations that change a directory. Errors of the operating system pass through."""
-
-    def write(self, file: BinaryIO, data: bytes) -> None:
-        """Append *data* to an open file."""
-        file.write(data)
-
-    def sync(self, file: BinaryIO) -> None:
-        """Force what was written to the disk."""
-        file.flush()
-        os.fsync(file.fileno())
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Rename *source* to *target*, which makes it visible, and force that to the disk."""
-        source.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def upload(self, source: Path, target: Any) -> None:
-        """Copy a local file to *target* in an object store."""
-        with source.open("rb") as file:
-            remote = target.open("wb")
-            try:
-                shutil.copyfileobj(file, remote, 1 << 20)
-            except BaseException:
-                # Closing it would make the part that was sent visible as if it were the whole file.
-                with contextlib.suppress(Exception):
-                    remote.discard()
-                raise
-            remote.close()
-
-    def create(self, target: Any, data: bytes) -> bool:
-        """Create a small object if there is none; return False if there is one.
-
-        S3 (``If-None-Match``), Google Cloud Storage (generation 0) and Azure do this in one step where their fsspec
-        library is of 2025 or later. Elsewhere the object is looked for first and then written.
-        """
-        try:
-            target.fs.pipe_file(target.path, data, mode="create")
-        except FileExistsError:
-            return False
-        except (
-            AttributeError,
-            TypeError,
-            NotImplementedError,
-            OSError,
-        ):  # the store, or its library, cannot do it
-            if target.exists():
-                return False
-            with target.open("wb") as remote:
-                remote.write(data)
-        return True
-
-    def delete(self, target: Any) -> None:
-        """Remove a file or object; one that is not there is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            target.unlink()
-
-
-class FileWriter:
-    """A file that is being written. It appears under its name when the ``with`` block of `Storage.create` ends well."""
-
-    def __init__(self, disk: Disk, file: BinaryIO, location: str) -> None:
-        self._disk = disk
-        self._file = file
-        self._location = location
-
-    def write(self, data: bytes) -> None:
-        """Append *data*. There is no buffer here: callers join small pieces first.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        with storage_errors(self._location):
-            self._disk.write(self._file, data)
 
 
 class Storage(Protocol):
@@ -150,6 +54,23 @@ class Storage(Protocol):
 
     def create(self, name: str) -> contextlib.AbstractContextManager[FileWriter]:
         """Create a file, or replace an older one, when the block ends well; after an exception nothing has changed."""
+
+    def append_to(self, name: str, sealed_as: str) -> GrowingFile:
+        """Begin a file that grows piece by piece. In an object store nothing of it is visible before it is sealed.
+
+        Args:
+            name: while it grows; there must be no file of that name.
+            sealed_as: its name from then on.
+        """
+
+    def reopen(self, name: str, sealed_as: str, size: int) -> GrowingFile:
+        """Open a file that a killed process left growing.
+
+        Args:
+            name: as it is now.
+            sealed_as: its name when it is sealed.
+            size: bytes of it that are kept; what comes after them is cut off.
+        """
 
     def create_new(self, name: str, data: bytes) -> bool:
         """Create a small file if there is none of that name; return False if there is one."""
@@ -273,6 +194,22 @@ class LocalStorage:
                 self._disk.delete(temporary)
             raise
 
+    def append_to(self, name: str, sealed_as: str) -> GrowingFile:
+        """Begin a file in its folder. It grows under one name and is sealed under another."""
+        path = self._root / name
+        with storage_errors(self.location):
+            path.parent.mkdir(exist_ok=True)
+            file = path.open("x+b", buffering=0)
+        return SealedByRename(self._disk, file, path, self._root / sealed_as, location=self.location)
+
+    def reopen(self, name: str, sealed_as: str, size: int) -> GrowingFile:
+        """Open a file of an earlier process, and cut off what is half a line."""
+        path = self._root / name
+        with storage_errors(self.location):
+            file = path.open("r+b", buffering=0)
+            self._disk.cut(file, size)
+        return SealedByRename(self._disk, file, path, self._root / sealed_as, location=self.location, size=size)
+
     def create_new(self, name: str, data: bytes) -> bool:
         """Create a small file. Only leases need this to be atomic, and they are for object stores."""
         if (self._root / name).exists():
@@ -350,6 +287,23 @@ class ObjectStorage:
             self._disk.upload(copy, self._root / name)
             if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
                 copy.unlink()
+
+    def append_to(self, name: str, sealed_as: str) -> GrowingFile:  # noqa: ARG002  # it has no name before
+        """Begin a local file, which is uploaded when it is sealed."""
+        copy = self._copy_of(sealed_as)
+        with storage_errors(self.location):
+            file = copy.open("x+b", buffering=0)
+        return SealedByUpload(self._disk, file, copy, self._root / sealed_as, location=self.location)
+
+    def reopen(self, name: str, sealed_as: str, size: int) -> GrowingFile:
+        """Open the copy of a file that was left in a local directory, and copied into the store from there."""
+        copy = self.local(name)
+        with storage_errors(self.location):
+            file = copy.open("r+b", buffering=0)
+            self._disk.cut(file, size)
+        growing = SealedByUpload(self._disk, file, copy, self._root / sealed_as, location=self.location, size=size)
+        growing.source = self._root / name
+        return growing
 
     def create_new(self, name: str, data: bytes) -> bool:
         """Create a small object, in one step where the store can."""

@@ -47,7 +47,7 @@ class Directory:
                 journal.add(found, Outcome(**({"key": key.hex(), "status": "ok"} | given)), shared_fields({"seed": 1}))
             order.add(found, None if ids is None else ids[number])
         if journal.end_part():
-            journal.write_parts()
+            journal.seal_parts()
         written = write_results(self.storage, journal, order, results)
         order.close()
         return written
@@ -206,7 +206,7 @@ def test_fields_that_the_schema_does_not_name_are_kept(directory):
     assert [each and json.loads(each) for each in whole] == [None, more, inside]
 
 
-def test_a_whole_number_is_a_number_however_it_is_written(directory):
+def test_a_whole_number_is_a_number_however_it_is_sealed(directory):
     """7.0 is an integer in JSON, and an integer a number."""
     directory.write(parquet_format(SCHEMA, vectors=False), [{"output": {"n": 7.0, "x": (1 << 53) + 1}}])
 

@@ -218,6 +218,9 @@ class DyingDisk(Disk):
     def write(self, file, data):
         self._live(super().write, file, data)
 
+    def append(self, file, data, place):
+        self._live(super().append, file, data, place)
+
     def sync(self, file):
         self._live(super().sync, file)
 

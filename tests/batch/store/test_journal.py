@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from upath import UPath
 
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.journal import Journal, State, list_parts, outcome_line, shared_fields
+from ollama_provider.batch.store.journal import Journal, PartReader, State, list_parts, outcome_line, shared_fields
 from ollama_provider.batch.store.keys import Keys
 from ollama_provider.batch.store.storage import open_storage
 
@@ -24,7 +25,7 @@ def add(journal: Journal, keys: Keys, prompt: str, status: str = "ok") -> int:
 
 def write_part(journal: Journal) -> None:
     assert journal.end_part()
-    journal.write_parts()
+    journal.seal_parts()
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ class TestWhatIsWrittenStays:
             journal.add(journal.find(key)[0], Outcome(key.hex(), "ok", output=prompt), shared)
         journal.end_part()
         journal.replace_shared(SHARED, shared_fields({"model": ""}))
-        journal.write_parts()
+        journal.seal_parts()
 
         again = Journal(storage, 1)
         lines = storage.local(again.part_name(0)).read_bytes()
@@ -156,17 +157,145 @@ class TestWhatIsWrittenStays:
 class TestACrashLosesLittle:
     """Third promise."""
 
-    def test_what_is_not_written_is_not_there(self, storage, keys):
-        """An outcome counts from the moment its part appears, and not before."""
+    def test_an_outcome_is_there_from_the_moment_that_it_is_added(self, storage, keys):
+        """Whatever became of the process, and whether or not there was a checkpoint."""
+        journal = Journal(storage, 1)
+        for count, prompt in enumerate("abc"):
+            number = add(journal, keys, prompt)
+
+            assert not journal.is_sealed(number)
+            again = Journal(storage, 1)
+            assert [again.find(keys.key(each))[1] for each in "abc"] == [State.OK] * (count + 1) + [State.NEW] * (
+                2 - count
+            )
+        assert journal.unsealed > 0
+        write_part(journal)
+        assert journal.is_sealed(number)
+        assert journal.unsealed == 0
+        assert Journal(storage, 1).find(keys.key("a"))[1] is State.OK
+
+    def test_in_an_object_store_it_is_there_from_the_checkpoint_on(self, keys, tmp_path):
+        """And nothing of it before."""
+        storage = open_storage(UPath(f"memory://{tmp_path.name}/out"))
         journal = Journal(storage, 1)
         add(journal, keys, "a")
-        journal.end_part()
 
-        assert Journal(storage, 1).find(keys.key("a"))[1] is State.NEW
-        assert journal.unwritten > 0
-        journal.write_parts()
+        assert storage.names("parts") == []
+        write_part(journal)
         assert Journal(storage, 1).find(keys.key("a"))[1] is State.OK
-        assert journal.unwritten == 0
+        assert [name.endswith(".open.jsonl") for name in storage.names("parts")] == [False]
+
+    @pytest.mark.parametrize("cut", [0, 1, 2, 20, 45])
+    def test_half_a_line_at_the_end_of_an_open_part_is_cut_off(self, storage, keys, tmp_path, cut, caplog):
+        """It is what was being written; the lines before it stay at their places, and nobody is told of damage."""
+        journal = Journal(storage, 1)
+        for prompt in "abc":
+            add(journal, keys, prompt)
+        (part,) = (tmp_path / "parts").iterdir()
+        whole = part.read_bytes()
+        part.write_bytes(whole[: len(whole) - cut])
+
+        for _ in range(2):
+            again = Journal(storage, 1)
+            again.seal_left_open([])
+            states = [again.find(keys.key(prompt))[1] for prompt in "abc"]
+            assert states == [State.OK, State.OK, State.NEW if cut else State.OK]
+            assert again.is_sealed(again.find(keys.key("a"))[0])
+
+        assert caplog.text == ""
+        (sealed,) = (tmp_path / "parts").iterdir()
+        assert sealed.name == part.name.replace(".open", "")
+        kept = whole if not cut else b"".join(whole.splitlines(keepends=True)[:2])
+        assert sealed.read_bytes() == kept
+
+    def test_an_open_part_without_a_line_disappears(self, storage, keys, tmp_path):
+        """The process was killed after it had made the file, or within its first line."""
+        for content in (b"", b'{"key":"0123'):
+            (tmp_path / "parts" / "0001-0001-000001-0123abcd.open.jsonl").write_bytes(content)
+
+            Journal(storage, 1).seal_left_open([])
+
+            assert list((tmp_path / "parts").iterdir()) == []
+
+    @pytest.mark.parametrize("torn", [1, 30, 150])
+    def test_half_a_line_in_the_middle_costs_no_other_one(self, storage, keys, tmp_path, torn, caplog):
+        """A disk may lose the end of a line with its line feed, and keep what was written behind it."""
+        journal = Journal(storage, 1)
+        for prompt in "abcd":
+            add(journal, keys, prompt)
+        (part,) = (tmp_path / "parts").iterdir()
+        lines = part.read_bytes().splitlines(keepends=True)
+        part.write_bytes(lines[0] + lines[1][:torn] + lines[2] + lines[3])
+
+        again = Journal(storage, 1)
+        again.seal_left_open([])
+
+        states = [again.find(keys.key(prompt))[1] for prompt in "abcd"]
+        assert states == [State.OK, State.NEW, State.OK, State.OK]
+        assert "1 damaged lines" in caplog.text
+        reader = PartReader(storage, again)
+        for prompt in "acd":
+            found = reader.line(*again.place(again.find(keys.key(prompt))[0]))
+            assert json.loads(found)["output"] == f"answer to {prompt}"
+        reader.close()
+
+    def test_the_digest_of_a_part_left_open_stays_if_the_server_still_has_it(self, storage, keys, tmp_path):
+        """Else nobody can say which model gave the answers: they stay, without a digest, and at their places."""
+        journal = Journal(storage, 1)
+        for prompt, digest in (("a", "0" * 64), ("b", "1" * 64), ("c", None), ("d", "2" * 64)):
+            key = keys.key(prompt)
+            output = {"digest": "1" * 64, "text": f'of {prompt}, "digest":"{digest}"'}
+            shared = shared_fields({"model": "m", "digest": digest, "server": "s"})
+            journal.add(journal.find(key)[0], Outcome(key.hex(), "ok", output=output), shared)
+        before = journal.place(journal.find(keys.key("d"))[0])
+
+        again = Journal(storage, 1)
+        again.seal_left_open(["0" * 64, "2" * 64])
+
+        assert again.place(again.find(keys.key("d"))[0])[1] == before[1]
+        reader = PartReader(storage, again)
+        found = [json.loads(reader.line(*again.place(again.find(keys.key(prompt))[0]))) for prompt in "abcd"]
+        assert [line["digest"] for line in found] == ["0" * 64, None, None, "2" * 64]
+        assert {line["output"]["digest"] for line in found} == {"1" * 64}
+        assert found[1]["output"]["text"] == f'of b, "digest":"{"1" * 64}"'
+        reader.close()
+
+    def test_a_shard_leaves_the_open_parts_of_others_alone(self, storage, keys, tmp_path):
+        """They may be at work. A whole run, which excludes them, reads all."""
+        other = Journal(storage, 1, shard="1of2")
+        add(other, keys, "a")
+
+        shard = Journal(storage, 1, shard="0of2")
+        shard.seal_left_open([])
+        assert shard.find(keys.key("a"))[1] is State.NEW
+        add(other, keys, "b")
+        whole = Journal(storage, 1)
+        whole.seal_left_open([])
+        assert [whole.find(keys.key(prompt))[1] for prompt in "ab"] == [State.OK, State.OK]
+        assert [path.name[26:] for path in (tmp_path / "parts").iterdir()] == ["1of2.jsonl"]
+
+    def test_a_directory_copied_into_an_object_store_is_read_whole(self, storage, keys, tmp_path):
+        """With the part that was open; and where the copy was sealed and the old one is still there, it counts once."""
+        journal = Journal(storage, 1)
+        add(journal, keys, "a")
+        (part,) = (tmp_path / "parts").iterdir()
+        root = UPath(f"memory://{tmp_path.name}/copy")
+        (root / "parts").mkdir(parents=True)
+        (root / "parts" / part.name).write_bytes(part.read_bytes() + b'{"key"')
+        store = open_storage(root)
+
+        again = Journal(store, 1)
+        again.seal_left_open([])
+
+        assert again.find(keys.key("a"))[1] is State.OK
+        sealed = part.name.replace(".open", "")
+        assert store.names("parts") == [f"parts/{sealed}"]
+        assert (root / "parts" / sealed).read_bytes() == part.read_bytes()
+        (root / "parts" / part.name).write_bytes(part.read_bytes())
+        third = Journal(open_storage(root), 1)
+        third.seal_left_open([])
+        assert third.part_name(0) == f"parts/{sealed}"
+        assert (root / "parts" / sealed).read_bytes() == part.read_bytes()
 
     @pytest.mark.parametrize("cut", [1, 2, 20, 45])
     def test_a_torn_last_line_is_asked_again_and_harms_nothing_else(self, storage, keys, tmp_path, cut, caplog):

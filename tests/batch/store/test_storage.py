@@ -151,22 +151,30 @@ class FullDisk(Disk):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().write(file, data)
 
+    def append(self, file, data, place):
+        fitting = max(0, min(self.room, len(data)))
+        self.room -= len(data)
+        super().append(file, data[:fitting], place)  # as the kernel does it: what fits is written
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
 
 def test_no_space_left_stops_the_batch_at_once(batch, root):
     """The error has the system's text; what was written is kept, and is enough for the next run."""
     rows = [f"text {number}" for number in range(400)]
+    local = local_path(root) is not None
     with pytest.raises(StorageError, match="No space left on device") as raised:
-        batch.run(
-            rows, directory=open_storage(root, FullDisk(40_000)), checkpoint_every=0.02, requests_per_minute=60_000
-        )
+        batch.run(rows, directory=open_storage(root, FullDisk(40_000)), checkpoint_every=0.02, concurrency=1)
 
     assert raised.value.retryable
     asked = len(batch.asked)
     assert asked < 400
     batch.directory = root
-    summary = batch.run(rows)
+    summary = batch.run(rows, concurrency=1)
     assert summary.complete
     assert 0 < summary.reused <= asked
+    if local:  # what was in flight when the disk was full
+        assert summary.requests <= 400 - asked + 1
 
 
 class SlowDisk(Disk):
@@ -206,3 +214,102 @@ def test_a_batch_in_an_object_store(batch, tmp_path, ollama):
     assert names == ["batch.json", "failed.jsonl", "progress.json", "results.jsonl", "summary.json"]
     results = [json.loads(line) for line in (root / "results.jsonl").read_bytes().splitlines()]
     assert [row["index"] for row in results] == list(range(12))
+
+
+@pytest.fixture
+def growing(tmp_path):
+    """A file that grows in a local directory, on a disk with room for ten bytes."""
+    return open_storage(tmp_path, FullDisk(10)).append_to("parts/a.open", "parts/a")
+
+
+def test_an_append_that_does_not_fit_harms_nothing_that_follows(growing, tmp_path):
+    """What was written of it is written over, by the whole of it, as soon as there is room."""
+    growing.append(b"first\n")
+    for data in (b"second\n", b"3\n"):
+        with pytest.raises(StorageError, match="No space left"):
+            growing.append(data)
+    assert (tmp_path / "parts" / "a.open").read_bytes() == b"first\nseco"
+    assert growing.size == 6
+
+    growing._disk.room = 100
+    growing.append(b"fourth\n")
+    growing.seal()
+
+    assert (tmp_path / "parts" / "a").read_bytes() == b"first\nsecond\n3\nfourth\n"
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["a"]
+
+
+def test_what_did_not_fit_is_tried_again_when_the_file_is_sealed(growing, tmp_path):
+    """And if there is still no room, the file stays open, with all that did fit."""
+    growing.append(b"first\n")
+    with pytest.raises(StorageError):
+        growing.append(b"second\n")
+    with pytest.raises(StorageError):
+        growing.seal()
+    assert (tmp_path / "parts" / "a.open").read_bytes().startswith(b"first\n")
+    growing._disk.room = 100
+    growing.seal()
+
+    assert (tmp_path / "parts" / "a").read_bytes() == b"first\nsecond\n"
+
+
+class LyingDisk(Disk):
+    """Loses data and says so once, as the kernel does."""
+
+    told = False
+
+    def sync(self, file):
+        if not self.told:
+            self.told = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_data_that_could_not_be_forced_to_the_disk_is_never_taken_for_safe(tmp_path):
+    """The second attempt would succeed without it: the part stays open."""
+    growing = open_storage(tmp_path, LyingDisk()).append_to("parts/a.open", "parts/a")
+    growing.append(b"first\n")
+
+    for _ in range(2):
+        with pytest.raises(StorageError, match="Input/output error"):
+            growing.seal()
+
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["a.open"]
+
+
+def test_a_network_disk_that_is_full_says_so_when_the_file_is_closed(tmp_path, monkeypatch):
+    """Then it is not sealed either."""
+    growing = open_storage(tmp_path).append_to("parts/a.open", "parts/a")
+    growing.append(b"first\n")
+
+    class File:
+        """NFS writes at the close."""
+
+        closed = False
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def close(self):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    real = growing._file
+    monkeypatch.setattr(growing, "_file", File())
+
+    for _ in range(2):
+        with pytest.raises(StorageError, match="Disk quota exceeded"):
+            growing.seal()
+    real.close()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["a.open"]
+
+
+def test_a_directory_that_becomes_read_only_stops_the_batch_at_once(batch, ollama, tmp_path):
+    """At the first answer that cannot be kept, and no row is said to have failed."""
+
+    class ReadOnly(Disk):
+        def append(self, file, data, place):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(StorageError, match="Read-only file system"):
+        batch.run(["a", "b", "c"], directory=open_storage(tmp_path / "out", ReadOnly()), concurrency=1)
+
+    assert len(batch.asked) == 1
