@@ -76,6 +76,11 @@ class _Connection(ResponseHandler):
             # What was received before the broken part can be read. Then the answer ends, and is found incomplete.
             payload.feed_eof()
 
+    def resume_reading(self, *args: Any, **named: Any) -> None:
+        """Go on reading, if it was paused. aiohttp calls this for each chunk of an answer, and does a lot each time."""
+        if self._reading_paused:
+            super().resume_reading(*args, **named)
+
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Receive the head of an answer."""
         self._answered = self._answered or data[0].code >= 200

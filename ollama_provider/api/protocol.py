@@ -17,6 +17,7 @@ from ollama_provider.api.errors import (
     NotOllamaError,
     OllamaError,
 )
+from ollama_provider.api.pieces import join_pieces
 from ollama_provider.api.redaction import private_texts, quote
 from ollama_provider.api.replies import validated
 from ollama_provider.api.schemas import ProgressReply, Request, model_of
@@ -76,10 +77,18 @@ class Decoder:
         status, headers: of the answer; headers are found by lower-case names.
         settings: of the connection: its address for errors, its secrets to be left out of them.
         now: the time (with a zone), for ``Retry-After`` as a date.
+        join: the objects will be joined to one reply anyway, so pieces of text that arrive together may come as one.
     """
 
     def __init__(
-        self, request: Request[Any], status: int, headers: Mapping[str, str], *, settings: Settings, now: datetime
+        self,
+        request: Request[Any],
+        status: int,
+        headers: Mapping[str, str],
+        *,
+        settings: Settings,
+        now: datetime,
+        join: bool = False,
     ) -> None:
         self._request = request
         self._status = status
@@ -87,6 +96,7 @@ class Decoder:
         self._settings = settings
         self._host = settings.base_url
         self._now = now
+        self._join = join
         self._lines = Lines()
         self._refused = not 200 <= status < 300
         self._body = bytearray()
@@ -99,7 +109,13 @@ class Decoder:
             OllamaError: one of them is an error, or no JSON object; those before it are given first.
         """
         if self._request.streamed and not self._refused:
-            for line in self._lines.feed(data):
+            lines = self._lines.feed(data)
+            if self._join:
+                joined, lines = join_pieces(self._request.reply, lines)
+                if joined is not None:
+                    self._last = joined
+                    yield joined
+            for line in lines:
                 yield self._read(line)
             return
         self._body += data

@@ -46,18 +46,18 @@ class Server:
     def collect(self, call: Call[ReplyT]) -> ReplyT:
         """Make one attempt: send the request, and return the whole reply."""
         collector = Collector(call.request, host=self.settings.base_url)
-        with closing(self._objects(call)) as objects:
+        with closing(self._objects(call, join=True)) as objects:
             for part in objects:
                 collector.add(part)
         return collector.reply()
 
     def begin(self, call: Call[ReplyT]) -> Beginning[ReplyT]:
         """Make one attempt: send the request, and return the first object of the answer with the way to the others."""
-        objects = self._objects(call)
+        objects = self._objects(call, join=False)
         pieces = StreamedReplies(call.request, host=self.settings.base_url)
         return next(objects, None), objects, pieces
 
-    def _objects(self, call: Call[Any]) -> Generator[Part, None, None]:
+    def _objects(self, call: Call[Any], *, join: bool) -> Generator[Part, None, None]:
         """Make one attempt: send the request and yield the objects of the answer."""
         request = call.request
         body = encode(request)
@@ -69,7 +69,12 @@ class Server:
                 timeouts = timeouts_for(request, self.settings.timeouts, monotonic())
                 response = self._open(exchange, call, body, timeouts)
                 decoder = Decoder(
-                    request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
+                    request,
+                    response.status_code,
+                    response.headers,
+                    settings=self.settings,
+                    now=datetime.now(UTC),
+                    join=join,
                 )
                 while (data := self._read(exchange, call, timeouts, decoder)) is not None:
                     for part in decoder.feed(data):
@@ -125,18 +130,18 @@ class AsyncServer:
     async def collect(self, call: Call[ReplyT]) -> ReplyT:
         """Make one attempt: send the request, and return the whole reply."""
         collector = Collector(call.request, host=self.settings.base_url)
-        async with aclosing(self._objects(call)) as objects:
+        async with aclosing(self._objects(call, join=True)) as objects:
             async for part in objects:
                 collector.add(part)
         return collector.reply()
 
     async def begin(self, call: Call[ReplyT]) -> AsyncBeginning[ReplyT]:
         """Make one attempt: send the request, and return the first object of the answer with the way to the others."""
-        objects = self._objects(call)
+        objects = self._objects(call, join=False)
         pieces = StreamedReplies(call.request, host=self.settings.base_url)
         return await anext(objects, None), objects, pieces
 
-    async def _objects(self, call: Call[Any]) -> AsyncGenerator[Part, None]:
+    async def _objects(self, call: Call[Any], *, join: bool) -> AsyncGenerator[Part, None]:
         """Make one attempt: send the request and yield the objects of the answer."""
         request = call.request
         body = encode(request)
@@ -148,7 +153,12 @@ class AsyncServer:
                 timeouts = timeouts_for(request, self.settings.timeouts, monotonic())
                 response = await self._open(exchange, call, body, timeouts)
                 decoder = Decoder(
-                    request, response.status_code, response.headers, settings=self.settings, now=datetime.now(UTC)
+                    request,
+                    response.status_code,
+                    response.headers,
+                    settings=self.settings,
+                    now=datetime.now(UTC),
+                    join=join,
                 )
                 while (data := await self._read(exchange, call, timeouts, decoder)) is not None:
                     for part in decoder.feed(data):

@@ -23,10 +23,10 @@ PEERS = HERE.parents[1] / ".venv-peers/bin/python"
 
 
 @contextlib.contextmanager
-def serve(*, slots: int = 1, seconds: float = 0.0, sigma: float = 0.5) -> Iterator[str]:
-    """Run the server in a process of its own; give its URL."""
-    options = ["--slots", str(slots), "--seconds", str(seconds), "--sigma", str(sigma)]
-    process = subprocess.Popen([sys.executable, str(HERE / "server.py"), *options], stdout=subprocess.PIPE, text=True)
+def serve(**options: float) -> Iterator[str]:
+    """Run the server in a process of its own, with these options; give its URL."""
+    given = [f"--{name}={value}" for name, value in options.items()]
+    process = subprocess.Popen([sys.executable, str(HERE / "server.py"), *given], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()

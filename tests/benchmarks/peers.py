@@ -1,6 +1,6 @@
 """What people write today: N requests at a time behind a semaphore, answers into a list. Runs in .venv-peers.
 
-    .venv-peers/bin/python tests/benchmarks/peers.py ollama|aiohttp URL ROWS CONCURRENCY [WARM-UP ROWS]
+    .venv-peers/bin/python tests/benchmarks/peers.py ollama|ollama-streams|aiohttp URL ROWS CONCURRENCY [WARM-UP ROWS]
 
 Prints seconds on the clock and of the processor.
 """
@@ -25,6 +25,17 @@ async def ask_with_ollama(url: str, rows: int, concurrency: int) -> int:
     return len(await asyncio.gather(*map(ask, range(rows))))
 
 
+async def stream_with_ollama(url: str, rows: int, concurrency: int) -> int:
+    client, slots = AsyncClient(url), asyncio.Semaphore(concurrency)
+
+    async def ask(number: int) -> str:
+        async with slots:
+            parts = await client.generate(model="bench", prompt=prompt(number), options={"seed": 1}, stream=True)
+            return "".join([part.response async for part in parts])
+
+    return len(await asyncio.gather(*map(ask, range(rows))))
+
+
 async def ask_with_aiohttp(url: str, rows: int, concurrency: int) -> int:
     slots = asyncio.Semaphore(concurrency)
     connector = aiohttp.TCPConnector(limit=concurrency)
@@ -39,7 +50,7 @@ async def ask_with_aiohttp(url: str, rows: int, concurrency: int) -> int:
 
 
 if __name__ == "__main__":
-    which = {"ollama": ask_with_ollama, "aiohttp": ask_with_aiohttp}[sys.argv[1]]
+    which = {"ollama": ask_with_ollama, "ollama-streams": stream_with_ollama, "aiohttp": ask_with_aiohttp}[sys.argv[1]]
     asyncio.run(which(sys.argv[2], int((sys.argv[5:] or [0])[0]), 1))
     wall, processor = time.perf_counter(), time.process_time()
     asyncio.run(which(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

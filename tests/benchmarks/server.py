@@ -3,7 +3,8 @@
 ``python tests/benchmarks/server.py --slots 4 --seconds 0.2`` prints its URL, then answers until it is killed. With
 ``--seconds 0`` it answers at once. Times of service are lognormal around the mean, drawn from the prompt, so that every
 client gets the same ones; a request waits for one of the slots, first come first served, and is told what Ollama tells:
-durations, the wait for the slot in none of them but ``total_duration``.
+durations, the wait for the slot in none of them but ``total_duration``. An answer has ``--tokens`` pieces, which come
+at once, or one after another with ``--gap`` seconds between them.
 """
 
 import argparse
@@ -26,10 +27,22 @@ _OTHERS = {
 }
 
 
+_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+_END = b"0\r\n\r\n"
+
+
+def _chunk(part: object) -> bytes:
+    """Return a line of a stream, in a chunk of its own and as dense as Ollama writes it."""
+    line = json.dumps(part, separators=(",", ":")).encode() + b"\n"
+    return b"%x\r\n%b\r\n" % (len(line), line)
+
+
 class Bench:
     """What all connections share."""
 
-    def __init__(self, slots: int, seconds: float, sigma: float) -> None:
+    def __init__(self, slots: int, seconds: float, sigma: float, tokens: int, gap: float) -> None:
+        self.tokens = tokens
+        self.gap = gap
         self._free = slots
         self._seconds = seconds
         self._sigma = sigma
@@ -135,10 +148,7 @@ class Connection(asyncio.Protocol):
             return
         service, total = await self._bench.serve(prompt)
         created = "2026-11-22T00:00:00.000000000Z"
-        tokens = 2
-        pieces = [
-            {"model": body["model"], "created_at": created, "response": " word", "done": False} for _ in range(tokens)
-        ]
+        tokens = self._bench.tokens
         last = {
             "model": body["model"],
             "created_at": created,
@@ -153,11 +163,16 @@ class Connection(asyncio.Protocol):
             "eval_duration": int(service * 9e8) + 1,
         }
         if body.get("stream", True):
-            lines = b"".join(json.dumps(piece).encode() + b"\n" for piece in [*pieces, last])
-            self._transport.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-                b"%x\r\n%b\r\n0\r\n\r\n" % (len(lines), lines)
-            )
+            piece = {"model": body["model"], "created_at": created, "response": " word", "done": False}
+            piece, last = _chunk(piece), _chunk(last)
+            self._transport.write(_STREAM)
+            if self._bench.gap:
+                for _ in range(tokens):
+                    self._transport.write(piece)
+                    await asyncio.sleep(self._bench.gap)
+                self._transport.write(last + _END)
+            else:
+                self._transport.write(piece * tokens + last + _END)
         else:
             self._answer(last | {"response": " word" * tokens})
 
@@ -167,8 +182,10 @@ async def _main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--sigma", type=float, default=0.5)
+    parser.add_argument("--tokens", type=int, default=2)
+    parser.add_argument("--gap", type=float, default=0.0)
     given = parser.parse_args()
-    bench = Bench(given.slots, given.seconds, given.sigma)
+    bench = Bench(given.slots, given.seconds, given.sigma, given.tokens, given.gap)
     server = await asyncio.get_running_loop().create_server(lambda: Connection(bench), "127.0.0.1", 0, backlog=1024)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
