@@ -8,10 +8,11 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 from ollama_provider.api.errors import OllamaError
@@ -22,6 +23,8 @@ from ollama_provider.testing import StandIn
 
 KINDS = ("schema", "chat", "vectors", "sqlite", "postgresql", "shards")
 SHARDS = 3
+#: Share of connections to several servers.
+SEVERAL = 0.4
 SCHEMA = {
     "type": "object",
     "properties": {"title": {"type": "string"}, "colour": {"enum": ["red", "green", "blue"]}},
@@ -41,7 +44,7 @@ class Job:
         number: makes its rows different from those of other batches.
         rows: how many.
         folder: rows, results and SQLite's file.
-        url: the server.
+        urls: the servers, one or several.
         per_minute: limit of requests, so that the machine has other things to do, too.
     """
 
@@ -49,7 +52,7 @@ class Job:
     number: int
     rows: int
     folder: str
-    url: str
+    urls: Sequence[str]
     per_minute: float | None = None
 
     @classmethod
@@ -84,7 +87,7 @@ class Job:
         specs = [self._spec()]
         if self.kind == "shards":
             specs = [replace(specs[0], shard=(n, SHARDS)) for n in range(SHARDS)] + [replace(specs[0], mode="merge")]
-        settings = Settings(base_url=self.url, max_attempts=3)
+        settings = Settings(base_url=self.urls[0], other_urls=self.urls[1:], max_attempts=3)
         for spec in specs:
             yield run_batch(spec, settings, self.path / "out", stop=stop)
 
@@ -166,6 +169,11 @@ class Job:
             return list(cursor.fetchall())
         finally:
             connection.close()
+
+
+def some(chance: Random, urls: list[str]) -> list[str]:
+    """Return all servers, or one of them."""
+    return urls if chance.random() < SEVERAL else [chance.choice(urls)]
 
 
 class Answers:

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jobs import KINDS, Answers, Job, complete
+from jobs import KINDS, Answers, Job, complete, some
 from watch import Report
 
 from ollama_provider.api.client import AsyncClient, Client
@@ -38,12 +38,13 @@ TRIGGERS, THREADS = 12, 3
 
 def worker(report: Report, urls: list[str], stop: StopSignal) -> None:
     """Run one batch after another, of every kind."""
+    chance = random.Random(2)
     with tempfile.TemporaryDirectory(prefix="soak-worker-") as folder:
         for number in count(10_000):
             if stop.reason:
                 return
             kind = KINDS[number % len(KINDS)]
-            job = Job(kind, number, 60, f"{folder}/{number}", random.choice(urls), per_minute=600)
+            job = Job(kind, number, 60, f"{folder}/{number}", some(chance, urls), per_minute=600)
             report.problems += complete(job, report.counts, stop=stop)
             report.counts["operations"] += job.rows
             report.counts[f"batches: {kind}"] += 1
@@ -67,9 +68,9 @@ def night(report: Report, job: Job, stop: StopSignal) -> None:
 class Triggerer:
     """Runs triggers as Airflow's triggerer does, and cancels some of them."""
 
-    def __init__(self, report: Report, servers: int, stop: StopSignal) -> None:
+    def __init__(self, report: Report, connections: int, stop: StopSignal) -> None:
         self._report = report
-        self._servers = servers
+        self._connections = connections
         self._stop = stop
         self._right, self._chance = Answers(), random.Random(1)
 
@@ -97,7 +98,7 @@ class Triggerer:
         from ollama_provider.payloads import write_request
         from ollama_provider.triggers import OllamaHealthTrigger, OllamaRequestTrigger
 
-        conn_id = f"soak_{self._chance.randrange(self._servers)}"
+        conn_id = f"soak_{self._chance.randrange(self._connections)}"
         patience = {f"{name}_timeout": seconds for name, seconds in PATIENCE.model_dump(exclude_unset=True).items()}
         overrides = patience | {"max_attempts": 4}
         if self._chance.random() < 0.3:
@@ -154,7 +155,8 @@ class Clients:
             thread.join()
 
     def _settings(self, chance: random.Random) -> Settings:
-        return Settings(base_url=chance.choice(self._urls), timeouts=PATIENCE, max_attempts=3)
+        first, *others = some(chance, self._urls)
+        return Settings(base_url=first, other_urls=others, timeouts=PATIENCE, max_attempts=3)
 
     @staticmethod
     def _request(chance: random.Random) -> Any:
@@ -228,7 +230,7 @@ def main() -> int:
         case "night":
             night(report, Job.read(job[0]), stop)
         case "triggerer":
-            asyncio.run(Triggerer(report, len(json.loads(urls)), stop).run())
+            asyncio.run(Triggerer(report, len(json.loads(urls)) + 1, stop).run())
         case "clients":
             Clients(report, json.loads(urls), stop).run()
     report.save()

@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jobs import KINDS, Job, complete  # noqa: E402
+from jobs import KINDS, Job, complete, some  # noqa: E402
 from processes import NIGHT_RATE  # noqa: E402
 from watch import WARM_UP, Report, Watch  # noqa: E402
 
@@ -140,7 +140,7 @@ class Soak:
             if self.over.is_set():
                 return
             kind, name = KINDS[number // 2 % len(KINDS)], f"killed-{lane}"
-            job = Job(kind, number, ROWS, str(self.folder / f"job{number}"), chance.choice(urls), per_minute=1200)
+            job = Job(kind, number, ROWS, str(self.folder / f"job{number}"), some(chance, urls), per_minute=1200)
             if number % 6 == lane:
                 job = self._on_full_disk(name, job, disk)
             for _ in range(chance.randrange(2, 6)):
@@ -248,9 +248,9 @@ def run(soak: Soak, database: Postgresql, disk: Path | None) -> None:
     assert servers.stdout is not None
     assert servers.stdin is not None
     urls = json.loads(servers.stdout.readline())
-    for number, url in enumerate(urls):
+    for number, url in enumerate([*urls, ", ".join(urls)]):
         os.environ[f"AIRFLOW_CONN_SOAK_{number}"] = json.dumps({"conn_type": "ollama", "host": url})
-    long = Job("schema", 5000, int(NIGHT_RATE * soak.seconds), str(soak.folder / "night"), urls[1])
+    long = Job("schema", 5000, int(NIGHT_RATE * soak.seconds), str(soak.folder / "night"), urls)
     paced = Job(**asdict(long) | {"per_minute": NIGHT_RATE * 60.0})
     roles = str(HERE / "processes.py")
     for role in ("worker", "triggerer", "clients"):
