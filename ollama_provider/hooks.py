@@ -203,6 +203,19 @@ class OllamaHook(BaseHook):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def read_connection(self) -> None:
+        """Read the connection without blocking the event loop; afterwards `settings` and `servers` do not block it."""
+        if "settings" in self.__dict__:
+            return
+        try:
+            settings = self._read(await get_async_connection(self.conn_id))
+        except AirflowNotFoundException:
+            raise self._no_such_connection() from None
+        if secrets := _secrets(settings):
+            # In a thread, because it talks to the supervisor, and another coroutine may be doing that too.
+            await sync_to_async(mask_secret, thread_sensitive=False)(secrets)
+        self.settings = settings
+
     @asynccontextmanager
     async def async_client(self, *, concurrency: int = 16) -> AsyncGenerator[AsyncClient, None]:
         """Yield a client for async code. The connection is read without blocking the event loop.
@@ -213,15 +226,7 @@ class OllamaHook(BaseHook):
         Args:
             concurrency: most requests in flight at a time to a server, counted over all users of the shared client.
         """
-        if "settings" not in self.__dict__:
-            try:
-                settings = self._read(await get_async_connection(self.conn_id))
-            except AirflowNotFoundException:
-                raise self._no_such_connection() from None
-            if secrets := _secrets(settings):
-                # In a thread, because it talks to the supervisor, and another coroutine may be doing that too.
-                await sync_to_async(mask_secret, thread_sensitive=False)(secrets)
-            self.settings = settings
+        await self.read_connection()
         async with shared_client(self.settings, listener=self.listener, concurrency=concurrency) as client:
             yield client
 

@@ -32,9 +32,10 @@ _GRACE = timedelta(minutes=5)
 class OllamaHealthSensor(BaseSensorOperator):
     """Wait until an Ollama server answers, and has the models and the version that are needed.
 
-    Each poke sends one to three cheap requests without retries. The sensor waits through temporary failures
-    (connection refused, timeout, 5xx, a model that is still being pulled). It fails at once on permanent ones (401, an
-    untrusted certificate, a wrong path, a server that is not Ollama).
+    Each poke sends one to three cheap requests to each server of the connection, without retries. The sensor waits
+    through temporary failures (connection refused, timeout, 5xx, a model that is still being pulled). It fails at once
+    on permanent ones (401, an untrusted certificate, a wrong path, a server that is not Ollama), if so many servers
+    have them that waiting is useless.
 
     Args:
         conn_id: connection of type *Ollama*.
@@ -42,6 +43,7 @@ class OllamaHealthSensor(BaseSensorOperator):
             requires exactly that version. A cloud model counts as present.
         min_version: the oldest acceptable server version, such as "0.6.4".
         loaded: a model or a list of models that must be in the server's memory.
+        servers: how many servers of the connection must have all that: ``"any"`` (one of them), ``"all"``, or a number.
         deferrable: poke once in the worker, then wait in the triggerer, without occupying a worker slot. *mode* and
             *exponential_backoff* have no effect then. By default ``[operators] default_deferrable``.
         kwargs: arguments of every sensor: poke_interval, timeout, mode ("poke" or "reschedule"), soft_fail, …
@@ -51,7 +53,7 @@ class OllamaHealthSensor(BaseSensorOperator):
         AirflowSensorTimeout: *timeout* has passed.
     """
 
-    template_fields: Sequence[str] = ("conn_id", "models", "min_version", "loaded")
+    template_fields: Sequence[str] = ("conn_id", "models", "min_version", "loaded", "servers")
     ui_color = "#f0ede6"
     #: Set while the task runs.
     hook: "OllamaHook | None" = None
@@ -63,6 +65,7 @@ class OllamaHealthSensor(BaseSensorOperator):
         models: str | Sequence[str] | None = None,
         min_version: str | None = None,
         loaded: str | Sequence[str] | None = None,
+        servers: str | int = "any",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -71,6 +74,7 @@ class OllamaHealthSensor(BaseSensorOperator):
         self.models = models
         self.min_version = min_version
         self.loaded = loaded
+        self.servers = servers
         self.deferrable = deferrable
         self._logged: str | None = None
         self._trigger_verdict: Verdict | None = None
@@ -83,7 +87,7 @@ class OllamaHealthSensor(BaseSensorOperator):
             return super().execute(context)
 
     def poke(self, context: "Context") -> bool:  # noqa: ARG002  # Airflow's signature
-        """Check the server once, or take the verdict of the trigger; defer if that is asked for and not done yet."""
+        """Check the servers once, or take the verdict of the trigger; defer if that is asked for and not done yet."""
         from ollama_provider.waiting import Never, NotYet
 
         match self._trigger_verdict or self._check():
@@ -118,7 +122,7 @@ class OllamaHealthSensor(BaseSensorOperator):
     def _defer(self) -> None:
         from ollama_provider.triggers import OllamaHealthTrigger
 
-        models, min_version, loaded = self._read_arguments()
+        models, min_version, loaded, servers = self._read_arguments()
         self.defer(
             trigger=OllamaHealthTrigger(
                 conn_id=self.conn_id,
@@ -127,16 +131,20 @@ class OllamaHealthSensor(BaseSensorOperator):
                 models=models,
                 min_version=min_version,
                 loaded=loaded,
+                servers=servers,
                 poll_interval=self.poke_interval,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + _GRACE,
         )
 
-    def _read_arguments(self) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
-        """Return *models*, *min_version* and *loaded*, read from what their templates rendered to."""
+    def _read_arguments(self) -> tuple[tuple[str, ...], str | None, tuple[str, ...], str | int]:
+        """Return *models*, *min_version*, *loaded* and *servers*, read from what their templates rendered to."""
         min_version = None if is_null(self.min_version) else read_text("min_version", self.min_version)
-        return _names("models", self.models), min_version, _names("loaded", self.loaded)
+        servers = self.servers.strip() if isinstance(self.servers, str) else self.servers
+        if isinstance(servers, str) and servers.isdecimal():
+            servers = int(servers)
+        return _names("models", self.models), min_version, _names("loaded", self.loaded), servers
 
     def on_kill(self) -> None:
         """Close the connection, which ends the poke."""
@@ -147,10 +155,18 @@ class OllamaHealthSensor(BaseSensorOperator):
         from ollama_provider.hooks import OllamaHook
         from ollama_provider.waiting import Condition, evaluate_error
 
+        def check(hook: "OllamaHook") -> "Verdict":
+            try:
+                return condition.evaluate([hook.send(request) for request in condition.requests])
+            except ClientClosedError:
+                raise
+            except OllamaError as error:
+                return evaluate_error(error)
+
         self.hook = self.hook or OllamaHook(self.conn_id, **_NO_RETRIES)
         try:
             condition = Condition(*self._read_arguments())
-            return condition.evaluate([self.hook.send(request) for request in condition.requests])
+            return condition.evaluate_servers(self.hook.on_servers(check))
         except ClientClosedError as error:
             # `on_kill` has closed the client, so no further poke could succeed.
             raise AirflowException(str(error)) from None

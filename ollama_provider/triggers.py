@@ -15,6 +15,7 @@ import time
 import traceback
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -117,9 +118,19 @@ class OllamaTrigger(BaseTrigger):
         """Return a new hook for the connection."""
         return OllamaHook(self.conn_id, **self.overrides)
 
+    @asynccontextmanager
+    async def clients(self) -> AsyncIterator[dict[str, AsyncClient]]:
+        """Yield a client for each server of the connection, by base URL."""
+        hook = self.hook()
+        await hook.read_connection()
+        async with AsyncExitStack() as stack:
+            yield {
+                each.settings.base_url: await stack.enter_async_context(each.async_client()) for each in hook.servers
+            }
+
 
 class OllamaHealthTrigger(OllamaTrigger):
-    """Wait until a server answers and meets the conditions of `waiting.Condition`.
+    """Wait until enough servers answer and meet the conditions of `waiting.Condition`.
 
     A temporary failure is waited for; a permanent one ends the wait. The event has a ``status`` ("ready", "never" or
     "timeout") and a ``text``, which says what is there, what is missing, or why waiting is useless.
@@ -128,6 +139,7 @@ class OllamaHealthTrigger(OllamaTrigger):
         models: models that must be on the server.
         min_version: the oldest acceptable version.
         loaded: models that must be in memory.
+        servers: on how many servers of the connection: ``"any"``, ``"all"`` or a number.
         poll_interval: seconds between two checks. The first one comes after one interval. Up to a tenth is added at
             random, so that many tasks do not poll at the same moment.
         kwargs: arguments of `OllamaTrigger`.
@@ -139,6 +151,7 @@ class OllamaHealthTrigger(OllamaTrigger):
         models: Sequence[str] = (),
         min_version: str | None = None,
         loaded: Sequence[str] = (),
+        servers: str | int = "any",
         poll_interval: float = 60,
         **kwargs: Any,
     ) -> None:
@@ -146,6 +159,7 @@ class OllamaHealthTrigger(OllamaTrigger):
         self.models = list(models)
         self.min_version = min_version
         self.loaded = list(loaded)
+        self.servers = servers
         self.poll_interval = poll_interval
         self._last = NotYet("the server was not checked again yet")
 
@@ -156,6 +170,7 @@ class OllamaHealthTrigger(OllamaTrigger):
             "models": self.models,
             "min_version": self.min_version,
             "loaded": self.loaded,
+            "servers": self.servers,
             "poll_interval": self.poll_interval,
         }
 
@@ -164,13 +179,14 @@ class OllamaHealthTrigger(OllamaTrigger):
         return {"text": self._last.reason}
 
     async def wait(self) -> dict[str, Any]:
-        """Check the server once per interval, until it is ready or cannot become ready."""
+        """Check the servers once per interval, until enough are ready or cannot become ready."""
         try:
-            condition = Condition(tuple(self.models), self.min_version, tuple(self.loaded))
-            async with self.hook().async_client() as client:
+            condition = Condition(tuple(self.models), self.min_version, tuple(self.loaded), self.servers)
+            async with self.clients() as clients:
                 while True:
                     await asyncio.sleep(self.poll_interval * random.uniform(1, 1.1))  # noqa: S311  # no secret
-                    match await _check(client, condition):
+                    found = await asyncio.gather(*(_check(client, condition) for client in clients.values()))
+                    match condition.evaluate_servers(dict(zip(clients, found, strict=True))):
                         case NotYet() as verdict:
                             self._log_changed(verdict)
                         case Ready(summary):

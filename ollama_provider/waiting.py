@@ -1,11 +1,12 @@
-"""Decides whether a server or a model is ready, may become ready, or never will. No network, no clock.
+"""Decides whether servers and models are ready, may become ready, or never will. No network, no clock.
 
-The sensor (in a worker) and the health trigger (in the triggerer) send `Condition.requests` once per interval. They
-pass the replies to `Condition.evaluate`, or the error to `evaluate_error`, and act on the verdict.
+The sensor (in a worker) and the health trigger (in the triggerer) send `Condition.requests` to each server once per
+interval. They pass the replies to `Condition.evaluate`, or the error to `evaluate_error`, and the verdicts on all
+servers to `Condition.evaluate_servers`. They act on the verdict that this returns.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ Verdict = Ready | NotYet | Never
 
 @dataclass(frozen=True)
 class Condition:
-    """What must be true of a server before a task goes on.
+    """What must be true of a server, or of several, before a task goes on.
 
     Attributes:
         models: models that must be on its disk. ``name@sha256:…`` (12 hex digits or more) requires exactly that
@@ -62,20 +63,25 @@ class Condition:
             elsewhere.
         min_version: the oldest acceptable version, such as "0.6.4".
         loaded: models that must be in its memory.
+        servers: on how many servers of the connection: ``"any"`` is one of them, ``"all"`` is each of them.
 
     Raises:
-        InvalidRequestError: a name, digest or version is not valid.
+        InvalidRequestError: a name, digest, version or number is not valid.
     """
 
     models: tuple[str, ...] = ()
     min_version: str | None = None
     loaded: tuple[str, ...] = ()
+    servers: str | int = "any"
 
     def __post_init__(self) -> None:
         for wanted in (*self.models, *self.loaded):
             _split(wanted)
         if self.min_version is not None and version_key(self.min_version) is None:
             raise InvalidRequestError(f"min_version is {self.min_version!r}; a version looks like 0.6.4")
+        is_number = isinstance(self.servers, int) and not isinstance(self.servers, bool) and self.servers > 0
+        if not is_number and self.servers not in {"any", "all"}:
+            raise InvalidRequestError(f"servers is {self.servers!r}; use 'any', 'all' or a number from 1 on")
 
     @property
     def requests(self) -> tuple[Request[Any], ...]:
@@ -99,6 +105,26 @@ class Condition:
                     missing += _missing(self.loaded, reply.models, "is not in memory")
         return NotYet("; ".join(missing)) if missing else Ready(self._summary())
 
+    def evaluate_servers(self, verdicts: Mapping[str, Verdict]) -> Verdict:
+        """Return the verdict on a connection.
+
+        Args:
+            verdicts: the verdict on each of its servers, by base URL.
+        """
+        count = len(verdicts)
+        needed = self.servers if isinstance(self.servers, int) else count if self.servers == "all" else 1
+        if needed > count:
+            return Never(f"servers is {needed}, and the connection has {count}")
+        if count == 1:
+            return next(iter(verdicts.values()))
+        ready = sum(isinstance(verdict, Ready) for verdict in verdicts.values())
+        hopeless = sum(isinstance(verdict, Never) for verdict in verdicts.values())
+        each = "; ".join(f"{url}: {_text_of(verdict)}" for url, verdict in verdicts.items())
+        text = f"{ready} of {count} servers are ready, {needed} needed: {each}"
+        if ready >= needed:
+            return Ready(text)
+        return Never(text) if count - hopeless < needed else NotYet(text)
+
     def _too_old(self, version: str) -> list[str]:
         wanted, found = version_key(self.min_version or ""), version_key(version)
         if wanted and (found is None or found < wanted):
@@ -111,6 +137,10 @@ class Condition:
             f"{', '.join(self.loaded)} in memory" if self.loaded else "",
         ]
         return "; ".join(["the server answers", *(part for part in there if part)])
+
+
+def _text_of(verdict: Verdict) -> str:
+    return verdict.summary if isinstance(verdict, Ready) else verdict.reason
 
 
 def evaluate_error(error: OllamaError) -> NotYet | Never:

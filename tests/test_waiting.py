@@ -179,3 +179,56 @@ def test_what_a_person_has_to_change_is_never(kind):
 def test_what_is_no_version_has_no_key():
     """Text without numbers cannot be compared."""
     assert version_key("newest") is None
+
+
+READY, NOT_YET, NEVER = Ready("the server answers"), NotYet("connection refused"), Never("401")
+
+
+@pytest.mark.parametrize(
+    ("servers", "found", "verdict"),
+    [
+        ("any", [READY, NEVER, NOT_YET], Ready),
+        ("any", [NOT_YET, NEVER, NEVER], NotYet),
+        ("any", [NEVER, NEVER, NEVER], Never),
+        ("all", [READY, READY, READY], Ready),
+        ("all", [READY, READY, NOT_YET], NotYet),
+        ("all", [READY, NOT_YET, NEVER], Never),
+        (2, [READY, NEVER, READY], Ready),
+        (2, [READY, NEVER, NOT_YET], NotYet),
+        (2, [READY, NEVER, NEVER], Never),
+        (1, [READY, NOT_YET, NEVER], Ready),
+        (3, [READY, READY, NEVER], Never),
+    ],
+)
+def test_the_verdict_on_several_servers(servers, found, verdict):
+    """It waits as long as enough may still become ready, and tells of each what it said."""
+    verdicts = {f"http://gpu{number}:1": each for number, each in enumerate(found, 1)}
+
+    result = Condition(servers=servers).evaluate_servers(verdicts)
+
+    assert type(result) is verdict
+    text = result.summary if isinstance(result, Ready) else result.reason
+    needed = {"any": 1, "all": 3}.get(servers, servers)
+    assert text.startswith(f"{found.count(READY)} of 3 servers are ready, {needed} needed: http://gpu1:1: ")
+    assert text.count("http://") == 3
+
+
+@pytest.mark.parametrize("servers", ["any", "all", 1])
+@pytest.mark.parametrize("verdict", [READY, NOT_YET, NEVER])
+def test_the_verdict_on_one_server_is_its_own(servers, verdict):
+    """With its own text."""
+    assert Condition(servers=servers).evaluate_servers({"http://gpu1:1": verdict}) is verdict
+
+
+def test_more_servers_than_there_are_is_useless():
+    """Nobody waits for a server that the connection does not have."""
+    result = Condition(servers=3).evaluate_servers(dict.fromkeys(["http://gpu1:1", "http://gpu2:1"], READY))
+
+    assert result == Never("servers is 3, and the connection has 2")
+
+
+@pytest.mark.parametrize("servers", [0, -1, True, "some", "", 1.5, None])
+def test_a_wrong_number_of_servers_is_refused(servers):
+    """With what is allowed."""
+    with pytest.raises(InvalidRequestError, match="'any', 'all' or a number from 1 on"):
+        Condition(servers=servers)

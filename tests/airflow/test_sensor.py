@@ -207,7 +207,7 @@ def test_the_connection_is_closed_at_the_end(ollama, ollama_conn):
 
 def test_arguments_are_templates():
     """The names of models often come from the run's parameters."""
-    assert set(OllamaHealthSensor.template_fields) == {"conn_id", "models", "min_version", "loaded"}
+    assert set(OllamaHealthSensor.template_fields) == {"conn_id", "models", "min_version", "loaded", "servers"}
 
 
 @pytest.mark.parametrize("how", ["mode='poke'", "mode='reschedule'", "deferrable=True"])
@@ -272,3 +272,54 @@ def test_a_fault_in_the_trigger_fails_the_sensor_with_words(ollama, ollama_conn,
 
     with pytest.raises(AirflowException, match="OverflowError in the trigger OllamaHealthTrigger"):
         complete(OllamaHealthSensor(task_id="t", models=["fresh"], deferrable=True))
+
+
+@pytest.mark.parametrize("servers", ["any", 2, " 2 "])
+def test_enough_of_several_servers_are_waited_for(wait, ollama_servers, ollama_servers_conn, servers):
+    """One of three may be down."""
+    ollama_servers[1].stop()
+
+    wait(servers=servers)
+
+    assert asked(ollama_servers[0])[-1] == "/api/tags"
+
+
+def test_all_of_several_servers_are_waited_for(ollama_servers, ollama_servers_conn):
+    """The error says of each what is missing there. (In a worker Airflow's own error comes, and the log says it.)"""
+    ollama_servers[1].stop()
+    ollama_servers[2].stand_in.remove("llama3.2")
+
+    with pytest.raises(AirflowSensorTimeout, match="1 of 3 servers are ready, 3 needed") as caught:
+        complete(sensor(deferrable=True, servers="all", models="llama3.2", timeout=0.5))
+
+    text = str(caught.value)
+    assert f"{ollama_servers[1].url}: connection refused" in text
+    assert f"{ollama_servers[2].url}: llama3.2:latest is not on the server" in text
+
+
+def test_a_server_that_comes_up_is_counted(wait, ollama_servers, ollama_servers_conn):
+    """Each poke looks at all of them."""
+    for server in ollama_servers[:2]:
+        server.stand_in.script(Respond(503, ""), Respond(503, ""), path="tags")
+
+    wait(servers="all")
+
+    assert [len(asked(server)) for server in ollama_servers] == [3, 3, 3]
+
+
+def test_servers_that_never_will_be_ready_end_the_wait(wait, ollama_servers, ollama_servers_conn):
+    """As soon as too few are left."""
+    ollama_servers[0].stand_in.script(Respond(401, "no"), path="tags", always=True)
+    wait(servers=2)
+
+    with pytest.raises(AirflowFailException, match="2 of 3 servers are ready, 3 needed"):
+        wait(servers=3)
+
+
+@pytest.mark.parametrize(
+    ("servers", "says"), [(4, "servers is 4, and the connection has 3"), ("most", "'any', 'all' or")]
+)
+def test_a_wrong_number_of_servers_fails_at_once(wait, ollama_servers_conn, servers, says):
+    """Waiting would not help."""
+    with pytest.raises(AirflowFailException, match=says):
+        wait(servers=servers)
