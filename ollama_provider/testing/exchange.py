@@ -46,6 +46,12 @@ class Gate:
                 return
         callback()
 
+    def forget(self, callback: Callable[[], object]) -> None:
+        """Do not call *callback* any more: whoever waited has left."""
+        with self._lock:
+            if callback in self._waiting:
+                self._waiting.remove(callback)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

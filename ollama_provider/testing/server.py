@@ -214,7 +214,11 @@ class Server:
                 self._loop.call_soon_threadsafe(passed.set)
 
         step.gate.on_open(wake)
-        await passed.wait()
+        try:
+            await passed.wait()
+        finally:
+            # A client that leaves must not stay in the list of a gate that serves for every request.
+            step.gate.forget(wake)
 
 
 def _join_lines(steps: Steps) -> Iterator[Step]:

@@ -153,6 +153,18 @@ def test_a_client_that_leaves_the_stream_frees_the_slot(ollama: Server) -> None:
     assert httpx.post(f"{ollama.url}/api/generate", json=ASK).status_code == 200
 
 
+def test_clients_that_leave_a_stalled_stream_leave_nothing_behind(ollama: Server) -> None:
+    """One scripted stall serves for every request, however many clients give up."""
+    stall = Stall(after=1)
+    ollama.stand_in.script(stall, always=True)
+    for _ in range(3):
+        with httpx.stream("POST", f"{ollama.url}/api/generate", json=ASK | {"stream": True}) as response:
+            next(response.iter_lines())
+        ollama.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
+    assert stall.until._waiting == []
+
+
 def test_a_taken_port_is_an_error() -> None:
     """The server that could not listen is cleaned up."""
     with serve() as first, pytest.raises(OSError, match="address already in use"), serve(port=first.port):

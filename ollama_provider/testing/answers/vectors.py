@@ -10,7 +10,8 @@ _WORD = re.compile(r"\w+")
 _POSITIONS_PER_FEATURE = 4
 
 
-@lru_cache(maxsize=4096)
+# A vector is 25 kB of Python floats: enough texts for a pack that is sent again, and no more.
+@lru_cache(maxsize=256)
 def text_vector(text: str, width: int) -> tuple[float, ...]:
     """Compute the L2-normalised vector of *text*, the same on every machine.
 
@@ -27,7 +28,7 @@ def text_vector(text: str, width: int) -> tuple[float, ...]:
     return normalise(values)
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=4096)
 def _contributions(word: str, width: int) -> tuple[tuple[int, float], ...]:
     """Position and value that a word adds to a vector: from the word itself and, with less weight, its trigrams."""
     padded = f"^{word}$"
