@@ -347,6 +347,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="write the report as JSON, too")
     given = parser.parse_args()
+    # So that the database ends and the disk is unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
