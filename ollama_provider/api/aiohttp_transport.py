@@ -14,6 +14,9 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
+#: Bytes that may come between two bytes of a body: sizes, extensions and trailers of chunks.
+MOST_FRAMING = 256 * 1024
+
 
 def make_transport(
     tls: ssl.SSLContext, proxy: httpx.Proxy | None, *, connections: int, keep_alive: float
@@ -48,10 +51,12 @@ class _Connection(ResponseHandler):
         super().__init__(loop)
         self._begun = b""
         self._answered = False
+        self._body_size = self._framing = 0
 
     def set_response_params(self, **params: Any) -> None:
         """Prepare for the answer to the next request."""
         self._begun, self._answered, self._payload = b"", False, None
+        self._body_size = self._framing = 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -68,6 +73,18 @@ class _Connection(ResponseHandler):
                 self._parse(data[:end])
                 data = data[end:]
         self._parse(data)
+        self._bound_framing(len(data))
+
+    def _bound_framing(self, received: int) -> None:
+        """Fail if bytes keep coming and none of them belongs to the body: aiohttp would read them without end."""
+        payload = self._payload
+        size = getattr(payload, "total_bytes", 0)
+        self._framing = self._framing + received if size == self._body_size else 0
+        self._body_size = size
+        if self._framing > MOST_FRAMING and payload is not None and not payload.is_eof():
+            payload.set_exception(aiohttp.ClientPayloadError("the answer is no valid HTTP"))
+            if self.transport is not None:
+                self.transport.close()
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)

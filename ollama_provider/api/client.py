@@ -21,7 +21,7 @@ from ollama_provider.api.errors import EndpointNotFoundError, ModelNotFoundError
 from ollama_provider.api.events import Call, Listener
 from ollama_provider.api.pulls import check_pull_allowed, may_pull
 from ollama_provider.api.replies import StreamedReplies, as_embed_reply
-from ollama_provider.api.retry import RetryPolicy
+from ollama_provider.api.retry import RetryPolicy, forget_locals
 from ollama_provider.api.routing import Routing, error_of_all
 from ollama_provider.api.schemas import (
     EmbedReply,
@@ -190,7 +190,11 @@ class Client:
         if policy.max_attempts == 1:  # without tenacity, which costs a quarter of the requests a second
             return self._attempt(call, attempt)
         retrying = Retrying(sleep=self._servers[0].pool.sleep, **policy.arguments(call.failed))
-        result: _T = retrying(self._attempt, call, attempt)
+        try:
+            result: _T = retrying(self._attempt, call, attempt)
+        except OllamaError as error:
+            forget_locals(error)
+            raise
         return result
 
     def _attempt(self, call: Call[ReplyT], attempt: Callable[[Server, Call[ReplyT]], _T]) -> _T:
@@ -408,7 +412,11 @@ class AsyncClient:
         if policy.max_attempts == 1:  # without tenacity, which costs a quarter of the requests a second
             return await self._attempt(call, attempt)
         retrying = AsyncRetrying(sleep=self._servers[0].pool.sleep, **policy.arguments(call.failed))
-        result: _T = await retrying(self._attempt, call, attempt)
+        try:
+            result: _T = await retrying(self._attempt, call, attempt)
+        except OllamaError as error:
+            forget_locals(error)
+            raise
         return result
 
     async def _attempt(self, call: Call[ReplyT], attempt: Callable[[AsyncServer, Call[ReplyT]], Awaitable[_T]]) -> _T:

@@ -22,6 +22,7 @@ from ollama_provider.api.redaction import private_texts, quote
 from ollama_provider.api.replies import validated
 from ollama_provider.api.schemas import ProgressReply, Request, model_of
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.strict_json import read_json
 
 #: How much of the body of a refusal is kept.
 LONGEST_REFUSAL = 64 * 1024
@@ -69,6 +70,14 @@ class Lines:
         return [rest] if rest.strip() else []
 
 
+def _is_object(body: bytes | bytearray) -> bool:
+    """Return whether these bytes are a whole JSON object. It says itself where it ends."""
+    try:
+        return isinstance(read_json(bytes(body)), dict)
+    except ValueError:
+        return False
+
+
 class Decoder:
     """The bytes of one answer in, its JSON objects out.
 
@@ -78,6 +87,9 @@ class Decoder:
         settings: of the connection: its address for errors, its secrets to be left out of them.
         now: the time (with a zone), for ``Retry-After`` as a date.
         join: the objects will be joined to one reply anyway, so pieces of text that arrive together may come as one.
+
+    Attributes:
+        refused: the status says no.
     """
 
     def __init__(
@@ -98,7 +110,7 @@ class Decoder:
         self._now = now
         self._join = join
         self._lines = Lines()
-        self._refused = not 200 <= status < 300
+        self.refused = not 200 <= status < 300
         self._body = bytearray()
         self._last: dict[str, Any] | None = None
 
@@ -108,7 +120,7 @@ class Decoder:
         Raises:
             OllamaError: one of them is an error, or no JSON object; those before it are given first.
         """
-        if self._request.streamed and not self._refused:
+        if self._request.streamed and not self.refused:
             lines = self._lines.feed(data)
             if self._join:
                 joined, lines = join_pieces(self._request.reply, lines)
@@ -120,12 +132,16 @@ class Decoder:
             return
         self._body += data
         # What refuses us need not be Ollama, and its page need not end.
-        if self._refused and len(self._body) > LONGEST_REFUSAL:
+        if self.refused and len(self._body) > LONGEST_REFUSAL:
             yield from self.end()
 
     @property
     def complete(self) -> bool:
-        """The object that proves success has come."""
+        """Whether what has come is enough: the object that proves success, or a status that needs no body."""
+        if self.refused:
+            return self._status == 429 or self._status > 500  # a proxy's, or Ollama's queue is full
+        if not self._request.streamed:
+            return not self._request.answered or _is_object(self._body)
         # A pull's objects have a status and no done; an inference's the other way round.
         last = self._last
         return last is not None and (last.get("done") is True or last.get("status") == "success")
@@ -137,7 +153,7 @@ class Decoder:
             OllamaError: the answer says no, or it is not complete.
         """
         body = bytes(self._body)
-        if self._refused:
+        if self.refused:
             raise self._refusal(body)
         if self._request.streamed:
             for line in self._lines.end():

@@ -7,6 +7,7 @@ time), and never before the time that a proxy asks for (``Retry-After``).
 
 import random
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,15 @@ class RetryPolicy:
             return True
 
         return {"retry": again, "wait": lambda _: waits[-1]}
+
+
+def forget_locals(error: Exception) -> None:
+    """Clear the local variables of the frames that an error went through.
+
+    The frames of tenacity refer to the error, and those of the attempt to its answer, however large: both would stay in
+    memory until the garbage collector finds the circle.
+    """
+    traceback.clear_frames(error.__traceback__)
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:

@@ -76,6 +76,8 @@ class Server:
                     now=datetime.now(UTC),
                     join=join,
                 )
+                if decoder.refused:
+                    timeouts.refused(monotonic())
                 while (data := self._read(exchange, call, timeouts, decoder)) is not None:
                     for part in decoder.feed(data):
                         if (moved := timeouts.decoded(part, monotonic())) is not None:
@@ -106,7 +108,7 @@ class Server:
         try:
             data = exchange.read(timeouts.deadline)
         except Exception as error:
-            if decoder.complete:  # a failure after the last object loses nothing
+            if decoder.complete:  # a failure after that loses nothing
                 return None
             raise _error_for(error, self, call, timeouts, answered=True) from None
         if data is not None and not timeouts.received(len(data), monotonic()):
@@ -160,6 +162,8 @@ class AsyncServer:
                     now=datetime.now(UTC),
                     join=join,
                 )
+                if decoder.refused:
+                    timeouts.refused(monotonic())
                 while (data := await self._read(exchange, call, timeouts, decoder)) is not None:
                     for part in decoder.feed(data):
                         if (moved := timeouts.decoded(part, monotonic())) is not None:
@@ -194,7 +198,7 @@ class AsyncServer:
         try:
             data = await exchange.read(timeouts.deadline)
         except Exception as error:
-            if decoder.complete:  # a failure after the last object loses nothing
+            if decoder.complete:  # a failure after that loses nothing
                 return None
             raise _error_for(error, self, call, timeouts, answered=True) from None
         if data is not None and not timeouts.received(len(data), monotonic()):

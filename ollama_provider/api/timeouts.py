@@ -17,6 +17,8 @@ from ollama_provider.api.settings import Timeouts
 MAX_LINE_BYTES = 32 * 2**20
 #: Seconds for the end of an answer after its last object.
 END_TIMEOUT = 5.0
+#: Seconds for the body of an answer whose status says no.
+REFUSAL_TIMEOUT = 10.0
 #: A JSON object of the answer must be complete within this many idle timeouts.
 IDLE_TIMEOUTS_PER_OBJECT = 10
 #: An answer that no model works on must be complete within this many read timeouts.
@@ -44,6 +46,7 @@ class ReadTimeouts:
         self._next_byte_by = now + timeouts.first_token
         self._object_by = math.inf
         self._began = False
+        self._is_refused = False
         self._max_bytes = request.max_bytes
         self._max_line_bytes = min(MAX_LINE_BYTES, self._max_bytes) if request.streamed else self._max_bytes
         self._size = self._line = 0
@@ -52,6 +55,11 @@ class ReadTimeouts:
     def deadline(self) -> float:
         """When the wait for the next byte times out."""
         return min(self._next_byte_by, self._end_by, self._object_by)
+
+    def refused(self, now: float) -> None:
+        """Record that the status of the answer says no. Its body must be complete soon: no model works on that."""
+        self._is_refused = True
+        self._end_by = min(self._end_by, now + REFUSAL_TIMEOUT)
 
     def received(self, size: int, now: float) -> bool:
         """Record that bytes were received; return False if the answer is too long now."""
@@ -85,6 +93,9 @@ class ReadTimeouts:
 
     def timeout_error(self, *, host: str, model: str | None) -> OllamaError:
         """Return the error for the deadline that has passed."""
+        if self._is_refused:
+            what = "the server refused the request, and its answer was not complete"
+            return errors.IncompleteReplyError(f"{what} within {REFUSAL_TIMEOUT:g} s", host=host, model=model)
         kind, seconds, what = self._passed()
         return kind(f"{what} within {seconds:g} s", host=host, model=model)
 

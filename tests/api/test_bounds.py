@@ -1,5 +1,6 @@
 """No answer is waited for without end, and none is read without end."""
 
+import gc
 import gzip
 import json
 import socket
@@ -11,6 +12,7 @@ import pytest
 
 from ollama_provider.api import errors, timeouts
 from ollama_provider.api.decompression import PIECE, Decompressor
+from ollama_provider.api.protocol import Decoder
 from ollama_provider.api.schemas import EmbedRequest, GenerateRequest, PullRequest, TagsRequest, VersionRequest
 from tests.sockets import listening
 
@@ -85,6 +87,24 @@ def test_the_vectors_of_many_texts_may_take_more_than_those_of_one():
 
     assert one.max_bytes < 2 * 2**20
     assert many.max_bytes > 256 * 2**20
+
+
+def test_an_answer_that_failed_does_not_stay_in_memory(on):
+    """Not even until the garbage collector runs, though attempts were repeated."""
+
+    def answers() -> int:
+        return sum(isinstance(found, Decoder) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        with endless(JSON, b"a" * 65536) as url, pytest.raises(errors.NotOllamaError) as raised:
+            on.send(VersionRequest(), base_url=url)
+
+        assert raised.traceback
+        assert answers() == 0
+    finally:
+        gc.enable()
 
 
 # Time

@@ -48,10 +48,17 @@ class Reply(BaseModel):
     """An answer of the server, or one object of a streamed answer.
 
     Fields the server adds in later versions are kept (``extra="allow"``), and nearly every field may be absent: the
-    server leaves out what is zero or empty.
+    server leaves out what is zero or empty. Null counts as absent, as it does for Go, the server's language.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
 
     # A slot, since a private attribute of pydantic's costs more time than the validation.
     __slots__ = ("_server",)

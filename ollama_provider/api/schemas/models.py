@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from pydantic import Field, computed_field, model_validator
+from pydantic import Field, computed_field
 
 from ollama_provider.api.schemas.base import Int64, Label, Part, Reply, Request
 from ollama_provider.api.schemas.generation import Message
@@ -146,12 +146,6 @@ class ProgressReply(Reply):
     digest: Label | None = None
     total: Int64 | None = None
     completed: Int64 = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        """Treat null as absent: some servers send ``"completed": null`` before a layer has begun."""
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     @property
     def done(self) -> bool:

@@ -55,7 +55,8 @@ GATEWAY = _outcome(True, Batch.PAUSE, errors.GatewayError)
 IDLE = _outcome(True, Batch.ROW, errors.IdleTimeoutError)
 INCOMPLETE = _outcome(True, Batch.ROW, errors.IncompleteReplyError)
 MODEL_NOT_FOUND = _outcome(False, Batch.PAUSE, errors.ModelNotFoundError)
-NOT_ALLOWED = _outcome(False, Batch.PAUSE, errors.PullNotAllowedError)
+#: The matrix allows no pull. In the middle of an answer there is none anyway.
+MODEL_GONE = _outcome(False, Batch.PAUSE, errors.PullNotAllowedError, errors.ModelNotFoundError)
 NOT_OLLAMA = _outcome(False, Batch.PAUSE, errors.NotOllamaError)
 OUT_OF_MEMORY = _outcome(True, Batch.ROW, errors.OutOfMemoryError)
 OVERLOADED = _outcome(True, Batch.PAUSE, errors.OverloadedError)
@@ -98,7 +99,9 @@ class Fault:
         settings: of the client, beside its usual ones.
         limits: bounds of the request, see `Operation.limited`.
         has: whether a variant exists for an operation.
-        handed_on: a caller that reads the answer while it arrives has got a part of it, so it is not sent again.
+        slow: time passes, so all operations are sent at the same time.
+        handed_on: groups of which a caller that reads the answer while it arrives has got an object by then, so that
+            the request is not sent again.
     """
 
     what: str
@@ -108,7 +111,8 @@ class Fault:
     settings: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
     has: Callable[[str, Operation], bool] = lambda *_: True
-    handed_on: bool = False
+    slow: bool = False
+    handed_on: frozenset[Group] = frozenset()
 
 
 # Pieces of answers

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,15 @@ from ollama_provider.api.client import AsyncClient, Client
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.events import AttemptFailed, Event
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.timeouts import MAX_LINE_BYTES
 from tests.api.faults.fault import Fault, Outcome
 from tests.api.faults.operations import OPERATIONS, PASSWORD, SECRETS, Operation
-from tests.api.faults.server import Server
+from tests.api.faults.server import Server, Stage
 
+#: Bytes that a server can send before a client has read them.
+BUFFERS = 16 * 2**20
 #: Seconds after which a case has failed, whatever it waits for.
-LONGEST = 30.0
+LONGEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,8 @@ def operations(fault: Fault, variant: str) -> list[Operation]:
     return [operation for operation in OPERATIONS if fault.has(variant, operation)]
 
 
-def settings_for(fault: Fault, variant: str, server: Server) -> Settings:
+def settings_for(fault: Fault, place: dict[str, Any]) -> Settings:
     """Return the settings of a client that meets a fault."""
-    place = fault.places[variant](server) if fault.places else {"base_url": server.play(fault.scripts[variant]).url}
     # One retry shows whether there is one.
     return Settings(**place, **fault.settings, password=PASSWORD, max_attempts=2, auto_pull=False)
 
@@ -69,11 +71,9 @@ def with_client(fault: Fault, variant: str, settings: Settings) -> list[Result]:
     todo, at_once = operations(fault, variant), _at_once(fault)
     with Client(settings, listener=events.append, concurrency=at_once) as client, ThreadPoolExecutor(at_once) as pool:
         waiting = [pool.submit(send, client, operation) for operation in todo]
-        try:
-            raised = [future.result(LONGEST) for future in waiting]
-        except TimeoutError:
-            client.close()
-            raise
+        late = wait(waiting, LONGEST).not_done
+        client.close()
+        raised = [TimeoutError() if future in late else future.result() for future in waiting]
     return list(_results(todo, raised, events))
 
 
@@ -84,28 +84,26 @@ async def with_async_client(fault: Fault, variant: str, settings: Settings) -> l
     async def send(client: AsyncClient, operation: Operation) -> BaseException | None:
         request = operation.limited(**fault.limits)
         try:
-            if operation.streamed:
-                async with client.stream(request) as replies:
-                    async for _ in replies:
-                        pass
-            else:
-                await client.send(request)
+            async with asyncio.timeout(LONGEST):
+                if operation.streamed:
+                    async with client.stream(request) as replies:
+                        async for _ in replies:
+                            pass
+                else:
+                    await client.send(request)
         except Exception as error:
             return error
         return None
 
     todo, at_once = operations(fault, variant), _at_once(fault)
-    async with (
-        AsyncClient(settings, listener=events.append, concurrency=at_once) as client,
-        asyncio.timeout(LONGEST),
-    ):
+    async with AsyncClient(settings, listener=events.append, concurrency=at_once) as client:
         raised = await asyncio.gather(*(send(client, operation) for operation in todo))
     return list(_results(todo, raised, events))
 
 
 def _at_once(fault: Fault) -> int:
     """Return how many requests are sent at the same time: all where time passes; else one, which is cheaper."""
-    return len(OPERATIONS) if fault.settings or fault.places else 1
+    return len(OPERATIONS) if fault.slow or fault.places else 1
 
 
 def _results(todo: list[Operation], raised: list[BaseException | None], events: list[Event]) -> Iterator[Result]:
@@ -145,7 +143,7 @@ def _told(error: BaseException | None) -> Iterator[str]:
 
 
 def _attempts(fault: Fault, expected: Outcome, operation: Operation) -> int:
-    begun = operation.streamed and fault.handed_on
+    begun = operation.streamed and operation.group in fault.handed_on
     return 2 if expected.again and operation.request.repeatable and not begun else 1
 
 
@@ -160,15 +158,29 @@ def variants(faults: Iterable[Fault]) -> list[Any]:
 
 def check(fault: Fault, variant: str, server: Server) -> None:
     """Send all operations into a fault, from both clients, and check what comes of each."""
-    settings = settings_for(fault, variant, server)
+    stage = server.play(fault.scripts[variant]) if fault.scripts else None
+    settings = settings_for(fault, {"base_url": stage.url} if stage else fault.places[variant](server))
     results = {
         "Client": with_client(fault, variant, settings),
         "AsyncClient": asyncio.run(with_async_client(fault, variant, settings)),
     }
-
-    assert [
+    found = [
         f"{client}, {result.operation.name}: {difference}"
-        for client, found in results.items()
-        for result in found
+        for client, sent in results.items()
+        for result in sent
         for difference in differences(fault, result, settings.base_url)
-    ] == []
+    ]
+    if stage is not None:
+        found += _taken(fault, stage)
+
+    assert not found, "\n".join(found)
+
+
+def _taken(fault: Fault, stage: Stage) -> Iterator[str]:
+    """Yield which operations took more bytes than their bound, and what the buffers hold."""
+    for operation in OPERATIONS:
+        name = operation.name
+        request = operation.limited(**fault.limits)
+        bound = min(request.max_bytes, MAX_LINE_BYTES) if request.streamed else request.max_bytes
+        if stage.sent[name] > (bound + BUFFERS) * stage.requests[name]:
+            yield f"{name} took {stage.sent[name]} bytes in {stage.requests[name]} requests"

@@ -45,6 +45,12 @@ class Group(StrEnum):
     HEAD = "look for a blob"
 
 
+#: Groups whose answer is a stream of objects, one a line.
+STREAMS = frozenset({Group.TEXT, Group.PULL, Group.PUSH, Group.CREATE})
+#: Groups whose success has no body.
+EMPTY = frozenset({Group.BARE, Group.UPLOAD, Group.HEAD})
+
+
 @dataclass(frozen=True)
 class Operation:
     """A request, and how it is sent.
@@ -89,9 +95,10 @@ def _with(kind: type[Request[Any]], bound: str, value: float) -> type[Request[An
     return type(kind.__name__, (kind,), {bound: value, "__annotations__": {bound: ClassVar[Any]}})
 
 
-_TEXT = b'{"response":"hi","done":false}\n{"done":true,"done_reason":"stop"}\n'
-_CHAT = b'{"message":{"role":"assistant","content":"hi"},"done":false}\n{"done":true,"done_reason":"stop"}\n'
-_PROGRESS = b'{"status":"pulling"}\n{"status":"success"}\n'
+# Short, since answers are cut at each of their bytes.
+_TEXT = b'{"response":"h"}\n{"done":true}\n'
+_CHAT = b'{"message":{"role":"a","content":"h"}}\n{"done":true}\n'
+_PROGRESS = b'{"status":"pulling a"}\n{"status":"success"}\n'
 
 OPERATIONS = (
     Operation("generate", Group.TEXT, GenerateRequest(model="generate", prompt=PROMPT), _TEXT),

@@ -1,4 +1,4 @@
-"""No connection, no TLS, no HTTP: every operation, both clients."""
+"""No connection, no TLS, no HTTP."""
 
 import pytest
 
@@ -8,5 +8,5 @@ from tests.api.faults.matrix import check, variants
 
 @pytest.mark.parametrize(("fault", "variant"), variants(CONNECTIONS))
 def test_connections(faults_server, fault, variant):
-    """What comes of each is what the list says."""
+    """Every operation, with both clients: what comes of it is what the list says."""
     check(fault, variant, faults_server)
