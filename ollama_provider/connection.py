@@ -12,6 +12,7 @@ from ollama_provider.api.address import parse_addresses
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings, Timeouts
+from ollama_provider.api.strict_json import read_json
 from ollama_provider.provider_info import EXTRA_FIELDS
 
 _TIMEOUTS = {f"{name}_timeout": name for name in Timeouts.model_fields}
@@ -96,7 +97,7 @@ def _read_extra(extra: str | None) -> dict[str, Any]:
     if not extra:
         return {}
     try:
-        fields = json.loads(extra)
+        fields = read_json(extra)
     except ValueError:
         raise InvalidRequestError("its extra is not valid JSON") from None
     if not isinstance(fields, dict):
@@ -131,7 +132,7 @@ def _read_json(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return read_json(value)
     except ValueError:
         raise InvalidRequestError(f"{name}: must be a JSON object, in double quotes") from None
 

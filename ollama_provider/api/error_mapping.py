@@ -311,9 +311,10 @@ _OTHER_ADVICE = (
 
 def other_program(found: Mapping[str, Any]) -> str | None:
     """Return the name of the program that sent this JSON object, if it is known not to be Ollama."""
-    if found.get("object") == "list" and "data" in found:
+    kind = found.get("object")
+    if kind == "list" and "data" in found:
         return "llama-server, or another program with OpenAI's API,"
-    if found.get("object") in _OPENAI_OBJECTS:
+    if isinstance(kind, str) and kind in _OPENAI_OBJECTS:
         return "a program with OpenAI's API (llama-server, LM Studio, vLLM)"
     error = found.get("error")
     if isinstance(error, str) and error.lower().startswith("unexpected endpoint or method"):

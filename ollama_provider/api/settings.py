@@ -17,7 +17,9 @@ _TRUTH = {
     **dict.fromkeys(("false", "no", "off", "0", "f", "n"), False),
 }
 
-Seconds = Annotated[float, Field(gt=0)]
+#: A year. The clocks of sockets and threads end in an OverflowError at some centuries, and at infinity.
+LONGEST_TIMEOUT = 365 * 24 * 3600
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)]
 
 
 def _read_patterns(value: Any) -> Any:
@@ -39,7 +41,7 @@ def _check_url(value: str) -> str:
 
 
 class Timeouts(BaseModel):
-    """Timeouts in seconds.
+    """Timeouts in seconds, up to a year.
 
     Attributes:
         connect: until the connection is made, for each address of the host.

@@ -68,7 +68,7 @@ class Output:
 
 def _read_schema(text: str) -> Any:
     try:
-        return json.loads(text)
+        return read_json(text)
     except ValueError as error:
         raise InvalidRequestError(f"format: the schema is not valid JSON: {error}") from None
 

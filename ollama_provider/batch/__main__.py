@@ -5,7 +5,6 @@ wrong arguments.
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.strict_json import read_json
 from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace
 from ollama_provider.batch.errors import BatchError, InputError
 from ollama_provider.batch.results.progress import ProgressBar
@@ -129,7 +129,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _read_json(file: str) -> Any:
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    return read_json(Path(file).read_text(encoding="utf-8"))
 
 
 def _options(pairs: Sequence[str]) -> Options:
@@ -137,7 +137,7 @@ def _options(pairs: Sequence[str]) -> Options:
     for pair in pairs:
         name, _, value = pair.partition("=")
         try:
-            found[name] = json.loads(value)
+            found[name] = read_json(value)
         except ValueError:
             found[name] = value
     try:

@@ -210,6 +210,11 @@ def test_an_override_wins_and_none_leaves_the_connection_alone():
     [
         ("{not json", ["extra", "not valid JSON"]),
         ("[1]", ["extra", "JSON object"]),
+        ("[" * 100_000, ["extra", "not valid JSON"]),
+        ('{"options": "%s"}' % ("[" * 100_000), ["options", "JSON object"]),
+        ('{"options": {"temperature": NaN}}', ["extra", "not valid JSON"]),
+        ('{"idle_timeout": 1e400}', ["extra", "not valid JSON"]),
+        ({"idle_timeout": "inf"}, ["idle_timeout", "less than or equal to 31536000"]),
         ({"modle": "x"}, ["'modle'", "did you mean 'model'"]),
         ({"idle_time_out": 3}, ["'idle_time_out'", "did you mean 'idle_timeout'"]),
         ({"zzz": 3}, ["'zzz'", "known fields are", "keep_alive"]),

@@ -361,6 +361,17 @@ def test_what_is_not_ollama_is_told_by_its_status(kind, number, body, says):
     assert "echo" not in str(error)
 
 
+@pytest.mark.parametrize("field", [[], {}, ["list"], 1, None, True])
+@pytest.mark.parametrize("number", [404, 500])
+def test_an_object_field_of_another_type_names_no_program(field, number):
+    """What was sent is compared with names, and need not be a text."""
+    found = {"object": field, "data": [], "error": "no"}
+
+    assert error_mapping.other_program(found) is None
+    assert in_line(found).what.endswith(": no")
+    assert status(number, found).what.endswith(": no")
+
+
 def test_a_redirect_names_its_target_without_the_rest():
     """The host is told, for it explains the redirect; path and query may hold a session."""
     error = status(302, headers={"location": "https://login.example.com/sso?token=secret"})

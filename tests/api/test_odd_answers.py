@@ -76,6 +76,7 @@ WHOLE: list[tuple[Request[Any], list[dict[str, Any]]]] = [
 INSTEAD = [
     *(None, True, 0, -1, 1.5, 2**63, 10**400, 1e300, "", "x", "\ud83d", "9" * 5000),
     *([], [[]], [None], ["a"], {}, {"a": 1}, {"error": "a"}, {"error": {"message": []}}, {"object": "list", "data": 5}),
+    *({"object": []}, {"object": {"list": 1}, "error": "a"}, {"error": {"type": [], "message": {}}}),
 ]
 
 

@@ -1,6 +1,7 @@
 """Bytes become lines, lines become objects, objects become one reply; whatever is not a whole answer is an error."""
 
 import json
+import math
 from datetime import UTC, datetime
 
 import pytest
@@ -272,6 +273,22 @@ def test_a_lone_surrogate_is_refused_before_sending(request_):
     assert "emoji." not in str(raised.value)
     assert "broken \\ud83d" not in str(raised.value)
     assert raised.value.__suppress_context__
+
+
+def nested(levels):
+    schema = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema", [{"maximum": math.inf}, {"enum": [math.nan]}, nested(5000)], ids=["inf", "nan", "deep"]
+)
+def test_a_schema_that_is_no_json_is_refused(schema):
+    """It would be sent with null in place of the number, or fail while it is sent."""
+    with pytest.raises(InvalidRequestError, match="format: "):
+        GenerateRequest(model="m", prompt="p", format=schema)
 
 
 @given(prompt=json_texts)

@@ -36,10 +36,15 @@ def test_secrets_are_not_shown():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"timeouts": {"idle": 0}}, {"timeouts": {"total": -1}}, {"max_attempts": 0}, {"max_attemps": 3}],
-)
+    [
+        {"timeouts": {"idle": 0}}, {"timeouts": {"total": -1}}, {"max_attempts": 0}, {"max_attemps": 3},
+        {"timeouts": {"connect": "inf"}}, {"timeouts": {"first_token": 1e10}}, {"max_retry_seconds": "nan"},
+        {"options": {"temperature": "inf"}}, {"options": {"seed": 10**30}},
+        {"keep_alive": "1" * 400}, {"keep_alive": "1" * 5000}, {"keep_alive": 1e10}, {"keep_alive": float("nan")},
+    ],
+)  # fmt: skip
 def test_a_wrong_value_is_refused(fields):
-    """A time of nothing, no attempt at all, a misspelling."""
+    """A time of nothing or without an end, no attempt at all, a misspelling, numbers that neither JSON nor Go has."""
     with pytest.raises(ValidationError):
         Settings(**fields)
 

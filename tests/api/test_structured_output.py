@@ -180,6 +180,8 @@ def test_a_schema_that_cannot_be_applied_is_a_wrong_request() -> None:
     [
         ("xml", "use"),
         ('{"type": ', "not valid JSON"),
+        ('{"type": ' * 10_000, "not valid JSON"),
+        ('{"maximum": Infinity}', "not valid JSON"),
         ({"type": "nonsense"}, "not a JSON schema: type"),
         (object(), "pydantic cannot read"),
         (3, "pydantic cannot read"),

@@ -40,8 +40,11 @@ Label = Annotated[str, AfterValidator(_read_label)]
 class Part(BaseModel):
     """A piece of a request. Unknown fields are refused: the server would ignore them without a word."""
 
-    # An error text must never quote a prompt, so pydantic is told to leave the input out of it.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+    # An error text must never quote a prompt, so pydantic is told to leave the input out of it. JSON has no infinite
+    # number: pydantic would send null in its place, and the server its own default.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Reply(BaseModel):

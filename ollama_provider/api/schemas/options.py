@@ -6,7 +6,6 @@ wrong type, so both are found here. Templates give strings, so ``"0.2"`` is read
 
 import base64
 import binascii
-import json
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -14,12 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from ollama_provider.api.arguments import read_list
-from ollama_provider.api.schemas.base import Part
+from ollama_provider.api.schemas.base import Int64, Part
+from ollama_provider.api.strict_json import is_finite, read_json
 
 _GO_DURATION = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+")
 _GO_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+#: Seconds. The server counts nanoseconds in 64 bits, and takes what is above for any number.
+_LONGEST_KEEP_ALIVE = 2**63 / 1e9
 
 
 def _read_keep_alive(value: Any) -> Any:
@@ -29,14 +31,21 @@ def _read_keep_alive(value: Any) -> Any:
         return value
     text = value.strip()
     if _NUMBER.fullmatch(text):  # the server refuses "300": missing unit in duration
-        return float(text) if "." in text else int(text)
+        # Of more digits int() makes an error that tells about Python.
+        return float(text) if "." in text or len(text) > 20 else int(text)
     if _GO_DURATION.fullmatch(text):
         return text
     raise ValueError("use seconds (300), a duration with a unit ('5m', '1h30m'), 0 to unload, or -1 for ever")
 
 
+def _check_keep_alive(value: Any) -> Any:
+    if isinstance(value, int | float) and not abs(value) < _LONGEST_KEEP_ALIVE:
+        raise ValueError("it is longer than the server can count; use -1 for ever")
+    return value
+
+
 #: How long the model stays in memory afterwards: seconds, a Go duration, a timedelta; 0 unloads, negative: no limit.
-KeepAlive = Annotated[int | float | str, BeforeValidator(_read_keep_alive)]
+KeepAlive = Annotated[int | float | str, BeforeValidator(lambda value: _check_keep_alive(_read_keep_alive(value)))]
 
 
 def keep_alive_seconds(value: int | float | str) -> float:
@@ -56,10 +65,18 @@ def _read_format(value: Any) -> Any:
         return value.model_json_schema()
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            return json.loads(value)
+            return read_json(value)
         except ValueError:
             raise ValueError("this is not valid JSON") from None
-    if value is None or value == "json" or isinstance(value, dict):
+    if value is None or value == "json":
+        return value
+    if isinstance(value, dict):
+        try:
+            finite = is_finite(value)
+        except RecursionError:
+            raise ValueError("it nests too deeply") from None
+        if not finite:  # pydantic would send null in its place
+            raise ValueError("JSON has no infinite number and no NaN")
         return value
     raise ValueError('use "json", a JSON schema as a dict, or a pydantic class')
 
@@ -99,22 +116,22 @@ class Options(Part):
     A change of the first group makes the server load the model again, so keep it the same over a run.
     """
 
-    num_ctx: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    main_gpu: int | None = None
+    num_ctx: Int64 | None = None
+    num_batch: Int64 | None = None
+    num_gpu: Int64 | None = None
+    main_gpu: Int64 | None = None
     use_mmap: bool | None = None
-    num_thread: int | None = None
-    draft_num_predict: int | None = None
+    num_thread: Int64 | None = None
+    draft_num_predict: Int64 | None = None
 
-    num_keep: int | None = None
-    seed: int | None = None
-    num_predict: int | None = None
-    top_k: int | None = None
+    num_keep: Int64 | None = None
+    seed: Int64 | None = None
+    num_predict: Int64 | None = None
+    top_k: Int64 | None = None
     top_p: float | None = None
     min_p: float | None = None
     typical_p: float | None = None
-    repeat_last_n: int | None = None
+    repeat_last_n: Int64 | None = None
     temperature: float | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
@@ -123,7 +140,7 @@ class Options(Part):
     stop: Annotated[list[str], BeforeValidator(_one_or_many)] | None = None
 
     # Old servers obey these; newer ones accept and ignore them (0.3.4 to 0.7.0 and later).
-    mirostat: int | None = None
+    mirostat: Int64 | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
     tfs_z: float | None = None

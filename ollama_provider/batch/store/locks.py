@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from ollama_provider.api.strict_json import read_json
 from ollama_provider.batch.errors import DirectoryBusyError
 from ollama_provider.batch.store.disk import storage_errors
 from ollama_provider.batch.store.storage import LocalStorage, Storage
@@ -88,7 +89,7 @@ def _owner() -> dict[str, object]:
 
 def _busy(location: str, note: bytes | None) -> DirectoryBusyError:
     try:
-        owner = json.loads(note or b"")
+        owner = read_json(note or b"")
         who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (ValueError, KeyError, TypeError):
         who = "the lock does not name its process"
@@ -240,6 +241,6 @@ class LeaseLock:
     def _ours(self) -> bool:
         note = self._storage.read(self._name)
         try:
-            return note is not None and json.loads(note).get("token") == self._token
+            return note is not None and read_json(note).get("token") == self._token
         except (ValueError, AttributeError):
             return False
