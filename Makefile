@@ -82,6 +82,20 @@ soak: setup ## An hour of mixed work, faults, kills and restarts: exact results,
 	.venv-peers/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements.txt
 	@touch $@
 
+FUZZED := reply_path compressed_answer jsonl_rows csv_rows part_files batch_manifest connection host
+
+.PHONY: fuzz
+fuzz: .venv-fuzz/.ready ## Search for inputs that break a reader: a minute for each of eight (FUZZ_SECONDS=600, FUZZED=host)
+	@for target in $(FUZZED); do \
+	    PYTHONPATH=. .venv-fuzz/bin/python tests/fuzz/run.py $$target -max_total_time=$(or $(FUZZ_SECONDS),60) || exit 1; \
+	done
+
+.venv-fuzz/.ready: tests/fuzz/requirements.txt constraints/fuzz.txt constraints/airflow-3.3.txt
+	$(PYTHON) -m venv --clear .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --constraint constraints/airflow-3.3.txt --constraint constraints/fuzz.txt \
+	    --requirement tests/fuzz/requirements.txt
+	@touch $@
+
 .PHONY: live
 live: setup ## The contract against a real server: OLLAMA_HOST=http://gpu1:11434 make live
 	$(BIN)/python -m pytest tests/live

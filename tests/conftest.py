@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 assert "airflow" not in sys.modules, "a plugin has imported Airflow before its home was set"
 
@@ -31,6 +32,12 @@ os.environ |= {
 if version("apache-airflow").startswith("2."):
     # The default executor of Airflow 2 does not work with SQLite.
     os.environ["AIRFLOW__CORE__EXECUTOR"] = "SequentialExecutor"
+
+
+# The same inputs in each run, on every machine: a test that fails once fails again. The profile "search" draws others.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("search", max_examples=10_000, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

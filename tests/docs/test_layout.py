@@ -11,7 +11,7 @@ TOP = {
     *(".editorconfig", ".gitignore", ".pre-commit-config.yaml"),
 }
 #: Folders of tests that belong to no part of the package: what they start, measure or read.
-OTHER_TESTS = {"airflow", "benchmarks", "data", "docs", "e2e", "live", "security", "soak"}
+OTHER_TESTS = {"airflow", "benchmarks", "data", "docs", "e2e", "fuzz", "live", "security", "soak"}
 
 
 def files() -> list[str]:
