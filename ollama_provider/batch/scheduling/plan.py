@@ -180,8 +180,8 @@ class Plan:
             return self.next(server, now, more=more)
         if server.in_flight and (item.exclusive or server.exclusive_in_flight):
             return _IDLE
-        if self._has_time(server, item, now, more=more):
-            return Step(Do.WAIT, until=tail.look_again(server, now))
+        if not more and len(self.servers) > 1 and self._leaves_to_others(server, item, now):
+            return Step(Do.WAIT, until=server.declined_until)
         queue.popleft()
         if item.failed_at == server.index and item.answers_seen == server.answers:
             # The server failed with this item and has answered nothing since. A request that belongs to no row is sent
@@ -198,11 +198,17 @@ class Plan:
             self._next_send = max(now, self._next_send) + self.interval
         return Step(Do.SEND, server.send(item, now))
 
-    def _has_time(self, server: ServerState, item: WorkItem, now: float, *, more: bool) -> bool:
-        """Return whether a row had better wait for another server, at the end of the batch."""
-        if more or len(self.servers) == 1 or item.only >= 0 or item.variant.fallback:
+    def _leaves_to_others(self, server: ServerState, item: WorkItem, now: float) -> bool:
+        """Return whether a server takes no row at the end of the batch, since others will sooner have finished all."""
+        if item.only >= 0 or item.variant.fallback:
             return False
-        return not tail.should_take(server, self.servers, self.queue.waiting_for(server), now)
+        waiting = self.queue.waiting_for(server)
+        if now < server.declined_until and waiting <= server.declined:
+            return True
+        if tail.should_take(server, self.servers, waiting, now):
+            return False
+        server.declined, server.declined_until = waiting, tail.look_again(server, now)
+        return True
 
     def _rest_of_others(self, server: ServerState, now: float, *, more: bool) -> Step:
         """Return what a server does for which no row waits: help with the last rows of others."""
@@ -213,8 +219,11 @@ class Plan:
                 if not other.in_service:
                     self.queue.release(other.index)
             return self.next(server, now, more=more) if self.queue.waiting_for(server) else _IDLE
+        if now < server.idle_until:
+            return Step(Do.WAIT, until=server.idle_until)
         found = tail.overdue(server, self.servers, now)
         if not isinstance(found, InFlight):
+            server.idle_until = found
             return Step(Do.WAIT, until=found) if found else _IDLE
         if now < self._next_send:
             return Step(Do.WAIT, until=self._next_send)
@@ -295,6 +304,7 @@ class Plan:
         """Send nothing to a server for the rest of the run. Without another one the batch stops."""
         if not server.left_out:
             server.left_out, server.reason = True, reason
+            self._wake_idle()
             self.queue.release(server.index)
         return Verdict.STOP if all(other.left_out for other in self.servers) else Verdict.AGAIN
 
@@ -338,7 +348,7 @@ class Plan:
             return Verdict.AGAIN
         if error.blame is Blame.REQUEST and not isinstance(error, TransportError):
             server.answered(sent, now)
-        return self._own_failure(sent, error, now, final=final)
+        return self._own_failure(sent, error, now, final=final or item.servers_failed >= _SERVERS_FAILED)
 
     def _own_failure(self, sent: InFlight, error: OllamaError, now: float, *, final: bool) -> Verdict:
         server, item = sent.server, sent.item
@@ -379,7 +389,7 @@ class Plan:
         elif isinstance(error, FirstTokenTimeoutError | IdleTimeoutError):
             is_of_server = item.failed_at < 0 and server.answers == sent.answers
         else:  # the server may be too old for these requests
-            is_of_server = type(error) is BadRequestError and item.failed_at < 0 and not server.ok and self.ok > 0
+            is_of_server = type(error) is BadRequestError and item.failed_at < 0 and not server.ok
         if is_of_server:
             self._note_server_failed(item, server, error)
         return is_of_server
@@ -436,6 +446,7 @@ class Plan:
 
     def _pause(self, server: ServerState, error: OllamaError, now: float) -> Verdict:
         """Send nothing to a server for a while. Without any server for too long the batch stops."""
+        self._wake_idle()
         server.begin_outage(now, str(error))
         taking_part = [other for other in self.servers if not other.left_out]
         all_out = all(other.outage_since is not None for other in taking_part)
@@ -446,12 +457,17 @@ class Plan:
         if all_out:
             # Neither Retry-After nor the user's own pace delays the last request beyond max_outage.
             self._next_send = min(self._next_send, last)
-        server.begin_pause(now, error.retry_after or 0.0, last)
+        server.begin_pause(now, error.retry_after or 0.0, last, others=self._others_in_service(server))
         for item in server.cut_by_outage(now):
             item.attempts = max(0, item.attempts - 1)
             if len(self.servers) > 1:
                 self._note_server_failed(item, server, error)
         return Verdict.AGAIN
+
+    def _wake_idle(self) -> None:
+        """Let servers without work look at once whether they can help with the rows of one that has failed."""
+        for server in self.servers:
+            server.idle_until = 0.0
 
     def hopeless(self) -> bool:
         """Return whether the batch should stop early: many requested rows failed, and no row has ever been good."""

@@ -22,6 +22,7 @@ class Scheduler:
         self.more_input = True
         #: What waits for the answer of a request that may be discarded.
         self.waiting: dict[InFlight, asyncio.Task[Any]] = {}
+        self._rows_ahead, self._counted = 0, 0
         # asyncio.Condition would need a lock, which plain functions that notify cannot take. The reader has an event of
         # its own, so that not every reply wakes it.
         self._changed = asyncio.Event()
@@ -35,7 +36,11 @@ class Scheduler:
     @property
     def rows_ahead(self) -> int:
         """Rows that must be queued, so that no worker waits for the input."""
-        return rows_to_read(self.plan.servers)
+        # It changes slowly, and every request looks at it: so it is counted anew for one request of each server.
+        if self._counted <= 0:
+            self._rows_ahead, self._counted = rows_to_read(self.plan.servers), len(self.plan.servers)
+        self._counted -= 1
+        return self._rows_ahead
 
     @property
     def finished(self) -> bool:

@@ -12,6 +12,8 @@ from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackS
 
 #: Seconds of the first pause. Each one without an answer in between is twice as long as the one before.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+#: The longest pause while others are in service: no row is sent to find out that the server is back.
+_LONGEST_WITH_OTHERS = 5.0
 #: A reply that was cut so many seconds before an outage was noticed was cut by that outage.
 _SAME_OUTAGE = 5.0
 #: Answers over which the time of a request is averaged.
@@ -75,6 +77,9 @@ class ServerState:
         paused_until: when the pause ends.
         pause: seconds of the last pause, as long as it really is; 0 once it has answered since.
         outage_since: when the outage began that goes on now; None if there is none.
+        declined: how many rows waited when it left them to faster servers.
+        declined_until: when it decides anew.
+        idle_until: when the first request of another server may be overdue, if nothing else happens.
         row_seconds: that a row takes while it is worked on; 0 if unknown.
         queued_share: share of the time of a request that it waits for a slot.
     """
@@ -105,6 +110,9 @@ class ServerState:
     paused_until: float = 0.0
     pause: float = 0.0
     outage_since: float | None = None
+    declined: int = 0
+    declined_until: float = 0.0
+    idle_until: float = 0.0
     row_seconds: float = 0.0
     queued_share: float = 0.0
     _outage_seconds: float = 0.0
@@ -181,15 +189,17 @@ class ServerState:
         self.reason = reason
         self.outage_since = now if self.outage_since is None else self.outage_since
 
-    def begin_pause(self, now: float, retry_after: float, last: float) -> None:
+    def begin_pause(self, now: float, retry_after: float, last: float, *, others: bool) -> None:
         """Send nothing for a while.
 
         Args:
             now: the time.
             retry_after: seconds that the server asked for; 0 if it did not.
             last: when the pause ends at the latest.
+            others: other servers are in service.
         """
-        pause = min(_PAUSE * 2.0 ** min(self.pauses_in_a_row - 1, 9), _LONGEST_PAUSE)
+        longest = _LONGEST_WITH_OTHERS if others else _LONGEST_PAUSE
+        pause = min(_PAUSE * 2.0 ** min(self.pauses_in_a_row - 1, 9), longest)
         self.paused_until = min(now + max(pause, retry_after), last)
         self.pause = self.paused_until - now
         self._slow_start = 1

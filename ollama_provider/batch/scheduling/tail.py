@@ -4,6 +4,7 @@ No network and no clock: `now` is an argument. All times are expectations, from 
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from ollama_provider.batch.scheduling.servers import InFlight, ServerState
 
@@ -46,20 +47,18 @@ def overdue(server: ServerState, servers: Sequence[ServerState], now: float) -> 
     Returns:
         The request, or the time when to ask again; 0 if nothing is in flight that may be sent twice.
     """
-    again = 0.0
+    again, own = 0.0, _request_seconds(server)
     for other in servers:
         if other is server:
             continue
-        patience = _OVERDUE * _request_seconds(other)
+        # One that has answered nothing yet is expected to be as fast as this one. What is overdue takes about as long
+        # again as it took, and the copy must be sooner.
+        patience = max(_OVERDUE * (_request_seconds(other) or own), own) if other.in_service else -inf
         for sent in other.in_flight:
             item = sent.item
-            if item.copies > 1 or item.exclusive or item.variant.fallback or item.only >= 0:
+            if item.copies > 1 or item.exclusive or item.variant.fallback or item.only >= 0 or not patience:
                 continue
-            if other.outage_since is None and not patience:
-                continue
-            due = now if other.outage_since is not None else sent.sent_at + patience
-            # What is overdue takes about as long again, and the copy must be sooner.
-            due = max(due, sent.sent_at + _request_seconds(server)) if other.in_service else due
+            due = sent.sent_at + patience
             if due <= now:
                 return sent
             again = min(again or due, due)
@@ -77,10 +76,12 @@ def rows_to_read(servers: Sequence[ServerState]) -> int:
 
     In the time in which the slowest of them answers a request, all others must find rows.
     """
+    if len(servers) == 1:
+        return servers[0].concurrency.target * servers[0].pack.size
     working = [server for server in servers if not server.left_out]
     rows = sum(server.concurrency.target * server.pack.size for server in working)
     known = [server for server in working if server.row_seconds and server.in_service]
-    if len(known) < 2:  # one server has no others
+    if len(known) < 2:
         return rows
     slowest = max(_request_seconds(server) for server in known)
     return max(rows, int(slowest * sum(_slots(server) / server.row_seconds for server in known)))
