@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.schemas.base import printable
 
 #: Bytes of one picture at most: a photograph of 50 megapixels fits, and models scale it down to about one.
 LIMIT = 20_000_000
@@ -60,7 +61,7 @@ def read_image_file(path: Any, place: str) -> bytes:
         OSError: the store failed; a retry may succeed.
     """
     name = PurePosixPath(str(path)).name.encode("utf-8", "backslashreplace").decode()
-    place = f"{place} ({name:.100})"
+    place = f"{place} ({printable(name[:100])})"
     try:
         # In some versions the paths of an object store are a Path, too.
         local = isinstance(path, Path) and not hasattr(path, "fs")

@@ -6,20 +6,15 @@ without it says so: ``{{ row.title | default("untitled", true) }}``.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.meta import find_undeclared_variables
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.rows.sandbox import MAX_CHARACTERS, LimitError, Sandbox
 
-#: Maximum characters of a prompt, and maximum iterations of all loops of a template, calls of macros included.
-_MAX_CHARACTERS, _MAX_STEPS = 1 << 26, 200_000
-#: Name of the filter that counts the iterations of a loop.
-_COUNTED = "counted"
 _ROLES = ("system", "user", "assistant")
 
 
@@ -29,89 +24,6 @@ class RenderError(ValueError):
 
 class EmptyTextError(RenderError):
     """The prompt is empty: a server would only load the model, or invent an answer."""
-
-
-class _MissingValueError(TemplateError):
-    """The template prints a value that is null, NaN or no text."""
-
-
-class _LimitError(TemplateError):
-    """The template needs more than a prompt may."""
-
-
-def _finalize(value: Any) -> Any:
-    """Return what the template prints for a value; Jinja calls this for each."""
-    if value is None or value != value:  # noqa: PLR0124  # NaN is the one value that differs from itself
-        raise _MissingValueError('it prints a value that is null; allow that with {{ … | default("", true) }}')
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            raise _MissingValueError("it prints bytes that are not UTF-8 text") from None
-    return value
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """A sandbox with limits, so that no row can make a template run without end or fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(undefined=_Undefined, finalize=_finalize, autoescape=False)
-        self.filters[_COUNTED] = self._counted
-        #: Iterations and calls so far, of the prompt that is being rendered.
-        self.steps = 0
-
-    def compiled(self, tree: nodes.Template) -> Template:
-        """Return the template, with a filter on each loop that counts its iterations."""
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
-        return self.from_string(tree)
-
-    def _step(self) -> None:
-        self.steps += 1
-        if self.steps > _MAX_STEPS:
-            raise _LimitError(f"its loops take more than {_MAX_STEPS:,} iterations")
-
-    def _counted(self, values: Iterable[Any]) -> Iterator[Any]:
-        for value in values:
-            self._step()
-            yield value
-
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self._step()
-        # An example is row.text.center(row.width).
-        if any(isinstance(value, int) and abs(value) > _MAX_CHARACTERS for value in args):
-            raise _LimitError("it calls a function with a number that is too large")
-        return super().call(context, function, *args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _size(left, right, operator) > _MAX_CHARACTERS:
-            raise _LimitError(f"the result of its {operator} is too large")
-        return super().call_binop(context, operator, left, right)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
-
-def _size(left: Any, right: Any, operator: str) -> int:
-    """Return the approximate size of the result in characters or bits; 0 for what is never large."""
-    if operator == "**":
-        return left.bit_length() * right if isinstance(left, int) and isinstance(right, int) else 0
-    for one, times in ((left, right), (right, left)):
-        if isinstance(one, str | bytes | list | tuple) and isinstance(times, int):
-            return len(one) * times
-    return 0
-
-
-class _Undefined(StrictUndefined):
-    """A missing column. The error text names the column; Jinja's own text would show the row."""
-
-    @property
-    def _undefined_message(self) -> str:
-        return f"the column {self._undefined_name!r} is missing"
 
 
 class PromptTemplate:
@@ -125,7 +37,7 @@ class PromptTemplate:
     """
 
     def __init__(self, template: str) -> None:
-        self._environment = _Environment()
+        self._environment = Sandbox()
         try:
             tree = self._environment.parse(template)
             self._template = self._environment.compiled(self._environment.parse(template))
@@ -165,15 +77,15 @@ class PromptTemplate:
         context.vars.clear()  # variables that the last row has set
         context.exported_vars.clear()
         self._names["row"] = columns
-        self._environment.steps = 0
+        self._environment.begin()
         pieces: list[str] = []
         size = 0
         try:
             for piece in self._template.root_render_func(context):
                 pieces.append(piece)
                 size += len(piece)
-                if size > _MAX_CHARACTERS:
-                    raise _LimitError(f"it makes more than {_MAX_CHARACTERS >> 20} million characters")
+                if size > MAX_CHARACTERS:
+                    raise LimitError(f"it makes more than {MAX_CHARACTERS >> 20} million characters")
             return "".join(pieces)
         except TemplateError as error:
             raise RenderError(f"the prompt's template cannot be rendered: {error.message}") from None
