@@ -21,7 +21,9 @@ from ollama_provider.hooks import OllamaHook
 _CLIENT_HEADERS = {"accept", "accept-encoding", "content-type"}
 
 
-def pydantic_ai_model(conn_id: str = OllamaHook.default_conn_name, model: str | None = None) -> Any:
+def pydantic_ai_model(
+    conn_id: str = OllamaHook.default_conn_name, model: str | None = None, *, server: str | None = None
+) -> Any:
     """Return a model for ``pydantic_ai.Agent``: ``Agent(pydantic_ai_model("ollama_default", "llama3.2"))``.
 
     It uses the connection's address, credentials, headers, certificates and proxy, its timeouts for connecting and for
@@ -32,15 +34,23 @@ def pydantic_ai_model(conn_id: str = OllamaHook.default_conn_name, model: str | 
     Args:
         conn_id: id of the connection.
         model: name of the model, which must be on the server (``/v1`` never pulls); None is the connection's default.
+        server: the one to ask, if the connection has several: its host, with the port if that is not enough, or its
+            URL.
 
     Returns:
         A ``pydantic_ai.models.ollama.OllamaModel``, for one event loop: make another one for another loop.
 
     Raises:
         ImportError: pydantic-ai 2 or later is not installed (``pip install 'pydantic-ai-slim[openai]'``).
-        InvalidRequestError: neither the call nor the connection names a model, or a value of the connection is wrong.
+        InvalidRequestError: neither the call nor the connection names a model, a server has to be named, or a value of
+            the connection is wrong.
     """
-    settings = OllamaHook(conn_id).settings
+    settings = OllamaHook(conn_id, server).settings
+    if settings.other_urls:
+        raise InvalidRequestError(
+            f"connection {conn_id!r} has several servers, and pydantic-ai asks one: name it with server=…, one of "
+            f"{', '.join(settings.urls)}"
+        )
     name = model or settings.model
     if not name:
         raise InvalidRequestError(f"no model: name one, or set the default model of connection {conn_id!r}")

@@ -86,7 +86,6 @@ class OllamaHook(BaseHook):
         self.server = server
         self.overrides = overrides
         self._client: Client | None = None
-        self.listener = TaskObserver(self.log)
         self._closed = False
         # Reentrant: on_kill calls `close` in a signal handler, which may interrupt the creation of the client.
         self._lock = RLock()
@@ -135,6 +134,10 @@ class OllamaHook(BaseHook):
             hook.close()
         return hook
 
+    def at(self, url: str) -> Self:
+        """Return the hook of the server with this base URL; this hook, if the connection has no such server."""
+        return next((hook for hook in self.servers if hook.settings.base_url == url), self)
+
     def on_servers(self, work: Callable[[Self], T]) -> dict[str, T]:
         """Do some work on every server, at the same time; one that fails does not stop the others.
 
@@ -173,6 +176,11 @@ class OllamaHook(BaseHook):
             "Add one of type Ollama (Admin, Connections), "
             f"or set AIRFLOW_CONN_{self.conn_id.upper()} in the environment of the workers."
         )
+
+    @cached_property
+    def listener(self) -> TaskObserver:
+        """What logs and counts the requests."""
+        return TaskObserver(self.log)
 
     @property
     def client(self) -> Client:

@@ -180,12 +180,12 @@ class AnswerReader:
         line = next(self._lines, b"")
         try:
             fields = json.loads(line)
-            answer = _error(**fields["error"]) if "error" in fields else request.reply.model_validate(fields["reply"])
+            answer = _error(**fields["error"]) if "error" in fields else _reply(request, **fields)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise self._damaged() from None
         if isinstance(answer, OllamaError):
             raise answer
-        return answer  # type: ignore[return-value]  # the class knows its reply
+        return answer
 
     def _damaged(self) -> IncompleteReplyError:
         where = self._payload.get("file", "Airflow's database")
@@ -218,7 +218,14 @@ def _line(answer: Reply | OllamaError) -> bytes:
     if isinstance(answer, OllamaError):
         # All attributes of our errors are plain data, because Airflow pickles exceptions too.
         return json.dumps({"error": {"kind": type(answer).__name__, **answer.__dict__}}).encode() + b"\n"
-    return b'{"reply":' + answer.model_dump_json(exclude_none=True, by_alias=True).encode() + b"}\n"
+    reply = answer.model_dump_json(exclude_none=True, by_alias=True)
+    return f'{{"reply":{reply},"server":{json.dumps(answer.server)}}}\n'.encode()
+
+
+def _reply(request: Request[ReplyT], reply: dict[str, Any], server: str = "") -> ReplyT:
+    # Without the server if an earlier version has stored it.
+    kind: type[Reply] = request.reply
+    return kind.model_validate(reply).from_server(server)  # type: ignore[return-value]  # the class knows its reply
 
 
 def _error(kind: str, what: str, **state: Any) -> OllamaError:

@@ -25,7 +25,7 @@ from asgiref.sync import sync_to_async
 from ollama_provider.api.client import AsyncClient
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.request_flow import AsyncSend, flows_for, run_flow_async
-from ollama_provider.api.schemas import Request
+from ollama_provider.api.schemas import Reply, Request
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.payloads import AnswerWriter, PayloadStorageError, read_request
 from ollama_provider.waiting import Condition, Never, NotYet, Ready, Verdict, evaluate_error
@@ -226,6 +226,8 @@ class OllamaRequestTrigger(OllamaTrigger):
         may_cut: whether the server may cut a prompt that is longer than the context.
         folder: directory for an answer that is too large for Airflow's database; None if there is none.
         most: largest answer that the worker accepts, in bytes of JSON; None for no limit.
+        servers: base URLs of servers of the connection, each of which gets the request and answers it, in this order;
+            None if one of all servers is to answer.
         kwargs: arguments of `OllamaTrigger`.
     """
 
@@ -237,6 +239,7 @@ class OllamaRequestTrigger(OllamaTrigger):
         may_cut: bool = False,
         folder: str | None = None,
         most: int | None = None,
+        servers: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -245,6 +248,7 @@ class OllamaRequestTrigger(OllamaTrigger):
         self.may_cut = may_cut
         self.folder = folder
         self.most = most
+        self.servers = None if servers is None else list(servers)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and its arguments, for Airflow's database."""
@@ -255,6 +259,7 @@ class OllamaRequestTrigger(OllamaTrigger):
             "may_cut": self.may_cut,
             "folder": self.folder,
             "most": self.most,
+            "servers": self.servers,
         }
 
     def echo(self) -> dict[str, Any]:
@@ -274,6 +279,8 @@ class OllamaRequestTrigger(OllamaTrigger):
     async def _answers(self, writer: AnswerWriter) -> dict[str, str]:
         try:
             request = await _in_thread(read_request, self.parcel)
+            if self.servers is not None:
+                return await self._answers_of_all(request, self.servers, writer)
             async with self.hook().async_client(concurrency=_CONCURRENCY) as client:
                 flows = list(flows_for(request, may_cut=self.may_cut))
                 for number, flow in enumerate(flows, 1):
@@ -284,6 +291,22 @@ class OllamaRequestTrigger(OllamaTrigger):
             await _in_thread(writer.put, error)
         except AirflowNotFoundException as error:
             await _in_thread(writer.put, InvalidRequestError(str(error)))
+        closed: dict[str, str] = await _in_thread(writer.close)
+        return closed
+
+    async def _answers_of_all(self, request: Request[Any], servers: list[str], writer: AnswerWriter) -> dict[str, str]:
+        """Send the request to several servers at the same time; one that fails does not stop the others."""
+
+        async def send(url: str) -> Reply | OllamaError:
+            try:
+                async with OllamaHook(self.conn_id, url, **self.overrides).async_client() as client:
+                    reply: Reply = await client.send(request)
+            except OllamaError as error:
+                return error
+            return reply
+
+        for answer in await asyncio.gather(*map(send, servers)):
+            await _in_thread(writer.put, answer)
         closed: dict[str, str] = await _in_thread(writer.close)
         return closed
 

@@ -220,9 +220,7 @@ class Client:
             else:
                 self._routing.answered(call, number, monotonic())
                 return result
-        raise error_of_all(
-            failures, call.model, may_pull=call.request.needs_model and may_pull(call.model or "", self.settings)
-        )
+        raise error_of_all(failures, call.model, may_pull=may_pull(call.model, self.settings))
 
     def _ask_for_loaded_models(self, call: Call[Any]) -> list[OllamaError]:
         """Ask the servers which models are in their memory, unless it is known where the model of a call is.
@@ -442,9 +440,7 @@ class AsyncClient:
             else:
                 self._routing.answered(call, number, monotonic())
                 return result
-        raise error_of_all(
-            failures, call.model, may_pull=call.request.needs_model and may_pull(call.model or "", self.settings)
-        )
+        raise error_of_all(failures, call.model, may_pull=may_pull(call.model, self.settings))
 
     async def _ask_for_loaded_models(self, call: Call[Any]) -> list[OllamaError]:
         """Ask the servers which models are in their memory, unless it is known where the model of a call is.

@@ -157,8 +157,10 @@ def check_pull_allowed(model: str, settings: Settings, missing: ModelNotFoundErr
     raise refuse(f"{lacks}, and names at {name.host} are not pulled by themselves", advice)
 
 
-def may_pull(model: str, settings: Settings) -> bool:
-    """Return whether a missing model may be pulled."""
+def may_pull(model: str | None, settings: Settings) -> bool:
+    """Return whether a missing model may be pulled; False where a request is about no model."""
+    if model is None:
+        return False
     try:
         check_pull_allowed(model, settings, ModelNotFoundError("missing"))
     except PullNotAllowedError:

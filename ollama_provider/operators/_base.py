@@ -1,9 +1,9 @@
 """Base class of the operators: the connection, `on_kill`, and the conversion of our errors to Airflow's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -20,8 +20,10 @@ from ollama_provider.batch import BatchError
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from ollama_provider.api.schemas import LocalModel
     from ollama_provider.hooks import OllamaHook
+    from ollama_provider.observability import Logger
+
+T = TypeVar("T")
 
 _USAGE_UNITS = {
     "texts": "texts",
@@ -120,29 +122,48 @@ class OllamaOperator(BaseOperator):
         if "hook" in self.__dict__:
             self.hook.close()
 
-    def find_model(self, name: str) -> "LocalModel | None":
-        """Return the entry of a model in the server's list; None if the server does not have it."""
-        from ollama_provider.api.model_names import same_model
+    def on_servers(self, work: "Callable[[OllamaHook, Logger], T]") -> "T | dict[str, T]":
+        """Do the work of the task on every server of the connection at the same time.
 
-        return next((entry for entry in self.hook.list_models() if same_model(entry.tag, name)), None)
+        Args:
+            work: called with the hook of a server, and a logger that names it if there are several.
 
-    def report(self, context: "Context", model: str, numbers: dict[str, Any]) -> dict[str, Any]:
+        Returns:
+            What *work* has returned; if there are several servers, that of each by its base URL.
+
+        Raises:
+            OllamaError: some servers failed, which did not stop the others; the text names each of them.
+        """
+        from ollama_provider.observability import ServerLogger
+
+        if len(self.hook.servers) == 1:
+            return work(self.hook, self.log)
+        return self.hook.on_servers(lambda hook: work(hook, ServerLogger(self.log, hook.settings.base_url)))
+
+    def report(
+        self, context: "Context", model: str, numbers: dict[str, Any], *, servers: Iterable[str]
+    ) -> dict[str, Any]:
         """Log the usage of an answer, push it to the XCom key ``usage``, and return it.
 
         Args:
             context: of the task.
             model: name of the model in the request. The server's spelling of it and its digest are looked up.
+            servers: base URL of the server of each reply; the last one is asked for the digest.
             numbers: ``prompt_tokens``, ``seconds``, ``tokens_per_second`` (None if unknown), ``tokens`` for generated
                 text, and others.
         """
+        from ollama_provider.operators._server_models import find_model
+
+        # Without a reply, as for no texts, or without its server, as from an earlier version: the first server.
+        answered = list(dict.fromkeys(filter(None, servers))) or [self.hook.settings.base_url]
         try:
-            entry = self.find_model(model)
+            entry = find_model(self.hook.at(answered[-1]), model)
         except OllamaError as error:
             # The answer has arrived, and must not be lost because the digest is unknown.
             self.log.warning("The digest of the model is unknown: %s", error)
             entry = None
         usage = {
-            "server": self.hook.settings.base_url,
+            "server": ", ".join(answered),
             "model": entry.tag if entry else model,
             "digest": entry.digest if entry else None,
             **numbers,

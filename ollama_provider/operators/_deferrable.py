@@ -1,6 +1,7 @@
 """Base class of the operators that can wait for their answer in the worker or in the triggerer."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +65,20 @@ class DeferrableOperator(OllamaOperator):
         """Return the largest answer that `finish` accepts, in bytes of JSON; None for no limit."""
         return None
 
-    def send_and_finish(self, context: "Context", request: "Request[Any]", **remembered: Any) -> Any:
+    def send_and_finish(
+        self, context: "Context", request: "Request[Any]", *, servers: Sequence[str] | None = None, **remembered: Any
+    ) -> Any:
         """Send the request, wait for its answer in the worker or in the triggerer, and call `finish`.
 
         Args:
             context: of the task.
             request: the request to send.
+            servers: base URLs of the servers that the trigger sends it to, each of them, so that there are so many
+                answers; None if one server of the connection is to answer.
             remembered: more arguments of `finish`. They must be small JSON data.
         """
         if self.deferrable:
-            self._defer(request, remembered)
+            self._defer(request, servers, remembered)
         return self.finish(context, request, self.hook.send, **remembered)
 
     def finish(self, context: "Context", request: "Request[Any]", send: "Send", **remembered: Any) -> Any:
@@ -87,7 +92,7 @@ class DeferrableOperator(OllamaOperator):
         """
         raise NotImplementedError
 
-    def _defer(self, request: "Request[Any]", remembered: dict[str, Any]) -> None:
+    def _defer(self, request: "Request[Any]", servers: Sequence[str] | None, remembered: dict[str, Any]) -> None:
         from ollama_provider.payloads import write_request
         from ollama_provider.triggers import OllamaRequestTrigger
 
@@ -104,6 +109,7 @@ class DeferrableOperator(OllamaOperator):
                 may_cut=self.may_cut,
                 folder=folder,
                 most=self.answer_limit(),
+                servers=servers,
             ),
             method_name="execute_complete",
             timeout=limit + _GRACE if limit else None,

@@ -99,11 +99,12 @@ def send_with_display(hook: OllamaHook, display: Display) -> Send:
     """
 
     def send(request: Request[Any]) -> Any:
-        collector = Collector(request, host=hook.settings.base_url)
+        collector: Collector[Any] | None = None
         with hook.stream(request) as parts:
             for part in parts:
                 display(part)
+                collector = collector or Collector(request, host=part.server)
                 collector.add(part.model_dump(exclude_unset=True))
-        return collector.reply()
+        return (collector or Collector(request, host=hook.settings.base_url)).reply()
 
     return send

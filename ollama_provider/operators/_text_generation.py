@@ -219,7 +219,7 @@ class TextGenerationOperator(DeferrableOperator):
         reply = replies[-1]
         cuts = {"answer_cut": reply.answer_cut, "prompt_cut": prompt_cut}
         numbers = self.numbers(replies)
-        self.report(context, reply.model, numbers | cuts)
+        self.report(context, reply.model, numbers | cuts, servers=[each.server for each in replies])
         for fault in self.faults(reply, prompt_cut=prompt_cut):
             if self.on_truncation == "fail" or _is_empty(reply):
                 raise fault
@@ -245,7 +245,7 @@ class TextGenerationOperator(DeferrableOperator):
 
     def faults(self, reply: "Answer", *, prompt_cut: bool) -> Iterator[RejectedReplyError]:
         """Yield the errors of an answer that was truncated, or whose prompt was."""
-        where: dict[str, Any] = {"host": self.hook.settings.base_url, "model": reply.model}
+        where: dict[str, Any] = {"host": reply.server, "model": reply.model}
         if prompt_cut:
             yield CutPromptError("the prompt was longer than the context, and the server dropped a part of it", **where)
         if reply.answer_cut:
@@ -263,14 +263,14 @@ class TextGenerationOperator(DeferrableOperator):
             # Models that always think (gpt-oss) also think in generate, where the format applies to their reasoning.
             raise RejectedReplyError(
                 "the answer is empty; the model has produced only reasoning",
-                host=self.hook.settings.base_url,
+                host=reply.server,
                 model=reply.model,
                 advice="Use OllamaChatOperator. In a chat the format applies to the answer only.",
             )
         try:
             return output.read(reply.text)
         except InvalidOutputError as error:
-            error.host, error.model = self.hook.settings.base_url, reply.model
+            error.host, error.model = reply.server, reply.model
             # An answer that was cut is not valid JSON, and another try would be cut too, so report the truncation.
             raise next(self.faults(reply, prompt_cut=False), error) from None
 

@@ -157,7 +157,7 @@ class OllamaChatOperator(TextGenerationOperator):
                 for call in calls:
                     chat.add_result(call, self.call_tool(box, call))
         except ToolLoopError as error:
-            error.host = self.hook.settings.base_url
+            error.host = replies[-1].server
             raise
         if request.format is not None:
             send_chat(tools=None)

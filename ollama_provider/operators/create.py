@@ -11,21 +11,25 @@ from ollama_provider.observability import describe_pull
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._model_diff import differences
 from ollama_provider.operators._model_files import Blob, read_blobs, upload
-from ollama_provider.operators._server_models import show_if_there, show_or_pull
+from ollama_provider.operators._server_models import find_model, show_if_there, show_or_pull
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from ollama_provider.hooks import OllamaHook
+    from ollama_provider.observability import Logger
+
 
 class OllamaCreateModelOperator(OllamaOperator):
-    """Create a model from another one or from files (server 0.5.5).
+    """Create a model from another one or from files, on every server of the connection (server 0.5.5).
 
     If the model exists and would not change, nothing is done. To find that out, the result of ``/api/show`` is compared
     with the arguments. Of weights that the server converts or quantizes only the quantization level can be compared, so
     safetensors are converted again, to the same digest. A file is uploaded only if the server has no file with its
     SHA-256.
 
-    XCom gets ``model``, ``digest``, ``size`` (bytes) and ``created`` (whether anything changed).
+    XCom gets ``model``, ``digest``, ``size`` (bytes) and ``created`` (whether anything changed). If the connection has
+    several servers, it gets that of each, by its base URL.
 
     Args:
         model: name of the model to create; there is no default. An existing model of that name is replaced.
@@ -87,26 +91,32 @@ class OllamaCreateModelOperator(OllamaOperator):
         self.pull_stall_timeout = pull_stall_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Create the model if it is missing or would change."""
+        """Create the model on every server where it is missing or would change."""
         if bool(self.from_) == bool(self.files):
             raise InvalidRequestError("set either from_ (a model) or files")
         files, adapters = read_blobs("files", self.files), read_blobs("adapters", self.adapters)
         request = self._request(files, adapters)
-        base = show_or_pull(self.hook, self.from_) if self.from_ else None
-        before, shown = self.find_model(request.model), show_if_there(self.hook, request.model)
+        blobs = [*files.values(), *adapters.values()]
+        return self.on_servers(lambda hook, log: self._create_unless_there(hook, log, request, blobs))
+
+    def _create_unless_there(
+        self, hook: "OllamaHook", log: "Logger", request: CreateRequest, blobs: list[Blob]
+    ) -> dict[str, Any]:
+        base = show_or_pull(hook, request.from_) if request.from_ else None
+        before, shown = find_model(hook, request.model), show_if_there(hook, request.model)
         changes = ["model"] if before is None or shown is None else differences(request, shown, base)
         if changes:
-            for blob in (*files.values(), *adapters.values()):
-                upload(self.hook, blob, self.log)
-            self._create(request)
-        now = self.find_model(request.model)
+            for blob in blobs:
+                upload(hook, blob, log)
+            _create(hook, log, request)
+        now = find_model(hook, request.model)
         created = now is None or before is None or now.digest != before.digest
         if before is None:
-            self.log.info("Model %s was created", request.model)
+            log.info("Model %s was created", request.model)
         elif created:
-            self.log.info("Model %s was recreated: %s changed", request.model, ", ".join(changes))
+            log.info("Model %s was recreated: %s changed", request.model, ", ".join(changes))
         else:
-            self.log.info("Model %s exists, nothing has changed", request.model)
+            log.info("Model %s exists, nothing has changed", request.model)
         return {
             "model": now.tag if now else request.model,
             "digest": now and now.digest,
@@ -128,9 +138,10 @@ class OllamaCreateModelOperator(OllamaOperator):
             quantize=self.quantize,
         )
 
-    def _create(self, request: CreateRequest) -> None:
-        progress = PullProgress(request.model, stall=0, now=monotonic())
-        with self.hook.stream(request) as lines:
-            for line in lines:
-                if moved := progress.add(line.model_dump(), monotonic()):
-                    self.log.info("%s", describe_pull(moved))
+
+def _create(hook: "OllamaHook", log: "Logger", request: CreateRequest) -> None:
+    progress = PullProgress(request.model, stall=0, now=monotonic())
+    with hook.stream(request) as lines:
+        for line in lines:
+            if moved := progress.add(line.model_dump(), monotonic()):
+                log.info("%s", describe_pull(moved))

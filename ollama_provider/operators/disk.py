@@ -6,18 +6,24 @@ from typing import TYPE_CHECKING, Any
 from ollama_provider.api.errors import ModelNotFoundError
 from ollama_provider.api.model_names import ModelName
 from ollama_provider.operators._base import OllamaOperator
-from ollama_provider.operators._server_models import model_name, unload_and_wait
+from ollama_provider.operators._server_models import find_model, model_name, unload_and_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from ollama_provider.hooks import OllamaHook
+    from ollama_provider.observability import Logger
+
 
 class OllamaCopyModelOperator(OllamaOperator):
-    """Give a model a second name. It takes no disk space, because both names share the files.
+    """Give a model a second name, on every server of the connection.
+
+    It takes no disk space, because both names share the files.
 
     If another model had that name, the name is moved. A second run changes nothing, unless *model* has changed.
 
-    XCom gets ``model`` (the new name), ``digest``, ``size`` (bytes) and ``copied`` (whether anything changed).
+    XCom gets ``model`` (the new name), ``digest``, ``size`` (bytes) and ``copied`` (whether anything changed). If the
+    connection has several servers, it gets that of each, by its base URL.
 
     Args:
         model: name of the model; None means the connection's default model. It is never pulled.
@@ -31,20 +37,23 @@ class OllamaCopyModelOperator(OllamaOperator):
         self.destination = destination
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Copy the model, unless the destination is the same model already."""
-        name = model_name(self.hook, self.model)
-        source, before = self.find_model(name), self.find_model(self.destination)
+        """Copy the model on every server, unless the destination is the same model already."""
+        return self.on_servers(self._copy)
+
+    def _copy(self, hook: "OllamaHook", log: "Logger") -> dict[str, Any]:
+        name = model_name(hook, self.model)
+        source, before = find_model(hook, name), find_model(hook, self.destination)
         if source is None:
             raise ModelNotFoundError(
-                "there is no such model to copy", host=self.hook.settings.base_url, model=name, advice="Pull it first."
+                "there is no such model to copy", host=hook.settings.base_url, model=name, advice="Pull it first."
             )
         copied = before is None or before.digest != source.digest
         if copied:
-            self.hook.copy(name, self.destination)
-            self.log.info("Model %s was copied to %s", name, self.destination)
+            hook.copy(name, self.destination)
+            log.info("Model %s was copied to %s", name, self.destination)
         else:
-            self.log.info("Model %s is already a copy of %s, nothing has changed", self.destination, name)
-        now = self.find_model(self.destination)
+            log.info("Model %s is already a copy of %s, nothing has changed", self.destination, name)
+        now = find_model(hook, self.destination)
         return {
             "model": now.tag if now else self.destination,
             "digest": source.digest,
@@ -54,13 +63,14 @@ class OllamaCopyModelOperator(OllamaOperator):
 
 
 class OllamaDeleteModelOperator(OllamaOperator):
-    """Delete a model: its name, and the files that no other name needs.
+    """Delete a model on every server of the connection: its name, and the files that no other name needs.
 
     A loaded model is unloaded first, because the server would keep it in memory otherwise. Requests in progress are
     finished. If that takes longer than *unload_timeout*, the task fails and nothing is deleted. A missing model is no
     error, so a second run changes nothing.
 
-    XCom gets ``model`` and ``deleted`` (whether anything changed).
+    XCom gets ``model`` and ``deleted`` (whether anything changed). If the connection has several servers, it gets that
+    of each, by its base URL.
 
     Args:
         model: name of the model; there is no default.
@@ -76,14 +86,17 @@ class OllamaDeleteModelOperator(OllamaOperator):
         self.unload_timeout = unload_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Delete the model if the server has it."""
+        """Delete the model on every server that has it."""
+        return self.on_servers(self._delete)
+
+    def _delete(self, hook: "OllamaHook", log: "Logger") -> dict[str, Any]:
         name = str(ModelName.parse(self.model or ""))
-        entry = self.find_model(name)
+        entry = find_model(hook, name)
         if entry is None:
-            self.log.info("There is no model %s, nothing has changed", name)
+            log.info("There is no model %s, nothing has changed", name)
             return {"model": name, "deleted": False}
-        if unload_and_wait(self.hook, entry.tag, self.unload_timeout):
-            self.log.info("Model %s was in memory, and was unloaded", entry.tag)
-        self.hook.delete(entry.tag)
-        self.log.info("Model %s was deleted", entry.tag)
+        if unload_and_wait(hook, entry.tag, self.unload_timeout):
+            log.info("Model %s was in memory, and was unloaded", entry.tag)
+        hook.delete(entry.tag)
+        log.info("Model %s was deleted", entry.tag)
         return {"model": entry.tag, "deleted": True}

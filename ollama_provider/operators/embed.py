@@ -122,7 +122,7 @@ class OllamaEmbedOperator(DeferrableOperator):
             self.log.warning(
                 "%d of %d texts were longer than the context and were cut", embedding.cut, len(request.input)
             )
-        usage = self.report(context, request.model, embedding.numbers())
+        usage = self.report(context, request.model, embedding.numbers(), servers=embedding.servers)
         return result if self.output_path is None else result | {"model": usage["model"], "digest": usage["digest"]}
 
 
@@ -157,6 +157,11 @@ class Embedding:
         for flow in embedding_flows(self._request, may_cut=self._may_cut):
             for embedded in run_flow(flow, self._send):
                 yield from self._rows(embedded)
+
+    @property
+    def servers(self) -> list[str]:
+        """Base URL of the server of each reply."""
+        return [reply.server for reply in self._replies]
 
     def numbers(self) -> dict[str, Any]:
         """Return the sums of tokens and seconds over all requests."""

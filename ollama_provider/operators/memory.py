@@ -11,9 +11,12 @@ from ollama_provider.operators._server_models import in_memory, model_name, unlo
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from ollama_provider.hooks import OllamaHook
+    from ollama_provider.observability import Logger
+
 
 class OllamaLoadModelOperator(OllamaOperator):
-    """Load a model into the server's memory, and keep it there for a while.
+    """Load a model into the memory of every server of the connection, and keep it there for a while.
 
     If the model is loaded already, only its *keep_alive* is renewed. Use the *options* that later requests will have,
     because a request with another ``num_ctx``, ``num_batch``, ``num_gpu`` or ``num_thread`` loads the model again.
@@ -21,6 +24,7 @@ class OllamaLoadModelOperator(OllamaOperator):
 
     XCom gets ``model``, ``digest``, ``size`` (bytes in memory), ``size_vram`` (bytes of these on a GPU),
     ``context_length`` (None before 0.10), ``expires_at`` (ISO 8601) and ``loaded`` (whether it was not there before).
+    If the connection has several servers, XCom gets that of each, by its base URL.
 
     Args:
         options: model options for loading. They are merged with the connection's, and win.
@@ -50,17 +54,20 @@ class OllamaLoadModelOperator(OllamaOperator):
         self.first_token_timeout = first_token_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Load the model, and return its state in memory."""
-        name = model_name(self.hook, self.model)
-        before = in_memory(self.hook, name)
-        self.hook.load(name, options=self.options, keep_alive=self.keep_alive)
-        now = in_memory(self.hook, name)
+        """Load the model on every server, and return its state in memory."""
+        return self.on_servers(self._load)
+
+    def _load(self, hook: "OllamaHook", log: "Logger") -> dict[str, Any]:
+        name = model_name(hook, self.model)
+        before = in_memory(hook, name)
+        hook.load(name, options=self.options, keep_alive=self.keep_alive)
+        now = in_memory(hook, name)
         if now is None:
             # Either keep_alive is 0, or another model has displaced it already.
-            self.log.warning("Model %s was loaded, but is not in memory any more", name)
+            log.warning("Model %s was loaded, but is not in memory any more", name)
             return {"model": name, "loaded": True}
         loaded = before is None or (before.digest, before.context_length) != (now.digest, now.context_length)
-        self.log.info("Model %s is in memory%s: %s", now.tag, "" if loaded else " already", _describe(now))
+        log.info("Model %s is in memory%s: %s", now.tag, "" if loaded else " already", _describe(now))
         return {
             "model": now.tag,
             "digest": now.digest,
@@ -73,11 +80,12 @@ class OllamaLoadModelOperator(OllamaOperator):
 
 
 class OllamaUnloadModelOperator(OllamaOperator):
-    """Unload a model from the server's memory, and wait until the memory is free.
+    """Unload a model from the memory of every server of the connection, and wait until the memory is free.
 
     Requests in progress are finished. A model that is not loaded is no error, so a second run changes nothing.
 
-    XCom gets ``model`` and ``unloaded`` (whether anything changed).
+    XCom gets ``model`` and ``unloaded`` (whether anything changed). If the connection has several servers, it gets that
+    of each, by its base URL.
 
     Args:
         unload_timeout: seconds to wait until the memory is free.
@@ -95,10 +103,13 @@ class OllamaUnloadModelOperator(OllamaOperator):
         self.unload_timeout = unload_timeout
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
-        """Unload the model, and wait until its memory is free."""
-        name = model_name(self.hook, self.model)
-        unloaded = unload_and_wait(self.hook, name, self.unload_timeout)
-        self.log.info("Model %s %s", name, "was unloaded" if unloaded else "is not in memory, nothing has changed")
+        """Unload the model on every server, and wait until its memory is free."""
+        return self.on_servers(self._unload)
+
+    def _unload(self, hook: "OllamaHook", log: "Logger") -> dict[str, Any]:
+        name = model_name(hook, self.model)
+        unloaded = unload_and_wait(hook, name, self.unload_timeout)
+        log.info("Model %s %s", name, "was unloaded" if unloaded else "is not in memory, nothing has changed")
         return {"model": name, "unloaded": unloaded}
 
 

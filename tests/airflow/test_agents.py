@@ -125,3 +125,14 @@ def test_an_agent_hears_what_the_server_refuses(ollama, ollama_conn):
         pydantic_ai.Agent(pydantic_ai_model(ollama_conn, "nope")).run_sync("?")
 
     assert caught.value.status_code == 404
+
+
+def test_of_several_servers_one_has_to_be_named(add_connection):
+    """The OpenAI client of pydantic-ai cannot go on with another one."""
+    conn_id = add_connection(host="gpu1, gpu2:1")
+
+    with pytest.raises(InvalidRequestError, match="server=…, one of http://gpu1:11434, http://gpu2:1"):
+        pydantic_ai_model(conn_id, "llama3.2")
+    model = pydantic_ai_model(conn_id, "llama3.2", server="gpu2")
+
+    assert model.base_url.startswith("http://gpu2:1/v1")

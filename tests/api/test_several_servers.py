@@ -247,6 +247,14 @@ def test_a_model_that_may_not_be_pulled_is_told_for_each_server(on, ollama_serve
     assert all(server.url in str(raised.value) for server in ollama_servers)
 
 
+def test_a_model_that_may_be_pulled_is_missing_and_not_unreachable(on, ollama_servers):
+    """Whoever asks for its details can then pull it, although one server is down and might have had it."""
+    ollama_servers[0].stop()
+
+    with pytest.raises(errors.ModelNotFoundError, match="none of the 3 servers"):
+        on.send(ShowRequest(model="mistral"), **urls(ollama_servers))
+
+
 async def test_coroutines_share_the_pull_of_several_servers(ollama_servers):
     """One of them pulls, once."""
     async with AsyncClient(Settings(**urls(ollama_servers))) as client:

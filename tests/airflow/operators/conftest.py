@@ -127,3 +127,9 @@ def killed(ollama) -> Callable[..., AbstractContextManager[None]]:
             signal.signal(signal.SIGTERM, before)
 
     return killed
+
+
+@pytest.fixture(autouse=True)
+def no_long_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask soon whether a model has left the memory: the stand-in does not crash of that."""
+    monkeypatch.setattr("ollama_provider.operators._server_models.UNLOAD_POLL_INTERVAL", 0.05)
