@@ -23,7 +23,7 @@ from ollama_provider.batch import BatchSpec, Embedding, run_batch
 from ollama_provider.batch.requests.embedding import PackRequest
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import parquet_format
-from ollama_provider.batch.store.journal import encode_vector
+from ollama_provider.batch.store.lines import encode_vector
 
 WIDTH, PACK = 768, 64
 

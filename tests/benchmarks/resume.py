@@ -21,8 +21,9 @@ from ollama_provider.batch import BatchSpec, Outcome, run_batch
 from ollama_provider.batch.requests.tasks import Generate
 from ollama_provider.batch.rows.prompts import PromptTemplate
 from ollama_provider.batch.rows.sources import read_rows
-from ollama_provider.batch.store.journal import Journal, shared_fields
+from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.keys import Keys
+from ollama_provider.batch.store.lines import shared_fields
 from ollama_provider.batch.store.storage import open_storage
 
 TEMPLATE = "Summarise in one sentence:\n{{ row.text }}"

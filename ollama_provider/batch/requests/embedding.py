@@ -23,7 +23,7 @@ from ollama_provider.batch.records import OnLongText, Outcome
 from ollama_provider.batch.requests.tasks import Task
 from ollama_provider.batch.requests.validation import ReplyValidator
 from ollama_provider.batch.requests.work_item import Variant, WorkItem
-from ollama_provider.batch.store.journal import encode_vector
+from ollama_provider.batch.store.lines import encode_vector
 
 #: Bytes of UTF-8 for each token, as a guess. A wrong guess costs a request, and loses no text.
 _BYTES_PER_TOKEN = 3

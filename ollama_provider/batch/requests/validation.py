@@ -35,7 +35,7 @@ from ollama_provider.api.truncation import prompt_was_cut
 from ollama_provider.batch.records import OnTruncation, Outcome
 from ollama_provider.batch.requests.tasks import Chat, Generate
 from ollama_provider.batch.requests.work_item import Repair, Variant, WorkItem
-from ollama_provider.batch.store.journal import shared_fields
+from ollama_provider.batch.store.lines import shared_fields
 
 _OUTCOME_FIELDS = frozenset(field.name for field in fields(Outcome))
 _SCHEMA_ERROR = re.compile(r"format|schema|grammar", re.IGNORECASE)

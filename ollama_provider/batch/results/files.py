@@ -16,7 +16,8 @@ from ollama_provider.batch.results.json_lines import JsonLines, ResultRow, Resul
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import PARQUET, parquet_format
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.store.journal import AFTER_KEY, Journal, PartReader, State
+from ollama_provider.batch.store.journal import Journal, PartReader, State
+from ollama_provider.batch.store.lines import AFTER_KEY
 from ollama_provider.batch.store.storage import Storage
 
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.store.disk import FileWriter
-from ollama_provider.batch.store.journal import AFTER_KEY, decode_vector
+from ollama_provider.batch.store.lines import AFTER_KEY, decode_vector
 
 #: A row of the results: its line of a part, its index in the input, and its id as JSON.
 ResultRow = tuple[bytes, int, bytes]

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from pydantic_core import from_json
 
-from ollama_provider.batch.store.journal import Journal, State, escape_surrogates
+from ollama_provider.batch.store.journal import Journal, State
+from ollama_provider.batch.store.lines import escape_surrogates
 
 _BUFFER = 1 << 20
 #: Stands for a row without an outcome.

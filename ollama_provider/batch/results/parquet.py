@@ -26,7 +26,7 @@ from ollama_provider.batch.results.json_lines import (
 )
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.store.disk import FileWriter
-from ollama_provider.batch.store.journal import AFTER_KEY
+from ollama_provider.batch.store.lines import AFTER_KEY
 
 PARQUET = "results.parquet"
 

@@ -11,7 +11,7 @@ from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.results.progress import Counters
 from ollama_provider.batch.store.checkpoints import Checkpoints
-from ollama_provider.batch.store.journal import shared_fields
+from ollama_provider.batch.store.lines import shared_fields
 
 logger = logging.getLogger(__name__)
 

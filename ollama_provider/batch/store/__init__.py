@@ -5,6 +5,7 @@
 - `locks`: one run at a time in a directory.
 - `keys`: which rows are the same work.
 - `journal`: the outcomes of all runs, in files called parts.
+- `lines`: an outcome as a line of a part.
 - `checkpoints`: when a part is forced to the disk, and the comparison of the model's digest before.
 - `manifest`: ``batch.json``, with the settings and the pass over the input.
 - `shards`: several runs in one directory, and their merge.

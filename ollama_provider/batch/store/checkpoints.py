@@ -18,7 +18,8 @@ from typing import Literal
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.batch.errors import ModelChangedError
 from ollama_provider.batch.records import Outcome, Provenance
-from ollama_provider.batch.store.journal import Journal, shared_fields
+from ollama_provider.batch.store.journal import Journal
+from ollama_provider.batch.store.lines import shared_fields
 
 logger = logging.getLogger(__name__)
 

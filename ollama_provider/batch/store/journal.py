@@ -28,56 +28,45 @@ A part that a killed run left open is read by the next run like any other, and s
 the digest of its model: the same digest before and after tells who gave the answers in between. Answers of another
 digest are kept without one, as in `ollama_provider.batch.store.checkpoints`.
 
-Each line of a part is strict JSON and ASCII, begins with the key, and ends with a CRC-32 of what stands before it. A
-line that a disk or a copy has changed is found and counted, and its row is asked again. Half a line at the end of an
-open part is what was being written when the process was killed: it is cut off. Parts without a token were made by an
-earlier version, which wrote no checksum: their lines are parsed instead.
+Each line has a checksum (see `ollama_provider.batch.store.lines`). A line that a disk or a copy has changed is found
+and counted, and its row is asked again. Half a line at the end of an open part is what was being written when the
+process was killed: it is cut off. Parts without a token were made by an earlier version, which wrote no checksum.
 """
 
-import base64
 import binascii
 import json
 import logging
 import re
-import sys
-from array import array
 from collections import OrderedDict, deque
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection
 from enum import IntEnum
-from math import isfinite
 from secrets import token_hex
 from typing import Any, BinaryIO, NamedTuple
-from zlib import crc32
 
-from pydantic_core import from_json
-
-from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.store.disk import GrowingFile, storage_error, storage_errors
-from ollama_provider.batch.store.keys import KEY_BYTES, Index
+from ollama_provider.batch.store.keys import Index
+from ollama_provider.batch.store.lines import (
+    AFTER_KEY,
+    GOOD,
+    IS_GOOD,
+    IS_REFUSED,
+    KEY,
+    REQUEST_KEY,
+    intact_end,
+    is_outcome,
+    is_whole,
+    outcome_line,
+    refused_line,
+    replacing_shared,
+    without_checksum,
+    without_digest,
+)
 from ollama_provider.batch.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-# Every line of a part begins {"key":"<32 hex digits>","status":"ok" or "failed". A resume reads these places only.
-_HEAD = b'{"key":"'
-_KEY = slice(len(_HEAD), len(_HEAD) + 2 * KEY_BYTES)
-#: Where the rest of a line begins, at the comma after the key: the results insert index and id there.
-AFTER_KEY = _KEY.stop + 1
-_GOOD = slice(AFTER_KEY, AFTER_KEY + 15)
-_IS_GOOD = b',"status":"ok",'
-#: A good outcome that the results file cannot hold. This line replaces the one of the good outcome.
-_IS_REFUSED = b',"status":"failed","refused":true,'
-# The request key comes after the status, where there is a schema.
-_REQUEST = re.compile(rb',"status":"[a-z]+"(?:,"refused":true)?,"request":"([0-9a-f]{32})"')
-# Every line of a part with a token ends with the CRC-32 of what stands before it.
-_CHECK = b',"crc32":"%08x"}\n'
-_TAIL = len(_CHECK % 0)
-_BEFORE, _CHECK_AT = slice(None, -_TAIL), slice(-_TAIL, None)
 #: Bytes of a part that are read at a time: in a scan, and for single lines. Rows come nearly in order, so a small
 #: buffer finds most lines in what it has read already.
 _SCAN_BUFFER, _LINE_BUFFER = 1 << 20, 1 << 16
@@ -201,21 +190,21 @@ class Journal:
         path = self._storage.local(part.name)
         with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_SCAN_BUFFER) as lines:
             for line in lines:
-                if not (line[_CHECK_AT] == _CHECK % crc32(line[_BEFORE]) if has_checksum else _is_outcome(line)):
+                if not (is_whole(line) if has_checksum else is_outcome(line)):
                     if part.is_open and line[-1:] != b"\n":
                         break  # what was being written when the process was killed
                     damaged += 1
-                    rest = _intact_end(line) if has_checksum else b""
+                    rest = intact_end(line) if has_checksum else b""
                     place += len(line) - len(rest)
                     if not rest:
                         continue
                     line = rest  # noqa: PLW2901  # what is left of it
-                number = index.number(unhexlify(line[_KEY]))
-                if line[_GOOD] == _IS_GOOD:
+                number = index.number(unhexlify(line[KEY]))
+                if line[GOOD] == IS_GOOD:
                     index[number] = place << 3 | State.OK
-                elif index[number] & 7 != State.OK or line.startswith(_IS_REFUSED, AFTER_KEY):
+                elif index[number] & 7 != State.OK or line.startswith(IS_REFUSED, AFTER_KEY):
                     index[number] = place << 3 | failed
-                if replies is not None and (found := _REQUEST.match(line, AFTER_KEY)):
+                if replies is not None and (found := REQUEST_KEY.match(line, AFTER_KEY)):
                     replies[replies.number(unhexlify(found[1]))] = place + 1
                 place += len(line)
         if part.is_open:
@@ -244,7 +233,7 @@ class Journal:
             if not size:
                 file.discard()
                 continue
-            file.rewrite(lambda line: _without_digest(line, known))
+            file.rewrite(lambda line: without_digest(line, known))
             file.seal()
         self._left_open = {}
 
@@ -289,13 +278,13 @@ class Journal:
         part = self._parts[number]
         if not part.token:
             return line
-        text = line[_BEFORE]
-        if line[_CHECK_AT] != _CHECK % crc32(text):
+        text = without_checksum(line)
+        if text is None:
             raise StorageError(
                 f"{self._storage.location}/{self.part_name(number)} was damaged during the run. Start again: only the "
                 "damaged rows are asked again."
             )
-        return text + b"}\n"
+        return text
 
     def add(self, number: int, outcome: Outcome, shared: str) -> None:
         """Append an outcome to the open part.
@@ -318,8 +307,7 @@ class Journal:
             number: of the key.
             line: the outcome as a failed one, as it stands in the results.
         """
-        head, _, rest = line.removesuffix(b"}\n").partition(b',"status":"failed",')
-        self._append(number, _with_checksum(head + _IS_REFUSED + rest), State.FAILED)
+        self._append(number, refused_line(line), State.FAILED)
 
     def _append(self, number: int, line: bytes, state: State) -> None:
         if self._file is None:
@@ -364,12 +352,7 @@ class Journal:
             shared: the fields to replace, as they were given to `add`.
             instead: the same fields in no more characters, so that each line keeps its length and its place.
         """
-        old, new = f",{shared}".encode("ascii"), f",{instead:<{len(shared)}}".encode("ascii")
-
-        def change(line: bytes) -> bytes:
-            text = line[_BEFORE]
-            return _with_checksum(text.removesuffix(old) + new) if text.endswith(old) else line
-
+        change = replacing_shared(shared, instead)
         for part in self._waiting:
             part.rewrite(change)
 
@@ -439,143 +422,3 @@ class PartReader:
         """Close the files."""
         for file in self._open.values():
             file.close()
-
-
-def outcome_line(outcome: Outcome, shared: str) -> bytes:
-    """Return the line of an outcome: strict JSON in ASCII, so that every tool finds the same end of the line.
-
-    A failed outcome can always be written: values that JSON cannot represent are replaced.
-
-    Raises:
-        RejectedReplyError: a good outcome has values that strict JSON or UTF-8 cannot represent (a number that
-            overflowed, half a surrogate pair), or lists that are nested too deeply to be read again.
-    """
-    try:
-        return _line(outcome, shared)
-    except (ValueError, TypeError, RecursionError):
-        if outcome.status == "ok":
-            raise RejectedReplyError(
-                "the answer cannot be written as JSON: it has a number that is too large, half a surrogate pair, or "
-                "is nested too deeply"
-            ) from None
-        return _line(_json_safe(outcome), shared)
-
-
-def _json_safe(outcome: Outcome) -> Outcome:
-    """Return a failed outcome with all values that JSON cannot represent replaced."""
-    plain = {
-        field.name: _safe_value(getattr(outcome, field.name)) for field in fields(outcome) if field.name != "output"
-    }
-    return replace(outcome, output=None, **plain)
-
-
-def _safe_value(value: Any) -> Any:
-    match value:
-        case str():
-            return escape_surrogates(value)
-        case float():
-            return value if isfinite(value) else None
-        case dict():
-            return {name: _safe_value(inner) for name, inner in value.items()}
-        case tuple() | bool() | None:
-            return value
-        case int():
-            return value if abs(value) < 1 << 63 else None
-    return None
-
-
-def escape_surrogates(text: str) -> str:
-    r"""Return a text that UTF-8 can encode: half a surrogate pair becomes its escape, such as ``\ud83d``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _is_outcome(line: bytes) -> bool:
-    """Return whether a line of a part without checksums is a whole outcome, as far as its content shows."""
-    if line[: _KEY.start] != _HEAD or line[-2:] != b"}\n":
-        return False
-    try:
-        found = from_json(line, allow_inf_nan=False)
-        whole = len(binascii.unhexlify(line[_KEY])) == KEY_BYTES
-    except ValueError:
-        return False
-    return whole and isinstance(found, dict) and found.keys() >= {"key", "status", "output", "error"}
-
-
-def _intact_end(line: bytes) -> bytes:
-    """Return the whole line at the end of a damaged one that has lost its line feed; empty if there is none."""
-    place = line.find(_HEAD, 1)
-    while place > 0:
-        if line[_CHECK_AT] == _CHECK % crc32(line[place:-_TAIL]):
-            return line[place:]
-        place = line.find(_HEAD, place + 1)
-    return b""
-
-
-def _without_digest(line: bytes, known: Collection[str | None]) -> bytes:
-    """Return a line with null in place of a digest that is not among the *known* ones. Its length stays the same."""
-    text = line[_BEFORE]
-    if line[_CHECK_AT] != _CHECK % crc32(text):
-        return line
-    digest = from_json(line).get("digest")
-    if digest in known:
-        return line
-    # It is among the shared fields, which are the last ones.
-    before, field, after = text.rpartition(b'"digest":%b' % _ENCODE(digest).encode())
-    return _with_checksum(before + b'"digest":null'.ljust(len(field)) + after)
-
-
-def _with_checksum(text: bytes) -> bytes:
-    return text + _CHECK % crc32(text)
-
-
-def _line(outcome: Outcome, shared: str) -> bytes:
-    found: dict[str, Any] = {}
-    if outcome.request is not None:
-        found["request"] = outcome.request
-    found["output"] = outcome.output
-    found["error"] = outcome.error
-    if outcome.spans:
-        found["spans"] = outcome.spans
-    if outcome.reply is not None:
-        found["reply"] = outcome.reply
-    if outcome.thinking is not None:
-        found["thinking"] = outcome.thinking
-    found["prompt_tokens"] = outcome.prompt_tokens
-    found["tokens"] = outcome.tokens
-    found["seconds"] = outcome.seconds
-    found["tokens_per_second"] = outcome.tokens_per_second
-    found["attempts"] = outcome.attempts
-    found["done_reason"] = outcome.done_reason
-    found["prompt_cut"] = outcome.prompt_cut
-    found["answer_cut"] = outcome.answer_cut
-    if outcome.rungs:
-        found["rungs"] = outcome.rungs
-    text = f'{{"key":"{outcome.key}","status":"{outcome.status}",{_ENCODE(found)[1:-1]},{shared}'
-    line = _with_checksum(text.encode("ascii"))
-    # This takes a microsecond, and makes sure that strict parsers can read what is written.
-    from_json(line, allow_inf_nan=False)
-    return line
-
-
-def shared_fields(given: Mapping[str, Any]) -> str:
-    """Return fields that many rows have in common, as JSON without braces. They are put at the end of each line."""
-    return _ENCODE({name: _safe_value(value) for name, value in given.items()})[1:-1]
-
-
-def encode_vector(vector: Sequence[float]) -> str:
-    """Return a vector as the parts have it: the base64 of its float32s in little-endian order.
-
-    That is a third of the size of its JSON, and fast to write and to read.
-    """
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
-
-
-def decode_vector(text: str) -> "array[float]":
-    """Return the vector that `encode_vector` made a text of."""
-    numbers = array("f", base64.b64decode(text))
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers

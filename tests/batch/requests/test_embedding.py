@@ -13,7 +13,7 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.batch.arguments import Embedding
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.requests.embedding import PackRequest, split
-from ollama_provider.batch.store.journal import decode_vector, encode_vector
+from ollama_provider.batch.store.lines import decode_vector, encode_vector
 from ollama_provider.testing import Answer, Fail, Model
 
 pytestmark = pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64, embedding_length=8)])

@@ -13,8 +13,9 @@ from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.results.files import json_lines_format, write_results
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.parquet import arrow_type, parquet_format
-from ollama_provider.batch.store.journal import Journal, State, encode_vector, shared_fields
+from ollama_provider.batch.store.journal import Journal, State
 from ollama_provider.batch.store.keys import Keys
+from ollama_provider.batch.store.lines import encode_vector, shared_fields
 from ollama_provider.batch.store.storage import open_storage
 from ollama_provider.testing import Fail
 

@@ -8,8 +8,9 @@ from upath import UPath
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.journal import Journal, PartReader, State, list_parts, outcome_line, shared_fields
+from ollama_provider.batch.store.journal import Journal, PartReader, State, list_parts
 from ollama_provider.batch.store.keys import Keys
+from ollama_provider.batch.store.lines import outcome_line, shared_fields
 from ollama_provider.batch.store.storage import open_storage
 
 SHARED = shared_fields({"model": "m"})
