@@ -23,6 +23,8 @@ RATE_OVER = 30.0
 VERIFY_TIMEOUT = 3600.0
 #: Limit of layers and stages to keep in memory. The largest models have some thousands of layers.
 MOST_LAYERS = 100_000
+#: Most seconds that are worth telling: a year. A server may state any size.
+_LONGEST_ETA = 365 * 86_400.0
 #: Characters of a stage's or a layer's name; the server's have up to 80.
 _LONGEST_STAGE = 200
 #: Seconds between two measurements that are kept for the rate.
@@ -112,6 +114,8 @@ class PullProgress:
         done = total if over else min(self._most, total)
         rate = self._rate(now)
         eta = (total - done) / rate if rate else None
+        if eta is not None and eta > _LONGEST_ETA:
+            eta = None
         return PullMoved(model=self.model, status=self.status, done=done, total=total, rate=rate, eta=eta)
 
     def _rate(self, now: float) -> float | None:

@@ -30,6 +30,17 @@ def test_progress_is_reported_now_and_then():
     assert told[-1].model == "m"
 
 
+def test_absurd_sizes_and_names_are_no_error():
+    """A server may state any number, and call a stage anything."""
+    pull = progress()
+    pull.add(layer("a", 2**62, 1), 1)
+    report = pull.add({"status": "x\r\n\x1b[2J" + "y" * 1000}, 10)
+
+    assert (report.eta, report.rate > 0) == (None, True)
+    assert report.status.isprintable()
+    assert len(report.status) == 200
+
+
 def test_percent_rate_and_eta():
     """They follow from the bytes of all layers known so far, and from the last half minute."""
     pull = progress()
