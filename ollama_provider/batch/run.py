@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ollama_provider.api.client import AsyncClient
 from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.errors import (
@@ -29,7 +28,7 @@ from ollama_provider.batch.errors import (
 )
 from ollama_provider.batch.records import REFUSED, Query, Rows, ServerShare, Summary
 from ollama_provider.batch.requests import preflight
-from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
+from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.json_lines import ResultsFormat
 from ollama_provider.batch.results.order import RowOrder
@@ -38,14 +37,13 @@ from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
 from ollama_provider.batch.scheduling.background import LockRenewal, background_tasks, close_window, renewing
-from ollama_provider.batch.scheduling.concurrency import concurrency_limit, pack_size
+from ollama_provider.batch.scheduling.connections import Server, connect
 from ollama_provider.batch.scheduling.input_queue import InputQueue, estimate_total
 from ollama_provider.batch.scheduling.joining import Joining
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
 from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.scheduling.scheduler import Scheduler
-from ollama_provider.batch.scheduling.servers import ServerState
-from ollama_provider.batch.scheduling.workers import Server, Workers
+from ollama_provider.batch.scheduling.workers import Workers
 from ollama_provider.batch.spec import BatchSpec, Names, Shard
 from ollama_provider.batch.stop import StoppedError, StopSignal
 from ollama_provider.batch.store import manifest as manifests
@@ -150,7 +148,7 @@ async def _run(
     reader, results = RowReader(spec, rows), files.results_format(spec)
     async with (
         renewing(lock) as renewal,
-        _connect(spec, settings, listener) as servers,
+        connect(spec, settings, listener) as servers,
         _open(spec, storage, servers, on_progress, stop) as run,
     ):
         try:
@@ -336,25 +334,6 @@ class _Run:
         if self.spec.mode == "merge":
             return ()
         return tuple(server.state.share(now, now - self.meter.began) for server in self.servers)
-
-
-@contextlib.asynccontextmanager
-async def _connect(spec: BatchSpec, settings: Settings, listener: Listener | None) -> AsyncIterator[tuple[Server, ...]]:
-    """Open the connections to all servers."""
-    timeouts = settings.timeouts.model_copy(update=spec.timeouts.of_requests())
-    load_timeouts = timeouts.model_copy(update={"first_token": spec.timeouts.load})
-    alone, servers = not settings.other_urls, []
-    async with contextlib.AsyncExitStack() as stack:
-        for number, own in enumerate(settings.servers):
-            patient = own.model_copy(update={"timeouts": load_timeouts})
-            single_attempt = own.model_copy(update={"timeouts": timeouts, "max_attempts": 1})
-            # A server is ready when it is known that the models of all are the same.
-            state = ServerState(number, own.base_url, concurrency_limit(spec), pack_size(spec), ready=alone)
-            control = ModelControl(await stack.enter_async_context(AsyncClient(patient, listener=listener)))
-            limit = state.concurrency.highest
-            client = AsyncClient(single_attempt, listener=listener, concurrency=limit)
-            servers.append(Server(state, control, await stack.enter_async_context(client)))
-        yield tuple(servers)
 
 
 @contextlib.asynccontextmanager

@@ -10,8 +10,9 @@ from ollama_provider.api.errors import OllamaError
 from ollama_provider.batch.errors import ModelChangedError, NoServerError
 from ollama_provider.batch.requests.preflight import Checked
 from ollama_provider.batch.requests.selection import difference, reference
+from ollama_provider.batch.scheduling.availability import log_left_out, wait_after_failure
+from ollama_provider.batch.scheduling.connections import Server
 from ollama_provider.batch.scheduling.scheduler import Scheduler
-from ollama_provider.batch.scheduling.workers import Server, log_left_out, wait_after_failure
 from ollama_provider.batch.spec import BatchSpec
 
 #: Seconds to wait for the other servers, once one is checked.

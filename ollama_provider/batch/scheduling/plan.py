@@ -20,84 +20,33 @@ There are three kinds of failure, told apart by `Blame`:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from ollama_provider.api.errors import (
     AuthenticationError,
-    BadRequestError,
     Blame,
     BrokenModelError,
-    ConnectTimeoutError,
-    FirstTokenTimeoutError,
-    IdleTimeoutError,
     OllamaError,
     OutOfMemoryError,
     OverloadedError,
     QuotaError,
     RunnerError,
     TransportError,
-    UnknownServerError,
     UnreachableError,
 )
 from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import ModelChangedError
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.scheduling import tail
+from ollama_provider.batch.scheduling.blame import BlameRules
 from ollama_provider.batch.scheduling.queue import RowQueue
-from ollama_provider.batch.scheduling.servers import InFlight, ServerState
+from ollama_provider.batch.scheduling.servers import InFlight, ServerState, others_in_service
+from ollama_provider.batch.scheduling.steps import Do, Step, Verdict
 
-#: A row is to blame itself after so many failures of a server with it, if the server answers other rows in between;
-#: and only if so many in a row are less probable than this, given the share of other rows that servers failed with.
-_SERVER_FAILURES, _CHANCE = 5, 1e-6
-#: A row is to blame itself after so many servers failed with it, one after the other, the last while it had no other.
-_SERVERS_FAILED = 3
-#: So many crashes in a row, with no good reply in between, are the fault of the server if others work.
-_CRASHES = 3
 #: With so many failed rows that were requested, and not one good row, the batch stops early.
 _HOPELESS = 20
 
 
-class Do(Enum):
-    """What a worker does now."""
-
-    SEND = auto()
-    #: Send a request that is no row's, to find out whether the server works.
-    PROBE = auto()
-    #: Wait until `Step.until`, or for a change.
-    WAIT = auto()
-    #: Wait for a change: more rows from the input, or the end of a request.
-    IDLE = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a worker does now.
-
-    Attributes:
-        do: the kind of step.
-        sent: the request to send.
-        item: that goes next if a probe succeeds; None if it is only about the server.
-        until: time to wait for, of the clock that `Plan.next` was given; 0 is no such time.
-    """
-
-    do: Do
-    sent: InFlight | None = None
-    item: WorkItem | None = None
-    until: float = 0.0
-
-
 _IDLE = Step(Do.IDLE)
-
-
-class Verdict(Enum):
-    """What became of a failed attempt."""
-
-    #: The item is in the queue again, or in flight at another server.
-    AGAIN = auto()
-    #: The row failed for good.
-    FAILED = auto()
-    #: The batch stops.
-    STOP = auto()
 
 
 @dataclass
@@ -124,9 +73,10 @@ class Plan:
     failed: int = 0
     unrequested: int = 0
     reused: int = 0
-    _rows_sent: int = 0
-    _rows_hit: int = 0
     _next_send: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._blame = BlameRules(self.servers)
 
     @property
     def in_flight(self) -> int:
@@ -162,7 +112,7 @@ class Plan:
             return Step(Do.WAIT, until=server.paused_until)
         if self.closed or not server.ready or server.left_out or server.is_full:
             return _IDLE
-        if server.pauses_in_a_row and not server.probed and self._others_in_service(server):
+        if server.pauses_in_a_row and not server.probed and others_in_service(server, self.servers):
             server.probing = True
             return Step(Do.PROBE)
         if not self.queue.waiting_for(server):
@@ -191,7 +141,7 @@ class Plan:
         return self._send(server, item, now)
 
     def _send(self, server: ServerState, item: WorkItem, now: float) -> Step:
-        self._rows_sent += not item.sent
+        self._blame.rows_sent += not item.sent
         if item.exclusive and len(self.servers) > 1:
             item.only = server.index
         if self.interval:
@@ -229,9 +179,6 @@ class Plan:
             return Step(Do.WAIT, until=self._next_send)
         return self._send(server, found.item, now)
 
-    def _others_in_service(self, server: ServerState) -> bool:
-        return any(other.in_service for other in self.servers if other is not server)
-
     def fill(self, sent: InFlight, characters: int, *, more: bool) -> None:
         """Make a pack of the item that is about to be sent and new ones behind it.
 
@@ -261,7 +208,7 @@ class Plan:
         server.ok += good
         server.failed += failed
         self.ok += good
-        self._rows_sent += len(item.rest)
+        self._blame.rows_sent += len(item.rest)
         self.failed += failed
         server.crashes = 0
         server.answered(sent, now)
@@ -340,7 +287,7 @@ class Plan:
         if server.left_out or (error.blame is Blame.SETUP and (not server.ok or _is_permanent(error))):
             self._send_next(item)
             return self.leave_out(server, str(error))
-        if self._is_of_server(sent, error):
+        if self._blame.is_of_server(sent, error):
             return self._server_failure(sent, error, now)
         if isinstance(error, TransportError) and sent.pause_count != server.pause_count:
             # It was sent before the outage that is paused for, and was cut by it.
@@ -348,7 +295,7 @@ class Plan:
             return Verdict.AGAIN
         if error.blame is Blame.REQUEST and not isinstance(error, TransportError):
             server.answered(sent, now)
-        return self._own_failure(sent, error, now, final=final or item.servers_failed >= _SERVERS_FAILED)
+        return self._own_failure(sent, error, now, final=final or self._blame.has_failed_servers(item))
 
     def _own_failure(self, sent: InFlight, error: OllamaError, now: float, *, final: bool) -> Verdict:
         server, item = sent.server, sent.item
@@ -374,50 +321,6 @@ class Plan:
         self.failed += 1
         return Verdict.FAILED
 
-    def _is_of_server(self, sent: InFlight, error: OllamaError) -> bool:
-        """Return whether a failure is put down to the server, and not to the row."""
-        item, server = sent.item, sent.server
-        if error.blame is not Blame.REQUEST:
-            return not self._row_is_to_blame(sent, error)
-        if not self._others_in_service(server):
-            return False
-        if isinstance(error, RunnerError | OutOfMemoryError | UnknownServerError):
-            # All that were in flight when it crashed are one crash, and so are all attempts of one row.
-            server.crashes += sent.number > server.crashed_at and item is not server.crashed_with
-            server.crashed_at, server.crashed_with = server.sends, item
-            is_of_server = server.crashes >= _CRASHES
-        elif isinstance(error, FirstTokenTimeoutError | IdleTimeoutError):
-            is_of_server = item.failed_at < 0 and server.answers == sent.answers
-        else:  # the server may be too old for these requests
-            is_of_server = type(error) is BadRequestError and item.failed_at < 0 and not server.ok
-        if is_of_server:
-            self._note_server_failed(item, server, error)
-        return is_of_server
-
-    def _row_is_to_blame(self, sent: InFlight, error: OllamaError) -> bool:
-        """Return whether a server fails because of this row: again and again with it, far more than with others."""
-        item = sent.item
-        if isinstance(error, OverloadedError):  # no row makes a server busy
-            return False
-        self._rows_hit += item.failed_at < 0 and not item.rest
-        self._note_server_failed(item, sent.server, error)
-        if item.rest:  # a pack is only halved, which costs no attempt
-            return item.server_failures > 0
-        if item.servers_failed >= _SERVERS_FAILED and sent.alone:
-            return True
-        share = (self._rows_hit - 1) / max(self._rows_sent - 1, 1)
-        return item.server_failures >= _SERVER_FAILURES and share**item.server_failures < _CHANCE
-
-    def _note_server_failed(self, item: WorkItem, server: ServerState, error: OllamaError) -> None:
-        if item.failed_at >= 0:
-            item.server_failures += self.servers[item.failed_at].answers > item.answers_seen
-        # A server that takes no connection has not seen the row.
-        if item.failed_at != server.index and type(error) not in {UnreachableError, ConnectTimeoutError}:
-            item.servers_failed += 1
-            if item.servers_failed > 1:  # it may be what brought both down: no third one is risked while others wait
-                item.exclusive, item.only = True, server.index
-        item.failed_at, item.answers_seen = server.index, server.answers
-
     def _server_failure(self, sent: InFlight, error: OllamaError, now: float) -> Verdict:
         server, item = sent.server, sent.item
         known = item.server_failures and not isinstance(error, OverloadedError | UnreachableError)
@@ -437,7 +340,7 @@ class Plan:
         """
         if item.copies:
             return
-        others = self._others_in_service(server)
+        others = others_in_service(server, self.servers)
         self.queue.put_back(item, 0 if others else 2 * max(server.pauses_in_a_row, 1))
 
     def _send_next(self, item: WorkItem) -> None:
@@ -457,11 +360,11 @@ class Plan:
         if all_out:
             # Neither Retry-After nor the user's own pace delays the last request beyond max_outage.
             self._next_send = min(self._next_send, last)
-        server.begin_pause(now, error.retry_after or 0.0, last, others=self._others_in_service(server))
+        server.begin_pause(now, error.retry_after or 0.0, last, others=others_in_service(server, self.servers))
         for item in server.cut_by_outage(now):
             item.attempts = max(0, item.attempts - 1)
             if len(self.servers) > 1:
-                self._note_server_failed(item, server, error)
+                self._blame.note_server_failed(item, server, error)
         return Verdict.AGAIN
 
     def _wake_idle(self) -> None:

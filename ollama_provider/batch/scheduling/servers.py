@@ -4,6 +4,7 @@ No network and no clock: `now` is an argument, seconds of a clock that never goe
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ollama_provider.batch.records import ServerShare
@@ -234,3 +235,8 @@ class ServerState:
         queued = min(queued, seconds)
         self.row_seconds += weight * ((seconds - queued) / rows - self.row_seconds)
         self.queued_share += weight * (queued / max(seconds, 1e-9) - self.queued_share)
+
+
+def others_in_service(server: ServerState, servers: Sequence[ServerState]) -> bool:
+    """Return whether rows of a server can go to another one."""
+    return any(other.in_service for other in servers if other is not server)

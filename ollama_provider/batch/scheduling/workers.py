@@ -2,40 +2,25 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ollama_provider.api.client import AsyncClient
 from ollama_provider.api.errors import BadRequestError, OllamaError, OverloadedError
 from ollama_provider.api.schemas import Metrics, Request
-from ollama_provider.batch.errors import ModelChangedError, NoServerError, TooManyFailedError
+from ollama_provider.batch.errors import TooManyFailedError
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.embedding import PACK_CHARACTERS
-from ollama_provider.batch.requests.preflight import ModelControl, RunSetup
+from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.results.progress import Counters
+from ollama_provider.batch.scheduling.availability import log_left_out, log_pause, stop_error, wait_after_failure
+from ollama_provider.batch.scheduling.connections import Server
 from ollama_provider.batch.scheduling.outcomes import OutcomeRecorder
-from ollama_provider.batch.scheduling.plan import Do, Plan, Verdict
 from ollama_provider.batch.scheduling.scheduler import Scheduler
-from ollama_provider.batch.scheduling.servers import InFlight, ServerState
+from ollama_provider.batch.scheduling.servers import InFlight
+from ollama_provider.batch.scheduling.steps import Do, Verdict
 from ollama_provider.batch.store.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server of a run, and the connections to it.
-
-    Attributes:
-        state: what the plan knows of it.
-        control: checks and loads models.
-        client: makes one attempt for a request: it is the plan that retries.
-    """
-
-    state: ServerState
-    control: ModelControl
-    client: AsyncClient
 
 
 class Workers:
@@ -268,61 +253,3 @@ class Workers:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-async def wait_after_failure(scheduler: Scheduler, state: ServerState, error: OllamaError | ModelChangedError) -> None:
-    """Wait until a server that is not in service is to be tried again; return at once if it is left out.
-
-    Args:
-        scheduler: holds the plan.
-        state: of the server.
-        error: of the check of the server, or of the load of its model.
-
-    Raises:
-        NoServerError: no server was in service for ``failures.max_outage``, or all are left out.
-    """
-    loop = asyncio.get_running_loop()
-    plan = scheduler.plan
-    if plan.not_joined(state, error, loop.time()) is Verdict.STOP:
-        plan.closed = True
-        raise stop_error(plan, error)
-    if state.left_out:
-        log_left_out(state)
-        return
-    log_pause(plan, state, error)
-    while loop.time() < state.paused_until and not scheduler.finished:
-        await scheduler.wait(state.paused_until)
-
-
-def stop_error(plan: Plan, error: Exception) -> Exception:
-    """Return the error that ends the run: that of the only server, or one that lists all servers.
-
-    Args:
-        plan: that stopped.
-        error: the last one.
-    """
-    if len(plan.servers) == 1:
-        return error
-    return NoServerError(
-        "None of the servers can be used",
-        {server.name: server.reason for server in plan.servers},
-        retryable=not all(server.left_out for server in plan.servers),
-    )
-
-
-def log_left_out(state: ServerState) -> None:
-    """Warn that a server gets no rows for the rest of the run."""
-    logger.warning("Server %s is left out of this run: %s", state.name, state.reason)
-
-
-def log_pause(plan: Plan, state: ServerState, error: Exception) -> None:
-    """Warn that a server gets no rows for a while."""
-    if len(plan.servers) == 1:
-        logger.warning(
-            "Server unavailable, pausing all requests for %.0f s (no row loses an attempt): %s", state.pause, error
-        )
-    else:
-        logger.warning(
-            "Server %s is unavailable, trying it again in %.0f s; other servers get its rows (no row loses an "
-            "attempt): %s", state.name, state.pause, error,
-        )  # fmt: skip

@@ -14,8 +14,9 @@ from ollama_provider.api.errors import ConnectionBrokenError, OllamaError, Unrea
 from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
-from ollama_provider.batch.scheduling.plan import Do, Plan, Verdict
+from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.scheduling.servers import InFlight, ServerState
+from ollama_provider.batch.scheduling.steps import Do, Verdict
 from ollama_provider.batch.scheduling.tail import rows_to_read
 
 #: Spread of the service times: the sigma of their logarithms.

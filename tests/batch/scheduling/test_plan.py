@@ -25,8 +25,9 @@ from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.requests.work_item import Variant, WorkItem
 from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
 from ollama_provider.batch.scheduling.input_queue import Choice, choose
-from ollama_provider.batch.scheduling.plan import Do, Plan, Step, Verdict
+from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.scheduling.servers import InFlight, ServerState
+from ollama_provider.batch.scheduling.steps import Do, Step, Verdict
 from ollama_provider.batch.store.journal import State
 
 

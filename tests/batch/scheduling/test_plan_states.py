@@ -29,8 +29,9 @@ from ollama_provider.api.errors import (
 from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.requests.work_item import Variant, WorkItem
 from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
-from ollama_provider.batch.scheduling.plan import Do, Plan, Verdict
+from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.scheduling.servers import ServerState
+from ollama_provider.batch.scheduling.steps import Do, Verdict
 
 ERRORS = [
     BadRequestError("no"),
