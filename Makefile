@@ -129,7 +129,7 @@ format: setup ## Mend what can be mended by itself
 	$(BIN)/ruff format .
 
 .PHONY: reference
-reference: setup ## Write the tables of docs/reference/operators.md anew
+reference: setup ## Write the tables of arguments and of faults in docs/reference anew
 	$(BIN)/python .ci/reference
 
 .PHONY: docs

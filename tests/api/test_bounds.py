@@ -121,7 +121,7 @@ def test_an_answer_that_comes_drop_by_drop_ends(on, again):
 def test_an_inference_that_comes_drop_by_drop_ends(on, request_, head):
     """Bytes without an object in them are no progress."""
     with endless(head, b" ", every=0.02) as url, pytest.raises(errors.IdleTimeoutError, match="drop by drop"):
-        on.send(request_, base_url=url, max_attempts=1, timeouts={"idle": 0.05})
+        on.send(request_, base_url=url, max_attempts=1, timeouts={"idle": 0.1})
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ollama_provider.api.schemas import (
 )
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.structured_output import Output
+from tests.api.faults import page as faults
 
 PAGE = Path(__file__).parents[2] / "docs/reference/errors.md"
 PACKAGE = Path(__file__).parents[2] / "ollama_provider"
@@ -41,7 +42,8 @@ def leaves(kind: type[OllamaError]) -> set[type[OllamaError]]:
 
 def test_every_error_is_on_the_page_with_what_its_class_says() -> None:
     """The table names each class that can be raised, whether it is tried again, and whose fault it is."""
-    rows = {row["name"]: row for row in ROW.finditer(PAGE.read_text())}
+    table = PAGE.read_text().partition("## What can go wrong\n")[2].partition("\n## ")[0]
+    rows = {row["name"]: row for row in ROW.finditer(table)}
     grouping = {
         "OllamaError",
         "TransportError",
@@ -231,6 +233,14 @@ def test_no_answer_is_tried_that_the_page_leaves_out() -> None:
     rows = [what for what, _ in section("What an answer is taken for")]
 
     assert len(rows) == len(ANSWERS | READ)
+
+
+def test_the_tables_of_faults_are_those_that_are_tried() -> None:
+    """`make reference` would change nothing."""
+    text = PAGE.read_text()
+
+    assert faults.page(text) == text
+    assert len(faults.FAULTS) > 100
 
 
 def test_the_faults_of_rows_are_those_of_the_batch() -> None:

@@ -16,8 +16,8 @@ class Batch(StrEnum):
 
     FINE = "the row is answered"
     ROW = "the row fails"
-    PAUSE = "pause"
-    STOP = "stop"
+    PAUSE = "the batch pauses"
+    STOP = "the batch stops"
 
 
 @dataclass(frozen=True)

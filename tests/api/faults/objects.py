@@ -346,12 +346,11 @@ def _errors(*, behind: bool) -> list[Fault]:
     for other, pull, texts in _TEXTS:
         inference = MODEL_GONE if other is MODEL_NOT_FOUND else other
         outcome = everywhere(other, {Group.PULL: pull, Group.TEXT: inference, Group.VECTORS: inference})
-        place = "behind the first object" if behind else "with status 200"
         found.append(
             Fault(
-                f"{' · '.join(f'`{text}`' if text else 'no text' for text in texts)}, {place}",
+                ", ".join(f"`{text}`" if text else "no text" for text in texts),
                 outcome,
-                {text: _error(text, behind=behind) for text in texts},
+                {text + " behind the first object" * behind: _error(text, behind=behind) for text in texts},
                 has=_is_stream if behind else _has_body,
                 handed_on=STREAMS if behind else frozenset(),
             )
@@ -363,7 +362,7 @@ ERRORS = [
     *_errors(behind=False),
     *_errors(behind=True),
     Fault(
-        "an `error` that is no text, with status 200",
+        "an `error` that is no text",
         everywhere(UNKNOWN, {Group.PULL: PULL_FAILED}),
         {str(value): _error(value, behind=False) for value in _NO_TEXTS},
         has=_has_body,

@@ -1,6 +1,5 @@
 """Every status that says no, with every kind of body."""
 
-import itertools
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -39,22 +38,27 @@ BODIES: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 
 _ALL = tuple(BODIES)
-_NOT_OLLAMAS = _ALL[1:]
+_JSON, _NOTHING, _OTHERS = _ALL[:1], _ALL[-1:], _ALL[1:-1]
 
-#: What a status means, by the bodies.
-_MEANINGS: list[tuple[tuple[int, ...], dict[tuple[str, ...], Outcome]]] = [
-    ((300, 301, 302, 303, 304, 305, 307, 308), {_ALL: NOT_OLLAMA}),
-    ((400, 406, 409, *range(411, 425), *range(426, 429), 431), {_ALL: BAD_REQUEST}),
-    ((401, 407), {_ALL: AUTHENTICATION}),
-    ((402, 410), {_ALL: QUOTA}),
-    ((403,), {_ALL: FORBIDDEN}),
-    ((404,), {_ALL: NOT_OLLAMA}),
-    ((405,), {_ALL: ENDPOINT}),
-    ((408, 425, 499), {_ALL: GATEWAY}),
-    ((429, 503), {_ALL: OVERLOADED}),
-    ((500,), {("Ollama's JSON", "nothing"): UNKNOWN, ("others' JSON", "a page", "text"): GATEWAY}),
-    ((501,), {("Ollama's JSON",): UNSUPPORTED, _NOT_OLLAMAS: GATEWAY}),
-    ((502, 504, 505, 511, *range(520, 527), 530, 599), {_ALL: GATEWAY}),
+#: What a status means, by the bodies that it has.
+_MEANINGS: list[tuple[tuple[int, ...], tuple[str, ...], Outcome, dict[Group, Outcome]]] = [
+    ((300, 301, 302, 303, 304, 305, 307, 308), _ALL, NOT_OLLAMA, {}),
+    ((400, 406, 409, *range(411, 425), *range(426, 429), 431), _ALL, BAD_REQUEST, {}),
+    ((401, 407), _ALL, AUTHENTICATION, {}),
+    ((402, 410), _ALL, QUOTA, {}),
+    ((403,), _ALL, FORBIDDEN, {}),
+    ((404,), _JSON, NOT_OLLAMA, {Group.HEAD: BLOB_NOT_FOUND}),
+    ((404,), _ALL[1:], NOT_OLLAMA, {Group.HEAD: BLOB_NOT_FOUND, Group.UPLOAD: BLOB_NOT_FOUND}),
+    ((405,), _ALL, ENDPOINT, {}),
+    ((408, 425, 499), _ALL, GATEWAY, {}),
+    ((429, 503), _ALL, OVERLOADED, {}),
+    ((500,), _JSON, UNKNOWN, {Group.PULL: PULL_FAILED}),
+    ((500,), _NOTHING, UNKNOWN, {}),
+    # An answer to HEAD has no body.
+    ((500,), _OTHERS, GATEWAY, {Group.HEAD: UNKNOWN}),
+    ((501,), _JSON, UNSUPPORTED, {Group.HEAD: GATEWAY}),
+    ((501,), _ALL[1:], GATEWAY, {}),
+    ((502, 504, 505, 511, *range(520, 527), 530, 599), _ALL, GATEWAY, {}),
 ]
 
 
@@ -68,33 +72,32 @@ def _answer(status: int, body: str, call: Call, *headers: str) -> list[Step]:
     return whole(call, data(echo).encode(), f"Content-Type: {kind}", *headers, status=status)
 
 
-def _outcome(status: int, body: str, outcome: Outcome, without_body: Outcome) -> dict[Group, Outcome]:
-    special = {Group.HEAD: without_body}  # which has no body
-    if status == 404:
-        special = {Group.HEAD: BLOB_NOT_FOUND}
-        if body != "Ollama's JSON":
-            special[Group.UPLOAD] = BLOB_NOT_FOUND
-    if (status, body) == (500, "Ollama's JSON"):
-        special[Group.PULL] = PULL_FAILED
-    return everywhere(outcome, special)
+def _ranges(statuses: tuple[int, ...]) -> str:
+    """Return statuses as text, with those that follow each other as a range."""
+    found: list[list[int]] = []
+    for status in statuses:
+        if found and status == found[-1][-1] + 1:
+            found[-1].append(status)
+        else:
+            found.append([status])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
 
 
-def _faults() -> list[Fault]:
-    found = []
-    for statuses, meanings in _MEANINGS:
-        by_body = {body: outcome for bodies, outcome in meanings.items() for body in bodies}
-        for status, (body, outcome) in itertools.product(statuses, by_body.items()):
-            expected = _outcome(status, body, outcome, by_body["nothing"])
-            found.append(Fault(f"{status}: {body}", expected, {"": partial(_answer, status, body)}))
-    return found
+def _fault(statuses: tuple[int, ...], bodies: tuple[str, ...], outcome: Outcome, others: dict[Group, Outcome]) -> Fault:
+    what = "whatever the body" if bodies == _ALL else f"with {' or '.join(bodies)}"
+    return Fault(
+        f"{_ranges(statuses)}, {what}",
+        everywhere(outcome, others),
+        {f"{status} {body}": partial(_answer, status, body) for status in statuses for body in bodies},
+    )
 
 
 STATUSES = [
-    *_faults(),
+    *(_fault(*meaning) for meaning in _MEANINGS),
     Fault(
-        "404: the text of a path that Ollama does not have",
+        "404, with the text `404 page not found`",
         everywhere(ENDPOINT, {Group.HEAD: BLOB_NOT_FOUND}),
-        {"": lambda call: whole(call, b"404 page not found", "Content-Type: text/plain", status=404)},
+        {"404": lambda call: whole(call, b"404 page not found", "Content-Type: text/plain", status=404)},
     ),
 ]
 

@@ -25,7 +25,7 @@ from tests.api.faults.fault import (
     pieces,
 )
 from tests.api.faults.operations import EMPTY, STREAMS, Group, Operation
-from tests.api.faults.server import Call, Forever, Hold, Script, Step, Wait
+from tests.api.faults.server import Call, Forever, Hold, Keep, Script, Step, Wait
 
 _HEAD = head(CHUNKED)
 #: Timeouts of what must stall. Of those before it, none.
@@ -65,7 +65,7 @@ def _half(call: Call) -> list[Step]:
 def _drip(call: Call) -> list[Step]:
     """Return the good answer, byte by byte."""
     steps: list[Step] = [bytes([byte]) for byte in _HEAD + chunk(call.operation.answer or b" ") + b"0\r\n\r\n"]
-    return [step for byte in steps for step in (byte, Wait(0.001))]
+    return [*(step for byte in steps for step in (byte, Wait(0.001))), Keep()]
 
 
 SILENCE = [
