@@ -65,11 +65,9 @@ wheel: $(VENV)/.e2e ## The wheel, installed alone beside every supported Airflow
 	$(BIN)/python -m pytest -o tmp_path_retention_policy=failed tests/e2e/test_wheel.py
 
 .PHONY: bench
-bench: setup .venv-peers/.ready ## The numbers of docs/design/batch.md, beside those of its peers (half an hour)
+bench: setup .venv-peers/.ready ## The numbers of docs/design/batch.md, its peers and the last run (half an hour)
 	.ci/programs postgresql
-	@for what in saturation overhead memory resume mapped embed shards sql triggerer transport; do \
-	    $(BIN)/python tests/benchmarks/$$what.py || exit 1; \
-	done
+	$(BIN)/python tests/benchmarks --keep
 
 .PHONY: soak
 soak: setup ## An hour of mixed work, faults, kills and restarts: exact results, nothing that grows (SOAK_MINUTES=5)

@@ -8,8 +8,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from jsonschema import SchemaError  # type: ignore[import-untyped]  # it ships no types
-from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from ollama_provider.api.errors import InvalidOutputError, InvalidRequestError
@@ -74,6 +72,10 @@ def _read_schema(text: str) -> Any:
 
 
 def _schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
+    # Here, because it loads as much as httpx does (checkers of formats, time zones), and most batches have no schema.
+    from jsonschema import SchemaError  # type: ignore[import-untyped]  # it ships no types
+    from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
+
     kind = validator_for(schema, default=Draft202012Validator)
     try:
         kind.check_schema(schema)

@@ -125,3 +125,13 @@ class TestCredentials:
         assert (refused.returncode, "key holds no UTF-8 text" in refused.stderr) == (1, True)
         assert "hunter2" not in refused.stderr
         assert self.sent(ollama) == []
+
+
+def test_the_command_starts_without_what_only_some_batches_need():
+    """Airflow, the connections, Parquet and the checkers of schemas are loaded when they are used."""
+    heavy = ("airflow", "aiohttp", "jsonschema", "pyarrow")
+    code = f"import sys, ollama_provider.batch.__main__; print([m for m in {heavy} if m in sys.modules])"
+
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "[]"

@@ -109,26 +109,32 @@ def main(texts: int) -> None:
         many = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         alone = asyncio.run(single(url, texts))
     tell(
+        "embedding-packs",
         "embedding: texts/s, packs of a size it finds",
         f"{texts / ours:.0f}",
         f"single calls, 4 in flight {texts / alone:.0f} ({alone / ours:.1f}x)",
         ">= 3x",
+        alone / ours,
     )
     bodies = replies(10_000)
     with tempfile.TemporaryDirectory() as folder:
         slow = min(as_json(bodies, Path(folder)) for _ in range(3))
         quick = min(as_table(bodies, Path(folder)) for _ in range(3))
     tell(
+        "embedding-decoding",
         "embedding: 10,000 x 768 decoded and written, seconds",
         f"{quick:.2f}",
         f"response.json() and JSON lines {slow:.2f} ({slow / quick:.1f}x)",
         ">= 5x",
+        slow / quick,
     )
     tell(
+        "embedding-memory",
         f"embedding: memory for {texts} texts, MB",
         f"{(few - before) / 1024:.0f}",
         f"for {4 * texts} texts {(many - before) / 1024:.0f}",
         "the same",
+        max(few - before, 1) / max(many - before, 1),
     )
 
 

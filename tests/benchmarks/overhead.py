@@ -24,11 +24,13 @@ def main(rows: int) -> None:
                 found = ours(url, count, CONCURRENCY) if name == "batch" else peer(name, url, count, CONCURRENCY, 100)
                 speeds[name] = max(speeds.get(name, 0.0), count / found["processor"])
     tell(
+        "overhead",
         "overhead: rows/s of one core, 16 in flight",
         f"{speeds['batch']:.0f}",
         f"ollama {speeds['ollama']:.0f} ({speeds['batch'] / speeds['ollama']:.1f}x), "
         f"aiohttp {speeds['aiohttp']:.0f} ({speeds['batch'] / speeds['aiohttp']:.2f}x)",
         ">= 4x",
+        speeds["batch"] / speeds["ollama"],
     )
 
 

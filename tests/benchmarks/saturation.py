@@ -36,10 +36,12 @@ def main(*, quick: bool) -> None:
                     peer("ollama", url, rows // 5, 1)
                     told.append(f"loop: {busy(url, slots):.2f}")
         tell(
+            f"saturation-{slots}",
             f"saturation: {slots} slots, {rows} rows, auto",
             f"{batch:.3f}",
             "ollama with " + ", ".join(told),
             f">= {wanted}",
+            batch,
         )
 
 

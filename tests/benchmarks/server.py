@@ -164,8 +164,12 @@ class Connection(asyncio.Protocol):
         }
         if body.get("stream", True):
             piece = {"model": body["model"], "created_at": created, "response": " word", "done": False}
-            piece, last = _chunk(piece), _chunk(last)
-            self._transport.write(_STREAM)
+            # In a format the words are the text of an object.
+            start, end = ('{"word": "', '"}') if body.get("format") else ("", "")
+            start, piece, last = (
+                _chunk(part) for part in (piece | {"response": start}, piece, last | {"response": end})
+            )
+            self._transport.write(_STREAM + (start if body.get("format") else b""))
             if self._bench.gap:
                 for _ in range(tokens):
                     self._transport.write(piece)

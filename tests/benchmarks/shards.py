@@ -59,10 +59,12 @@ def main(rows: int) -> None:
     assert merged.requests == 0
     ideal = served / SLOTS
     tell(
+        "shards",
         f"shards: {SHARDS} over {WORKERS} workers, {rows} rows, seconds",
         f"{wall:.1f}",
         f"ideal {ideal:.1f} ({wall / ideal - 1:+.0%})",
         "<= +10%",
+        ideal / wall,
     )
 
 

@@ -45,10 +45,12 @@ def measure(tokens: int, gap: float, rows: int, wanted: str) -> None:
             few = max(rows // 4, 2 * CONCURRENCY)
             theirs = max(theirs, few / peer("ollama-streams", url, few, CONCURRENCY, CONCURRENCY)["processor"])
     tell(
+        f"streaming-{tokens}{'-one-by-one' if gap else ''}",
         f"streamed rows/s of one core, {tokens} tokens, {'one by one' if gap else 'at once'}",
         f"{ours:.0f}",
         f"ollama {theirs:.0f} ({ours / theirs:.1f}x)",
         wanted,
+        ours / theirs,
     )
 
 

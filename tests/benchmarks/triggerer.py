@@ -28,6 +28,7 @@ os.environ |= {
 
 # ruff: noqa: E402  # Airflow reads its home when it is imported
 import psutil
+from common import reference_seconds, tell
 
 from ollama_provider.api.schemas import GenerateRequest
 from ollama_provider.payloads import write_request
@@ -57,7 +58,7 @@ async def run(trigger: OllamaTrigger) -> None:
         raise AssertionError("the wait ended")
 
 
-async def measure(name: str, triggers: list[OllamaTrigger], seconds: float) -> None:
+async def measure(key: str, name: str, triggers: list[OllamaTrigger], seconds: float) -> None:
     process = psutil.Process()
     # What the first task brings along (libraries, the client, threads) is not a task's.
     first = asyncio.create_task(run(triggers.pop()))
@@ -78,10 +79,14 @@ async def measure(name: str, triggers: list[OllamaTrigger], seconds: float) -> N
     processor, seconds = time.process_time() - processor, time.perf_counter() - began
     watch.cancel()
     cuts = statistics.quantiles(late, n=1000)
-    print(
-        f"{name}: {len(tasks)} tasks, {seconds:.0f} s: lag p50 {cuts[499] * 1e3:.1f} ms, p99 {cuts[989] * 1e3:.1f} ms, "
-        f"most {max(late) * 1e3:.0f} ms; {used / 1024 / len(tasks):.1f} kB a task; {sockets} sockets; "
-        f"processor {processor / seconds:.0%}"
+    tell(
+        f"triggerer-{key}",
+        f"{len(tasks)} deferred tasks {name}: lag p99",
+        f"{cuts[989] * 1e3:.1f} ms",
+        f"p50 {cuts[499] * 1e3:.1f} ms, most {max(late) * 1e3:.0f} ms; {used / 1024 / len(tasks):.1f} kB a task; "
+        f"{sockets} sockets; processor {processor / seconds:.0%}",
+        "",
+        reference_seconds() / processor,
     )
 
 
@@ -99,10 +104,10 @@ def main() -> None:
             )
             for _ in range(count + 1)
         ]
-        asyncio.run(measure("looking for a model", looking, seconds))
+        asyncio.run(measure("looking", "look for a model", looking, seconds))
         payload = write_request(GenerateRequest(model="llama3.2", prompt="Why is the sky blue?"), None)
         asking = [OllamaRequestTrigger(conn_id="ollama_default", parcel=payload) for _ in range(count + 1)]
-        asyncio.run(measure("waiting for an answer", asking, seconds))
+        asyncio.run(measure("waiting", "wait for an answer", asking, seconds))
         server.stdin.close()
 
 
