@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Settings of a poke. It has no retries of its own, since the next poke is the retry.
 _NO_RETRIES: dict[str, Any] = {"max_attempts": 1}
+#: Least seconds between two pokes that ask what is in the servers' memory. Servers up to 0.24 at least can crash if
+#: they are asked that while they load or unload a model.
+_LOADED_POKE_INTERVAL = 2.0
 #: Airflow's own timeout of the deferral comes this much after the sensor's. It counts if no triggerer runs.
 _GRACE = timedelta(minutes=5)
 
@@ -42,7 +45,8 @@ class OllamaHealthSensor(BaseSensorOperator):
         models: a model or a list of models that must be on the server. ``name@sha256:…`` (12 hex digits or more)
             requires exactly that version. A cloud model counts as present.
         min_version: the oldest acceptable server version, such as "0.6.4".
-        loaded: a model or a list of models that must be in the server's memory.
+        loaded: a model or a list of models that must be in the server's memory. With it, *poke_interval* is 2 s at
+            least, because servers up to 0.24 at least can crash if they are asked often while they load a model.
         servers: how many servers of the connection must have all that: ``"any"`` (one of them), ``"all"``, or a number.
         deferrable: poke once in the worker, then wait in the triggerer, without occupying a worker slot. *mode* and
             *exponential_backoff* have no effect then. By default ``[operators] default_deferrable``.
@@ -74,6 +78,8 @@ class OllamaHealthSensor(BaseSensorOperator):
         self.models = models
         self.min_version = min_version
         self.loaded = loaded
+        if loaded is not None:
+            self.poke_interval: float = max(self.poke_interval, _LOADED_POKE_INTERVAL)
         self.servers = servers
         self.deferrable = deferrable
         self._logged: str | None = None

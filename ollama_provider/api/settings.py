@@ -126,6 +126,8 @@ class Settings(BaseModel):
         Raises:
             InvalidRequestError: none or several have that name; the text has the right ones.
         """
+        if "@" in name:  # before any part of it is quoted
+            raise InvalidRequestError("server: a login or a password is no part of its name")
         wanted = name.strip().rstrip("/").lower()
         found = [server for server in self.servers if wanted in _names_of(server.base_url)]
         if len(found) == 1:

@@ -379,7 +379,12 @@ class TestSeveralServers:
 
     @pytest.mark.parametrize(
         ("name", "says"),
-        [("gpu9", "'gpu9' is not one of"), ("gpu2", "'gpu2' is the name of several"), ("", "'' is not")],
+        [
+            ("gpu9", "'gpu9' is not one of"),
+            ("gpu2", "'gpu2' is the name of several"),
+            ("", "'' is not"),
+            ("http://ada:secret@gpu1", "a login or a password is no part"),
+        ],
     )
     def test_another_name_is_refused_with_the_right_ones(self, add_connection, name, says):
         """Of a server that is not there, or of two."""
@@ -388,7 +393,8 @@ class TestSeveralServers:
             _ = OllamaHook(conn_id, server=name).settings
 
         assert says in str(caught.value)
-        assert "they are http://gpu1:11434, http://gpu2:1, http://gpu2:2" in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert "@" in name or "they are http://gpu1:11434, http://gpu2:1, http://gpu2:2" in str(caught.value)
 
     @pytest.mark.parametrize(
         ("method", "arguments", "path"),

@@ -24,6 +24,12 @@ def sensor(**arguments) -> OllamaHealthSensor:
     return OllamaHealthSensor(**{"task_id": "wait", "poke_interval": 0.01, "timeout": 2, **arguments})
 
 
+@pytest.fixture(autouse=True)
+def _no_long_pokes(monkeypatch):
+    """The stand-in does not crash of being asked what is in its memory."""
+    monkeypatch.setattr("ollama_provider.sensors._LOADED_POKE_INTERVAL", 0.0)
+
+
 @pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
 def wait(request) -> Callable[..., None]:
     """Return a function that lets a sensor wait, here or in a trigger: nothing that a user sees may differ."""
@@ -323,3 +329,12 @@ def test_a_wrong_number_of_servers_fails_at_once(wait, ollama_servers_conn, serv
     """Waiting would not help."""
     with pytest.raises(AirflowFailException, match=says):
         wait(servers=servers)
+
+
+def test_the_memory_is_not_asked_for_often(monkeypatch):
+    """A server may crash of it while it loads; other pokes are as often as the user wants."""
+    monkeypatch.undo()
+
+    assert sensor(loaded="llama3.2", poke_interval=0.1).poke_interval == 2
+    assert sensor(loaded="llama3.2", poke_interval=5).poke_interval == 5
+    assert sensor(models="llama3.2", poke_interval=0.1).poke_interval == 0.1
