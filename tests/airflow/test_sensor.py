@@ -20,8 +20,8 @@ from tests.airflow.deferring import complete
 
 
 def sensor(**arguments) -> OllamaHealthSensor:
-    """A sensor that pokes without a pause, and for two seconds at most."""
-    return OllamaHealthSensor(**{"task_id": "wait", "poke_interval": 0.01, "timeout": 2, **arguments})
+    """A sensor that pokes without a pause, and for half a minute at most."""
+    return OllamaHealthSensor(**{"task_id": "wait", "poke_interval": 0.01, "timeout": 30, **arguments})
 
 
 @pytest.fixture(autouse=True)
@@ -291,14 +291,15 @@ def test_enough_of_several_servers_are_waited_for(wait, ollama_servers, ollama_s
 
 
 def test_all_of_several_servers_are_waited_for(ollama_servers, ollama_servers_conn):
-    """The error says of each what is missing there. (In a worker Airflow's own error comes, and the log says it.)"""
+    """The log says of each what is missing there."""
     ollama_servers[1].stop()
     ollama_servers[2].stand_in.remove("llama3.2")
 
-    with pytest.raises(AirflowSensorTimeout, match="1 of 3 servers are ready, 3 needed") as caught:
-        complete(sensor(deferrable=True, servers="all", models="llama3.2", timeout=0.5))
+    waiting = sensor(servers="all", models="llama3.2")
+    assert waiting.poke({}) is False
 
-    text = str(caught.value)
+    text = waiting._logged
+    assert text.startswith("1 of 3 servers are ready, 3 needed: ")
     assert f"{ollama_servers[1].url}: connection refused" in text
     assert f"{ollama_servers[2].url}: llama3.2:latest is not on the server" in text
 
