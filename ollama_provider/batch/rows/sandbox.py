@@ -113,7 +113,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         @wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
             self._step()
-            _refuse_large_numbers(args[first + 1 :], kwargs)
+            if kwargs or len(args) > first + 1:
+                _refuse_large_numbers(args[first + 1 :], kwargs)
             if size is not None:
                 _refuse(size(*args[first:], **kwargs), "the result of one of its filters")
             return self._count(function(*args, **kwargs))
