@@ -6,6 +6,7 @@ Arguments behind the name go to libFuzzer. An input that breaks something is wri
 into the tests once its cause is mended.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 import atheris  # noqa: E402  # instruments what is imported from here on
 
 with atheris.instrument_imports(include=["ollama_provider", "tests.fuzz.targets", "json", "csv", "email"]):
-    from tests.fuzz.seeds import seeds
+    from tests.fuzz.seeds import seeds, words
     from tests.fuzz.targets import TARGETS
 
 
@@ -28,9 +29,11 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds(name)):
         (corpus / f"seed-{number:03}").write_bytes(data)
+    dictionary = corpus.with_suffix(".dict")
+    dictionary.write_text("".join(f"{json.dumps(word)}\n" for word in words()))
     bounds = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=4096", "-print_final_stats=1"]
     found = f"-artifact_prefix={corpus.parent}/{name}-"
-    atheris.Setup([sys.argv[0], *bounds, found, *options, str(corpus)], TARGETS[name])
+    atheris.Setup([sys.argv[0], f"-dict={dictionary}", *bounds, found, *options, str(corpus)], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -6,6 +6,8 @@ import zlib
 from pathlib import Path
 from zlib import crc32
 
+from ollama_provider.api.schemas import Options
+from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.store.journal import outcome_line, shared_fields
 from tests.fuzz.targets import PASSWORD, PROMPT, REQUESTS, STATUSES
@@ -16,6 +18,31 @@ RECORDINGS = Path(__file__).resolve().parents[1] / "data" / "recordings"
 def seeds(name: str) -> list[bytes]:
     """Return the first inputs of the target *name*."""
     return _SEEDS[name]()
+
+
+def words() -> list[str]:
+    """Return pieces of JSON that a search would hardly make by itself: names of fields, and values that are odd."""
+    kinds = [*(request.reply for request in REQUESTS), Settings, Timeouts, Options]
+    fields = {name for kind in kinds for name in kind.model_fields}
+    names = sorted(
+        fields
+        | {
+            "error",
+            "object",
+            "message",
+            "type",
+            "n_ctx",
+            "role",
+            "function",
+            "arguments",
+            "format",
+            "round",
+            "mode",
+            "provenance",
+        }
+    )
+    odd = ["null", "[]", "{}", "true", '""', "1e400", "NaN", str(2**63), "-1", "\\ud83d", "[[[[[[[[", '{"a":{"a":']
+    return [*(f'"{name}":' for name in names), *odd]
 
 
 def _replies() -> list[bytes]:
