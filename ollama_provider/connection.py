@@ -137,7 +137,7 @@ def _read_json(name: str, value: Any) -> Any:
         raise InvalidRequestError(f"{name}: must be a JSON object, in double quotes") from None
 
 
-def form_widgets() -> dict[str, Any]:
+def form_widgets() -> dict[str, Any]:  # only on an older Airflow
     """Return the widgets of the extra fields for the connection form of Airflow 2.11 to 3.1.
 
     3.1 has text fields, numbers and switches; options and headers are JSON in a text field. In 2.11 all fields are
@@ -166,7 +166,7 @@ def form_widgets() -> dict[str, Any]:
     return widgets
 
 
-def _json_widget() -> Any:
+def _json_widget() -> Any:  # only on an older Airflow
     """Return a widget for Airflow 2 that shows stored values as JSON. Its own shows a dict in Python's syntax."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
 
@@ -181,7 +181,7 @@ def _json_widget() -> Any:
     return JSONWidget()
 
 
-def _check(form: Any, field: Any) -> None:
+def _check(form: Any, field: Any) -> None:  # only on an older Airflow
     """Validate a field on Save in Airflow 2, with the rules that `Settings` applies at run time.
 
     Airflow shows a stored false or 0 as an empty field, and deletes empty fields from the extra. This function keeps

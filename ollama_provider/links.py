@@ -33,7 +33,7 @@ class BatchResultsLink(BaseOperatorLink):
 
 
 def _xcom_page(ti_key: Any) -> str:
-    if airflow.__version__.startswith("2."):
+    if airflow.__version__.startswith("2."):  # only on an older Airflow
         from airflow.utils.helpers import build_airflow_url_with_query
 
         names = {"dag_id": ti_key.dag_id, "dag_run_id": ti_key.run_id, "task_id": ti_key.task_id}

@@ -18,7 +18,7 @@ from ollama_provider.api.errors import OllamaError
 
 try:
     from airflow.sdk import RetryDecision, RetryPolicy
-except ImportError as error:
+except ImportError as error:  # only on an older Airflow
     raise ImportError(
         "OLLAMA_RETRY_POLICY needs Airflow 3.3. On older versions, raise AirflowFailException for an OllamaError that "
         "is not retryable, as the operators of this package do"
