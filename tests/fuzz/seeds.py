@@ -9,7 +9,7 @@ from zlib import crc32
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.journal import outcome_line, shared_fields
+from ollama_provider.batch.store.lines import outcome_line, shared_fields
 from tests.fuzz.targets import PASSWORD, PROMPT, REQUESTS, STATUSES
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "data" / "recordings"
