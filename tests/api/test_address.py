@@ -1,9 +1,12 @@
 """Addresses in the style of OLLAMA_HOST are understood as Ollama understands them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_provider.api.address import parse_address, parse_addresses
 from ollama_provider.api.errors import InvalidRequestError
+from ollama_provider.api.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -175,3 +178,24 @@ def test_one_wrong_address_of_several_is_refused(host, says):
         parse_addresses(host)
 
     assert "secret" not in str(raised.value)
+
+
+_HOST_PIECES = ["gpu1", "http://", "HTTPS://", ":", "11434", "/", "base", ",", " ", "::1", "[", "]", "@", "%", "?", "#"]
+_HOST_PIECES += ["0.0.0.0", "\u00fc", "..", "\0", "_", "127.1"]  # noqa: S104  # a text that is read
+
+
+@given(
+    st.lists(st.sampled_from(_HOST_PIECES), max_size=8).map("".join) | st.text(max_size=80),
+    st.none() | st.integers(-2, 70_000) | st.text(max_size=6),
+    st.sampled_from([None, "", "http", "https", "ftp"]),
+    st.sampled_from([None, "", "a/b", "/x/"]),
+)
+def test_any_host_is_addresses_that_read_as_themselves_or_is_refused(host, port, scheme, path):
+    """What is accepted can be used as it is shown, and holds no credentials."""
+    try:
+        urls = parse_addresses(host, port, scheme, path)
+    except InvalidRequestError:
+        return
+    settings = Settings(base_url=urls[0], other_urls=urls[1:])
+    assert settings.urls == urls
+    assert all(parse_addresses(url) == (url,) and "@" not in url for url in urls)

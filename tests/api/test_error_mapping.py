@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_provider.api import error_mapping, errors
 from ollama_provider.api.errors import OllamaError
@@ -432,3 +434,25 @@ def test_retry_after(value, seconds):
 def test_retry_after_counts_from_the_time_given():
     """A date means the seconds from now until then."""
     assert error_mapping.read_retry_after("Sun, 22 Nov 2026 12:01:30 GMT", NOW + timedelta(seconds=60)) == 30
+
+
+_KNOWN = [text.partition("|")[0] for _, texts in error_mapping._TEXTS for text in texts]
+
+
+@given(
+    st.integers(300, 599),
+    st.sampled_from(["/api/generate", "/api/pull", "/api/tags", "/api/blobs/sha256:0"]),
+    st.sampled_from(_KNOWN)
+    | st.text(max_size=60)
+    | st.dictionaries(st.sampled_from(["message", "error", "type", "n_ctx"]), st.text(max_size=9) | st.integers()),
+    st.none() | st.sampled_from(["list", "chat.completion", ""]) | st.lists(st.none()),
+)
+def test_every_refusal_has_a_class_and_a_short_text(number, path, said, kind):
+    """Whatever the status, the text and the fields around it; and the same refusal has the same class again."""
+    body = {"error": said, "object": kind}
+
+    error = status(number, body, path=path)
+
+    assert type(status(number, body, path=path)) is type(error) is not OllamaError
+    assert str(error).isprintable()
+    assert len(str(error)) < 1500

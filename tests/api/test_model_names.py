@@ -122,3 +122,21 @@ def test_every_name_survives_being_shown(model, tag, namespace, host):
     name = ModelName(model=model, tag=tag, namespace=namespace, host=host)
 
     assert ModelName.parse(str(name)) == name
+
+
+_PIECES = st.sampled_from(
+    ["a", "B2", "library", "hf.co", "latest", "-cloud", ":", "/", "cloud", "local", "://", ".", " ", "é", "\ud83d"]
+)
+
+
+@given(st.lists(_PIECES, max_size=9).map("".join) | st.text(max_size=400))
+def test_any_text_is_a_name_or_is_refused_in_a_short_text(text):
+    """A name is shown as the same name, however it was spelt, and refused texts are not quoted whole."""
+    try:
+        name = ModelName.parse(text)
+    except InvalidRequestError as error:
+        assert len(str(error)) < 1500
+        return
+    assert ModelName.parse(str(name)) == name
+    assert same_model(text.swapcase(), text)
+    assert hash(ModelName.parse(str(name).upper())) == hash(name)

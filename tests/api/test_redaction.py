@@ -4,6 +4,8 @@ import base64
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.redaction import quote
@@ -112,3 +114,19 @@ def test_a_secret_at_the_end_of_what_is_quoted_is_not_cut_in_two(before):
 def test_other_spellings_are_recognised(spelling):
     """Of a page, of JSON, of a URL, and with other blanks."""
     assert quote(f"who is {spelling}, please?", ['p"w <7> & Zo\u00eb']) == "who is (cut), please?"
+
+
+@given(
+    st.text(max_size=60),
+    st.integers(0, len(PROMPT) - 40),
+    st.text(max_size=60),
+    st.sampled_from([str, lambda text: json.dumps(text)[1:-1], lambda text: " ".join(text.split())]),
+)
+def test_no_part_of_a_prompt_is_quoted_wherever_it_stands(before, start, after, spell):
+    """On one line, without what a terminal obeys, and bounded."""
+    quoted = quote(before + spell(PROMPT[start : start + 40]) + after, [PROMPT])
+
+    plain = " ".join(PROMPT.split())
+    assert not any(plain[at : at + 16] in quoted for at in range(len(plain) - 15))
+    assert quoted.isprintable()
+    assert len(quoted) <= 400

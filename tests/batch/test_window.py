@@ -5,6 +5,8 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.window import closing_time, read_timezone, timezone_name
@@ -240,3 +242,64 @@ def test_a_server_that_is_gone_at_the_end_does_not_spoil_the_results(batch, olla
 
     assert summary.complete
     assert "may still be in memory" in caplog.text
+
+
+def _since_midnight(moment):
+    return timedelta(hours=moment.hour, minutes=moment.minute, seconds=moment.second)
+
+
+#: Summer time in the north and in the south, by half an hour, at midnight, and none.
+ZONES = st.sampled_from(
+    [
+        "Europe/Berlin",
+        "America/New_York",
+        "Australia/Lord_Howe",
+        "America/Santiago",
+        "Africa/Cairo",
+        "UTC",
+        "+05:45",
+        "-09:30",
+    ]
+)
+
+
+@given(
+    st.integers(0, 2 * 365 * 24 * 60).map(
+        lambda minutes: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
+    ),
+    st.times(timezones=st.none()).map(lambda moment: moment.replace(microsecond=0)),
+    ZONES,
+)
+def test_a_time_of_day_is_the_first_one_after_the_run_was_due(due, wanted, zone):
+    """In every timezone and in the nights in which its clocks change: after the beginning, and within a day."""
+    found = closing_time(wanted.isoformat(), zone, now=due).astimezone(UTC)
+    shown = found.astimezone(read_timezone(zone))
+
+    # Clocks change by an hour at most, and a time that they skip is shown an hour later.
+    assert timedelta(0) < found - due <= timedelta(hours=25)
+    skipped = (datetime.combine(shown.date(), shown.time()) - datetime.combine(shown.date(), wanted)) % timedelta(
+        days=1
+    )
+    assert skipped % timedelta(days=1) <= timedelta(hours=1)
+    assert closing_time(wanted, zone, now=due) == found
+    late = due + timedelta(hours=3)
+    assert closing_time(wanted, zone, now=late, due=due) == found
+
+
+@given(st.integers(0, 99_999), st.integers(0, 99_999), st.integers(0, 99_999), st.integers(1, 999_999))
+def test_a_duration_lasts_as_long_as_it_says(days, hours, minutes, seconds):
+    """Across every change of the clocks, since it is counted and not read off one."""
+    lasting = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+    assert closing_time(f"P{days}DT{hours}H{minutes}M{seconds}S", "Europe/Berlin", now=EVENING) - EVENING == lasting
+
+
+@given(st.text("0123456789:PTDHMSZ+-. ", max_size=20) | st.text(max_size=12), st.text(max_size=9) | ZONES)
+def test_any_other_text_is_refused(text, zone):
+    """An end is a moment with a timezone, or an error that names the argument."""
+    try:
+        end = closing_time(text, zone, now=EVENING)
+    except InvalidRequestError as error:
+        assert str(error).startswith(("stop_at: ", "timezone: "))
+    else:
+        assert end.utcoffset() is not None

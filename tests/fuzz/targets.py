@@ -271,7 +271,7 @@ def host(data: bytes) -> None:
     else:
         refusal = ""
     if refusal:
-        assert "@" not in text or field not in refusal, "an error quotes what may be a password"
+        assert "@" not in field or field not in refusal, "an error quotes what may be a password"
         return
     assert urls
     assert len(set(urls)) == len(urls)

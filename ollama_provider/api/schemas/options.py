@@ -27,9 +27,9 @@ _LONGEST_KEEP_ALIVE = 2**63 / 1e9
 def _read_keep_alive(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if not isinstance(value, str):
+    if value is None or isinstance(value, int | float):
         return value
-    text = value.strip()
+    text = value.strip() if isinstance(value, str) else ""
     if _NUMBER.fullmatch(text):  # the server refuses "300": missing unit in duration
         # Of more digits int() makes an error that tells about Python.
         return float(text) if "." in text or len(text) > 20 else int(text)

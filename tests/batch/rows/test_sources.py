@@ -1,5 +1,6 @@
 """Rows from lists, files and globs."""
 
+import csv
 import datetime as dt
 import decimal
 import gc
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from upath import UPath
 
@@ -588,3 +591,41 @@ class TestParquetTypes:
         (tmp_path / "a.parquet").write_bytes(b"no")
 
         assert count_rows(tmp_path / "a.parquet") is None
+
+
+_CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=6)
+_NAMES = st.lists(_CELLS.filter(bool), min_size=1, max_size=3, unique=True)
+
+
+@given(st.data())
+def test_csv_is_read_as_it_was_written(tmp_path_factory, data):
+    """Whatever stands in its fields: quotes, commas, line breaks, separators of Unicode."""
+    names = data.draw(_NAMES)
+    rows = data.draw(st.lists(st.lists(_CELLS, min_size=len(names), max_size=len(names)), max_size=4))
+    file = tmp_path_factory.mktemp("csv") / "rows.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        # A row of one empty field is a blank line if it is not quoted.
+        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([names, *rows])
+
+    assert columns(file) == [dict(zip(names, row, strict=True)) for row in rows]
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _CELLS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_CELLS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.dictionaries(_CELLS, _VALUES, max_size=3) | _CELLS, min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_jsonl_is_read_as_it_was_written(tmp_path_factory, rows, ensure_ascii, end):
+    """Every row, in its order; a text is a row with one column."""
+    file = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+    text = end.join(json.dumps(row, ensure_ascii=ensure_ascii) for row in rows)
+    file.write_bytes(text.encode())
+
+    assert columns(file) == [row if isinstance(row, dict) else {"text": row} for row in rows]

@@ -1,5 +1,6 @@
 """What makes two rows the same work, and the compact table of keys, which behaves like a dict."""
 
+import json
 import sys
 
 import pytest
@@ -77,3 +78,28 @@ def test_it_grows_past_its_first_size():
 
     assert [index.number(key) for key in keys] == list(range(10_000))
     assert [index.number(key) for key in keys] == list(range(10_000))
+
+
+_TEXTS = st.text(st.characters(codec="utf-16", exclude_categories=[]) | st.sampled_from("pu1:\0\ud800"), max_size=8)
+_ROWS = st.tuples(_TEXTS, st.lists(_TEXTS, max_size=3))
+
+
+@given(_ROWS, _ROWS, st.booleans())
+def test_two_rows_have_one_key_if_and_only_if_they_are_the_same_work(first, second, has_schema):
+    """However their texts are divided between prompt and images; with a schema there are two keys, and they differ."""
+    keys = Keys("digest", REQUEST, {"type": "object"} if has_schema else None)
+    (key, request_key), (other, other_request_key) = (keys.key_and_request_key(*row) for row in (first, second))
+
+    assert (key == other) == (first == second)
+    assert (request_key == other_request_key) == (first == second or not has_schema)
+    assert key != request_key
+    assert keys.without_request(first[0]) != key
+
+
+@given(st.dictionaries(st.text(max_size=4), st.none() | st.integers() | st.text(max_size=4), max_size=4), st.randoms())
+def test_the_order_of_the_request_plays_no_part(request, random):
+    """It comes from dicts, and out of JSON."""
+    items = list(request.items())
+    random.shuffle(items)
+
+    assert Keys("d", dict(items)).key("a") == Keys("d", json.loads(json.dumps(request))).key("a")

@@ -3,8 +3,13 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_provider.batch.errors import StorageError
+from ollama_provider.batch.spec import Names
+from ollama_provider.batch.store import manifest
+from ollama_provider.batch.store.storage import open_storage
 
 GOOD = {"format": 2, "round": 1, "mode": "all", "num_ctx": None, "settings": {}, "common": None, "provenance": None}
 
@@ -59,3 +64,28 @@ def test_a_directory_of_a_later_version_is_refused(batch):
 
     with pytest.raises(StorageError, match="later version"):
         batch.run(["a"])
+
+
+_PLAIN = st.dictionaries(
+    st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=3
+)
+
+
+@given(
+    st.builds(
+        manifest.Manifest,
+        st.integers(1, 2**31),
+        st.sampled_from(["all", "failed_only", "merge"]),
+        st.none() | st.integers(1, 2**40),
+        st.none() | _PLAIN,
+        st.none() | _PLAIN,
+        st.none(),
+    )
+)
+def test_what_is_saved_is_read_again(tmp_path_factory, saved):
+    """Whatever the settings are."""
+    storage = open_storage(tmp_path_factory.mktemp("manifest"))
+
+    manifest.save(storage, saved, Names())
+
+    assert manifest.read(storage, Names().batch) == saved

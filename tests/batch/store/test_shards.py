@@ -3,6 +3,8 @@
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from upath import UPath
 
 from ollama_provider.api.schemas import Options
@@ -231,3 +233,21 @@ def test_keys_are_shared_out_evenly():
     owners = [sum(Shard(number, 4).owns(key.to_bytes(16)) for key in range(4000)) for number in range(4)]
 
     assert owners == [1000] * 4
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(1, 10_000))
+def test_every_row_belongs_to_one_shard(key, count):
+    """Whatever its key, and into however many shards the batch is split."""
+    owner = int.from_bytes(key[-4:]) % count
+    others = {0, count - 1, count // 2, (owner + 1) % count} - {owner}
+
+    assert Shard(owner, count).owns(key)
+    assert not any(Shard(number, count).owns(key) for number in others)
+
+
+@given(st.sets(st.binary(min_size=16, max_size=16), max_size=20), st.integers(1, 12))
+def test_the_shards_together_have_all_rows_once(keys, count):
+    """Counted over all shards."""
+    owned = [key for number, of in shards(count) for key in keys if Shard(number, of).owns(key)]
+
+    assert sorted(owned) == sorted(keys)
