@@ -111,3 +111,13 @@ def test_nor_the_password_of_a_proxy(debug_log, no_waits, monkeypatch):
     assert "through the proxy http://127.0.0.1:" in str(raised[0])
     assert found_in("".join(map(told, raised))) == []
     assert logged(debug_log.records) == set()
+
+
+def test_nor_when_several_servers_were_asked(debug_log, no_waits):
+    """The error says what each of them said."""
+    with hostile(FAULTS["a page that quotes"]) as first, hostile(FAULTS["500 that quotes the prompt"]) as second:
+        raised = failures(first.url, other_urls=(second.url,))
+        assert all(any("canary-prompt" in one.whole for one in server.seen) for server in (first, second))
+
+    assert found_in("".join(map(told, raised))) == []
+    assert logged(debug_log.records) == set()
