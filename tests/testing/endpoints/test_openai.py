@@ -242,3 +242,36 @@ def test_bodies_that_are_no_json() -> None:
         400,
         {"message": "EOF", "type": "invalid_request_error", "param": None, "code": None},
     )
+
+
+def _chat(**message: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", **message}]}
+
+
+_PNG = "data:image/png;base64,"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("chat/completions", _chat(content=5), "invalid message content type: float64"),
+        ("chat/completions", _chat(content=True), "invalid message content type: bool"),
+        ("chat/completions", _chat(content={}), "invalid message content type: map[string]interface {}"),
+        ("chat/completions", _chat(content=None), "invalid message content type: <nil>"),
+        ("chat/completions", _chat(content=[{"type": "audio"}]), "invalid message format"),
+        ("chat/completions", _chat(content=["a"]), "invalid message format"),
+        ("chat/completions", _chat(content=[{"type": "image_url", "image_url": "https://h/a.png"}]), "not currently"),
+        ("chat/completions", _chat(content=[{"type": "image_url", "image_url": "a.png"}]), "invalid image input"),
+        ("chat/completions", _chat(content=[{"type": "image_url", "image_url": {"url": _PNG + "%"}}]), "invalid image"),
+        ("chat/completions", _chat(tool_calls=[{"function": {"name": "f", "arguments": "no"}}]), "invalid tool call"),
+        ("chat/completions", _chat(tool_calls=[{"function": {"name": "f", "arguments": "[]"}}]), "invalid tool call"),
+        ("chat/completions", _chat(content="a") | {"reasoning": {"effort": "huge"}}, "invalid reasoning value: 'huge'"),
+        ("completions", {"prompt": "a", "stop": ["b", 1]}, "invalid type for 'stop' field: float64"),
+    ],
+)
+def test_what_the_translation_refuses(ollama: Server, path: str, body: dict[str, object], says: str) -> None:
+    """With 400, before a model is asked, and in the form of OpenAI's errors."""
+    answer = httpx.post(f"{ollama.url}/v1/{path}", json={"model": "llama3.2", **body})
+
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]

@@ -62,6 +62,12 @@ def test_templates_that_parse(template: str) -> None:
         ("{{ .A-1 }}", ":1: bad character U+002D '-'"),
         ("{{ 1a }}", ':1: bad number syntax: "1a"'),
         ("{{ 1.a }}", ':1: bad number syntax: "1.a"'),
+        ("{{ : }}", ":1: expected :="),
+        ("{{ \x01 }}", ":1: unrecognized character in action: U+0001"),
+        ("{{ nil.A }}", ':1: unexpected . after term "nil"'),
+        ("{{ range $a, 3 := .A }}{{ end }}", ":1: range can only initialize variables"),
+        ("{{ 0x }}", ':1: illegal number syntax: "0x"'),
+        ("{{ template .A }}", ':1: unexpected ".A" in template clause'),
         ("{{ range $a, $b, $c := .A }}{{ end }}", ":1: too many declarations in range"),
     ],
 )
