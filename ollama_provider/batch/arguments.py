@@ -192,7 +192,8 @@ class Pace(ArgumentGroup):
     """How many requests at a time, and how often the batch saves and reports.
 
     Args:
-        concurrency: requests in flight, or ``"auto"`` to find the best number by measuring (for vectors: two).
+        concurrency: requests in flight at each server, or ``"auto"`` to find the best number for each by measuring (for
+            vectors: two).
         requests_per_minute: upper limit; None is none.
         checkpoint_every: seconds between two checkpoints. A power cut loses the answers since the last one; in an
             object store a killed worker does, too.

@@ -253,8 +253,8 @@ class Summary:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data, fit for XCom."""
-        return asdict(self)
+        """Return plain data, fit for XCom, which knows no tuples."""
+        return asdict(self) | {"servers": [asdict(share) for share in self.servers]}
 
 
 # The tables that results are written into.

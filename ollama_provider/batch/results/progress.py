@@ -152,16 +152,15 @@ def servers_table(servers: Sequence[ServerShare]) -> str:
     For example::
 
         server                rows   tok/s  concurrency  out of service
-        http://gpu1:11434    1,200     310            4  0 s
+        http://gpu1:11434    1,200     310            4
         http://gpu2:11434      310      80            0  95 s: the connection was refused
     """
     width = max(len(share.server) for share in servers)
     lines = [f"{'server':<{width}} {'rows':>9} {'tok/s':>7} {'concurrency':>12}  out of service"]
     for share in servers:
-        out = f"{share.seconds_out:.0f} s" + (f": {share.reason}" if share.reason else "")
-        lines.append(
-            f"{share.server:<{width}} {share.rows:>9,} {share.tokens_per_second:>7.0f} {share.concurrency:>12}  {out}"
-        )
+        out = ": ".join(filter(None, (f"{share.seconds_out:.0f} s" if share.seconds_out else "", share.reason)))
+        numbers = f"{share.rows:>9,} {share.tokens_per_second:>7.0f} {share.concurrency:>12}"
+        lines.append(f"{share.server:<{width}} {numbers}  {out}".rstrip())
     return "\n".join(lines)
 
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.results.progress import Counters, Progress, ProgressBar, ProgressMeter
+from ollama_provider.batch.records import Outcome, ServerShare
+from ollama_provider.batch.results.progress import Counters, Progress, ProgressBar, ProgressMeter, servers_table
 
 
 def read(meter, now, ok, **others):
@@ -102,3 +102,19 @@ def test_the_bar():
     assert "[####] done=2/2 (100 %)" in second
     assert second.endswith("\n")
     assert not first.endswith("\n")
+
+
+def test_the_table_of_the_servers():
+    """A line each; what is out of service says since when and why."""
+    shares = [
+        ServerShare("http://gpu1:11434", rows=1200, tokens_per_second=310.2, concurrency=4),
+        ServerShare("https://gpu2.example.com", rows=310, tokens_per_second=80, seconds_out=95.2, reason="refused"),
+        ServerShare("http://gpu3:11434", reason="another digest"),
+    ]
+
+    assert servers_table(shares).splitlines() == [
+        "server                        rows   tok/s  concurrency  out of service",
+        "http://gpu1:11434            1,200     310            4",
+        "https://gpu2.example.com       310      80            0  95 s: refused",
+        "http://gpu3:11434                0       0            0  another digest",
+    ]
