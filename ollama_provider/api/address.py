@@ -52,8 +52,10 @@ def parse_address(
         name, own_port = parts.hostname or "", parts.port
     except ValueError:
         raise InvalidRequestError(f"host: the port must be a number from 1 to 65535; {_ALLOWED}") from None
-    if parts.query or parts.fragment:
+    if set("?#") & set(f"{text}{path or ''}"):
         raise InvalidRequestError(f"host: an address has no query and no fragment; {_ALLOWED}")
+    if set("\"'") & set(f"{parts.path}{path or ''}"):  # those around the whole are gone
+        raise InvalidRequestError(f"host: a path has no quotes; {_ALLOWED}")
     name = _reachable(name or "127.0.0.1")
     number = own_port or _number(port) or _default_port(own_scheme, chosen, name)
     if not 1 <= number <= 65535:

@@ -180,7 +180,25 @@ def test_one_wrong_address_of_several_is_refused(host, says):
     assert "secret" not in str(raised.value)
 
 
-_HOST_PIECES = ["gpu1", "http://", "HTTPS://", ":", "11434", "/", "base", ",", " ", "::1", "[", "]", "@", "%", "?", "#"]
+_HOST_PIECES = [
+    "gpu1",
+    "http://",
+    "HTTPS://",
+    ":",
+    "11434",
+    "/",
+    "base",
+    ",",
+    " ",
+    "::1",
+    "[",
+    "]",
+    "@",
+    "%",
+    "?",
+    "#",
+    '"',
+]
 _HOST_PIECES += ["0.0.0.0", "\u00fc", "..", "\0", "_", "127.1"]  # noqa: S104  # a text that is read
 
 
@@ -188,7 +206,7 @@ _HOST_PIECES += ["0.0.0.0", "\u00fc", "..", "\0", "_", "127.1"]  # noqa: S104  #
     st.lists(st.sampled_from(_HOST_PIECES), max_size=8).map("".join) | st.text(max_size=80),
     st.none() | st.integers(-2, 70_000) | st.text(max_size=6),
     st.sampled_from([None, "", "http", "https", "ftp"]),
-    st.sampled_from([None, "", "a/b", "/x/"]),
+    st.sampled_from([None, "", "a/b", "/x/", "a#b", "a?", '"']),
 )
 def test_any_host_is_addresses_that_read_as_themselves_or_is_refused(host, port, scheme, path):
     """What is accepted can be used as it is shown, and holds no credentials."""
@@ -199,3 +217,19 @@ def test_any_host_is_addresses_that_read_as_themselves_or_is_refused(host, port,
     settings = Settings(base_url=urls[0], other_urls=urls[1:])
     assert settings.urls == urls
     assert all(parse_addresses(url) == (url,) and "@" not in url for url in urls)
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "says"),
+    [
+        ("gpu1/#", None, "no fragment"),
+        ("gpu1?", None, "no query"),
+        ("gpu1", "a#b", "no fragment"),
+        (',/"/', None, "no quotes"),
+        ("gpu1", "a'", "no quotes"),
+    ],
+)
+def test_a_path_holds_nothing_that_ends_it(host, path, says):
+    """It would be read as another address the next time, and requests would lose what follows."""
+    with pytest.raises(InvalidRequestError, match=says):
+        parse_addresses(host, path=path)

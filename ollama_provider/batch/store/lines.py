@@ -105,7 +105,9 @@ def is_outcome(line: bytes) -> bool:
         whole = len(binascii.unhexlify(line[KEY])) == KEY_BYTES
     except ValueError:
         return False
-    return whole and isinstance(found, dict) and found.keys() >= {"key", "status", "output", "error"}
+    if not whole or not isinstance(found, dict) or not found.keys() >= {"key", "status", "output", "error"}:
+        return False
+    return bool(found["key"] == line[KEY].decode("ascii"))  # and not a longer one that begins with it
 
 
 def with_checksum(text: bytes) -> bytes:

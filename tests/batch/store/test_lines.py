@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.records import Outcome
-from ollama_provider.batch.store.lines import is_whole, outcome_line, shared_fields
+from ollama_provider.batch.store.lines import is_outcome, is_whole, outcome_line, shared_fields
 
 TEXTS = st.text(
     st.characters(codec="utf-16", exclude_categories=[]) | st.sampled_from("\n\u2028\x85\0\ud83d"), max_size=8
@@ -66,3 +66,12 @@ def test_a_bit_that_a_disk_turns_is_noticed(key, output, at, bit):
     line[at % len(line)] ^= 1 << bit
 
     assert not is_whole(bytes(line))
+
+
+@pytest.mark.parametrize("wrong", ["0" * 31, "0" * 33, "0" * 34, "0" * 31 + "g", "", 0, None])
+def test_a_line_without_checksum_has_a_whole_key(wrong):
+    """A key that was changed on the disk is not taken for the key of another row."""
+    line = {"key": "0" * 32, "status": "ok", "output": "a", "error": None}
+
+    assert is_outcome(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    assert not is_outcome(json.dumps(line | {"key": wrong}, separators=(",", ":")).encode() + b"\n")
