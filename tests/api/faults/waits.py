@@ -29,7 +29,7 @@ from tests.api.faults.server import Call, Forever, Hold, Keep, Script, Step, Wai
 
 _HEAD = head(CHUNKED)
 #: Timeouts of what must stall. Of those before it, none.
-_SOON, _NEVER = 0.3, 60
+_SOON, _NEVER = 0.4, 60
 
 
 def _timeouts(**soon: float) -> dict[str, dict[str, float]]:
@@ -134,7 +134,7 @@ SILENCE = [
             "blank lines": lambda _: [_HEAD, Forever(chunk(b"\n"), every=0.02)],
         },
         settings=_timeouts(idle=_SOON / 10),
-        limits={"read_timeout": _SOON / 4},
+        limits={"read_timeout": _SOON},
         has=_has_body,
         slow=True,
     ),
