@@ -9,7 +9,7 @@ import pytest
 
 from ollama_provider.api.schemas import VersionRequest
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import FailurePolicy, NoServerError
+from ollama_provider.batch import Embedding, FailurePolicy, NoServerError
 from ollama_provider.testing import Crash, Pace, Respond, Stall
 
 from .conftest import Batch
@@ -87,6 +87,55 @@ class TestTheWork:
             sent = [request.json for request in server.stand_in.requests if request.path == "/api/generate"]
             assert {body["options"]["num_ctx"] for body in sent if body.get("prompt")} == {4096}
             assert server.stand_in.requests[-1].json["keep_alive"] == 0
+
+    def test_vectors_in_packs(self, batch, ollama_servers):
+        """Each server finds its own pack size, and the last texts are shared."""
+        for server in ollama_servers:
+            server.stand_in.script(Pace(first_token=0.03), path="embed", always=True)
+
+        summary = batch.run(texts(300), model="all-minilm", embedding=Embedding(), results="jsonl")
+
+        assert (summary.complete, summary.ok) == (True, 300)
+        assert sum(each.rows for each in summary.servers) == 300
+        assert all(each.rows for each in summary.servers)
+
+    def test_the_fallback_model_is_asked_at_every_server(self, batch, ollama_servers):
+        """Its answers name the server that gave them, and its own digest."""
+        for server in ollama_servers:
+            slow(server, 0.02, model="qwen3")
+            server.stand_in.script(
+                (Pace(first_token=0.02), "no JSON"),
+                model="llama3.2",
+                where=lambda body: bool(body.get("prompt")),
+                always=True,
+            )
+
+        summary = batch.run(
+            texts(24), concurrency=1, output_type="json", failures=FailurePolicy(fallback_model="qwen3", max_attempts=2)
+        )
+
+        assert (summary.complete, summary.ok + summary.failed) == (True, 24)
+        fallback = [row for row in batch.results if "fallback_model" in row["rungs"]]
+        assert len(fallback) == 24
+        assert {row["model"] for row in fallback} == {"qwen3"}
+        for server in ollama_servers:
+            named = sum(row["server"] == server.url for row in fallback)
+            sent = [seen.json for seen in server.stand_in.requests if seen.path == "/api/generate"]
+            assert named == sum(body["model"] == "qwen3" and bool(body.get("prompt")) for body in sent)
+
+    def test_the_shards_use_the_same_servers(self, batch, ollama_servers):
+        """Each shard asks all servers, and the merge needs none."""
+        for server in ollama_servers:
+            slow(server, 0.01)
+        for number in range(2):
+            batch.run(texts(40), concurrency=2, shard=(number, 2))
+        for server in ollama_servers:
+            server.stop()
+
+        summary = batch.run(texts(40), mode="merge")
+
+        assert (summary.complete, summary.ok, summary.servers) == (True, 40, ())
+        assert len({row["server"] for row in batch.results}) == 3
 
 
 def share(summary, server):
