@@ -4,7 +4,7 @@
 
 Peak of the resident memory above what the imports take, each size in a process of its own. A million rows take some six
 minutes, most of them the server's. The other kinds: answers in a schema that go to Parquet and into a table of SQLite,
-and vectors in packs. Their default is a twentieth of the rows, and the size is doubled to show how it grows.
+and vectors in packs. Their default is a fiftieth of the rows, and the size is doubled to show how it grows.
 """
 
 import json
@@ -108,4 +108,4 @@ if __name__ == "__main__":
         measure(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
     else:
         rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-        main(rows, int(sys.argv[2]) if len(sys.argv) > 2 else rows // 20)
+        main(rows, int(sys.argv[2]) if len(sys.argv) > 2 else rows // 50)
