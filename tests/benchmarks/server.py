@@ -4,7 +4,9 @@
 ``--seconds 0`` it answers at once. Times of service are lognormal around the mean, drawn from the prompt, so that every
 client gets the same ones; a request waits for one of the slots, first come first served, and is told what Ollama tells:
 durations, the wait for the slot in none of them but ``total_duration``. An answer has ``--tokens`` pieces, which come
-at once, or one after another with ``--gap`` seconds between them.
+at once, or one after another with ``--gap`` seconds between them. A client that leaves gives its slot back. With
+``--log FILE`` each answer is a line of that file: when its service began and ended, by the clock that all processes
+share, and the prompt's checksum.
 """
 
 import argparse
@@ -13,7 +15,10 @@ import json
 import math
 import random
 import time
+import zlib
 from collections import deque
+from pathlib import Path
+from typing import TextIO
 
 DIGEST = "0" * 64
 #: Seconds for a request for vectors, and for each of its texts: an Ollama 0.24.0 with a very small model on a processor
@@ -40,7 +45,10 @@ def _chunk(part: object) -> bytes:
 class Bench:
     """What all connections share."""
 
-    def __init__(self, slots: int, seconds: float, sigma: float, tokens: int, gap: float) -> None:
+    def __init__(
+        self, slots: int, seconds: float, sigma: float, tokens: int, gap: float, log: TextIO | None = None
+    ) -> None:
+        self._log = log
         self.tokens = tokens
         self.gap = gap
         self._free = slots
@@ -63,23 +71,33 @@ class Bench:
         else:
             turn = asyncio.get_running_loop().create_future()
             self._queue.append(turn)
-            await turn
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():
+                    self._give_back()
+                raise
         seconds = random.Random(prompt).lognormvariate(math.log(self._seconds) - self._sigma**2 / 2, self._sigma)
         started = time.perf_counter()
         try:
             await asyncio.sleep(seconds)
         finally:
-            while self._queue:
-                turn = self._queue.popleft()
-                if not turn.done():
-                    turn.set_result(None)
-                    break
-            else:
-                self._free += 1
+            self._give_back()
         ended = time.perf_counter()
         self._served += ended - started
         self._last = ended
+        if self._log is not None:
+            self._log.write(f"{started} {ended} {zlib.crc32(prompt.encode())}\n")
         return ended - started, ended - began
+
+    def _give_back(self) -> None:
+        """Give a slot to the next that waits."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
     async def embed(self, texts: int) -> None:
         """Take as long as that many texts take, one request at a time."""
@@ -103,6 +121,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for task in self._tasks:
+            task.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -188,9 +210,15 @@ async def _main() -> None:
     parser.add_argument("--sigma", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=2)
     parser.add_argument("--gap", type=float, default=0.0)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--log", type=Path)
     given = parser.parse_args()
-    bench = Bench(given.slots, given.seconds, given.sigma, given.tokens, given.gap)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(bench), "127.0.0.1", 0, backlog=1024)
+    # Line by line, so that a killed server has told of all that it answered.
+    log = given.log.open("a", buffering=1) if given.log else None
+    bench = Bench(given.slots, given.seconds, given.sigma, given.tokens, given.gap, log)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection(bench), "127.0.0.1", given.port, backlog=1024
+    )
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
