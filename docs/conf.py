@@ -42,6 +42,7 @@ NAVIGATION = {
         "docs/operate",
         "docs/howto/taskflow",
         "docs/howto/wait-without-a-slot",
+        "docs/howto/several-servers",
         "docs/howto/sql",
         "docs/howto/manage-models",
         "docs/howto/tools",

@@ -20,6 +20,8 @@ from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, Progress, TooManyFailedError, run_batch
+from ollama_provider.batch.records import ServerShare
+from ollama_provider.batch.results.progress import servers_table
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaPruneModelsOperator
 from ollama_provider.provider_info import get_provider_info
@@ -63,6 +65,8 @@ STAND_INS = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.tes
 PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
 HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
 CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
+SERVERS_CONNECTION = shown("docs/howto/several-servers.md", "airflow connections add")
+SERVERS_TABLE = shown("docs/howto/several-servers.md", "server ")
 CONNECTION_VARIABLE = shown("docs/reference/connection.md", "export AIRFLOW_CONN_")
 PROGRESS = shown("docs/operate.md", "done=")
 REASONS = shown("docs/operate.md", "grep -o")
@@ -165,6 +169,26 @@ def test_a_connection_from_the_command_line(shell: Shell, home: Path, monkeypatc
     assert read.options is not None
     assert read.options.num_ctx == 8192
     assert made["password"] == "not-for-everybody"
+
+
+def test_a_connection_to_several_servers(shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the three addresses that the command names."""
+    shell(f"{SERVERS_CONNECTION.text}\nairflow connections export connections.json")
+    made = json.loads((home / "connections.json").read_text())["ollama_default"]
+
+    read = settings(json.dumps(made), monkeypatch)
+
+    assert read.urls == ("http://gpu1:11434", "http://gpu2:11435", "https://gpu3.example.com:443/ollama")
+
+
+def test_the_table_of_servers_in_the_log() -> None:
+    """It has the columns that the log has."""
+    shares = [
+        ServerShare("http://gpu1:11434", 1200, 1, 310.2, 4),
+        ServerShare("http://gpu2:11434", 310, 1, 80.1, 0, 95.2, 0, "the connection was refused"),
+    ]
+
+    assert SERVERS_TABLE.text.rstrip() == servers_table(shares)
 
 
 def test_a_connection_in_the_environment(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

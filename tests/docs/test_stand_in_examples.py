@@ -1,9 +1,8 @@
 """The examples of docs/howto/test-your-dags.md."""
 
-import httpx
+# [start imports]
 import pytest
 
-# [start imports]
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, run_batch
 from ollama_provider.hooks import OllamaHook
@@ -43,13 +42,15 @@ def test_a_bad_night(ollama, tmp_path):
 
 
 # [start servers]
-@pytest.mark.ollama_servers({"parallel": 4}, {"parallel": 2, "models": ["qwen3"]})
-def test_two_servers(ollama_servers):
+@pytest.mark.ollama_servers({"parallel": 4}, {"parallel": 2})
+def test_a_night_with_one_machine_down(ollama_servers, ollama_servers_conn, tmp_path):
     fast, slow = ollama_servers
-
     slow.stop()
-    assert httpx.get(f"{fast.url}/api/version").status_code == 200
-    slow.start()
+    spec = BatchSpec(model="llama3.2", rows=["Rain fell.", "The sun shone."], prompt="Summarise: {{ row.text }}")
+
+    summary = run_batch(spec, OllamaHook(ollama_servers_conn).settings, tmp_path)
+
+    assert [(share.server, share.rows) for share in summary.servers] == [(fast.url, 2), (slow.url, 0)]
 
 
 # [end servers]
