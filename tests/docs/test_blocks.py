@@ -184,8 +184,10 @@ def test_a_connection_to_several_servers(shell: Shell, home: Path, monkeypatch: 
 def test_the_table_of_servers_in_the_log() -> None:
     """It has the columns that the log has."""
     shares = [
-        ServerShare("http://gpu1:11434", 1200, 1, 310.2, 4),
-        ServerShare("http://gpu2:11434", 310, 1, 80.1, 0, 95.2, 0, "the connection was refused"),
+        ServerShare("http://gpu1:11434", rows=1200, tokens_per_second=310.2, concurrency=4),
+        ServerShare(
+            "http://gpu2:11434", rows=310, tokens_per_second=80.1, seconds_out=95.2, reason="the connection was refused"
+        ),
     ]
 
     assert SERVERS_TABLE.text.rstrip() == servers_table(shares)

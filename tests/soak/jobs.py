@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from threading import Lock
 from typing import Any, Self
 
 from ollama_provider.api.errors import OllamaError
@@ -181,6 +182,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._server = StandIn(keep_requests=0)
+        self._lock = Lock()
 
     def is_answer(self, kind: str, prompt: str, output: Any) -> bool:
         """Return whether this is what the server answers to *prompt*."""
@@ -198,6 +200,11 @@ class Answers:
         return json.loads(text) if schema else text
 
     def _ask(self, endpoint: str, body: dict[str, Any]) -> Any:
+        # One at a time: without a socket, a second request cannot wait for the slot of the first.
+        with self._lock:
+            return self._answer(endpoint, body)
+
+    def _answer(self, endpoint: str, body: dict[str, Any]) -> Any:
         return json.loads(self._server.answer("POST", f"/api/{endpoint}", body).body)
 
 
