@@ -54,13 +54,14 @@ def parse_address(
         raise InvalidRequestError(f"host: the port must be a number from 1 to 65535; {_ALLOWED}") from None
     if set("?#") & set(f"{text}{path or ''}"):
         raise InvalidRequestError(f"host: an address has no query and no fragment; {_ALLOWED}")
-    if set("\"'") & set(f"{parts.path}{path or ''}"):  # those around the whole are gone
-        raise InvalidRequestError(f"host: a path has no quotes; {_ALLOWED}")
+    base = _join(parts.path, (path or "").strip())
+    if any(mark in "\"'" or mark.isspace() or not mark.isprintable() for mark in base):  # those around it are gone
+        raise InvalidRequestError(f"host: a path has no quotes and no blanks; {_ALLOWED}")
     name = _reachable(name or "127.0.0.1")
     number = own_port or _number(port) or _default_port(own_scheme, chosen, name)
     if not 1 <= number <= 65535:
         raise InvalidRequestError(f"port: {number} is not between 1 and 65535")
-    return _checked(f"{chosen}://{name}:{number}{_join(parts.path, path or '')}")
+    return _checked(f"{chosen}://{name}:{number}{base}")
 
 
 def parse_addresses(

@@ -206,7 +206,7 @@ _HOST_PIECES += ["0.0.0.0", "\u00fc", "..", "\0", "_", "127.1"]  # noqa: S104  #
     st.lists(st.sampled_from(_HOST_PIECES), max_size=8).map("".join) | st.text(max_size=80),
     st.none() | st.integers(-2, 70_000) | st.text(max_size=6),
     st.sampled_from([None, "", "http", "https", "ftp"]),
-    st.sampled_from([None, "", "a/b", "/x/", "a#b", "a?", '"']),
+    st.sampled_from([None, "", "a/b", "/x/", "a#b", "a?", '"', " a ", "a b"]),
 )
 def test_any_host_is_addresses_that_read_as_themselves_or_is_refused(host, port, scheme, path):
     """What is accepted can be used as it is shown, and holds no credentials."""
@@ -227,6 +227,8 @@ def test_any_host_is_addresses_that_read_as_themselves_or_is_refused(host, port,
         ("gpu1", "a#b", "no fragment"),
         (',/"/', None, "no quotes"),
         ("gpu1", "a'", "no quotes"),
+        ("/ / ", None, "no blanks"),
+        ("gpu1", "a b", "no blanks"),
     ],
 )
 def test_a_path_holds_nothing_that_ends_it(host, path, says):
