@@ -21,9 +21,9 @@ _SAME_OUTAGE = 5.0
 _ANSWERS = 32
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class InFlight:
-    """A request in flight.
+    """A request in flight. It has no text of its own, since that would hold the prompt.
 
     Attributes:
         item: what was sent.

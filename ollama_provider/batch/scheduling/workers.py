@@ -159,7 +159,7 @@ class Workers:
             if sent.discarded and not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # we are in one
                 return None
             raise
-        except OllamaError:
+        except Exception:
             if sent.discarded:
                 return None
             raise
