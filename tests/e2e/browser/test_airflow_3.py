@@ -233,6 +233,41 @@ def test_a_night_from_trigger_to_results(airflow: Page, stack: Stack, ollama: Se
     assert {row["status"] for row in results} == {"ok"}
 
 
+@pytest.mark.ollama_servers({"parallel": 2}, {"parallel": 2}, {"parallel": 2})
+def test_three_servers_from_the_form_to_the_results(airflow: Page, stack: Stack, ollama_servers: list[Server]) -> None:
+    """The form takes three hosts, *Test* has a line for each, and a night is shared among all of them."""
+    urls = [server.url for server in ollama_servers]
+    if "ollama_default" in {each["connection_id"] for each in stack.call("GET", "/connections")["connections"]}:
+        stack.call("DELETE", "/connections/ollama_default")
+    # The addresses have ports of their own; that of the field is for the button of some Airflows.
+    fields = {"Connection ID": "ollama_default", "Host": ", ".join(urls), "Port": "11434"}
+    fill_in(airflow, stack, fields)
+
+    notice = press_test(airflow, stack, "ollama_default")
+
+    expect(notice).to_contain_text("3 of 3 servers can be used:")
+    for url in urls:
+        expect(notice).to_contain_text(f"Ollama 0.24.0 at {url} has ")
+    ollama_servers[1].stop()
+    notice = press_test(airflow, stack, "ollama_default")
+    expect(notice).to_contain_text("2 of 3 servers can be used:")
+    expect(notice).to_contain_text(urls[1])
+    expect(notice).to_contain_text("refused")
+    ollama_servers[1].start()
+
+    for server in ollama_servers:
+        server.stand_in.script(Pace(first_token=1), path="generate", always=True)
+    dag, out = "ollama_nightly_summaries", stack.home / "ollama/three"
+    run = stack.trigger(dag, {"documents": 30, "output_path": f"file://{out}"})
+    airflow.goto(f"{stack.url}/dags/{dag}/runs/{run}/tasks/summaries")
+    split = airflow.get_by_text("The servers of this run:").first
+    expect(split).to_be_visible(timeout=240_000)
+    assert set(stack.wait_for_run(dag, run).values()) == {"success"}
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(row["index"], row["status"]) for row in results] == [(number, "ok") for number in range(30)]
+    assert {row["server"] for row in results} == set(urls)
+
+
 def fill_in(page: Page, stack: Stack, fields: dict[str, str]) -> None:
     """Create a connection of type Ollama with the form, with just these fields."""
     page.goto(f"{stack.url}/connections")
