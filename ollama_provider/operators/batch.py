@@ -9,6 +9,7 @@ from jinja2 import Environment, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
 from ollama_provider.api.arguments import read_whole
+from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch import (
     GROUPS,
     ArgumentGroup,
@@ -148,6 +149,13 @@ class OllamaBatchOperator(OllamaOperator):
         auto_pull: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        # No parameter, because then ``default_args={"deferrable": True}`` for the other tasks of a DAG would reach it.
+        if "deferrable" in kwargs:
+            raise InvalidRequestError(
+                "deferrable: a batch cannot wait in the triggerer, because it sends requests and writes results all "
+                "the time. Leave it out. A pool or a queue keeps a night's batch from taking the slots of other tasks, "
+                "and window=Window(stop_at=…) ends it in the morning"
+            )
         super().__init__(**kwargs)
         self.rows = rows
         self.output_path = output_path

@@ -22,6 +22,7 @@ from ollama_provider.batch import (
     Window,
     read_argument,
 )
+from ollama_provider.decorators import ollama_batch_task
 from ollama_provider.operators import OllamaBatchOperator
 from ollama_provider.operators.batch import sharded
 
@@ -271,3 +272,22 @@ def test_templates_and_outputs_are_read_when_they_are_known():
 
     for task_id in ("t", "in_a_group", "all.shards", "all.merge"):
         assert "above" in dag.get_task(task_id).upstream_task_ids, task_id
+
+
+@pytest.mark.parametrize("value", [True, False, "{{ params.wait }}"], ids=str)
+def test_a_batch_is_not_deferrable(value):
+    """The text says what keeps its slot out of the way of other tasks instead."""
+    with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match=r"^deferrable: .*pool.*queue.*stop_at"):
+        BATCH(deferrable=value)
+
+
+def test_a_decorated_batch_is_not_deferrable():
+    """The decorator refuses it where the task is made, in the same words."""
+    with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match=r"^deferrable: a batch cannot wait"):
+        ollama_batch_task(output_path="out", deferrable=True)(lambda: ["a"])()
+
+
+def test_the_default_of_a_dag_for_its_other_tasks_is_no_mistake_of_a_batch():
+    """A DAG may let all that can wait in the triggerer do so."""
+    with DAG("any", schedule=None, default_args={"deferrable": True}):
+        BATCH()
