@@ -161,6 +161,22 @@ class PlanMachine(RuleBasedStateMachine):
         self.judge(pick(data, self.in_flight()), error)
 
     @precondition(lambda self: not self.stopped and self.in_flight())
+    @rule()
+    def stall(self):
+        """Nothing is answered for long, so servers without work may send copies."""
+        self.more, self.now = False, self.now + 40.0
+        for server in self.servers:
+            self.take(server)
+
+    def copies(self):
+        return [sent for sent in self.in_flight() if sent.item.copies > 1]
+
+    @precondition(lambda self: not self.stopped and self.copies())
+    @rule(data=st.data(), error=st.sampled_from(ERRORS))
+    def fail_a_copy(self, data, error):
+        self.judge(pick(data, self.copies()), error)
+
+    @precondition(lambda self: not self.stopped and self.in_flight())
     @rule(data=st.data(), error=st.sampled_from(FINAL))
     def refuse(self, data, error):
         self.judge(pick(data, self.in_flight()), error)
