@@ -9,6 +9,7 @@ import asyncio
 import faulthandler
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -229,12 +230,16 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)
     logging.disable()
     if role == "job":
+        import ollama_provider.sql  # noqa: F401  # takes seconds, which would count as slow to stop
+
         print("began", flush=True)
         report.problems += complete(Job.read(job[0]), report.counts, stop=stop, tries=1 if job[1:] else 50)
         if told and (seconds := time.monotonic() - told[0]) > SECONDS_TO_STOP:
             report.problems.append(f"{job[0]}: ended {seconds:.1f} s after SIGTERM")
         report.save()
         return 3 if stop.reason else int(bool(report.problems))
+    # Airflow's logger writes to the standard output, which nobody reads: a full pipe would stop the process.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     report.save_regularly()
     match role:
         case "worker":
