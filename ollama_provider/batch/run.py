@@ -156,7 +156,7 @@ async def _run(
         finally:
             if spec.window.unload_after:
                 name, _ = preflight.split_model(spec.model)
-                await asyncio.gather(*(server.control.unload(name) for server in servers if server.state.sends))
+                await asyncio.gather(*(server.control.unload(name) for server in servers if server.control.has_loaded))
         return await _finish(run, reason, results, renewal)
 
 
@@ -208,8 +208,10 @@ async def _request_all(
                 if server not in begun and spec.mode != "merge":
                     start(_join_later(run, joining, server, setup.num_ctx))
             async with asyncio.TaskGroup() as group:
-                for server, its_setup in setups:
-                    group.create_task(_workers(run, server, its_setup).run())
+                working = [group.create_task(_workers(run, server, its_setup).run()) for server, its_setup in setups]
+                await scheduler.wait_until_finished()
+                for task in working:  # a server may still be loading the model, or not say whether it works
+                    task.cancel()
     except StoppedError as stopped:
         return str(stopped)
     except TooManyFailedError:

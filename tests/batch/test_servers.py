@@ -338,6 +338,34 @@ class TestOutages:
         assert len({row["key"] for row in batch.results}) == 40
         stalled.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
 
+    @pytest.mark.ollama_servers({}, {})
+    def test_a_server_that_never_ends_loading_the_model(self, batch, ollama_servers):
+        """The run ends when all rows are answered, and frees the memory there, too."""
+        good, loading = ollama_servers
+        loading.stand_in.script(Stall())
+
+        summary = batch.run(texts(12), concurrency=2, unload_after=True)
+
+        assert (summary.complete, summary.ok, share(summary, good).rows) == (True, 12, 12)
+        assert loading.stand_in.requests[-1].json["keep_alive"] == 0
+        loading.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
+    @pytest.mark.ollama_servers({}, {})
+    def test_a_server_that_does_not_say_whether_it_is_back(self, batch, ollama_servers):
+        """The run does not wait for that, when all rows are answered."""
+        good, silent = ollama_servers
+        failed = lambda: len(batch.asked_of(silent)) > 3  # noqa: E731
+        silent.stand_in.script(Respond(503, "busy"), where=lambda body: bool(body.get("prompt")) and failed())
+        silent.stand_in.script(Stall(), where=lambda body: not body.get("prompt") and failed())
+        for server in ollama_servers:
+            slow(server, 0.05)
+
+        summary = batch.run(texts(60), concurrency=1)
+
+        assert (summary.complete, summary.ok) == (True, 60)
+        assert share(summary, silent).seconds_out > 0
+        silent.stand_in.wait_until(lambda stand_in: not stand_in.open_requests)
+
 
 def test_a_row_that_crashes_the_model_is_sent_to_two_servers_at_most(batch, ollama_servers):
     """First with others, then alone and to one server only, until its attempts are used up."""

@@ -299,10 +299,14 @@ class ModelControl:
 
     Args:
         client: its timeouts must allow for the load of a model.
+
+    Attributes:
+        has_loaded: the model was loaded here, or was being loaded when the run ended.
     """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self.has_loaded = False
 
     @property
     def host(self) -> str:
@@ -348,7 +352,12 @@ class ModelControl:
 
     async def load(self, task: Task) -> None:
         """Load the model into memory, with the options of the run."""
-        await self._client.send(task.load())
+        self.has_loaded = True
+        try:
+            await self._client.send(task.load())
+        except OllamaError:
+            self.has_loaded = False
+            raise
 
     async def unload(self, model: str) -> None:
         """Unload the model. A failure is only logged, since the results are complete without it."""

@@ -80,8 +80,8 @@ class Plan:
 
     @property
     def in_flight(self) -> int:
-        """Requests sent and not yet back."""
-        return sum(len(server.in_flight) + server.probing for server in self.servers)
+        """Requests sent for rows and not yet back."""
+        return sum(len(server.in_flight) for server in self.servers)
 
     @property
     def sends(self) -> int:
@@ -91,7 +91,7 @@ class Plan:
     @property
     def unfinished(self) -> int:
         """Rows, or packs of them, without an outcome."""
-        return len(self.queue) + self.in_flight
+        return len(self.queue) + self.in_flight + sum(server.probed_for is not None for server in self.servers)
 
     def add_failed(self) -> None:
         """Count a row that failed before it could become a request."""
@@ -136,7 +136,7 @@ class Plan:
         if item.failed_at == server.index and item.answers_seen == server.answers:
             # The server failed with this item and has answered nothing since. A request that belongs to no row is sent
             # first. It tells a row that is to blame from a server that is down.
-            server.probing = True
+            server.probing, server.probed_for = True, item
             return Step(Do.PROBE, item=item)
         return self._send(server, item, now)
 
@@ -164,7 +164,7 @@ class Plan:
         """Return what a server does for which no row waits: help with the last rows of others."""
         if more or len(self.servers) == 1 or (server.exclusive_in_flight and server.in_flight):
             return _IDLE
-        if len(self.queue) and not self.in_flight:
+        if len(self.queue) and not any(other.in_flight or other.probing for other in self.servers):
             for other in self.servers:
                 if not other.in_service:
                     self.queue.release(other.index)
@@ -257,14 +257,14 @@ class Plan:
 
     def probe_succeeded(self, server: ServerState, item: WorkItem | None) -> None:
         """Note the answer to a request that belongs to no row. Only the answer to a row ends an outage."""
-        server.probing, server.probed = False, True
+        server.probing, server.probed_for, server.probed = False, None, True
         server.answers += 1
         if item is not None:
             self.queue.new.appendleft(item)
 
     def probe_failed(self, server: ServerState, item: WorkItem | None, error: OllamaError, now: float) -> Verdict:
         """Decide what follows when a request that belongs to no row fails."""
-        server.probing = False
+        server.probing, server.probed_for = False, None
         server.pauses_in_a_row += 1
         if item is not None:
             self._put_back(item, server)

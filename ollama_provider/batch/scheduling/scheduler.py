@@ -27,6 +27,7 @@ class Scheduler:
         # its own, so that not every reply wakes it.
         self._changed = asyncio.Event()
         self._rows_wanted = asyncio.Event()
+        self._all_done = asyncio.Event()
 
     @property
     def in_flight_limit(self) -> int:
@@ -51,12 +52,18 @@ class Scheduler:
         """Wake all tasks that wait for a change of the plan."""
         self._changed.set()
         self._changed.clear()
+        if self.finished:
+            self._all_done.set()
 
     async def wait(self, until: float = 0.0) -> None:
         """Wait for a change, or until that time of the event loop's clock; 0 is no such time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until or None):
                 await self._changed.wait()
+
+    async def wait_until_finished(self) -> None:
+        """Wait until every row of the input has an outcome."""
+        await self._all_done.wait()
 
     def want_rows(self) -> None:
         """Wake the reader of the input."""

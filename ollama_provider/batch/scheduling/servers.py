@@ -62,6 +62,7 @@ class ServerState:
         reason: why it is left out or out of service; empty if it is not.
         in_flight: requests sent and not yet back, oldest first.
         probing: a request that is no row's is in flight, which tells whether the server works.
+        probed_for: the item that waits for that answer; None if the request is only about the server.
         probed: it was answered since the last pause.
         exclusive_in_flight: the item in flight must be the only one.
         asks_fallback: it is being asked for answers of the fallback model.
@@ -94,6 +95,7 @@ class ServerState:
     reason: str = ""
     in_flight: dict[InFlight, None] = field(default_factory=dict)
     probing: bool = False
+    probed_for: WorkItem | None = None
     probed: bool = False
     exclusive_in_flight: bool = False
     asks_fallback: bool = False
