@@ -353,7 +353,7 @@ class TestOutages:
     @pytest.mark.ollama_servers({}, {})
     def test_a_server_that_does_not_say_whether_it_is_back(self, batch, ollama_servers):
         """The run does not wait for that, when all rows are answered."""
-        good, silent = ollama_servers
+        _, silent = ollama_servers
         failed = lambda: len(batch.asked_of(silent)) > 3  # noqa: E731
         silent.stand_in.script(Respond(503, "busy"), where=lambda body: bool(body.get("prompt")) and failed())
         silent.stand_in.script(Stall(), where=lambda body: not body.get("prompt") and failed())

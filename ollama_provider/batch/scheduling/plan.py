@@ -126,7 +126,7 @@ class Plan:
             return Step(Do.WAIT, until=until) if (until := self.queue.retry_time(server)) and not more else _IDLE
         item = queue[0]
         if item.only not in (-1, server.index):
-            self.queue.move_to_own(queue.popleft())
+            self.queue.keep_for_others(queue, server)
             return self.next(server, now, more=more)
         if server.in_flight and (item.exclusive or server.exclusive_in_flight):
             return _IDLE

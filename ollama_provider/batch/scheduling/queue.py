@@ -104,9 +104,11 @@ class RowQueue:
             server.asks_fallback = True
         return server.asks_fallback
 
-    def move_to_own(self, item: WorkItem) -> None:
-        """Keep an item for the one server that may get it."""
-        self.own[item.only].append(item)
+    def keep_for_others(self, queue: deque[WorkItem], server: ServerState) -> None:
+        """Keep the first items of a queue, as far as they are for one other server each, for these servers."""
+        while queue and queue[0].only not in (-1, server.index):
+            item = queue.popleft()
+            self.own[item.only].append(item)
 
     def release(self, index: int) -> None:
         """Let any server have the items that one alone could get."""

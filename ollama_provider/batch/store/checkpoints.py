@@ -139,17 +139,21 @@ class Checkpoints:
         """
         if self._changed is not None:
             raise self._changed
+        servers, self._to_compare = self._to_compare, set()
         # A merge sends no requests, and a server that lists no digest cannot show a change.
         known = [
             provenance
-            for server in sorted(self._to_compare)
+            for server in sorted(servers)
             if (provenance := self.provenances.get(server)) and provenance.digest is not None
         ]
-        self._to_compare.clear()
-        found = await asyncio.gather(*(self._digest(provenance.server, seconds) for provenance in known))
-        for provenance, digest in zip(known, found, strict=True):
-            if digest != provenance.digest:
-                await self._on_difference(provenance, digest)
+        try:
+            found = await asyncio.gather(*(self._digest(provenance.server, seconds) for provenance in known))
+            for provenance, digest in zip(known, found, strict=True):
+                if digest != provenance.digest:
+                    await self._on_difference(provenance, digest)
+        except asyncio.CancelledError:  # at the end of the run, which makes the last checkpoint
+            self._to_compare |= servers
+            raise
 
     async def _digest(self, server: str, seconds: float) -> str | None:
         try:

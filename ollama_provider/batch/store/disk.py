@@ -189,6 +189,8 @@ class GrowingFile(ABC):
         """
         self._append_refused()
         with storage_errors(self._location):
+            if self._file.closed:  # it could not get its final name
+                self._file = self._path.open("r+b", buffering=0)
             self._file.seek(0)
             before = self._file.readall() or b""
             after = b"".join(map(change, BytesIO(before)))

@@ -312,8 +312,8 @@ class Journal:
     def _append(self, number: int, line: bytes, state: State) -> None:
         if self._file is None:
             self._file = self._storage.append_to(self._current.name, self._current.sealed().name)
-        offset = self._file.size
         self._file.append(line)
+        offset = self._file.size - len(line)  # before it may stand what could not be written earlier
         self._index[number] = ((len(self._parts) - 1) << 40 | offset) << 3 | state
         self._added += len(line)
 
@@ -353,7 +353,7 @@ class Journal:
             instead: the same fields in no more characters, so that each line keeps its length and its place.
         """
         change = replacing_shared(shared, instead)
-        for part in self._waiting:
+        for part in tuple(self._waiting):  # another thread may complete a part meanwhile
             part.rewrite(change)
 
     @property

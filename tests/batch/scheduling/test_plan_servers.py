@@ -10,7 +10,11 @@ from ollama_provider.api.errors import (
     UnknownServerError,
 )
 from ollama_provider.batch.arguments import FailurePolicy
-from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit
+from ollama_provider.batch.requests.work_item import WorkItem
+from ollama_provider.batch.scheduling.concurrency import ConcurrencyLimit, PackSize
+from ollama_provider.batch.scheduling.plan import Plan
+from ollama_provider.batch.scheduling.servers import ServerState
+from ollama_provider.batch.scheduling.steps import Do
 
 from .simulation import Machine, Simulation, machines
 
@@ -165,3 +169,18 @@ class TestRowsAndServersToBlame:
         assert sum(found.answers) == 2999
         assert found.failed == [700]
         assert len(set(found.killed[700])) <= 3
+
+
+def test_thousands_of_rows_for_another_server_wait_for_it():
+    """After outages of many servers there may be so many rows that no third server may get."""
+    servers = [
+        ServerState(number, f"http://gpu{number}", ConcurrencyLimit.fixed(4), PackSize(1, settled=True))
+        for number in range(3)
+    ]
+    plan = Plan(FailurePolicy(), servers)
+    plan.queue.new.extend(WorkItem(number, "text", exclusive=True, only=1 + number % 2) for number in range(3000))
+
+    assert plan.next(servers[0], 0.0, more=True).do is Do.IDLE
+    assert plan.next(servers[1], 0.0, more=False).sent.item.number == 0
+    assert plan.next(servers[2], 0.0, more=False).sent.item.number == 1
+    assert plan.unfinished == 3000

@@ -1,6 +1,8 @@
 """The journal's three promises, each under its own name, and what keeps them."""
 
+import errno
 import json
+import os
 
 import pytest
 from upath import UPath
@@ -8,6 +10,7 @@ from upath import UPath
 from ollama_provider.api.errors import RejectedReplyError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.store.disk import Disk
 from ollama_provider.batch.store.journal import Journal, PartReader, State, list_parts
 from ollama_provider.batch.store.keys import Keys
 from ollama_provider.batch.store.lines import outcome_line, shared_fields
@@ -133,6 +136,28 @@ class TestWhatIsWrittenStays:
                 part, offset = found.place(found.find(keys.key(prompt))[0])
                 line = storage.local(found.part_name(part)).read_bytes()[offset:].split(b"\n")[0] + b"\n"
                 assert json.loads(found.without_checksum(part, line))["output"] == f"answer to {prompt}"
+
+    def test_the_place_of_an_outcome_behind_one_that_could_not_be_written_at_once(self, tmp_path, keys):
+        """What was refused stands before it, when there is room again."""
+        refusals = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+        class FullOnce(Disk):
+            def append(self, file, data, place):
+                if refusals:
+                    super().append(file, data[:10], place)
+                    raise refusals.pop()
+                super().append(file, data, place)
+
+        storage = open_storage(tmp_path, FullOnce())
+        journal = Journal(storage, 1)
+        with pytest.raises(StorageError):
+            add(journal, keys, "a")
+        part, offset = journal.place(add(journal, keys, "b"))
+        write_part(journal)
+
+        line = PartReader(storage, journal).line(part, offset)
+        assert json.loads(line)["output"] == "answer to b"
+        assert Journal(storage, 1).find(keys.key("a"))[1] is State.OK
 
     def test_the_shared_fields_of_waiting_outcomes_can_be_replaced(self, storage, keys):
         """Each line keeps its place, and its checksum is right; lines of another origin stay as they are."""
