@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--messages", metavar="FILE", type=_read_json, help="JSON list of messages with role and content (a template)"
     )
+    what.add_argument(
+        "--variable",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a text for the templates: --variable day=2026-01-01 is {{ day }}; may be given several times",
+    )
     what.add_argument("--images", metavar="TEMPLATE", help="path of an image for each row: {{ row.path }}")
     what.add_argument("--images-from", metavar="FOLDER", help="where they must lie (default: the folder of --rows)")
     what.add_argument("--schema", metavar="FILE", type=_read_json, help="JSON schema that each answer must fit")
@@ -146,6 +153,13 @@ def _options(pairs: Sequence[str]) -> Options:
         raise InvalidRequestError(explain(Options, error)) from None
 
 
+def _variables(pairs: Sequence[str]) -> dict[str, str] | None:
+    """Return the variables as texts: what looks like a number may be a version."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise InvalidRequestError(f"--variable: {wrong[0]!r} is no NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs) or None
+
+
 def _read_password(file: Path) -> str:
     """Read a password from a file: everybody on the machine can read the arguments of a process."""
     try:
@@ -182,6 +196,7 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
         | {
             "embedding": groups["embedding"] if arguments.embed else None,
             "prompt": arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
+            "variables": _variables(arguments.variable),
             "output_type": arguments.schema,
             "options": _options(arguments.option),
             "mode": "merge" if arguments.merge else arguments.mode,

@@ -3,11 +3,13 @@
 Arguments that are not templates are read while a DAG file is parsed, so nothing heavy is imported here.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from datetime import date, time, timedelta, tzinfo
 from functools import partial
+from keyword import iskeyword
 from typing import Any, ClassVar, Literal, Self
 
 from ollama_provider.api.arguments import is_null, one_of, read_flag, read_list, read_number, read_text, read_whole
@@ -15,6 +17,12 @@ from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.records import OnLongText, OnTruncation
 from ollama_provider.batch.window import StopAt, read_stop_at, read_timezone, timezone_name
+
+#: Names of a template that no variable can have: the row, Jinja's constants, variables and functions.
+RESERVED_NAMES = frozenset(
+    {"row", "true", "false", "none", "loop", "self", "super", "caller", "varargs", "kwargs", "range", "dict", "lipsum"}
+    | {"cycler", "joiner", "namespace"}
+)
 
 
 def _auto(name: str, value: Any) -> Any:
@@ -65,6 +73,32 @@ def _messages(name: str, value: Any) -> Any:
         {key: read_text(f"{name}.{number}.{key}", text) for key, text in message.items()}
         for number, message in enumerate(value)
     ]
+
+
+def _variables(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(
+            f"{name}: a dict of names and values is needed, not {type(value).__name__}. What another task returns is "
+            "given as its .output"
+        )
+    for key in value:
+        if not isinstance(key, str) or not key.isidentifier() or iskeyword(key):
+            better = re.sub(r"\W|^(?=\d)", "_", str(key))
+            better = f"{better}_" if iskeyword(better) or not better else better
+            raise InvalidRequestError(
+                f"{name}: a template cannot use {key!r} as a name, which consists of letters, digits and _; call it "
+                f"{better!r}"
+            )
+        if key in RESERVED_NAMES:
+            raise InvalidRequestError(
+                f"{name}: {key!r} already means something in a template ({', '.join(sorted(RESERVED_NAMES))} do); call "
+                f"it {f'the_{key}'!r}"
+            )
+    # The XComs of mapped tasks are a sequence that would look up its elements in each row.
+    return {
+        key: list(item) if isinstance(item, Sequence) and not isinstance(item, str | bytes) else item
+        for key, item in value.items()
+    }
 
 
 def _path(name: str, value: Any) -> Any:
@@ -323,6 +357,7 @@ _READERS: dict[str, Reader] = {
 }
 #: The same for arguments that may be None.
 _OPTIONAL: dict[str, Reader] = {
+    "variables": _variables,
     "messages": _messages,
     "images": read_text,
     "images_from": _path,

@@ -76,7 +76,19 @@ class Shard:
 
 
 #: Settings that the runs of all shards must have in common. `BatchSpec.common` adds those that are in groups.
-_SAME = ("model", "task", "rows", "prompt", "messages", "images", "system", "options", "think", "output_type")
+_SAME = (
+    "model",
+    "task",
+    "rows",
+    "prompt",
+    "variables",
+    "messages",
+    "images",
+    "system",
+    "options",
+    "think",
+    "output_type",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,8 @@ class BatchSpec:
         rows: see `ollama_provider.batch.rows.sources.read_rows`; or a `Query`, which is run once.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
+        variables: values that are the same for all rows, by their names: *prompt*, *messages* and *images* use them
+            beside ``row``. Dates and what else is no JSON are printed as in ``batch.json``.
         messages: messages of a chat instead of *prompt*, each with ``role`` and ``content``, which is a template as
             *prompt* is.
         embedding: ask for a vector of *prompt* instead of an answer.
@@ -118,12 +132,14 @@ class BatchSpec:
 
     Raises:
         InputError: arguments contradict each other.
-        InvalidRequestError: *output_type* is no format, or an argument of a group is still a template.
+        InvalidRequestError: *output_type* is no format, a variable has a name that templates cannot use, or an argument
+            of a group is still a template.
     """
 
     model: str
     rows: Rows
     prompt: str | PathLike[str] = "{{ row.text }}"
+    variables: Mapping[str, Any] | None = None
     messages: Sequence[Mapping[str, str]] | None = None
     embedding: Embedding | None = None
     images: str | None = None
@@ -161,6 +177,7 @@ class BatchSpec:
     def __post_init__(self) -> None:
         for group in self._groups().values():
             group.check()
+        read_argument("variables", self.variables)
         refuse_contradictions({field.name: getattr(self, field.name) for field in fields(self)})
         self.the_shard()
         self.output()
@@ -213,6 +230,7 @@ class BatchSpec:
                 "task": self.task,
                 "rows": self._rows(),
                 "prompt": self.template(),
+                "variables": plain(self.variables),
                 "options": self.options.model_dump(exclude_none=True),
                 "keep_alive": self.keep_alive,
                 "output_type": self.schema(),

@@ -54,6 +54,9 @@ class OllamaBatchOperator(OllamaOperator):
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just
             that column). It is rendered for each row, in a sandbox, and not by Airflow. May be the name of a file that
             ends in ``.prompt`` or ``.jinja2``, looked up where Airflow looks for templates.
+        variables: values that are the same for all rows, by their names, for *prompt*, *messages* and *images*:
+            ``{"day": "{{ ds }}"}`` is ``{{ day }}`` beside ``{{ row.text }}``. The values are rendered by Airflow, so
+            that a prompt knows the run it is in, and may be outputs of other tasks.
         output_path: folder for the results, on any ``ObjectStoragePath``; give each task one of its own.
         resume: who shares results. ``"run"``: the tries of one DAG run; they are in ``output_path/<run id>``.
             ``"task"``: all runs; they are in *output_path* itself, and each run writes ``results.jsonl`` anew. Another
@@ -63,7 +66,7 @@ class OllamaBatchOperator(OllamaOperator):
         shard: number (from 0) and how many: only these rows, in the directory of all. Given by `sharded`, which makes
             the tasks of all shards.
         messages: messages of a chat instead of *prompt*, with ``role`` and ``content``. A ``content`` that names
-            ``row`` is a template for each row, and not rendered by Airflow.
+            ``row`` or one of *variables* is a template for each row, and not rendered by Airflow.
         embedding: an `Embedding`: ask for the vector of *prompt* instead of an answer, into Parquet. ``Embedding()``
             has the defaults.
         images: template of the path of an image for each row (``{{ row.path }}``; several, one a line), on any
@@ -93,6 +96,8 @@ class OllamaBatchOperator(OllamaOperator):
     template_fields: Sequence[str] = (
         *OllamaOperator.template_fields,
         "rows",
+        # Before the templates of the rows: their names decide which texts those are.
+        "variables",
         "output_path",
         "resume",
         "mode",
@@ -114,6 +119,7 @@ class OllamaBatchOperator(OllamaOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "rows": "json",
+        "variables": "json",
         "system": "md",
         "options": "json",
         "messages": "json",
@@ -127,6 +133,7 @@ class OllamaBatchOperator(OllamaOperator):
         rows: "str | Iterable[str | Mapping[str, Any]] | SqlRows",
         output_path: str,
         prompt: str = "{{ row.text }}",
+        variables: Mapping[str, Any] | None = None,
         resume: str = "run",
         mode: Literal["all", "failed_only", "merge"] = "all",
         shard: Sequence[int] | None = None,
@@ -160,6 +167,7 @@ class OllamaBatchOperator(OllamaOperator):
         self.rows = rows
         self.output_path = output_path
         self.prompt = prompt
+        self.variables = variables
         self.resume = resume
         self.mode = mode
         self.shard = shard
@@ -190,15 +198,19 @@ class OllamaBatchOperator(OllamaOperator):
         """Refuse, while the DAG file is parsed, what is wrong whatever the templates give."""
         given = {name: getattr(self, name) for name in self.template_fields}
         for name, value in given.items():
-            if is_final(value, self.template_ext) or (name in GROUPS and isinstance(value, Mapping | list | tuple)):
+            if is_final(value, self.template_ext) or (
+                name in {"variables", *GROUPS} and isinstance(value, Mapping | list | tuple)
+            ):
                 given[name] = read_argument(name, value)
+        _refuse_rows_in_variables(given["variables"])
         refuse_contradictions({"output_type": self.output_type, **given})
         _wait_for_outputs(self, given)
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
         """Render a template field, but neither a list of rows nor a template for each row.
 
-        A ``{{`` in a document is no template, and a text of *messages* or *images* that names ``row`` is the batch's.
+        A ``{{`` in a document is no template, and a text of *messages* or *images* that names ``row`` or a variable of
+        the batch is the batch's.
         """
         if content is self.rows and isinstance(content, list | tuple):
             from ollama_provider.batch import paths_of  # a DAG file is parsed all the time
@@ -212,7 +224,8 @@ class OllamaBatchOperator(OllamaOperator):
         if isinstance(content, ArgumentGroup):
             return content.render(render)
         if content is self.messages or content is self.images:
-            return _render_around_rows(content, render)
+            variables = self.variables if isinstance(self.variables, Mapping) else {}
+            return _render_around_rows(content, render, {"row", *variables})
         return render(content)
 
     def perform(self, context: "Context") -> dict[str, Any]:
@@ -277,23 +290,33 @@ def _wait_for_outputs(task: Any, arguments: Mapping[str, Any]) -> None:
             XComArg.apply_upstream_relationship(task, list(group.unknown().values()))
 
 
-def _render_around_rows(content: Any, render: Callable[[Any], Any]) -> Any:
-    """Render the texts in *content* but those that name ``row``: they are rendered for each row, by the batch."""
+def _render_around_rows(content: Any, render: Callable[[Any], Any], names: set[str]) -> Any:
+    """Render the texts in *content* but those that use one of *names*: they are rendered for each row, by the batch."""
     if isinstance(content, str):
-        return render(content) if "{" in content and not _names_row(content) else content
+        return render(content) if "{" in content and not _uses(content, names, if_broken=True) else content
     if isinstance(content, list | tuple):
-        return [_render_around_rows(element, render) for element in content]
+        return [_render_around_rows(element, render, names) for element in content]
     if isinstance(content, dict):
-        return {key: _render_around_rows(value, render) for key, value in content.items()}
+        return {key: _render_around_rows(value, render, names) for key, value in content.items()}
     return render(content)
 
 
-def _names_row(text: str) -> bool:
+def _refuse_rows_in_variables(variables: Any) -> None:
+    """Refuse a variable that uses ``row``: Airflow would render it without a row, as nothing."""
+    for name, value in variables.items() if isinstance(variables, Mapping) else ():
+        if isinstance(value, str) and "{" in value and _uses(value, {"row"}, if_broken=False):
+            raise InvalidRequestError(
+                f"variables.{name}: it uses row, but is rendered once, before there are rows; write that in the prompt"
+            )
+
+
+def _uses(text: str, names: set[str], *, if_broken: bool) -> bool:
+    """Return whether a template uses one of *names*; *if_broken* for one with an error, which rendering will tell."""
     try:
-        return "row" in find_undeclared_variables(Environment().parse(text))  # noqa: S701  # nothing is rendered
+        found = find_undeclared_variables(Environment().parse(text))  # noqa: S701  # nothing is rendered
     except TemplateSyntaxError:
-        # The batch says what is wrong with it.
-        return True
+        return if_broken
+    return not names.isdisjoint(found)
 
 
 class ShardedBatch(TaskGroup):

@@ -72,6 +72,21 @@ def test_a_wrong_argument_of_a_group_is_named(command):
     assert "failures.max_attempts: 0 is not a whole number from 1 on" in done.stderr
 
 
+def test_variables(command, ollama):
+    """They are texts, whatever they look like; only the rendered prompt counts for what was answered before."""
+    given = ("--prompt", "{{ version }} {{ row.text }}", "-o", "seed=1")
+
+    assert command(*given, "--variable", "version=1.10", prompt=False).returncode == 0
+    again = command(
+        "--prompt", "{{ v.split('=')[1] }} {{ row.text }}", "-o", "seed=1", "--variable", "v=x=1.10", prompt=False
+    )
+    refused = command(*given, "--variable", "version", prompt=False)
+
+    assert "1.10 text 7" in [(seen.json or {}).get("prompt") for seen in ollama.stand_in.requests]
+    assert json.loads(again.stdout)["reused"] == 40
+    assert (refused.returncode, "--variable: 'version' is no NAME=VALUE" in refused.stderr) == (1, True)
+
+
 def test_chat_with_a_schema(command, tmp_path):
     """Turns and schema are files."""
     (tmp_path / "turns.json").write_text('[{"role": "user", "content": "{{ row.text }}"}]')

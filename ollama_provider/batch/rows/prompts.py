@@ -1,8 +1,9 @@
 """Templates that make the prompt of a row, or the messages of a chat: Jinja, rendered in a sandbox.
 
-``{{ row.text }}`` is the column ``text``. A column named ``items`` or ``values`` wins over the method of that name. A
-column that is missing, null or NaN fails its row, instead of leaving a gap in the prompt. A template that can do
-without it says so: ``{{ row.title | default("untitled", true) }}``.
+``{{ row.text }}`` is the column ``text``. Beside ``row`` a template knows the variables of the batch, which are the
+same for all rows (``{{ day }}``). A column named ``items`` or ``values`` wins over the method of that name. A column
+that is missing, null or NaN fails its row, instead of leaving a gap in the prompt. A template that can do without it
+says so: ``{{ row.title | default("untitled", true) }}``.
 """
 
 import json
@@ -31,12 +32,13 @@ class PromptTemplate:
 
     Args:
         template: Jinja source; the row is ``row``.
+        variables: values that are the same for all rows, by their names.
 
     Raises:
-        InputError: the template has a syntax error, or uses a name other than ``row``.
+        InputError: the template has a syntax error, or uses a name that is neither ``row`` nor a variable.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, variables: Mapping[str, Any] | None = None) -> None:
         self._environment = Sandbox()
         try:
             tree = self._environment.parse(template)
@@ -46,11 +48,15 @@ class PromptTemplate:
         self.needed = _columns(tree)
         # One context for all rows: Template.render makes a new one each time, which takes four fifths of the time of a
         # simple template.
-        self._names = dict(self._environment.globals)
+        self._names = {**self._environment.globals, **(variables or {})}
         self._context = self._template.new_context(self._names, shared=True)
-        unknown = sorted(find_undeclared_variables(tree) - {"row"} - set(self._environment.globals))
+        unknown = sorted(find_undeclared_variables(tree) - {"row", *self._names})
         if unknown:
-            raise InputError(f"The prompt's template knows only 'row': write row.{unknown[0]} for that column.")
+            known = ", ".join(map(repr, ["row", *(variables or {})]))
+            raise InputError(
+                f"The prompt's template uses {unknown[0]!r}, but knows only {known}: write row.{unknown[0]} for a "
+                "column of that name, or define it in variables."
+            )
 
     def check(self, columns: Iterable[str]) -> None:
         """Compare the template with the columns that the rows have.
@@ -123,12 +129,13 @@ class ChatTemplate:
     Args:
         messages: each with ``role`` (``system``, ``user`` or ``assistant``) and ``content``, which is a template as in
             `PromptTemplate`.
+        variables: as in `PromptTemplate`.
 
     Raises:
         InputError: a message has another role or other fields, the last one is not the user's, or a template is wrong.
     """
 
-    def __init__(self, messages: Sequence[Mapping[str, str]]) -> None:
+    def __init__(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any] | None = None) -> None:
         for number, message in enumerate(messages):
             if set(message) != {"role", "content"} or message["role"] not in _ROLES:
                 raise InputError(
@@ -136,7 +143,7 @@ class ChatTemplate:
                 )
         if not messages or messages[-1]["role"] != "user":
             raise InputError("messages: the last message must be the user's, so that the model answers it.")
-        self._messages = [(message["role"], PromptTemplate(message["content"])) for message in messages]
+        self._messages = [(message["role"], PromptTemplate(message["content"], variables)) for message in messages]
 
     def check(self, columns: Iterable[str]) -> None:
         """Compare the templates with the columns that the rows have.

@@ -11,7 +11,7 @@ from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.records import RAW, Row, Rows, canonical_json
+from ollama_provider.batch.records import RAW, Row, Rows, canonical_json, plain
 from ollama_provider.batch.rows.image_folder import ImageFolder
 from ollama_provider.batch.rows.prompts import ChatTemplate, EmptyTextError, PromptTemplate, RenderError
 from ollama_provider.batch.rows.sources import folder_of, read_rows
@@ -73,8 +73,13 @@ class RowReader:
 
     def __init__(self, spec: BatchSpec, rows: Rows) -> None:
         self._spec = spec
-        self._prompts = PromptTemplate(spec.template()) if spec.messages is None else ChatTemplate(spec.messages)
-        self._images = None if spec.images is None else PromptTemplate(spec.images)
+        variables = plain(spec.variables)
+        self._prompts = (
+            PromptTemplate(spec.template(), variables)
+            if spec.messages is None
+            else ChatTemplate(spec.messages, variables)
+        )
+        self._images = None if spec.images is None else PromptTemplate(spec.images, variables)
         self._folder = None if spec.images is None else _image_folder(spec)
         self._shard = spec.the_shard()
         self._rows: Iterator[Row] = iter(read_rows(rows))

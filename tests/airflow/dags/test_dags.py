@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -272,6 +273,15 @@ def test_repair_failed(run, ollama, tmp_path) -> None:
     assert (repair["summaries"]["requests"], repair["summaries"]["failed"]) == (1, 0)
     assert [number for number in "123" if any(f"Row {number}" in prompt for prompt in prompts)] == ["1", "2"]
     assert "Row 2" in prompts[-1]
+
+
+def test_prompt_with_the_day(run, ollama, tmp_path) -> None:
+    """Each row is asked on the day of the run and in the tone of the form."""
+    done = run("ollama_prompt_with_the_day", output_path=f"file://{tmp_path}", tone="dry")
+
+    assert done["invitations"]["ok"] == 2
+    first = next(body["prompt"] for seen in ollama.stand_in.requests if (body := seen.json or {}).get("prompt"))
+    assert re.fullmatch(r"Today is \d{4}-\d\d-\d\d\. In a dry tone, invite Ada, who came on 2026-03-01\.", first)
 
 
 def test_night_window(run, tmp_path) -> None:

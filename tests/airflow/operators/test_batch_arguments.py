@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import re
 from datetime import date, time, timedelta
 from functools import partial
 
@@ -22,6 +23,8 @@ from ollama_provider.batch import (
     Window,
     read_argument,
 )
+from ollama_provider.batch.arguments import RESERVED_NAMES
+from ollama_provider.batch.rows.sandbox import Sandbox
 from ollama_provider.decorators import ollama_batch_task
 from ollama_provider.operators import OllamaBatchOperator
 from ollama_provider.operators.batch import sharded
@@ -56,7 +59,7 @@ def test_there_are_few_enough_to_read() -> None:
         if argument.kind is inspect.Parameter.KEYWORD_ONLY and name != "shard"
     ]
 
-    assert len(own) <= 22, own
+    assert len(own) <= 23, own
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,9 @@ def test_there_are_few_enough_to_read() -> None:
         {"failures": "none"},
         {"pace": [1]},
         {"window": {"stop": "06:00"}},
+        {"variables": [("day", "2026-01-01")]},
+        {"variables": {"row": "{{ ds }}"}},
+        {"variables": {"run-date": "{{ ds }}"}},
     ],
     ids=str,
 )
@@ -279,6 +285,24 @@ def test_a_batch_is_not_deferrable(value):
     """The text says what keeps its slot out of the way of other tasks instead."""
     with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match=r"^deferrable: .*pool.*queue.*stop_at"):
         BATCH(deferrable=value)
+
+
+def test_a_name_that_templates_cannot_use_is_refused_with_one_that_they_can():
+    """Every name that means something in a template already, and every text that is no name."""
+    better = {"run-date": "run_date", "2nd": "_2nd", "two words": "two_words", "class": "class_", "": "_", 7: "_7"}
+    better |= {name: f"the_{name}" for name in ("row", "loop", "range", "true")}
+
+    for name, other in better.items():
+        with pytest.raises(InvalidRequestError, match=f"^variables: .*{re.escape(repr(name))}.* call it {other!r}$"):
+            read_argument("variables", {name: "x"})
+        assert read_argument("variables", {other: "x"}) == {other: "x"}
+    assert {*Sandbox().globals, "row"} <= RESERVED_NAMES
+
+
+def test_a_variable_that_needs_a_row_is_refused():
+    """Airflow would render it without one, as an empty text."""
+    with DAG("any", schedule=None), pytest.raises(InvalidRequestError, match=r"^variables\.title: it uses row"):
+        BATCH(variables={"day": "{{ ds }}", "title": "{{ row.title | upper }}"})
 
 
 def test_a_decorated_batch_is_not_deferrable():

@@ -1,11 +1,17 @@
 """OllamaBatchOperator with shards, windows, vectors and schemas, run by Airflow against the stand-in."""
 
+import base64
 import json
 
 import pytest
 from pyarrow import parquet
 
 from ollama_provider.testing import Model, Stall
+
+#: One grey pixel.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
+)
 
 pytestmark = pytest.mark.parametrize("run_task", [False], ids=["blocking"], indirect=True)
 
@@ -105,6 +111,88 @@ def test_values_of_a_trigger_form(run_task, ollama, tmp_path, native) -> None:
     assert ran.value["directory"] == f"{tmp_path}/out/202611"
     sent = [seen.json["messages"] for seen in ollama.stand_in.requests if seen.path == "/api/chat"]
     assert [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "text 0"}] in sent
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+def test_a_prompt_knows_the_run_it_is_in(run_task, ollama, tmp_path, native) -> None:
+    """Its day, its parameters and what a task before has returned; braces in those are data."""
+    above = "@task\ndef tone():\n    return 'Dry {{ params.tone }}'"
+    given = batch(
+        tmp_path,
+        "prompt='{{ day }}: {{ said }} {{ words | join(\"+\") }} {{ row.text }}'",
+        "variables={'day': '{{ run_id[:6] }}', 'said': tone(), 'words': ['{{ params.tone }}', 'b']}",
+    )
+
+    ran = run_task(
+        f"OllamaBatchOperator({given})", above=above, params={"tone": "a"}, render_template_as_native_obj=native
+    )
+
+    assert ran.state == "success", ran.log
+    assert "manual: Dry {{ params.tone }} a+b text 7" in prompts(ollama)
+    assert json.loads((tmp_path / "out/batch.json").read_text())["settings"]["variables"] == {
+        "day": "manual",
+        "said": "Dry {{ params.tone }}",
+        "words": ["a", "b"],
+    }
+
+
+def test_another_day_asks_again_only_where_the_prompt_has_it(run_task, ollama, tmp_path) -> None:
+    """A variable is no part of a row's key but through its prompt."""
+    prompt = "prompt='{{ day if row.text.endswith(\"7\") }} {{ row.text }}'"
+    ran = [
+        run_task(f"OllamaBatchOperator({batch(tmp_path, prompt, f'variables=dict(day={day!r})')})")
+        for day in ("Monday", "Tuesday")
+    ]
+
+    assert [(each.state, each.value["requests"]) for each in ran] == [("success", 40), ("success", 4)]
+    assert sum(text.startswith("Tuesday") for text in prompts(ollama)) == 4
+
+
+def test_messages_and_the_path_of_an_image_know_the_variables(run_task, ollama, tmp_path) -> None:
+    """Also a message that does not name the row: without the variable Airflow would render it as nothing."""
+    turns = "[{'role': 'system', 'content': 'It is {{ day }}.'}, {'role': 'user', 'content': '{{ row.text }}'}]"
+    images = ("images='{{ file }}.png'", f"images_from='{tmp_path}'")
+    given = batch(tmp_path, f"messages={turns}", "variables=named()", *images, model="llava")
+    (tmp_path / "dot.png").write_bytes(PNG)
+    ollama.stand_in.install(Model("llava", ("completion", "vision")))
+
+    ran = run_task(
+        f"OllamaBatchOperator({given})", above="@task\ndef named():\n    return {'day': 'Monday', 'file': 'dot'}"
+    )
+
+    assert (ran.state, ran.value["ok"]) == ("success", 40), ran.log
+    sent = [seen.json["messages"] for seen in ollama.stand_in.requests if seen.path == "/api/chat"]
+    assert {messages[0]["content"] for messages in sent} == {"It is Monday."}
+    assert all(messages[1]["images"] for messages in sent)
+
+
+def test_a_name_of_airflows_is_no_variable_by_itself(run_task, ollama, tmp_path) -> None:
+    """The text says what to do, before anything is asked, and no retry is used."""
+    given = batch(tmp_path, "retries=2", "prompt='{{ ds }} {{ row.text }}'")
+
+    ran = run_task(f"OllamaBatchOperator({given})")
+
+    assert (ran.state, ran.tries) == ("failed", 1)
+    assert "uses 'ds', but knows only 'row': write row.ds for a column of that name, or define it in var" in ran.log
+    assert prompts(ollama) == []
+
+
+def test_shards_must_have_the_same_variables(run_task, tmp_path) -> None:
+    """Else their keys would share the rows in two ways, and a row would be nobody's."""
+    given = batch(tmp_path, "prompt='{{ n }} {{ row.text }}'", "variables={'n': '{{ ti.map_index }}'}")
+    above = "from ollama_provider.operators.batch import sharded"
+
+    ran = run_task(
+        f"""
+        @task(trigger_rule="all_done")
+        def t():
+            return None
+        sharded(2, {given.replace("task_id='t'", "task_id='all'")}) >> t()
+        """,
+        above=above,
+    )
+
+    assert "belongs to a batch with other settings (variables)" in ran.log
 
 
 def test_a_text_that_native_rendering_has_made_a_number_is_refused(run_task, tmp_path) -> None:

@@ -6,7 +6,7 @@ import decimal
 import pytest
 
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.rows.prompts import PromptTemplate, RenderError
+from ollama_provider.batch.rows.prompts import ChatTemplate, PromptTemplate, RenderError
 
 
 def render(template, **columns):
@@ -73,6 +73,26 @@ def test_a_name_other_than_row_is_refused():
     assert (
         PromptTemplate("{% set x = row.a %}{{ x }}{% for i in range(2) %}{{ i }}{% endfor %}").render({"a": 1}) == "101"
     )
+
+
+def test_variables_are_the_same_for_all_rows():
+    """A row cannot change them, and may have columns of the same names."""
+    prompts = PromptTemplate("{% set day = day + '!' %}{{ day }} {{ row.day }} {{ tags | join('+') }}",
+                             {"day": "Monday", "tags": ["a", "b"]})  # fmt: skip
+
+    assert [prompts.render({"day": n}) for n in (1, 2)] == ["Monday! 1 a+b", "Monday! 2 a+b"]
+    with pytest.raises(RenderError):
+        PromptTemplate("{{ tags.append(row.text) }}", {"tags": []}).render({"text": "x"})
+
+
+def test_a_name_that_is_no_variable_is_refused_with_those_that_are():
+    """In a chat as well; nothing is left out silently."""
+    told = r"uses 'dya', but knows only 'row', 'day', 'tone': write row\.dya .* variables"
+
+    with pytest.raises(InputError, match=told):
+        PromptTemplate("{{ dya }} {{ row.text }}", {"day": "Monday", "tone": "dry"})
+    with pytest.raises(InputError, match=told):
+        ChatTemplate([{"role": "user", "content": "{{ dya }}"}], {"day": "Monday", "tone": "dry"})
 
 
 @pytest.mark.parametrize(
