@@ -441,7 +441,8 @@ async def _prepare(run: _Run, joining: Joining, sample: Sequence[str]) -> list[t
         )
         setups = [(run.servers[0], setup)]
     else:
-        (first, checked), *others = await joining.first()
+        earlier = await asyncio.to_thread(manifests.earlier_digest, run.storage, manifest)
+        (first, checked), *others = await joining.first(earlier)
         setup = preflight.run_setup(spec, sample, manifest.num_ctx, first.state.name, checked)
         setups = [(first, setup)]
         for server, says in others:

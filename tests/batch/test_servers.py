@@ -172,6 +172,23 @@ class TestServersThatAreLeftOut:
 
         self.run(batch, caplog, ollama_servers[1], "the digest")
 
+    @pytest.mark.parametrize("shard", [None, (0, 2)])
+    def test_another_digest_than_that_of_an_earlier_run(self, batch, ollama_servers, shard):
+        """What was answered is not asked again, though most servers would have another digest now."""
+        ollama_servers[0].stand_in.retag("llama3.2")
+        batch.run(texts(12), shard=shard)  # the second and the third decide
+        answered = len(batch.asked)
+        ollama_servers[1].stop()
+
+        if shard is None:
+            assert batch.run(texts(12)).reused == 12
+            assert len(batch.asked) == answered == 12
+        else:
+            batch.run(texts(12), shard=(1, 2))
+            assert batch.run(texts(12), mode="merge").ok == 12
+            assert sorted(batch.asked) == sorted(texts(12))
+        assert batch.asked_of(ollama_servers[0]) == []
+
     def test_another_digest_than_the_demanded_one(self, batch, ollama_servers, caplog):
         """Also if most servers have that other one."""
         old = httpx.get(f"{ollama_servers[0].url}/api/tags").json()["models"]

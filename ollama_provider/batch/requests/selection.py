@@ -18,16 +18,19 @@ def digests(spec: BatchSpec, server: Checked) -> tuple[str | None, str | None]:
     return digest_of(server.model.tags, name), second or None
 
 
-def reference(spec: BatchSpec, servers: Mapping[str, Checked]) -> str:
+def reference(spec: BatchSpec, servers: Mapping[str, Checked], earlier: str | None = None) -> str:
     """Return the server whose models the batch is made with: those of most servers, and of the first one in a tie.
 
     Args:
         spec: the batch. Digests that it demands were checked.
         servers: what each says, by its URL, in the order of the connection; one at least.
+        earlier: digest of the model in an earlier run of the batch. Servers that have it come before all others:
+            another one would ask again what was answered.
     """
     found = {url: digests(spec, server) for url, server in servers.items()}
     count = Counter(found.values())
-    return max(found, key=lambda url: count[found[url]])  # the first of those with most
+    # The first of those with most.
+    return max(found, key=lambda url: (earlier is not None and found[url][0] == earlier, count[found[url]]))
 
 
 def difference(spec: BatchSpec, server: Checked, url: str, chosen: Checked) -> str | None:

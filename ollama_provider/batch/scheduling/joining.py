@@ -35,8 +35,11 @@ class Joining:
         self._checks: dict[str, asyncio.Task[Checked]] = {}
         self._reference: tuple[str, Checked] | None = None
 
-    async def first(self) -> list[tuple[Server, Checked]]:
+    async def first(self, earlier: str | None) -> list[tuple[Server, Checked]]:
         """Return the servers that the run begins with, and what they say: those that answer soon, with the same models.
+
+        Args:
+            earlier: digest of the model in an earlier run of the batch; None if there is none, or none is known.
 
         Raises:
             ModelChangedError: there is one server, and a digest is not the demanded one.
@@ -53,7 +56,7 @@ class Joining:
         found = {name: check.result() for name, check in self._checks.items() if _is_good(check)}
         if not found:
             raise self._no_server()
-        chosen = reference(self._spec, found)
+        chosen = reference(self._spec, found, earlier)
         self._reference = chosen, found[chosen]
         return [
             (server, found[server.state.name])

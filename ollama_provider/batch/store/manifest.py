@@ -102,6 +102,16 @@ def read(storage: Storage, name: str) -> Manifest | None:
     return Manifest(saved.round, saved.mode, saved.num_ctx, saved.settings, saved.common, provenance)
 
 
+def earlier_digest(storage: Storage, current: Manifest) -> str | None:
+    """Return the digest of the model in the last run, or else in a run of another shard; None if none is known."""
+    if current.provenance is not None:
+        return Provenance(**current.provenance).digest
+    others = (read(storage, name) for name in shards.manifest_names(storage))
+    return next(
+        (each.provenance["digest"] for each in others if each is not None and each.provenance is not None), None
+    )
+
+
 def merged_provenance(storage: Storage, whole: Manifest, common: dict[str, Any]) -> Provenance:
     """Return the provenance of the shards' results, or that of the whole batch if no shard has run since.
 
