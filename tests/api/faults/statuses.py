@@ -102,12 +102,19 @@ STATUSES = [
 ]
 
 
-def _retry_after(value: str, status: int) -> Script:
-    return lambda call: _answer(status, "a page", call, f"Retry-After: {value}")
+def _retry_after(value: str | int, status: int) -> Script:
+    """Return the answer with that header; a number is seconds from the moment of the answer, sent as a date."""
+    return lambda call: _answer(
+        status, "a page", call, f"Retry-After: {value if isinstance(value, str) else _in(value)}"
+    )
 
 
-def _in(seconds: float) -> str:
+def _in(seconds: int) -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+def _name(value: str | int) -> str:
+    return value if isinstance(value, str) else f"a date {abs(value)} s {'ahead' if value > 0 else 'ago'}"
 
 
 RETRY_AFTER = [
@@ -115,18 +122,18 @@ RETRY_AFTER = [
         "429 or 503 with `Retry-After` up to five minutes, negative, or unreadable",
         everywhere(OVERLOADED),
         {
-            f"{status}, {value}": _retry_after(value, status)
+            f"{status}, {_name(value)}": _retry_after(value, status)
             for status in (429, 503)
-            for value in ("0", "2", "2.5", "-5", "soon", "1e3", _in(20), _in(-20), "Mon, 99 Foo 2026 99:99:99 GMT", "")
+            for value in ("0", "2", "2.5", "-5", "soon", "1e3", 20, -20, "Mon, 99 Foo 2026 99:99:99 GMT", "")
         },
     ),
     Fault(
         "429 or 503 with `Retry-After` beyond `max_retry_seconds`, however far",
         everywhere(OVERLOADED_FOR_LONG),
         {
-            f"{status}, {value}": _retry_after(value, status)
+            f"{status}, {_name(value)}": _retry_after(value, status)
             for status in (429, 503)
-            for value in ("3600", "9" * 400, _in(3600), "Fri, 31 Dec 9999 23:59:59 GMT")
+            for value in ("3600", "9" * 400, 3600, "Fri, 31 Dec 9999 23:59:59 GMT")
         },
     ),
 ]
