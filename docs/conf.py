@@ -43,6 +43,7 @@ NAVIGATION = {
         "docs/howto/taskflow",
         "docs/howto/wait-without-a-slot",
         "docs/howto/several-servers",
+        "docs/howto/inputs",
         "docs/howto/sql",
         "docs/howto/manage-models",
         "docs/howto/tools",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ollama_provider.batch.arguments import GROUPS as GROUPS
     from ollama_provider.batch.arguments import ArgumentGroup as ArgumentGroup
-    from ollama_provider.batch.arguments import Embedding, FailurePolicy, Pace, Timeouts, Window
+    from ollama_provider.batch.arguments import Embedding, FailurePolicy, InputOptions, Pace, Timeouts, Window
     from ollama_provider.batch.arguments import is_final as is_final
     from ollama_provider.batch.arguments import read_argument as read_argument
     from ollama_provider.batch.arguments import refuse_contradictions as refuse_contradictions
@@ -52,6 +52,7 @@ __all__ = [
     "Embedding",
     "FailurePolicy",
     "InputError",
+    "InputOptions",
     "ModelChangedError",
     "NoServerError",
     "Outcome",
@@ -74,7 +75,7 @@ __all__ = [
 # Loaded on first use: a DAG file is parsed every few seconds, and names an error or two of these at most.
 _HOMES = {
     "arguments": (
-        "Embedding", "FailurePolicy", "Pace", "Timeouts", "Window",
+        "Embedding", "FailurePolicy", "InputOptions", "Pace", "Timeouts", "Window",
         # For the operators.
         "GROUPS", "ArgumentGroup", "is_final", "read_argument", "refuse_contradictions",
     ),

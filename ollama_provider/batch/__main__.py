@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "--password-file", metavar="FILE", type=Path, help="a file with the API key, or with the password of --login"
     )
     what.add_argument("--model", required=True, help="name, or name@sha256:… to demand these weights")
-    what.add_argument("--rows", required=True, metavar="FILE", help=".jsonl, .csv or .parquet; a glob in quotes")
+    what.add_argument(
+        "--rows",
+        required=True,
+        metavar="FILE",
+        help=".jsonl, .json, .csv, .tsv, .parquet; a glob in quotes",
+    )
     what.add_argument("--embed", action="store_true", help="ask for a vector of the prompt instead of an answer")
     prompt = what.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEMPLATE", help="Jinja; the column 'text' is {{ row.text }}")
@@ -92,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_groups(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that `BatchSpec` has in groups, each by its own name. Only those given are in the result."""
     new = partial(parser.add_argument_group, argument_default=argparse.SUPPRESS)
+
+    files = new("how the files of --rows are written")
+    files.add_argument("--delimiter", metavar="CHARACTER", help=r"of CSV: ';' or '\t' (default: by suffix)")
+    files.add_argument("--quote", metavar="CHARACTER", help="of CSV; '' for none (default: \")")
+    files.add_argument("--encoding", metavar="NAME", help="latin-1, utf-16 (default: utf-8)")
 
     failures = new("what fails and what is tolerated")
     failures.add_argument("--max-attempts", type=int, metavar="N", help=f"default: {FailurePolicy.max_attempts}")

@@ -3,6 +3,7 @@
 Arguments that are not templates are read while a DAG file is parsed, so nothing heavy is imported here.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -99,6 +100,29 @@ def _variables(name: str, value: Any) -> dict[str, Any]:
         key: list(item) if isinstance(item, Sequence) and not isinstance(item, str | bytes) else item
         for key, item in value.items()
     }
+
+
+def _delimiter(name: str, value: Any) -> str:
+    value = "\t" if value == r"\t" else value
+    if not isinstance(value, str) or len(value) != 1 or value in "\r\n":
+        raise InvalidRequestError(f"{name}: {value!r} is not one character, such as ';' (a tab is '\\t')")
+    return value
+
+
+def _quote(name: str, value: Any) -> str:
+    return "" if value == "" else _delimiter(name, value)
+
+
+def _encoding(name: str, value: Any) -> str | None:
+    try:
+        " ".encode(read_text(name, value))
+        found = codecs.lookup(value).name
+    except (LookupError, ValueError):
+        raise InvalidRequestError(
+            f"{name}: Python knows no encoding of text called {value!r}; examples are 'latin-1', 'cp1252' and 'utf-16'"
+        ) from None
+    # Both are read without it.
+    return None if found in {"utf-8", "utf-8-sig"} else found
 
 
 def _path(name: str, value: Any) -> Any:
@@ -307,9 +331,28 @@ class Timeouts(ArgumentGroup):
         return {name: seconds for name, seconds in given.items() if seconds is not None}
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class InputOptions(ArgumentGroup):
+    """How the text of input files is written, where it is not as their suffixes say.
+
+    Args:
+        delimiter: one character that separates the columns of CSV and TSV; None is a comma for ``.csv``, and a tab for
+            ``.tsv``.
+        quote: character around a field of CSV or TSV that holds separators or line breaks; an empty text if there is
+            none, so that every quote is a part of its field. None is ``"``.
+        encoding: of all files but Parquet, by Python's name, such as ``"latin-1"`` or ``"utf-16"``; None is UTF-8.
+    """
+
+    argument: ClassVar[str] = "input_options"
+
+    delimiter: str | None = None
+    quote: str | None = None
+    encoding: str | None = None
+
+
 #: The groups, by the arguments that take them.
 GROUPS: dict[str, type[ArgumentGroup]] = {
-    kind.argument: kind for kind in (FailurePolicy, Pace, Window, Embedding, Timeouts)
+    kind.argument: kind for kind in (FailurePolicy, Pace, Window, Embedding, Timeouts, InputOptions)
 }
 
 
@@ -380,6 +423,10 @@ _OPTIONAL: dict[str, Reader] = {
     "first_token": _seconds,
     "idle": _seconds,
     "total": _seconds,
+    # of InputOptions
+    "delimiter": _delimiter,
+    "quote": _quote,
+    "encoding": _encoding,
 }
 
 

@@ -73,8 +73,10 @@ class Query(Protocol):
 Rows = str | PathLike[str] | Iterable[str | PathLike[str] | Mapping[str, Any]] | Query
 """A file or a glob of files, several of these, the rows themselves, or a query that gives them."""
 
-#: Suffixes of the files that rows can be read from.
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+#: Suffixes of the files that rows can be read from, and those of compressed ones, which follow.
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_SUFFIXES = FORMATS + tuple(suffix + compression for suffix in FORMATS for compression in COMPRESSIONS)
 
 
 def paths_of(rows: Any) -> list[Any] | None:
@@ -93,7 +95,7 @@ def is_path(value: Any) -> bool:
 
 def names_file(value: Any) -> bool:
     """Return whether a value is a path object, or a text that ends in a known suffix."""
-    return value.lower().endswith(SUFFIXES) if isinstance(value, str) else is_path(value)
+    return value.lower().endswith(_SUFFIXES) if isinstance(value, str) else is_path(value)
 
 
 # The outcome of a row.

@@ -14,6 +14,7 @@ from ollama_provider.batch.arguments import (
     ArgumentGroup,
     Embedding,
     FailurePolicy,
+    InputOptions,
     Pace,
     Timeouts,
     Window,
@@ -98,6 +99,7 @@ class BatchSpec:
     Attributes:
         model: name of the model; ``name@sha256:…`` (a beginning of the digest is enough) also demands these weights.
         rows: see `ollama_provider.batch.rows.sources.read_rows`; or a `Query`, which is run once.
+        input_options: how text is written in the files of the rows.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
         variables: values that are the same for all rows, by their names: *prompt*, *messages* and *images* use them
@@ -138,6 +140,7 @@ class BatchSpec:
 
     model: str
     rows: Rows
+    input_options: InputOptions = field(default_factory=InputOptions)
     prompt: str | PathLike[str] = "{{ row.text }}"
     variables: Mapping[str, Any] | None = None
     messages: Sequence[Mapping[str, str]] | None = None
@@ -265,6 +268,8 @@ class BatchSpec:
             "dimensions": embedding.dimensions,
             "on_long_text": embedding.on_long_text,
             "fallback_model": self.failures.fallback_model,
+            # Absent where they are the defaults, as in the manifests of versions without them.
+            **{name: value for name, value in vars(self.input_options).items() if value is not None},
             "shards": self.shard[1] if self.shard else None,
         }
 

@@ -15,6 +15,7 @@ from ollama_provider.batch import (
     ArgumentGroup,
     Embedding,
     FailurePolicy,
+    InputOptions,
     Pace,
     StopSignal,
     Timeouts,
@@ -45,12 +46,16 @@ class OllamaBatchOperator(OllamaOperator):
     (``provenance``: model, digest, server, options). The button *Results* in the UI leads there.
 
     Arguments that belong together are values of `ollama_provider.batch` (`FailurePolicy`, `Pace`, `Window`,
-    `Embedding`, `Timeouts`). They never change, so several tasks and DAGs can share one; templates work inside them.
+    `Embedding`, `Timeouts`, `InputOptions`). They never change, so several tasks and DAGs can share
+    one; templates work inside them.
 
     Args:
-        rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.csv``, ``.parquet``), or a list of
-            these, read as they are needed; or a list of texts or dicts, for instance another task's result; or a
-            query, as `ollama_provider.sql.SqlRows`. Texts that all end in such a suffix are files.
+        rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
+            ``.parquet``, and but for Parquet the same with ``.gz``, ``.bz2``, ``.xz`` or ``.zst``), or a list of these,
+            read as they are needed; or a list of texts or dicts, for instance another task's result; or a query, as
+            `ollama_provider.sql.SqlRows`. Texts that all end in such a suffix are files.
+        input_options: an `InputOptions`, or a dict of its arguments: how text is written in the files, such as
+            ``{"delimiter": ";", "encoding": "latin-1"}``.
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just
             that column). It is rendered for each row, in a sandbox, and not by Airflow. May be the name of a file that
             ends in ``.prompt`` or ``.jinja2``, looked up where Airflow looks for templates.
@@ -98,6 +103,7 @@ class OllamaBatchOperator(OllamaOperator):
         "rows",
         # Before the templates of the rows: their names decide which texts those are.
         "variables",
+        "input_options",
         "output_path",
         "resume",
         "mode",
@@ -132,6 +138,7 @@ class OllamaBatchOperator(OllamaOperator):
         *,
         rows: "str | Iterable[str | Mapping[str, Any]] | SqlRows",
         output_path: str,
+        input_options: InputOptions | dict[str, Any] | None = None,
         prompt: str = "{{ row.text }}",
         variables: Mapping[str, Any] | None = None,
         resume: str = "run",
@@ -166,6 +173,7 @@ class OllamaBatchOperator(OllamaOperator):
         super().__init__(**kwargs)
         self.rows = rows
         self.output_path = output_path
+        self.input_options = input_options
         self.prompt = prompt
         self.variables = variables
         self.resume = resume

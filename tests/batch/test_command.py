@@ -1,5 +1,6 @@
 """The command line of what is not a plain batch: a real process each, against a stand-in."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -37,6 +38,20 @@ def test_shards_and_their_merge(command, tmp_path):
     assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 40
     refused = command("--shard", "2/2")
     assert (refused.returncode, "there is no 2 of 2" in refused.stderr) == (1, True)
+
+
+def test_other_files(command, tmp_path):
+    """Their form is said by options; what is missing, by the error. The last --rows counts."""
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress("id;text\n7;Größe\n".encode("latin-1")))
+    rows = ["--rows", str(tmp_path / "rows.csv.gz")]
+
+    refused = command(*rows)
+    done = command(*rows, "--delimiter", ";", "--encoding", "latin-1")
+
+    assert (refused.returncode, 'input_options={"delimiter": ";"}' in refused.stderr) == (1, True)
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "out/results.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "7"
 
 
 def test_a_window_that_has_closed(command):

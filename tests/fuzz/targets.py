@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
@@ -30,9 +30,10 @@ from ollama_provider.api.protocol import Decoder
 from ollama_provider.api.replies import Collector, StreamedReplies
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.timeouts import timeouts_for
+from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.errors import InputError, StorageError
 from ollama_provider.batch.records import RAW, Row, canonical_json
-from ollama_provider.batch.rows.formats import READERS
+from ollama_provider.batch.rows.formats import read_file
 from ollama_provider.batch.store import manifest
 from ollama_provider.batch.store.journal import Journal, PartReader, State
 from ollama_provider.batch.store.storage import Storage, open_storage
@@ -123,7 +124,7 @@ def compressed_answer(data: bytes) -> None:
 def jsonl_rows(data: bytes) -> None:
     """A file of JSON lines: every line that is not blank is a row or a fault, in order, and none is made up."""
     try:
-        rows = list(READERS[".jsonl"](io.BytesIO(data), "rows.jsonl"))
+        rows = list(read_file(io.BytesIO(data), PurePath("rows.jsonl"), InputOptions()))
     except InputError:
         assert data[:2] in {b"\xff\xfe", b"\xfe\xff"} or data[:2].count(0) == 1
         return
@@ -141,7 +142,7 @@ def jsonl_rows(data: bytes) -> None:
 def csv_rows(data: bytes) -> None:
     """A file of CSV: what Python's own reader finds in it, or a fault, each row at its place."""
     try:
-        rows = list(READERS[".csv"](io.BytesIO(data), "rows.csv"))
+        rows = list(read_file(io.BytesIO(data), PurePath("rows.csv"), InputOptions()))
     except InputError:
         return
     numbers = [int(row.place.rpartition(" ")[2]) for row in rows]

@@ -1,7 +1,8 @@
 """Where rows come from, and what prompt each of them makes.
 
 - `sources`: texts, mappings, files, globs and queries become rows.
-- `formats`: files of JSON lines, CSV and Parquet, read row by row.
+- `formats`: which reader a file needs; `json_files`, `csv_files` and `parquet_files` read row by row, out of what
+  `compression` and `text_files` make of the bytes.
 - `snapshot`: the rows of a query are fetched once and kept in the batch's directory.
 - `prompts`: templates that make the prompt of a row, or the messages of a chat.
 - `image_folder`: the one folder that the images of rows are read from.

@@ -82,7 +82,7 @@ class RowReader:
         self._images = None if spec.images is None else PromptTemplate(spec.images, variables)
         self._folder = None if spec.images is None else _image_folder(spec)
         self._shard = spec.the_shard()
-        self._rows: Iterator[Row] = iter(read_rows(rows))
+        self._rows: Iterator[Row] = read_rows(rows, spec.input_options)
 
     def sample(self) -> Sample | None:
         """Return a sample of the first rows, which are read again by `next_chunk`; None if there are no rows.

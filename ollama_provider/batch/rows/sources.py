@@ -10,18 +10,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.errors import BatchError, InputError, StorageError
 from ollama_provider.batch.records import RAW, TEXT, Query, Row, Rows, names_file, paths_of
-from ollama_provider.batch.rows.formats import READERS
+from ollama_provider.batch.rows.formats import read_file, suffixes_of
 from ollama_provider.batch.store.storage import as_path, local_path
 
+#: Formats whose rows can be counted without parsing or decompressing them.
+_COUNTED = {(suffix, "") for suffix in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")}
 _WILDCARDS = frozenset("*?[")
 #: Errors of the input: they come again at the next attempt, unlike failures of a disk or a store.
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LASTING_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
-def read_rows(rows: Rows) -> Iterator[Row]:
+def read_rows(rows: Rows, options: InputOptions = InputOptions()) -> Iterator[Row]:  # noqa: B008  # it never changes
     """Return the rows, each read when it is needed.
 
     Args:
@@ -36,21 +39,23 @@ def read_rows(rows: Rows) -> Iterator[Row]:
 
             Texts that all end in a known suffix are file names; as texts they are written ``{"text": …}``. If a file
             has exactly the name of a glob, the file is read. The suffix gives the format: ``.jsonl`` or ``.ndjson`` (an
-            object or a text a line), ``.csv`` (UTF-8, commas, names in the first line), ``.parquet`` (needs pyarrow;
-            times to the microsecond, as Python's are).
+            object or a text a line), ``.json`` (one list of these), ``.csv`` or ``.tsv`` (names in the first line),
+            ``.parquet`` (needs pyarrow; times to the microsecond, as Python's are). All but the last may be compressed:
+            ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (needs pyarrow before Python 3.14).
+        options: how text is written in the files.
 
     Raises:
         InputError: no rows, no such file, a glob that matches none, an unknown suffix or protocol, another encoding
-            or separator, or a file that cannot be read at all.
+            or separator, or a file that cannot be read at all, or not from some place on.
         StorageError: the disk or the store fails; another attempt may succeed.
     """
     paths = paths_of(rows)
     if paths is not None:
-        return _read_files(paths)
+        return _read_files(paths, options)
     if isinstance(rows, Query):
         return _read_iterable(chain.from_iterable(rows.fetch()))
     _refuse_wrong_types(rows)
-    return _read_iterable(rows) if isinstance(rows, list | tuple) else _read_iterator(iter(rows))  # type: ignore[arg-type]
+    return _read_iterable(rows) if isinstance(rows, list | tuple) else _read_iterator(iter(rows), options)  # type: ignore[arg-type]
 
 
 def folder_of(rows: Any) -> Any | None:
@@ -112,8 +117,7 @@ def find_files(pattern: Any) -> list[Any]:
         if not files:
             raise InputError(f"No file matches {path}, so there are no rows.")
     for file in files:
-        if file.suffix.lower() not in READERS:
-            raise InputError(f"The format of {file} is unknown: the suffix must be one of {', '.join(READERS)}.")
+        suffixes_of(file)
     return files
 
 
@@ -161,19 +165,20 @@ def _readable(path: Any) -> Iterator[None]:
         raise StorageError(f"{path} cannot be read: the store's library raised {type(error).__name__}.") from error
 
 
-def _read_files(paths: Iterable[Any]) -> Iterator[Row]:
+def _read_files(paths: Iterable[Any], options: InputOptions) -> Iterator[Row]:
     # All files are found before the first one is read.
-    return chain.from_iterable(map(_read_file, [file for path in paths for file in find_files(path)]))
+    files = [file for path in paths for file in find_files(path)]
+    return chain.from_iterable(_read_file(file, options) for file in files)
 
 
-def _read_iterator(rows: Iterator[Any]) -> Iterator[Row]:
+def _read_iterator(rows: Iterator[Any], options: InputOptions) -> Iterator[Row]:
     names = []
     for row in rows:
         names.append(row)
         if not names_file(row):
             break
     else:
-        return (yield from _read_files(names))
+        return (yield from _read_files(names, options))
     yield from _read_iterable(chain(names, rows))
 
 
@@ -191,9 +196,9 @@ def _read_iterable(rows: Any) -> Iterator[Row]:
             yield Row({RAW: repr(row)}, place, f"a row is a text or a mapping, not {type(row).__name__}")
 
 
-def _read_file(path: Any) -> Iterator[Row]:
+def _read_file(path: Any, options: InputOptions) -> Iterator[Row]:
     with _readable(path), path.open("rb") as file:
-        yield from READERS[path.suffix.lower()](file, path)
+        yield from read_file(file, path, options)
 
 
 def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | None:
@@ -212,7 +217,7 @@ def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | 
     try:
         files = [file for path in paths for file in find_files(path)]
         # Some versions of a path of an object store are a Path too.
-        if any(hasattr(file, "fs") for file in files):
+        if any(hasattr(file, "fs") or suffixes_of(file) not in _COUNTED for file in files):
             return None
         return sum(_count_in_file(file, check) for file in files)
     except (OSError, BatchError, ValueError, ImportError):  # reading the rows raises it again, with an explanation
@@ -230,4 +235,4 @@ def _count_in_file(path: Path, check: Callable[[], object]) -> int:
             check()
             lines += piece.count(b"\n")
             last = piece[-1:]
-    return lines + (last != b"\n") - (path.suffix.lower() == ".csv")
+    return lines + (last != b"\n") - (path.suffix.lower() in {".csv", ".tsv"})

@@ -54,6 +54,17 @@ def test_summary_and_results(run_task, ollama, tmp_path, caplog) -> None:
     assert "done=2/2 (100 %) ok=2 failed=0" in caplog.text
 
 
+def test_rows_of_a_file_that_is_no_plain_csv(run_task, ollama, tmp_path) -> None:
+    """Its options are templates, as everything in a group is."""
+    (tmp_path / "rows.csv").write_bytes("name;text\na;Größe\n".encode("latin-1"))
+    options = 'input_options={"delimiter": "{{ \';\' }}", "encoding": "latin-1"}'
+
+    ran = run_task(batch(tmp_path, options, rows=f"'{tmp_path}/rows.csv'"))
+
+    assert ran.state == "success"
+    assert prompts(ollama) == ["Größe"]
+
+
 def test_rows_of_another_task_and_a_prompt_file(run_task, ollama, tmp_path) -> None:
     """Rows come through XCom as they are; a prompt file is a template for rows, not for Airflow."""
     (tmp_path / "shorten.prompt").write_text("Shorten: {{ row.text }}\n")

@@ -19,7 +19,7 @@ from upath import UPath
 
 from ollama_provider.batch.errors import InputError, StorageError
 from ollama_provider.batch.records import canonical_json
-from ollama_provider.batch.rows import formats
+from ollama_provider.batch.rows import text_files
 from ollama_provider.batch.rows.sources import count_rows, read_rows
 
 
@@ -172,7 +172,7 @@ def test_no_such_file_no_match_no_format(tmp_path):
         read_rows(tmp_path / "missing.jsonl")
     with pytest.raises(InputError, match=r"No file matches .*\*\.jsonl"):
         read_rows(tmp_path / "*.jsonl")
-    with pytest.raises(InputError, match=r"\.jsonl, \.ndjson, \.csv, \.parquet"):
+    with pytest.raises(InputError, match=r"\.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet"):
         read_rows(tmp_path / "rows.txt")
 
 
@@ -437,7 +437,7 @@ class TestLongLines:
 
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        monkeypatch.setattr(formats, "_MAX_LINE", 1000)
+        monkeypatch.setattr(text_files, "MAX_LINE", 1000)
 
     @pytest.mark.parametrize("size", [1001, 5000])
     def test_of_json(self, tmp_path, size):
@@ -472,7 +472,7 @@ class TestLongLines:
             next(rows)
 
     def test_memory(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(formats, "_MAX_LINE", 1 << 20)
+        monkeypatch.setattr(text_files, "MAX_LINE", 1 << 20)
         with (tmp_path / "a.jsonl").open("wb") as file:
             file.truncate(1 << 27)
 

@@ -1,0 +1,86 @@
+"""Parquet, a few rows at a time."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from typing import Any, BinaryIO
+
+from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.records import RAW, Row
+
+
+def read_parquet(file: BinaryIO, path: str) -> Iterator[Row]:
+    """Return the rows of a Parquet file, with times to the microsecond, as Python's are.
+
+    Raises:
+        InputError: pyarrow is not installed, or the file is damaged or names a column twice.
+    """
+    try:
+        from pyarrow import ArrowException, parquet  # heavy, and an extra
+    except ImportError:
+        raise InputError(
+            f"{path} needs pyarrow, which is not installed: pip install 'airflow-provider-ollama[parquet]'."
+        ) from None
+    try:
+        # Old timestamps of Spark are outside of the years that nanoseconds can represent.
+        with closing(parquet.ParquetFile(file, coerce_int96_timestamp_unit="us")) as table:
+            schema = table.schema_arrow
+            if len(set(schema.names)) < len(schema.names):
+                raise InputError(f"{path} names a column twice: {', '.join(map(repr, schema.names))}.")
+            readable = _for_python(schema)
+            number = 0
+            # Few rows at a time: a row may have megabytes.
+            for batch in table.iter_batches(batch_size=64):
+                for columns, fault in _rows_of(batch if readable == schema else batch.cast(readable, safe=False)):
+                    yield Row(columns, f"{path}, row {number}", fault)
+                    number += 1
+    except ArrowException as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _rows_of(batch: Any) -> Iterable[tuple[dict[str, Any], str | None]]:
+    try:
+        return [(row, None) for row in batch.to_pylist()]
+    except Exception:  # a value that Python cannot represent; pyarrow has no error class for that
+        return map(partial(_row_of, batch), range(batch.num_rows))
+
+
+def _row_of(batch: Any, number: int) -> tuple[dict[str, Any], str | None]:
+    columns: dict[str, Any] = {}
+    for name, values in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = values[number].as_py()
+        except Exception as error:
+            fault = f"Python cannot represent the value of its column {name!r} ({values.type}): {type(error).__name__}"
+            return {RAW: repr(columns)}, fault
+    return columns, None
+
+
+def _for_python(schema: Any) -> Any:
+    """Return a schema with microseconds in place of nanoseconds, which Python's times do not have."""
+    import pyarrow as pa
+
+    return pa.schema([field.with_type(_type_for_python(field.type)) for field in schema], schema.metadata)
+
+
+def _type_for_python(kind: Any) -> Any:  # noqa: PLR0911  # a table
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_time64(kind):
+        return pa.time64("us")
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_type_for_python(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_type_for_python(kind.value_type)))
+    if types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_type_for_python(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_type_for_python(kind.value_type)), kind.list_size)
+    if types.is_map(kind):
+        return pa.map_(_type_for_python(kind.key_type), kind.item_field.with_type(_type_for_python(kind.item_type)))
+    return kind
