@@ -298,8 +298,9 @@ class OllamaRequestTrigger(OllamaTrigger):
         """Send the request to several servers at the same time; one that fails does not stop the others."""
 
         async def send(url: str) -> Reply | OllamaError:
+            hook = OllamaHook(self.conn_id, url, **self.overrides)
             try:
-                async with OllamaHook(self.conn_id, url, **self.overrides).async_client() as client:
+                async with hook.async_client(concurrency=_CONCURRENCY) as client:
                     reply: Reply = await client.send(request)
             except OllamaError as error:
                 return error

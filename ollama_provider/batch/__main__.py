@@ -40,7 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 complete, 3 incomplete (stopped), 1 failed, 2 wrong arguments.",
     )
     what = parser.add_argument_group("what to do")
-    what.add_argument("--host", help="URL of the server (default: OLLAMA_HOST, else http://127.0.0.1:11434)")
+    what.add_argument(
+        "--host",
+        help="URL of the server, or several with commas between them "
+        "(default: OLLAMA_HOST, else http://127.0.0.1:11434)",
+    )
     what.add_argument("--login", metavar="NAME", help="for Basic auth at a proxy in front of the server")
     what.add_argument(
         "--password-file", metavar="FILE", type=Path, help="a file with the API key, or with the password of --login"

@@ -397,6 +397,19 @@ class TestMany:
         assert all(taken(payload).done for payload in await asyncio.gather(*waiting))
         assert clients == []
 
+    async def test_many_pulls_to_several_servers_wait_for_each_other_at_none(self, ollama_servers, ollama_servers_conn):
+        """Each may take hours."""
+        gate = Gate()
+        for server in ollama_servers:
+            server.stand_in.script(Stall(until=gate), path="pull", always=True)
+        urls = [server.url for server in ollama_servers]
+        waiting = [asyncio.create_task(fired(trigger(PULL, servers=urls))) for _ in range(20)]
+
+        for server in ollama_servers:
+            await until(server, lambda s: len(s.open_requests) == 20)
+        gate.open()
+        assert all(taken(payload, PULL).done for payload in await asyncio.gather(*waiting))
+
 
 @pytest.mark.ollama(models=[Model("nomic-embed-text", ("embedding",))])
 async def test_texts_go_in_pieces_and_come_back_in_order(ollama, ollama_conn, tmp_path):
