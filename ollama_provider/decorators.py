@@ -24,6 +24,7 @@ from jinja2 import TemplateError
 
 from ollama_provider.operators import (
     OllamaBatchOperator,
+    OllamaBranchOperator,
     OllamaChatOperator,
     OllamaEmbedOperator,
     OllamaGenerateOperator,
@@ -93,6 +94,11 @@ class _Embed(_Decorated, OllamaEmbedOperator):
     custom_operator_name = "@task.ollama_embed"
 
 
+class _Branch(_Decorated, OllamaBranchOperator):
+    argument = "prompt"
+    custom_operator_name = "@task.ollama_branch"
+
+
 class _Batch(_Decorated, OllamaBatchOperator):
     argument = "rows"
     custom_operator_name = "@task.ollama_batch"
@@ -116,6 +122,11 @@ def ollama_chat_task(python_callable: Callable[..., Any] | None = None, **kwargs
 def ollama_embed_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """``@task.ollama_embed``: an `OllamaEmbedOperator` whose *texts* the function returns."""
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Embed, **kwargs)
+
+
+def ollama_branch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """``@task.ollama_branch``: an `OllamaBranchOperator` whose *prompt* the function returns."""
+    return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Branch, **kwargs)
 
 
 def ollama_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -121,6 +121,7 @@ def get_provider_info() -> dict[str, Any]:
             {"name": "ollama_generate", "class-name": "ollama_provider.decorators.ollama_generate_task"},
             {"name": "ollama_chat", "class-name": "ollama_provider.decorators.ollama_chat_task"},
             {"name": "ollama_embed", "class-name": "ollama_provider.decorators.ollama_embed_task"},
+            {"name": "ollama_branch", "class-name": "ollama_provider.decorators.ollama_branch_task"},
             {"name": "ollama_batch", "class-name": "ollama_provider.decorators.ollama_batch_task"},
         ],
         "config": {

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ollama_provider.operators.batch import OllamaBatchOperator
+    from ollama_provider.operators.branch import OllamaBranchOperator
     from ollama_provider.operators.chat import OllamaChatOperator
     from ollama_provider.operators.create import OllamaCreateModelOperator
     from ollama_provider.operators.disk import OllamaCopyModelOperator, OllamaDeleteModelOperator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OllamaBatchOperator",
+    "OllamaBranchOperator",
     "OllamaChatOperator",
     "OllamaCopyModelOperator",
     "OllamaCreateModelOperator",
@@ -31,6 +33,7 @@ __all__ = [
 # Modules are imported on first access, so that parsing a DAG file loads only the operators that it uses.
 _MODULES = {
     "OllamaBatchOperator": "batch",
+    "OllamaBranchOperator": "branch",
     "OllamaChatOperator": "chat",
     "OllamaCopyModelOperator": "disk",
     "OllamaCreateModelOperator": "create",

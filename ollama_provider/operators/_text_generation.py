@@ -201,6 +201,11 @@ class TextGenerationOperator(DeferrableOperator):
         reply, prompt_cut = run_flow(inference_flow(request, may_cut=self.may_cut, trained=trained), send)
         return [reply], prompt_cut
 
+    @property
+    def answer_format(self) -> Any:
+        """What the answer must look like: a format or a type; None for plain text."""
+        return self.output_type if self.format is None else self.format
+
     def read_format(self) -> "Output | None":
         """Return the format of the answer; None for plain text."""
         from ollama_provider.api.structured_output import Output
@@ -209,7 +214,7 @@ class TextGenerationOperator(DeferrableOperator):
         one_of("on_truncation", self.on_truncation, "warn", "fail")
         if self.format is not None and self.output_type is not None:
             raise InvalidRequestError("use format or output_type, not both")
-        wanted = self.output_type if self.format is None else self.format
+        wanted = self.answer_format
         return None if wanted is None else Output(wanted)
 
     def deliver(

@@ -9,7 +9,7 @@ from ollama_provider.operators._images import read_images
 from ollama_provider.operators._text_generation import TextGenerationOperator
 
 if TYPE_CHECKING:
-    from ollama_provider.api.schemas import GenerateRequest
+    from ollama_provider.api.schemas import ChatRequest, GenerateRequest
 
 
 class OllamaGenerateOperator(TextGenerationOperator):
@@ -46,7 +46,7 @@ class OllamaGenerateOperator(TextGenerationOperator):
         self.images = images
 
     @property
-    def request_kind(self) -> "type[GenerateRequest]":
+    def request_kind(self) -> "type[GenerateRequest] | type[ChatRequest]":
         """The type of the request: a completion."""
         from ollama_provider.api.schemas import GenerateRequest
 

@@ -275,6 +275,19 @@ def test_repair_failed(run, ollama, tmp_path) -> None:
     assert "Row 2" in prompts[-1]
 
 
+def test_route_mails(run, ollama) -> None:
+    """The model knows the tasks by their docstrings; where it says nothing that fits, a person reads the mail."""
+    ollama.stand_in.script({"task": "refund"}, "Pay!")
+
+    chosen, default = run("ollama_route_mails"), run("ollama_route_mails", mail="What a lamp!")
+
+    assert (chosen["refund"], chosen["send_manual"], chosen["read_it"]) == ("paid back", None, None)
+    assert (default["refund"], default["send_manual"], default["read_it"]) == (None, None, "shown")
+    system, user = next(seen.json for seen in ollama.stand_in.requests if seen.path == "/api/chat")["messages"]
+    assert "- send_manual: Send the manual: the customer does not know how to use something." in system["content"]
+    assert user["content"].endswith("I want my money back.")
+
+
 def test_prompt_with_the_day(run, ollama, tmp_path) -> None:
     """Each row is asked on the day of the run and in the tone of the form."""
     done = run("ollama_prompt_with_the_day", output_path=f"file://{tmp_path}", tone="dry")
