@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--system", metavar="TEXT", help="system message for all rows")
     what.add_argument("--id-column", metavar="NAME", help="column that is carried through to the results")
     what.add_argument(
+        "--keep-columns", nargs="+", metavar="NAME", help="columns that go into the results, or the one word all"
+    )
+    what.add_argument(
         "--option",
         "-o",
         action="append",
@@ -211,6 +214,7 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
             "embedding": groups["embedding"] if arguments.embed else None,
             "prompt": arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
             "variables": _variables(arguments.variable),
+            "keep_columns": "all" if arguments.keep_columns == ["all"] else arguments.keep_columns,
             "output_type": arguments.schema,
             "options": _options(arguments.option),
             "mode": "merge" if arguments.merge else arguments.mode,

@@ -125,6 +125,14 @@ def _encoding(name: str, value: Any) -> str | None:
     return None if found in {"utf-8", "utf-8-sig"} else found
 
 
+def _columns(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        value = "all" if value.strip() == "all" else read_list(value) or value
+    if value != "all" and not (isinstance(value, list | tuple) and value and all(isinstance(n, str) for n in value)):
+        raise InvalidRequestError(f"{name}: {value!r} is neither 'all' nor a list of names of columns")
+    return value if value == "all" else list(dict.fromkeys(value))
+
+
 def _path(name: str, value: Any) -> Any:
     return value if hasattr(value, "__fspath__") or hasattr(value, "read_text") else read_text(name, value)
 
@@ -406,6 +414,7 @@ _OPTIONAL: dict[str, Reader] = {
     "images_from": _path,
     "system": read_text,
     "id_column": read_text,
+    "keep_columns": _columns,
     "results": lambda name, value: one_of(name, value, "jsonl", "parquet"),
     **dict.fromkeys(GROUPS, _group),
     # of FailurePolicy

@@ -371,7 +371,7 @@ async def _open(
         on_digest_change=failures.on_digest_change,
     )
     plan = Plan(failures, [server.state for server in servers], 60 / per_minute if per_minute else 0.0)
-    order = RowOrder(with_ids=spec.id_column is not None)
+    order = RowOrder(with_fields=spec.id_column is not None or spec.keep_columns is not None)
     table = None
     # The results of shards go into the table with the merge, which knows the place of each row.
     if spec.into is not None and shard is None:

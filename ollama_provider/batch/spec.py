@@ -116,6 +116,7 @@ class BatchSpec:
             with the request, and each answer is checked; what follows when one does not
             fit is in `ollama_provider.batch.requests.validation`.
         id_column: column whose value is carried through to the results.
+        keep_columns: columns that go into the results, as ``row``; ``"all"`` is every one.
         options: options of the model. ``num_ctx``, where it is not given, is chosen from the first rows and kept, since
             a change of it loads the model again.
         keep_alive: how long the model stays in memory after a request.
@@ -150,6 +151,7 @@ class BatchSpec:
     system: str | None = None
     output_type: Any = None
     id_column: str | None = None
+    keep_columns: Sequence[str] | Literal["all"] | None = None
     options: Options = field(default_factory=Options)
     keep_alive: KeepAlive | None = None
     think: Think = False

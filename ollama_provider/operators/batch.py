@@ -84,6 +84,8 @@ class OllamaBatchOperator(OllamaOperator):
         results: ``"jsonl"`` or ``"parquet"``; None is Parquet for vectors, else JSON lines.
         into: a table that good results are also written into, as `ollama_provider.sql.SqlTable`.
         id_column: column whose value is carried through to the results.
+        keep_columns: names of columns that go into the results, as ``row``; ``"all"`` is every one. Nothing is asked
+            again when they change.
         system: system message for all rows.
         options: the model's options, laid over the connection's. ``num_ctx``, where it is not given, is chosen from the
             first rows.
@@ -114,6 +116,7 @@ class OllamaBatchOperator(OllamaOperator):
         "results",
         "into",
         "id_column",
+        "keep_columns",
         "system",
         "options",
         "keep_alive",
@@ -152,6 +155,7 @@ class OllamaBatchOperator(OllamaOperator):
         results: Literal["jsonl", "parquet"] | None = None,
         into: "SqlTable | None" = None,
         id_column: str | None = None,
+        keep_columns: Literal["all"] | Sequence[str] | None = None,
         system: str | None = None,
         options: dict[str, Any] | None = None,
         keep_alive: float | str | None = None,
@@ -187,6 +191,7 @@ class OllamaBatchOperator(OllamaOperator):
         self.results = results
         self.into = into
         self.id_column = id_column
+        self.keep_columns = keep_columns
         self.system = system
         self.options = options
         self.keep_alive = keep_alive

@@ -46,12 +46,12 @@ def test_other_files(command, tmp_path):
     rows = ["--rows", str(tmp_path / "rows.csv.gz")]
 
     refused = command(*rows)
-    done = command(*rows, "--delimiter", ";", "--encoding", "latin-1")
+    done = command(*rows, "--delimiter", ";", "--encoding", "latin-1", "--keep-columns", "text")
 
     assert (refused.returncode, 'input_options={"delimiter": ";"}' in refused.stderr) == (1, True)
     assert done.returncode == 0, done.stderr
     (line,) = (tmp_path / "out/results.jsonl").read_text().splitlines()
-    assert json.loads(line)["id"] == "7"
+    assert (json.loads(line)["id"], json.loads(line)["row"]) == ("7", {"text": "Größe"})
 
 
 def test_a_window_that_has_closed(command):

@@ -1,10 +1,16 @@
 """Batches over files as they lie there."""
 
+import json
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from ollama_provider.batch import InputError, InputOptions
+from ollama_provider.batch import Embedding, FailurePolicy, InputError, InputOptions
+from ollama_provider.batch.results.order import RowOrder
+from ollama_provider.testing import Model
 
 DATA = Path(__file__).parents[1] / "data/inputs"
 #: The same rows in each of them.
@@ -36,3 +42,116 @@ def test_shards_agree_on_the_options(batch):
 
     with pytest.raises(InputError, match=r"other settings \(encoding\)"):
         batch.run(rows, input_options=InputOptions(delimiter=";", encoding="cp1252"), shard=(1, 2))
+
+
+ROWS = [
+    {"id": 1, "title": "Größe", "text": "a", "tags": ["x", "y"], "price": 1.5, "day": None},
+    {"id": 2, "title": "tab\tand\nline", "text": "b", "price": float("nan"), "sold": True},
+]
+
+
+class TestKeptColumns:
+    """Columns of the input in the results, so that nobody has to join."""
+
+    def test_some(self, batch):
+        batch.run(ROWS, id_column="id", keep_columns=["title", "sold"])
+
+        assert [row["row"] for row in batch.results] == [
+            {"title": "Größe", "sold": None},
+            {"title": "tab\tand\nline", "sold": True},
+        ]
+        assert [row["id"] for row in batch.results] == [1, 2]
+
+    def test_all(self, batch):
+        """Each row has those that it came with; NaN is null, as for ids."""
+        batch.run(ROWS, keep_columns="all")
+
+        assert [row["row"] for row in batch.results] == [ROWS[0], ROWS[1] | {"price": None}]
+
+    def test_a_missing_column(self, batch):
+        """Refused before the first request, with those that there are."""
+        with pytest.raises(InputError, match="'titel' missing; the rows have the columns 'day', 'id', 'price',"):
+            batch.run(ROWS, keep_columns=["titel", "id"])
+        assert not batch.asked
+
+    def test_other_columns_the_next_time(self, batch):
+        """They come out of the input, so no row is asked again, and rows with equal prompts have each their own."""
+        rows = [row | {"text": "same"} for row in ROWS]
+        batch.run(rows)
+        assert "row" not in batch.results[0]
+
+        summary = batch.run(rows, keep_columns=["title"])
+
+        assert (summary.reused, len(batch.asked)) == (2, 1)
+        assert [row["row"]["title"] for row in batch.results] == ["Größe", "tab\tand\nline"]
+
+    def test_failed_and_broken_rows(self, batch, tmp_path):
+        """A failed row has its columns in both files. Of one that cannot be read there are none."""
+        (tmp_path / "rows.jsonl").write_text('{"text": "a", "n": 1}\n{"text": " ", "n": 2}\n{"text\n')
+
+        batch.run(
+            tmp_path / "rows.jsonl",
+            keep_columns=["n"],
+            failures=FailurePolicy(on_broken_row="dead_letter", max_failed_rows=2),
+        )
+
+        assert [row["row"] for row in batch.results] == [{"n": 1}, {"n": 2}, None]
+        assert [row["row"] for row in batch.lines("failed.jsonl")] == [{"n": 2}, None]
+
+    def test_shards_and_their_merge(self, batch):
+        """The merge reads the input, so it has them, whatever the shards were told."""
+        rows = [{"text": f"text {number}", "n": number} for number in range(10)]
+        batch.run(rows, shard=(0, 2))
+        batch.run(rows, shard=(1, 2), keep_columns="all")
+
+        batch.run(rows, mode="merge", keep_columns=["n"])
+
+        assert [row["row"] for row in batch.results] == [{"n": number} for number in range(10)]
+
+    def test_parquet(self, batch):
+        """A column of numbers or truth values has their type, any other is text, or JSON."""
+        batch.run(ROWS, keep_columns="all", results="parquet")
+
+        table = parquet.read_table(batch.directory / "results.parquet")
+        kinds = {field.name: field.type for field in table.schema.field("row").type}
+        assert kinds == {
+            "id": pa.int64(),
+            "title": pa.string(),
+            "text": pa.string(),
+            "tags": pa.string(),
+            "price": pa.float64(),
+            "day": pa.string(),
+            "sold": pa.bool_(),
+        }
+        first, second = table.column("row").to_pylist()
+        assert first == ROWS[0] | {"tags": '["x", "y"]', "sold": None}
+        assert second == ROWS[1] | {"tags": None, "price": None, "day": None}
+
+    @pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64)])
+    @pytest.mark.parametrize("results", ["jsonl", "parquet"])
+    def test_beside_vectors(self, batch, results):
+        """In both formats, and beside every piece of a text."""
+        rows = [{"text": "word " * 300, "n": 1}, {"text": "short", "n": 2}]
+        batch.run(rows, model="emb", keep_columns=["n"], results=results, embedding=Embedding(on_long_text="split"))
+
+        if results == "jsonl":
+            found = batch.results
+        else:
+            found = parquet.read_table(batch.directory / "results.parquet").to_pylist()
+        kept = [row["row"]["n"] for row in found]
+        assert kept == [1] * (len(found) - 1) + [2]
+        assert len(found) > 2
+
+    def test_memory(self):
+        """Columns wait on the disk for the answers."""
+        order, kept = RowOrder(with_fields=True), json.dumps({"text": "x" * 10_000}).encode()
+
+        tracemalloc.start()
+        for number in range(3000):
+            order.add(number, number, kept)
+        assert sum(len(fields) for _, _, fields in order.rows()) > 30_000_000
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        order.close()
+
+        assert peak < 4_000_000

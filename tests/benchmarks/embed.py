@@ -83,7 +83,7 @@ class _Writing:
 def as_table(bodies: list[bytes], folder: Path) -> float:
     """Decode as the batch does, through the form of its parts, into Parquet; return seconds."""
     began = time.process_time()
-    order = RowOrder(with_ids=False)
+    order = RowOrder(with_fields=False)
     lines = [
         f'{{"key":"{0:032d}","status":"ok","output":"{encode_vector(vector)}","error":null}}\n'.encode()
         for body in bodies

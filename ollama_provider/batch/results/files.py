@@ -1,8 +1,8 @@
 """The end of a batch: ``results.jsonl`` or ``results.parquet``, and ``failed.jsonl``, in the order of the input.
 
 The parts hold outcomes in the order in which they came. The order of the input is one number a row, so the results are
-a streaming merge: look up the outcome, copy its line, and put index and id into it. Neither rows nor outcomes are ever
-in memory together.
+a streaming merge: look up the outcome, copy its line, and put index, id and kept columns into it. Neither rows nor
+outcomes are ever in memory together.
 """
 
 import json
@@ -146,9 +146,9 @@ def _write_group(results: ResultsFile, numbers: list[int], rows: list[ResultRow]
     unfit: dict[int, bytes] = {}
     while misfits := results.write(rows):
         for place, why in misfits.items():
-            line, index, row_id = rows[place]
+            line, index, fields = rows[place]
             line = _as_failed(line, {"class": REFUSED, "text": f"{name}: {why}"})
-            rows[place] = line, index, row_id
+            rows[place] = line, index, fields
             unfit[numbers[place]] = line
     return unfit
 
@@ -160,13 +160,13 @@ def _groups(
     numbers: list[int] = []
     rows: list[ResultRow] = []
     size = 0
-    for index, number, row_id in order.rows():
+    for index, number, fields in order.rows():
         line = parts.line(*journal.place(number))
         if index in refused:
             line = _as_failed(line, refused[index])
         numbers.append(number)
-        rows.append((line, index, row_id))
-        size += len(line)
+        rows.append((line, index, fields))
+        size += len(line) + len(fields)
         if len(rows) >= _ROWS or size >= _BYTES:
             yield numbers, rows
             numbers, rows, size = [], [], 0

@@ -1,6 +1,7 @@
 """Files with one line or record for each row of the input: their interface, and JSON lines.
 
-A line of a part holds all of a result but the row's index and id, so most lines are copied as bytes.
+A line of a part holds all of a result but what is the row's own (index, id, kept columns), so most lines are copied as
+bytes.
 """
 
 import json
@@ -16,7 +17,7 @@ from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.store.disk import FileWriter
 from ollama_provider.batch.store.lines import AFTER_KEY, decode_vector
 
-#: A row of the results: its line of a part, its index in the input, and its id as JSON.
+#: A row of the results: its line of a part, its index in the input, and its id and kept columns as JSON members.
 ResultRow = tuple[bytes, int, bytes]
 
 
@@ -75,7 +76,7 @@ class MisfitError(ValueError):
 
 
 class JsonLines(ResultsFile):
-    """The lines of the parts, with index and id put after the key.
+    """The lines of the parts, with index, id and kept columns put after the key.
 
     Args:
         file: to write into.
@@ -87,8 +88,8 @@ class JsonLines(ResultsFile):
     def write(self, rows: Sequence[ResultRow]) -> Mapping[int, str]:
         """Write some rows; JSON lines can hold all of them."""
         pieces: list[bytes] = []
-        for line, index, row_id in rows:
-            pieces += line[:AFTER_KEY], b',"index":%d,"id":%b' % (index, row_id), line[AFTER_KEY:]
+        for line, index, fields in rows:
+            pieces += line[:AFTER_KEY], b',"index":%d,%b' % (index, fields), line[AFTER_KEY:]
         self._file.write(b"".join(pieces))
         return {}
 
@@ -100,24 +101,24 @@ class VectorLines(JsonLines):
         """Write some rows; those without a proper vector cannot be written."""
         pieces: list[bytes] = []
         refused: dict[int, str] = {}
-        for place, (line, index, row_id) in enumerate(rows):
+        for place, (line, index, fields) in enumerate(rows):
             try:
-                pieces += self._lines(line, index, row_id)
+                pieces += self._lines(line, index, fields)
             except MisfitError as error:
                 refused[place] = str(error)
         if not refused:
             self._file.write(b"".join(pieces))
         return refused
 
-    def _lines(self, line: bytes, index: int, row_id: bytes) -> Iterator[bytes]:
+    def _lines(self, line: bytes, index: int, fields: bytes) -> Iterator[bytes]:
         for row in vector_rows(line):
             vector = row["output"]
             numbers = "null" if vector is None else f"[{','.join(map('{:.9g}'.format, vector_numbers(vector)))}]"
             if "n" in numbers and vector is not None:  # nan, inf
                 raise MisfitError(NOT_FINITE, "output")
             rest = {name: value for name, value in row.items() if name not in {"key", "output"}}
-            yield f'{{"key":"{row["key"]}","index":{index},"id":'.encode()
-            yield row_id
+            yield f'{{"key":"{row["key"]}","index":{index},'.encode()
+            yield fields
             yield f',"output":{numbers},'.encode() + json.dumps(rest)[1:].encode() + b"\n"
 
 

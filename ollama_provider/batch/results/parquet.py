@@ -1,12 +1,13 @@
 """Results as a Parquet file, written a group of rows at a time.
 
-What the file needs to know before its first row (the type of the ids, the length of the vectors) is looked up in the
-rows to come. The columns follow from the schema and the ids, never from an answer, so they are the same every night. A
-row whose answer does not fit its column is refused, and all other rows are as they would be without it.
+What the file needs to know before its first row (the types of ids and kept columns, the length of the vectors) is
+looked up in the rows to come. The columns follow from the schema and the input, never from an answer, so they are the
+same every night. A row whose answer does not fit its column is refused, and all other rows are as they would be without
+it.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -108,12 +109,15 @@ class ParquetFile(ResultsFile):
             output = pa.string() if schema is None else arrow_type(schema, schema)
         self._output = output
         self._fitter = _Fitter(output)
+        id_type, self._kept_types = _own_types(order)
+        kept = [("row", pa.struct(list(self._kept_types.items())))] if self._kept_types else []
         pieces = [(name, pa.int64()) for name in ("chunk", "start", "end")] if vectors else []
         self._columns = pa.schema(
             [
                 ("key", pa.string()),
                 ("index", pa.int64()),
-                ("id", _id_type(order)),
+                ("id", id_type),
+                *kept,
                 *pieces,
                 ("status", pa.string()),
                 ("output", output),
@@ -129,7 +133,7 @@ class ParquetFile(ResultsFile):
             ]
         )
         # Neither a dictionary nor compression helps floats, and both take more time than the writing.
-        texts = [name for name in self._columns.names if name != "output"] if vectors else True
+        texts = [path for path in _paths(self._columns) if not path.startswith("output")] if vectors else True
         self._sink = _Sink(file)
         try:
             self._writer = parquet.ParquetWriter(
@@ -176,12 +180,14 @@ class ParquetFile(ResultsFile):
         import pyarrow as pa
 
         rows: list[dict[str, Any]] = []
-        special: dict[str, list[Any]] = {"index": [], "id": []}
-        for line, index, row_id in lines:
+        special: dict[str, list[Any]] = {"index": [], "id": [], "row": []}
+        for line, index, fields in lines:
             found = list(vector_rows(line)) if self._vectors else [from_json(line)]
             rows += found
+            own = from_json(b"{%b}" % fields)
             special["index"] += [index] * len(found)
-            special["id"] += [self._as_id(from_json(row_id))] * len(found)
+            special["id"] += [_fit(own["id"], self._columns.field("id").type)] * len(found)
+            special["row"] += [self._kept(own.get("row"))] * len(found)
         special["error_class"] = [(row["error"] or {}).get("class") for row in rows]
         special["error_text"] = [(row["error"] or {}).get("text") for row in rows]
         special["output"], special["output_json"] = self._outputs([row["output"] for row in rows])
@@ -193,10 +199,8 @@ class ParquetFile(ResultsFile):
             schema=self._columns,
         )
 
-    def _as_id(self, value: Any) -> Any:
-        if value is None or self._columns.field("id").type != "string":
-            return value
-        return value if isinstance(value, str) else json.dumps(value)
+    def _kept(self, row: dict[str, Any] | None) -> dict[str, Any] | None:
+        return row and {name: _fit(row.get(name), kind) for name, kind in self._kept_types.items()}
 
     def _outputs(self, outputs: list[Any]) -> tuple[Any, list[str | None]]:
         """Return the column ``output``, and for ``output_json`` the answers of which that leaves something out."""
@@ -259,7 +263,15 @@ def _column(values: Any, field: Any) -> Any:
 
 def _paths(columns: Any) -> list[str]:
     """Return the names of the columns in the form that Parquet has for their leaves."""
-    return [f"{field.name}.list.element" if _is_list(field.type) else field.name for field in columns]
+    return [path for field in columns for path in _leaves(field.name, field.type)]
+
+
+def _leaves(path: str, kind: Any) -> list[str]:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
+    return _leaves(f"{path}.list.element", kind.value_type) if _is_list(kind) else [path]
 
 
 def _compression(path: str, *, vectors: bool) -> str:
@@ -272,21 +284,44 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _id_type(order: RowOrder) -> Any:
-    import pyarrow as pa
+def _own_types(order: RowOrder) -> tuple[Any, dict[str, Any]]:
+    """Return the types of the id and of each kept column, which are those of the values in all rows."""
+    ids, columns = _Values(), defaultdict[str, _Values](_Values)
+    for _, _, fields in order.rows():
+        own = from_json(b"{%b}" % fields)
+        ids.add(own["id"])
+        for name, value in (own.get("row") or {}).items():
+            columns[name].add(value)
+    return ids.arrow_type(), {name: values.arrow_type() for name, values in columns.items()}
 
-    kinds: set[type] = set()
-    exact = whole = True
-    for _, _, row_id in order.rows():
-        value = from_json(row_id)
-        kinds.add(type(value))
+
+class _Values:
+    """What the JSON values of a column have in common."""
+
+    def __init__(self) -> None:
+        self._kinds: set[type] = set()
+        self._exact = self._whole = True
+
+    def add(self, value: Any) -> None:
+        self._kinds.add(type(value))
         if type(value) is int:
-            whole &= -(1 << 63) <= value < 1 << 63
-            exact &= abs(value) <= 1 << 53
-    kinds -= {type(None)}
-    if kinds == {int} and whole:
-        return pa.int64()
-    return pa.float64() if kinds and kinds <= {int, float} and float in kinds and exact else pa.string()
+            self._whole &= -(1 << 63) <= value < 1 << 63
+            self._exact &= abs(value) <= 1 << 53
+
+    def arrow_type(self) -> Any:
+        """Return a type that holds all of them; text, with JSON for what is none, where no other does."""
+        import pyarrow as pa
+
+        kinds = self._kinds - {type(None)}
+        if kinds == {int} and self._whole:
+            return pa.int64()
+        if kinds == {bool}:
+            return pa.bool_()
+        return pa.float64() if float in kinds and kinds <= {int, float} and self._exact else pa.string()
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    return json.dumps(value) if kind == "string" and value is not None and not isinstance(value, str) else value
 
 
 def arrow_type(schema: Any, root: Any, depth: int = 0) -> Any:

@@ -16,6 +16,7 @@ from ollama_provider.batch.rows.image_folder import ImageFolder
 from ollama_provider.batch.rows.prompts import ChatTemplate, EmptyTextError, PromptTemplate, RenderError
 from ollama_provider.batch.rows.sources import folder_of, read_rows
 from ollama_provider.batch.spec import BatchSpec
+from ollama_provider.batch.store.json_values import columns_as_json
 from ollama_provider.batch.store.keys import Keys
 
 #: Rows of the sample that is checked before any request is sent.
@@ -49,6 +50,7 @@ class PreparedRow:
         fault: class and text of what is wrong with the row; None if a request can be sent for it.
         request_key: of the request without its schema, where there is one.
         images: base64 texts.
+        kept: columns for the results as JSON, null for a row that cannot be read; empty if none are kept.
     """
 
     key: bytes
@@ -58,6 +60,7 @@ class PreparedRow:
     fault: dict[str, str] | None = None
     request_key: bytes | None = None
     images: tuple[str, ...] = ()
+    kept: bytes = b""
 
 
 class RowReader:
@@ -82,6 +85,9 @@ class RowReader:
         self._images = None if spec.images is None else PromptTemplate(spec.images, variables)
         self._folder = None if spec.images is None else _image_folder(spec)
         self._shard = spec.the_shard()
+        # The results of a shard come with the merge.
+        self._keeps = spec.keep_columns is not None and self._shard is None
+        self._kept_names = None if spec.keep_columns == "all" else spec.keep_columns
         self._rows: Iterator[Row] = read_rows(rows, spec.input_options)
 
     def sample(self) -> Sample | None:
@@ -114,7 +120,15 @@ class RowReader:
                 f"The id column {self._spec.id_column!r} is missing; the rows have the columns "
                 f"{', '.join(map(repr, sorted(columns)))}."
             )
+        self._refuse_missing_columns(columns)
         return Sample(list(self._rendered(good)), good)
+
+    def _refuse_missing_columns(self, columns: set[str]) -> None:
+        if missing := [name for name in self._kept_names or () if name not in columns]:
+            raise InputError(
+                f"keep_columns: {', '.join(map(repr, missing))} missing; the rows have the columns "
+                f"{', '.join(map(repr, sorted(columns)))}."
+            )
 
     def _rendered(self, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         for columns in rows:
@@ -138,8 +152,10 @@ class RowReader:
             prepared = self._prepare(row, keys)
             if self._shard is not None and not self._shard.owns(prepared.key):
                 continue
+            if self._keeps:
+                prepared.kept = b"null" if row.fault else columns_as_json(row.columns, self._kept_names)
             chunk.append(prepared)
-            size += len(prepared.prompt) + sum(map(len, prepared.images))
+            size += len(prepared.prompt) + len(prepared.kept) + sum(map(len, prepared.images))
             if len(chunk) >= _ROWS or size >= _CHARACTERS:
                 break
         return chunk

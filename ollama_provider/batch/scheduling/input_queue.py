@@ -129,7 +129,7 @@ class InputQueue:
         match choose(state, self._mode):
             case Choice.SKIP:
                 counters.skipped += 1
-                self._order.add(None, row.row_id)
+                self._order.add(None, row.row_id, row.kept)
                 return
             case Choice.REUSE if state is State.OK:
                 counters.reused += 1
@@ -152,7 +152,7 @@ class InputQueue:
         if self._table is not None:
             fresh = state in {State.NEW, State.FAILED_BEFORE}
             self._table.add(number, row.key, len(self._order), row.row_id, row.columns, fresh=fresh)
-        self._order.add(number, row.row_id)
+        self._order.add(number, row.row_id, row.kept)
 
     def _use_stored_reply(self, number: int, row: PreparedRow, setup: RunSetup) -> bool:
         """Use the reply that an earlier run got for the same request with another schema, if it fits the new one."""

@@ -59,9 +59,10 @@ def test_rows_of_a_file_that_is_no_plain_csv(run_task, ollama, tmp_path) -> None
     (tmp_path / "rows.csv").write_bytes("name;text\na;Größe\n".encode("latin-1"))
     options = 'input_options={"delimiter": "{{ \';\' }}", "encoding": "latin-1"}'
 
-    ran = run_task(batch(tmp_path, options, rows=f"'{tmp_path}/rows.csv'"))
+    ran = run_task(batch(tmp_path, options, "keep_columns='{{ [\"name\"] }}'", rows=f"'{tmp_path}/rows.csv'"))
 
     assert ran.state == "success"
+    assert [row["row"] for row in results(tmp_path)] == [{"name": "a"}]
     assert prompts(ollama) == ["Größe"]
 
 
@@ -200,7 +201,7 @@ def test_failed_rows_may_be_tolerated(run_task, ollama, tmp_path) -> None:
     ("arguments", "told"),
     [
         ("prompt='{{ row.txt }}'", "'txt'"),
-        ("prompt='{{ text }}'", "write row.text for that column"),
+        ("prompt='{{ text }}'", "write row.text for a column of that name"),
         ("prompt='nowhere.prompt'", "there is no file 'nowhere.prompt'"),
         ("options={'temprature': 1}", "did you mean 'temperature'"),
         ("mode='{{ \"failed\" }}'", "mode: 'failed' is not one of 'all', 'failed_only'"),

@@ -40,7 +40,7 @@ class Directory:
 
     def write(self, results, outcomes, ids=None):
         journal = Journal(self.storage, 1)
-        order = RowOrder(with_ids=ids is not None)
+        order = RowOrder(with_fields=ids is not None)
         for number, given in enumerate(outcomes):
             key = self.keys.key(str(number))
             found, state = journal.find(key)
@@ -217,7 +217,7 @@ def test_a_whole_number_is_a_number_however_it_is_sealed(directory):
 def test_an_abandoned_file_writes_nothing_more(directory, capfd):
     """The cause is raised, without noise on the terminal, and the older table is still there."""
     directory.write(parquet_format(None, vectors=False), [{"output": "a"}])
-    journal, order = Journal(directory.storage, 1), RowOrder(with_ids=False)
+    journal, order = Journal(directory.storage, 1), RowOrder(with_fields=False)
     order.add(journal.find(directory.keys.key("0"))[0], None)
 
     def stop():
