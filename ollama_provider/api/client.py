@@ -183,6 +183,7 @@ class Client:
             if not call.request.needs_model:
                 raise
             self._pull_missing(call, missing, sent)
+            self._routing.pulled(call)
         return self._with_retries(call, attempt)
 
     def _with_retries(self, call: Call[ReplyT], attempt: Callable[[Server, Call[ReplyT]], _T]) -> _T:
@@ -220,7 +221,8 @@ class Client:
             else:
                 self._routing.answered(call, number, monotonic())
                 return result
-        raise error_of_all(failures, call.model, may_pull=may_pull(call.model, self.settings))
+        helps = not self._routing.has_pulled(call) and may_pull(call.model, self.settings)
+        raise error_of_all(failures, call.model, may_pull=helps)
 
     def _ask_for_loaded_models(self, call: Call[Any]) -> list[OllamaError]:
         """Ask the servers which models are in their memory, unless it is known where the model of a call is.
@@ -401,6 +403,7 @@ class AsyncClient:
             if not call.request.needs_model:
                 raise
             await self._pull_missing(call, missing, sent)
+            self._routing.pulled(call)
         return await self._with_retries(call, attempt)
 
     async def _with_retries(
@@ -440,7 +443,8 @@ class AsyncClient:
             else:
                 self._routing.answered(call, number, monotonic())
                 return result
-        raise error_of_all(failures, call.model, may_pull=may_pull(call.model, self.settings))
+        helps = not self._routing.has_pulled(call) and may_pull(call.model, self.settings)
+        raise error_of_all(failures, call.model, may_pull=helps)
 
     async def _ask_for_loaded_models(self, call: Call[Any]) -> list[OllamaError]:
         """Ask the servers which models are in their memory, unless it is known where the model of a call is.

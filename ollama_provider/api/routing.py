@@ -65,11 +65,13 @@ class _Attempts:
         failed: servers at which it failed, through no fault of theirs.
         only: the one server that it may go to.
         lacking: the first of the servers, in the connection's order, that did not have its model.
+        pulled: its model was pulled to that server.
     """
 
     failed: set[int] = field(default_factory=set)
     only: int | None = None
     lacking: int | None = None
+    pulled: bool = False
 
 
 class Routing:
@@ -192,6 +194,14 @@ class Routing:
         """Return the server that should pull the model of a call, the same for all calls that no server can answer."""
         attempts = self._attempts.get(call)
         return attempts.lacking or 0 if attempts else 0
+
+    def pulled(self, call: Call[Any]) -> None:
+        """Note that the model of a call was pulled, which is done once: a server has it now, though others lack it."""
+        self._attempts_of(call).pulled = True
+
+    def has_pulled(self, call: Call[Any]) -> bool:
+        """Return whether the model of a call was pulled."""
+        return self._attempts_of(call).pulled
 
     def end(self, call: Call[Any]) -> None:
         """Forget a call."""

@@ -239,6 +239,19 @@ def test_a_model_is_pulled_by_one_that_is_up(on, ollama_servers):
 
 
 @pytest.mark.ollama_servers({}, {})
+def test_a_failure_of_the_server_that_has_pulled_a_model_is_retried(on, ollama_servers):
+    """Though the other one still lacks the model."""
+    first, second = ollama_servers
+    first.stand_in.script(Respond(503, "busy"), where=lambda _: bool(first.stand_in.downloads))
+
+    (reply,) = on.send(GenerateRequest(model="mistral", prompt="hi"), **urls(ollama_servers))
+
+    assert reply.server == first.url
+    assert "/api/pull" not in asked(second)
+    assert [type(event) for event in on.events].count(AttemptFailed) == 1
+
+
+@pytest.mark.ollama_servers({}, {})
 def test_a_model_that_may_not_be_pulled_is_told_for_each_server(on, ollama_servers):
     """The text has both, and what to do."""
     with pytest.raises(errors.PullNotAllowedError, match="auto_pull is off") as raised:
