@@ -1,7 +1,7 @@
 """A server for measuring clients: the least that is Ollama, and faster than any client.
 
-``python tests/benchmarks/server.py --slots 4 --seconds 0.2`` prints its URL, then answers until it is killed. With
-``--seconds 0`` it answers at once. Times of service are lognormal around the mean, drawn from the prompt, so that every
+``python tests/benchmarks/server.py --slots 4 --seconds 0.2`` prints its URL, then answers until it is killed. Without
+``--seconds`` it answers at once. Times of service are lognormal around the mean, drawn from the prompt, so that every
 client gets the same ones; a request waits for one of the slots, first come first served, and is told what Ollama tells:
 durations, the wait for the slot in none of them but ``total_duration``. An answer has ``--tokens`` pieces, which come
 at once, or one after another with ``--gap`` seconds between them. A client that leaves gives its slot back. With
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
 async def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--sigma", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=2)
     parser.add_argument("--gap", type=float, default=0.0)
