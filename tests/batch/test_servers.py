@@ -293,6 +293,29 @@ class TestServersThatJoinLater:
         assert ollama_servers[1].stand_in.downloads
         assert len(batch.asked_of(ollama_servers[1])) > 5
 
+    @pytest.mark.ollama_servers({}, {})
+    def test_one_that_has_another_model_when_no_other_is_left(self, batch, ollama_servers):
+        """The run ends with an error that names both; nobody could answer its rows."""
+        first, late = ollama_servers
+        late.stand_in.retag("llama3.2")
+        late.stop()
+        slow(first, 0.02)
+        first.stand_in.script(Respond(401, "no"), where=lambda body: len(batch.asked_of(first)) > 3)
+
+        def start():
+            first.stand_in.wait_until(lambda _: len(batch.asked_of(first)) > 3)
+            late.start()
+
+        helper = threading.Thread(target=start)
+        helper.start()
+        with pytest.raises(NoServerError) as raised:
+            batch.run(texts(60), concurrency=1)
+        helper.join()
+
+        assert "401" in raised.value.reasons[first.url]
+        assert "the digest" in raised.value.reasons[late.url]
+        assert not raised.value.retryable
+
 
 class TestOutages:
     def test_one_is_killed_and_started_again(self, batch, ollama_servers):

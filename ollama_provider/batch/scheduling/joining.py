@@ -10,9 +10,10 @@ from ollama_provider.api.errors import OllamaError
 from ollama_provider.batch.errors import ModelChangedError, NoServerError
 from ollama_provider.batch.requests.preflight import Checked
 from ollama_provider.batch.requests.selection import difference, reference
-from ollama_provider.batch.scheduling.availability import log_left_out, wait_after_failure
+from ollama_provider.batch.scheduling.availability import log_left_out, stop_error, wait_after_failure
 from ollama_provider.batch.scheduling.connections import Server
 from ollama_provider.batch.scheduling.scheduler import Scheduler
+from ollama_provider.batch.scheduling.steps import Verdict
 from ollama_provider.batch.spec import BatchSpec
 
 #: Seconds to wait for the other servers, once one is checked.
@@ -100,14 +101,22 @@ class Joining:
                 end = loop.time() + _OTHERS
 
     def _is_same(self, server: Server, checked: Checked) -> bool:
-        """Return whether the models of a server are those of the batch; leave it out if not."""
+        """Return whether the models of a server are those of the batch; leave it out if not.
+
+        Raises:
+            NoServerError: no other server is left.
+        """
         if self._reference is None:
             return True
         reason = difference(self._spec, checked, *self._reference)
         if reason is None:
             return True
-        self._scheduler.plan.leave_out(server.state, reason)
+        plan = self._scheduler.plan
+        verdict = plan.leave_out(server.state, reason)
         log_left_out(server.state)
+        if verdict is Verdict.STOP:
+            plan.closed = True
+            raise stop_error(plan, ModelChangedError(reason))
         return False
 
     def _no_server(self) -> NoServerError:
