@@ -25,10 +25,12 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.api.strict_json import read_json
 from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace
 from ollama_provider.batch.errors import BatchError, InputError
+from ollama_provider.batch.report.run_report import write_report
 from ollama_provider.batch.results.progress import ProgressBar
 from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch.store.storage import as_path, open_storage
 
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
 
@@ -90,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--keep-alive", metavar="TIME", help="how long the model stays loaded afterwards: 5m, 0, -1")
     what.add_argument("--think", nargs="?", const="true", default="false", metavar="LEVEL", help="let the model reason")
+    what.add_argument(
+        "--report", metavar="DIR", action=_WriteReport, help="only write report.html anew, for what is in DIR"
+    )
     how = parser.add_argument_group("how to do it")
     how.add_argument(
         "--mode", choices=["all", "failed_only"], default="all", help="failed_only sends failed rows again"
@@ -99,6 +104,24 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--merge", action="store_true", help="merge the results of the shards; sends nothing")
     _add_groups(parser)
     return parser
+
+
+class _WriteReport(argparse.Action):
+    """Ends the command, as ``--help`` does: a report needs no other argument."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _space: Any, directory: Any, _option: Any = None) -> None:
+        try:
+            folder = as_path(directory)
+            if not (folder / "batch.json").exists() and not (folder / "parts").exists():
+                raise InputError(f"There is no batch in {directory}.")
+            storage = open_storage(directory)
+            try:
+                print(write_report(storage))  # noqa: T201
+            finally:
+                storage.close()
+        except (BatchError, OSError) as error:
+            parser.exit(FAILED, f"{type(error).__name__}: {error}\n")
+        parser.exit(COMPLETE)
 
 
 def _add_groups(parser: argparse.ArgumentParser) -> None:

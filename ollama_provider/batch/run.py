@@ -19,14 +19,17 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.errors import (
+    BatchError,
     StorageError,
     SystemRefusedError,
     TooManyFailedError,
 )
 from ollama_provider.batch.records import REFUSED, Query, Rows, ServerShare, Summary
+from ollama_provider.batch.report.run_report import RunReport
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.results import files
@@ -152,12 +155,19 @@ async def _run(
         _open(spec, storage, servers, on_progress, stop) as run,
     ):
         try:
-            reason = await _request_all(run, reader, rows, renewal, closing=closing)
-        finally:
-            if spec.window.unload_after:
-                name, _ = preflight.split_model(spec.model)
-                await asyncio.gather(*(server.control.unload(name) for server in servers if server.control.has_loaded))
-        return await _finish(run, reason, results, renewal)
+            try:
+                reason = await _request_all(run, reader, rows, renewal, closing=closing)
+            finally:
+                if spec.window.unload_after:
+                    name, _ = preflight.split_model(spec.model)
+                    loaded = [server.control for server in servers if server.control.has_loaded]
+                    await asyncio.gather(*(control.unload(name) for control in loaded))
+            summary = await _finish(run, reason, results, renewal)
+        except BaseException as error:
+            await _end_report(run, renewal, error=error)
+            raise
+        await _end_report(run, renewal, reason=summary.reason)
+        return summary
 
 
 async def _request_all(
@@ -274,6 +284,22 @@ async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: Loc
     return summary
 
 
+async def _end_report(
+    run: "_Run", renewal: LockRenewal, *, reason: str = "", error: BaseException | None = None
+) -> None:
+    """Write how the run ended, and the report, unless another run has the directory by now. Nothing is raised."""
+    with contextlib.suppress(BatchError, OSError):
+        renewal.check()
+        if error is not None:
+            expected = isinstance(error, BatchError | OllamaError)
+            reason = str(error) if expected else f"an unexpected {type(error).__name__}; see the log"
+            if getattr(error, "summary", None) is None:  # else it was written with the summary
+                progress = run.progress("failed").as_json()
+                await asyncio.to_thread(write, run.storage, run.names.progress, progress)
+        _sample(run)
+        await asyncio.to_thread(run.report.end, _now(), "ended" if error is None else "failed", reason)
+
+
 # The parts of a run.
 
 
@@ -297,6 +323,7 @@ class _Run:
         meter: measures pace.
         on_progress: called with the progress.
         stop: ends the run early.
+        report: keeps the history, and writes the page.
     """
 
     spec: BatchSpec
@@ -314,6 +341,7 @@ class _Run:
     meter: ProgressMeter
     on_progress: Callable[[Progress], None]
     stop: StopSignal
+    report: RunReport
 
     def progress(self, state: str) -> Progress:
         """Return how it goes now; *state* is one word for it."""
@@ -377,6 +405,9 @@ async def _open(
     if spec.into is not None and shard is None:
         written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target)
         table = TableWriter(spec.into, written, storage, journal, max_outage=failures.max_outage, pause=stop.pause)
+    report = await asyncio.to_thread(
+        RunReport, storage, names.history, manifest.pass_number, page=shard is None, clock=meter.began
+    )
     try:
         yield _Run(
             spec=spec,
@@ -394,6 +425,7 @@ async def _open(
             meter=meter,
             on_progress=on_progress,
             stop=stop,
+            report=report,
         )
     finally:
         if table is not None:
@@ -512,17 +544,30 @@ async def _report(run: _Run) -> None:
         await asyncio.sleep(min(_TICK, run.spec.pace.report_every))
         progress = run.progress("running")
         run.on_progress(progress)
+        _sample(run)
         if _now() < due:
             continue
         due += run.spec.pace.report_every
         logger.info("%s", progress.line())
-        writing = asyncio.create_task(asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json()))
+        writing = asyncio.create_task(asyncio.to_thread(_save, run, progress))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            # The thread goes on, and the end of the run writes the same file.
+            # The thread goes on, and the end of the run writes the same files.
             await writing
             raise
+
+
+def _save(run: _Run, progress: Progress) -> None:
+    write(run.storage, run.names.progress, progress.as_json())
+    run.report.save()
+
+
+def _sample(run: _Run) -> None:
+    plan, now = run.scheduler.plan, _now()
+    run.report.sample(
+        now, rows=plan.ok + plan.failed, tokens=run.counters.tokens, in_flight=plan.in_flight, servers=run.shares(now)
+    )
 
 
 # After the last request.

@@ -35,6 +35,7 @@ class Names:
     batch: str = "batch.json"
     summary: str = "summary.json"
     progress: str = "progress.json"
+    history: str = "history.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Shard:
     @property
     def names(self) -> Names:
         """Names of the files of its run."""
-        return Names(*(f"{SHARDS_FOLDER}/{self.name}.{kind}.json" for kind in ("batch", "summary", "progress")))
+        return Names(
+            *(f"{SHARDS_FOLDER}/{self.name}.{kind}.json" for kind in ("batch", "summary", "progress", "history"))
+        )
 
     @property
     def lock_name(self) -> str:

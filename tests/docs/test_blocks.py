@@ -70,6 +70,7 @@ SERVERS_TABLE = shown("docs/howto/several-servers.md", "server ")
 CONNECTION_VARIABLE = shown("docs/reference/connection.md", "export AIRFLOW_CONN_")
 PROGRESS = shown("docs/operate.md", "done=")
 REASONS = shown("docs/operate.md", "grep -o")
+REPORT = shown("docs/operate.md", "python -m ollama_provider.batch --report")
 IMPORTS = shown("docs/reference/operators.md", "from ollama_provider.operators")
 
 
@@ -331,6 +332,17 @@ def test_the_count_of_reasons(shell: Shell, home: Path, ollama: Server) -> None:
         run_batch(spec, Settings(base_url=ollama.url), home)
 
     assert shell(REASONS.text).split() == ["2", '"error":{"class":"RenderError"']
+
+
+def test_the_report_is_made_anew(tmp_path: Path, ollama: Server) -> None:
+    """Of a directory without one, whose path it prints with the page's name."""
+    spec = BatchSpec(model="llama3.2", rows=["text"])
+    run_batch(spec, Settings(base_url=ollama.url), tmp_path / "DIR")
+    page = tmp_path / "DIR/report.html"
+    page.unlink()
+
+    assert run(tmp_path, REPORT.text) == "DIR/report.html\n"
+    assert page.exists()
 
 
 def test_the_imports_shown() -> None:

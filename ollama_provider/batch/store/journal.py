@@ -18,6 +18,8 @@ The files::
     results.jsonl, failed.jsonl     all rows, and the failed ones, in the order of the input
     summary.json             written last: its presence says that the pass is complete
     progress.json            where a running batch stands
+    history.json             how fast it was over time, and when runs began and ended
+    report.html              what all of these say, for people
 
 A *pass* goes once over the input, in as many runs as it takes. It is complete when a run comes to its own end.
 
@@ -38,8 +40,9 @@ import json
 import logging
 import re
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from enum import IntEnum
+from itertools import groupby
 from secrets import token_hex
 from typing import Any, BinaryIO, NamedTuple
 
@@ -374,6 +377,24 @@ class Journal:
         """Return the number of the part and the offset of this key's outcome."""
         place = self._index[number] >> 3
         return place >> 40, place & ((1 << 40) - 1)
+
+    def lines(self) -> Iterator[bytes]:
+        """Return the line that counts for each key that was there when the journal was opened, part by part.
+
+        Raises:
+            StorageError: a part cannot be read.
+        """
+        values = (self._index[number] for number in range(len(self._index)))
+        places = sorted(value >> 3 for value in values if value & 7)
+        for part, of_part in groupby(places, lambda place: place >> 40):
+            path, at = self._storage.local(self._parts[part].name), 0
+            with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_SCAN_BUFFER) as lines:
+                for place in of_part:
+                    if (offset := place & ((1 << 40) - 1)) != at:
+                        lines.seek(offset)
+                    line = lines.readline()
+                    at = offset + len(line)
+                    yield line
 
     def part_name(self, part: int) -> str:
         """Return the name of the file of a part, which is sealed."""

@@ -1,0 +1,434 @@
+"""All that a directory says about a batch, as one value of plain data.
+
+It takes a bounded memory besides the journal's index, however many rows there are: counters, fair samples, and some
+rows to look at.
+"""
+
+import heapq
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from ollama_provider.batch.arguments import GROUPS
+from ollama_provider.batch.report.advice import advice, without_advice
+from ollama_provider.batch.report.history import Event, History, Sample, read_history
+from ollama_provider.batch.report.samples import Distribution, Reservoir, distribution
+from ollama_provider.batch.results.files import FAILED, RESULTS
+from ollama_provider.batch.spec import BatchSpec, Names
+from ollama_provider.batch.store import manifest as manifests
+from ollama_provider.batch.store.disk import storage_errors
+from ollama_provider.batch.store.journal import Journal
+from ollama_provider.batch.store.lines import GOOD, IS_GOOD, KEY
+from ollama_provider.batch.store.storage import Storage
+
+#: Rows whose numbers stand for all, rows shown of a reason, reasons, and characters of a text that are shown.
+_SAMPLE, _SHOWN, _REASONS, _TEXT = 20_000, 10, 50, 1000
+#: Good rows that are shown: the first and as many of the last, the longest and the slowest, and all.
+_ENDS, _EXTREMES, _GOOD = 3, 4, 20
+#: The numbers of a good row that was neither cut nor repaired, as `store.lines` writes them.
+_NUMBERS = re.compile(
+    rb',"prompt_tokens":(null|\d+),"tokens":(null|\d+),"seconds":(null|[^,]+),"tokens_per_second":(null|[^,]+),'
+    rb'"attempts":\d+,"done_reason":(?:null|"[^"]*"),"prompt_cut":false,"answer_cut":false,(?!"rungs")'
+)
+_NAMES = ("prompt_tokens", "tokens", "seconds", "tokens_per_second")
+#: Why good rows are shown, in the order in which they are.
+_ORDER = ("first", "longest", "slowest", "random", "last")
+#: Settings that hold, or are, what is asked: they are in ``batch.json`` and not in the report.
+_PROMPTS = ("prompt", "messages", "system")
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row to look at.
+
+    Attributes:
+        why: of a good row: ``first``, ``last``, ``longest``, ``slowest`` or ``random``.
+        key: of the request.
+        index, id: of the row in the input, where the results say it.
+        text: the answer, or the error of a failed row.
+        reply: the raw reply of a failed row.
+        attempts, tokens, seconds: see `Outcome`.
+    """
+
+    why: str
+    key: str
+    index: int | None
+    id: Any
+    text: str
+    reply: str | None
+    attempts: int
+    tokens: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Failed rows of one class of error; *share* is that of the failed rows, from 0 to 1."""
+
+    error: str
+    count: int
+    share: float
+    advice: str
+    rows: tuple[ShownRow, ...]
+
+
+class Setting(NamedTuple):
+    """A setting of the last run, and its default; *changed* tells whether they differ."""
+
+    name: str
+    value: str
+    default: str
+    changed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a directory says about a batch.
+
+    Attributes:
+        state: ``complete``, ``incomplete``, ``failed``, ``running``, or ``unknown`` where no run has noted its end.
+        reason: why the last run ended, in a sentence; empty for a complete batch.
+        directory: where it is.
+        made: when this was gathered, in seconds since 1970.
+        rows, ok, failed, left: see `Summary`; None where it is unknown.
+        reused: of the good rows, those that the last run found done.
+        seconds: that runs of this pass took in all.
+        rows_per_second, tokens_per_second: over these seconds.
+        seconds_left: at the last pace; None where it is unknown.
+        provenance: see `Provenance`.
+        servers: see `ServerShare`; of the last run.
+        ladder: see `Summary`; of all stored rows.
+        prompts_cut, answers_cut: rows with a prompt or an answer that was cut.
+        outcomes: stored outcomes. Equal rows have one.
+        sampled: how many of them the distributions are drawn from.
+        distributions: of the good rows.
+        reasons: why rows failed, the most frequent first.
+        good: some good rows.
+        settings: of the last run.
+        samples, events: the history of this pass.
+    """
+
+    state: str
+    reason: str
+    directory: str
+    made: float
+    rows: int | None
+    ok: int
+    failed: int
+    left: int | None
+    reused: int
+    seconds: float
+    rows_per_second: float
+    tokens_per_second: float
+    seconds_left: float | None
+    provenance: dict[str, Any] | None
+    servers: tuple[dict[str, Any], ...]
+    ladder: dict[str, dict[str, int]]
+    prompts_cut: int
+    answers_cut: int
+    outcomes: int
+    sampled: int
+    distributions: tuple[Distribution, ...]
+    reasons: tuple[Reason, ...]
+    good: tuple[ShownRow, ...]
+    settings: tuple[Setting, ...]
+    samples: tuple[Sample, ...]
+    events: tuple[Event, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+
+def gather(storage: Storage) -> Report:
+    """Read the directory of a batch, which may be at work.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    names = Names()
+    summary, progress = _read_json(storage, names.summary), _read_json(storage, names.progress)
+    history = read_history(storage, names.history) or History(0)
+    manifest = manifests.read(storage, names.batch) or manifests.Manifest()
+    rows = _Rows(vectors=(manifest.settings or {}).get("task") == "embed")
+    journal = Journal(storage, manifest.pass_number)
+    for line in journal.lines():
+        rows.add(line)
+    if summary:  # the results are written: these lines have index and id, and one for each row
+        rows.failures = _Failures()
+        for line in _lines(storage, FAILED):
+            rows.failures.add(from_json(line))
+    shown = rows.good()
+    places = _places(storage, {row.key for row in shown}) if summary else {}
+    state, reason = _state(summary, history)
+    seconds = sum(sample.seconds for sample in history.samples)
+    counts = summary or progress
+    return Report(
+        state=state,
+        reason=reason,
+        directory=storage.location,
+        made=time.time(),
+        rows=counts.get("rows", counts.get("total")),
+        ok=counts.get("ok", rows.ok),
+        failed=counts.get("failed", rows.failures.count),
+        left=counts.get("left", _left(counts)),
+        reused=counts.get("reused", 0),
+        seconds=seconds or counts.get("seconds", 0.0),
+        rows_per_second=_rate(sum(sample.rows for sample in history.samples), seconds),
+        tokens_per_second=_rate(sum(sample.tokens for sample in history.samples), seconds),
+        seconds_left=counts.get("seconds_left", counts.get("eta")),
+        provenance=manifest.provenance,
+        servers=tuple(counts.get("servers") or ()),
+        ladder=rows.ladder,
+        prompts_cut=rows.prompts_cut,
+        answers_cut=rows.answers_cut,
+        outcomes=rows.ok + rows.not_ok,
+        sampled=len(rows.numbers.items),
+        distributions=rows.distributions(),
+        reasons=rows.failures.reasons(),
+        good=tuple(_placed(row, places) for row in shown),
+        settings=tuple(_settings(manifest.settings or {})),
+        samples=tuple(history.samples),
+        events=tuple(history.events),
+    )
+
+
+class _Failures:
+    """Failed rows by their reason."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._counts: dict[str, int] = {}
+        self._rows: dict[str, list[ShownRow]] = {}
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        self.count += 1
+        kind = (line.get("error") or {}).get("class") or "unknown"
+        if kind not in self._counts and len(self._counts) >= _REASONS:
+            kind = "others"
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        rows = self._rows.setdefault(kind, [])
+        if len(rows) < _SHOWN:
+            rows.append(_shown("", line))
+
+    def reasons(self) -> tuple[Reason, ...]:
+        return tuple(
+            Reason(kind, count, count / self.count, advice(kind), tuple(self._rows[kind]))
+            for kind, count in sorted(self._counts.items(), key=lambda pair: -pair[1])
+        )
+
+
+@dataclass
+class _Rows:
+    """What is counted and kept while lines are read; the answers of *vectors* are not shown."""
+
+    vectors: bool = False
+    ok: int = 0
+    not_ok: int = 0
+    prompts_cut: int = 0
+    answers_cut: int = 0
+    ladder: dict[str, dict[str, int]] = field(default_factory=dict)
+    failures: _Failures = field(default_factory=_Failures)
+    #: Of good rows: `_NAMES`, as numbers or as they stand in the line.
+    numbers: Reservoir[Sequence[Any]] = field(default_factory=lambda: Reservoir(_SAMPLE))
+    first: list[ShownRow] = field(default_factory=list)
+    last: deque[bytes] = field(default_factory=lambda: deque(maxlen=_ENDS))
+    longest: list[tuple[float, int, bytes]] = field(default_factory=list)
+    slowest: list[tuple[float, int, bytes]] = field(default_factory=list)
+    random: Reservoir[bytes] = field(default_factory=lambda: Reservoir(_GOOD, seed=2))
+
+    def add(self, line: bytes) -> None:
+        # The numbers of most rows are found without parsing the answer, which takes most of the time.
+        simple = _NUMBERS.match(line, line.rfind(b',"prompt_tokens":')) if line[GOOD] == IS_GOOD else None
+        if simple:
+            numbers: Sequence[Any] = simple.groups()
+        else:
+            row = from_json(line)
+            self._add_marks(row)
+            if row["status"] != "ok":
+                self.not_ok += 1
+                self.failures.add(row)
+                return
+            numbers = [row[name] for name in _NAMES]
+        self.ok += 1
+        self.numbers.offer(numbers)
+        if len(self.first) < _ENDS:
+            self.first.append(self._shown("first", line))
+        self.last.append(line)
+        self.random.offer(line)
+        _, tokens, seconds, _ = numbers
+        _keep_largest(self.longest, tokens, self.ok, line)
+        _keep_largest(self.slowest, seconds, self.ok, line)
+
+    def _add_marks(self, row: Mapping[str, Any]) -> None:
+        self.prompts_cut += bool(row.get("prompt_cut"))
+        self.answers_cut += bool(row.get("answer_cut"))
+        if rungs := row.get("rungs"):
+            for rung in rungs:
+                self.ladder.setdefault(rung, {"tried": 0, "good": 0})["tried"] += 1
+            self.ladder[rungs[-1]]["good"] += row["status"] == "ok"
+
+    def _shown(self, why: str, line: bytes) -> ShownRow:
+        row = from_json(line)
+        if self.vectors:
+            row["output"] = "a vector" if row.get("spans") is None else f"{len(row['spans'])} vectors"
+        return _shown(why, row)
+
+    def distributions(self) -> tuple[Distribution, ...]:
+        rows = [[_number(value) for value in numbers] for numbers in self.numbers.items]
+        columns = (
+            ("Seconds a row", "s", [seconds for _, _, seconds, _ in rows]),
+            # What is left of the seconds when the generation of the answer is taken off.
+            ("Seconds before the first token", "s", [
+                max(0.0, seconds - tokens / speed) if seconds and tokens and speed else None
+                for _, tokens, seconds, speed in rows
+            ]),
+            ("Tokens read", "", [prompt for prompt, *_ in rows]),
+            ("Tokens written", "", [tokens for _, tokens, _, _ in rows]),
+        )  # fmt: skip
+        found = (
+            distribution(label, unit, [each for each in column if each is not None]) for label, unit, column in columns
+        )
+        return tuple(each for each in found if each is not None)
+
+    def good(self) -> list[ShownRow]:
+        """Return the good rows that are shown, each once: random ones make them up to `_GOOD`."""
+        found = {row.key.encode(): row for row in self.first}
+        for why, lines in (
+            ("longest", [line for *_, line in sorted(self.longest, key=lambda each: -each[0])]),
+            ("slowest", [line for *_, line in sorted(self.slowest, key=lambda each: -each[0])]),
+            ("last", self.last),
+            ("random", self.random.items),
+        ):
+            for line in lines:
+                if line[KEY] not in found and len(found) < _GOOD:
+                    found[line[KEY]] = self._shown(why, line)
+        return sorted(found.values(), key=lambda row: _ORDER.index(row.why))
+
+
+def _number(value: bytes | float | None) -> float | None:
+    return None if value is None or value == b"null" else float(value)
+
+
+def _keep_largest(heap: list[tuple[float, int, bytes]], value: bytes | float | None, number: int, line: bytes) -> None:
+    size = _number(value)
+    if size is None or (len(heap) == _EXTREMES and size <= heap[0][0]):
+        return
+    heapq.heappush(heap, (size, number, line))
+    if len(heap) > _EXTREMES:
+        heapq.heappop(heap)
+
+
+def _shown(why: str, line: Mapping[str, Any]) -> ShownRow:
+    error, output, reply = line.get("error"), line.get("output"), line.get("reply")
+    text = without_advice(error.get("class") or "", error.get("text") or "") if error else output
+    if not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False)
+    return ShownRow(
+        why=why,
+        key=line["key"],
+        index=line.get("index"),
+        id=line.get("id"),
+        text=_beginning(text),
+        reply=_beginning(reply) if error and reply is not None else None,
+        attempts=line.get("attempts") or 0,
+        tokens=line.get("tokens"),
+        seconds=line.get("seconds"),
+    )
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]} …"
+
+
+def _read_json(storage: Storage, name: str) -> dict[str, Any]:
+    content = storage.read(name)
+    try:
+        found = json.loads(content or b"{}")
+    except ValueError:  # a copy may be damaged; it is made again with the next run
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(storage: Storage, name: str) -> Iterator[bytes]:
+    """Return the lines of a file of the results; none if it is not there, as with Parquet."""
+    with storage_errors(storage.location, "read"):
+        try:
+            path = storage.local(name)
+            with path.open("rb", buffering=1 << 20) as lines:
+                yield from lines
+        except FileNotFoundError:
+            return
+
+
+def _places(storage: Storage, keys: set[str]) -> dict[str, tuple[int, Any]]:
+    """Return index and id of the first row with each of these keys."""
+    wanted, found = {key.encode() for key in keys}, {}
+    for line in _lines(storage, RESULTS):
+        if line[KEY] in wanted:
+            wanted.discard(line[KEY])
+            row = from_json(line)
+            found[row["key"]] = row["index"], row["id"]
+            if not wanted:
+                break
+    return found
+
+
+def _placed(row: ShownRow, places: Mapping[str, tuple[int, Any]]) -> ShownRow:
+    index, row_id = places.get(row.key, (None, None))
+    return ShownRow(**{**vars(row), "index": index, "id": row_id})
+
+
+def _state(summary: Mapping[str, Any], history: History) -> tuple[str, str]:
+    """Return the state in a word, and why."""
+    runs = [event for event in history.events if event.what != "outage"]
+    if runs and runs[-1].what == "began":
+        return "running", ""
+    reason = runs[-1].text if runs else ""
+    if runs and runs[-1].what == "failed":
+        return "failed", reason
+    if summary:
+        return "complete", ""
+    return ("incomplete", reason) if runs else ("unknown", "")
+
+
+def _left(counts: Mapping[str, Any]) -> int | None:
+    total = counts.get("total")
+    return None if total is None else max(0, total - counts.get("done", 0))
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 3) if seconds else 0.0
+
+
+def _settings(settings: Mapping[str, Any]) -> Iterator[Setting]:
+    """Return the settings of a run in the order of `BatchSpec`, those of groups with the name of the group."""
+    for known in fields(BatchSpec):
+        value = settings.get(known.name)
+        if known.name in _PROMPTS or known.name not in settings:
+            continue
+        group = GROUPS.get(known.name)
+        if group is None or not isinstance(value, Mapping):
+            yield _setting(known.name, value, {} if known.name == "options" else known.default)
+            continue
+        for inner in fields(group):
+            yield _setting(f"{known.name}.{inner.name}", value.get(inner.name), inner.default)
+
+
+def _setting(name: str, value: Any, default: Any) -> Setting:
+    required = name in {"model", "rows"}
+    changed = not required and value != default
+    return Setting(name, _plain(value), "" if required else _plain(default), changed)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _beginning(json.dumps(value, ensure_ascii=False, default=str))

@@ -1,0 +1,105 @@
+"""The page of a `Report`: one HTML file without scripts, that loads nothing.
+
+What comes from a server, a model or a row is shown as text: HTML is escaped, and a character that a terminal or a
+reader would obey instead of showing it becomes a visible one.
+"""
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ollama_provider import __version__
+from ollama_provider.batch.report import charts
+from ollama_provider.batch.report.gather import Report
+
+#: Control characters but for tab and line feed, those that change the direction of writing, and those without width.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def render(report: Report) -> bytes:
+    """Return the page in UTF-8."""
+    environment, style = _environment()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    page = environment.get_template("report.html.jinja").render(
+        report=report,
+        timeline=charts.timeline(report.samples, report.events),
+        histograms=[(each, charts.histogram(each)) for each in report.distributions],
+        charts=charts,
+        style=Markup(style),  # noqa: S704  # our own file
+        style_digest=digest,
+        version=__version__,
+    )
+    return page.encode()
+
+
+@cache
+def _environment() -> tuple[Environment, str]:
+    folder = Path(__file__).parent
+    environment = Environment(
+        autoescape=True,
+        finalize=visible,
+        loader=FileSystemLoader(folder),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"number": number, "rate": rate, "percent": percent, "duration": duration, "moment": moment}
+    return environment, (folder / "report.css").read_text(encoding="utf-8").strip()
+
+
+def visible(value: Any) -> Any:
+    r"""Return a text in which every character can be seen: an escape becomes ``␛``, and U+202E ``\u202e``."""
+    return _INVISIBLE.sub(_symbol, value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"\\u{code:04x}"
+
+
+def number(value: float | None) -> str:
+    """Return a count with its thousands apart; ``?`` if it is unknown."""
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def rate(value: float | None) -> str:
+    """Return a rate with as many digits as tell something."""
+    if value is None:
+        return "?"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 as percent. What is not all is never rounded to all, nor something to nothing."""
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    if 0.999 < share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.1f} %".replace(".0 %", " %")
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as text: ``3.2 s``, ``4 min 10 s``, ``1 h 12 min``, ``2 d 3 h``."""
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {second} s"
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def moment(at: float) -> str:
+    """Return a moment as text, in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

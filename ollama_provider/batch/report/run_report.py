@@ -1,0 +1,105 @@
+"""What a run does for its report: it keeps the history, and writes the page.
+
+Nothing of that may fail a run, or slow it: a page that is refreshed while requests are sent is made in a thread, and
+so seldom that it takes a fiftieth of the time.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+
+from ollama_provider.batch.errors import BatchError
+from ollama_provider.batch.records import ServerShare
+from ollama_provider.batch.report.gather import gather
+from ollama_provider.batch.report.history import History, What, history_for
+from ollama_provider.batch.report.page import render
+from ollama_provider.batch.store.storage import Storage, write
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+
+
+def write_report(storage: Storage) -> str:
+    """Write the page of a directory, and return where it is.
+
+    Raises:
+        StorageError: the directory cannot be read or written.
+    """
+    write(storage, REPORT, render(gather(storage)))
+    return f"{storage.location}/{REPORT}"
+
+
+class RunReport:
+    """The history and the page of one run.
+
+    Args:
+        storage: the directory.
+        history_name: of the file with the history.
+        pass_number: over the input. The history goes on with each run of the same pass.
+        page: whether to write the page: a shard leaves that to the merge.
+        clock: seconds of the clock by which `sample` is told the time, now.
+    """
+
+    def __init__(self, storage: Storage, history_name: str, pass_number: int, *, page: bool, clock: float) -> None:
+        self._storage = storage
+        self._name = history_name
+        self._page = page
+        # One look at the time of day: it may be set while the run goes on.
+        self._offset = time.time() - clock
+        self._reasons: dict[str, str] = {}
+        try:
+            self._history = history_for(storage, history_name, pass_number)
+        except BatchError as error:
+            logger.warning("The history of earlier runs is not shown in the report: %s", error)
+            self._history = History(pass_number)
+        self._history.begin(clock + self._offset)
+        self.save()
+
+    def sample(self, clock: float, *, rows: int, tokens: int, in_flight: int, servers: Sequence[ServerShare]) -> None:
+        """Add what was done since the last call to the history.
+
+        Args:
+            clock: the time.
+            rows: with an outcome of the run so far.
+            tokens: of the run so far.
+            in_flight: requests in flight now.
+            servers: their shares so far.
+        """
+        now = clock + self._offset
+        out = sum(share.seconds_out for share in servers) / len(servers) if servers else 0.0
+        self._history.add(now, rows=rows, tokens=tokens, in_flight=in_flight, out=out)
+        for share in servers:
+            if share.reason and not self._reasons.get(share.server):
+                self._history.note(now, "outage", f"{share.server}: {share.reason}")
+            self._reasons[share.server] = share.reason
+
+    def save(self) -> None:
+        """Write the history. What goes wrong is logged."""
+        try:
+            self._history.save(self._storage, self._name)
+        except BatchError as error:
+            logger.warning("The history for the report cannot be written: %s", error)
+
+    def end(self, clock: float, what: What, reason: str) -> None:
+        """Note the end of the run, and write history and page. What goes wrong is logged.
+
+        Args:
+            clock: the time.
+            what: ``ended`` or ``failed``.
+            reason: why it ended.
+        """
+        self._history.note(clock + self._offset, what, reason)
+        self.save()
+        if not self._page:
+            return
+        try:
+            logger.info("Report: %s", write_report(self._storage))
+        except Exception as error:  # whatever a row or a file may hold: the results are there
+            # Not the error's own text, which may quote an answer.
+            trace = "\n" + "".join(traceback.format_tb(error.__traceback__))
+            logger.warning(
+                "The report cannot be written: %s",
+                error if isinstance(error, BatchError) else f"an unexpected {type(error).__name__}{trace}",
+            )

@@ -1,0 +1,376 @@
+"""report.html of real batches: what it says, and that nothing in it is more than text."""
+
+import base64
+import hashlib
+import json
+import logging
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from ollama_provider.api import errors
+from ollama_provider.batch import Embedding, FailurePolicy, StopSignal, TooManyFailedError
+from ollama_provider.batch.report.advice import advice
+from ollama_provider.batch.report.gather import gather
+from ollama_provider.batch.report.page import visible
+from ollama_provider.batch.report.run_report import write_report
+from ollama_provider.batch.store.storage import open_storage
+from ollama_provider.testing import Answer, Fail, Model, Stall
+from tests.docs.pages import ROOT
+
+ROWS = [{"id": f"doc-{number}", "text": f"text {number}"} for number in range(30)]
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+CANARY = "answercanary"
+#: Elements that need no end.
+EMPTY = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page: elements, attributes and text. Fails if an element is not closed."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.elements, self.text, self._open = [], "", []
+        self.feed(content.decode("utf-8"))
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+
+
+def page_of(batch):
+    return Page((batch.directory / "report.html").read_bytes())
+
+
+def gathered(batch):
+    return gather(open_storage(batch.directory))
+
+
+def ending(number):
+    return lambda body: body.get("prompt", "").endswith(f"text {number}")
+
+
+def about(text):
+    return lambda body: text in json.dumps(body)
+
+
+def test_a_complete_batch(batch):
+    """Its numbers are those of the summary, and its good rows have their ids."""
+    summary = batch.run(ROWS, id_column="id")
+
+    report, page = gathered(batch), page_of(batch)
+    assert (report.state, report.rows, report.ok, report.failed) == ("complete", 30, 30, 0)
+    assert "All 30 rows have a good answer" in page.text
+    assert report.provenance["digest"] in page.text
+    assert len(report.good) == 20
+    places = {(f"doc-{row.index}", row.id) for row in report.good}
+    assert all(name == row_id for name, row_id in places)
+    assert {row.why for row in report.good} >= {"first", "last", "random"}
+    assert sum(sample.rows for sample in report.samples) == 30
+    assert sum(sample.tokens for sample in report.samples) == summary.tokens
+    assert [each.label for each in report.distributions][-2:] == ["Tokens read", "Tokens written"]
+
+
+def test_what_failed(batch):
+    """By reason, the most frequent first, with advice, id, attempts, and what the model said."""
+    for number in (3, 4, 5):
+        batch.server.stand_in.script(Answer("no JSON"), where=about(f"text {number}"), always=True)
+    batch.server.stand_in.script(Fail("the model says no", status=400), where=about("text 7"), always=True)
+    batch.server.stand_in.script({"n": 1}, where=about("text"), always=True)
+
+    batch.run(ROWS, id_column="id", output_type=SCHEMA)
+
+    often, once = gathered(batch).reasons
+    assert (often.error, often.count, often.share) == ("InvalidOutputError", 3, 0.75)
+    assert [(row.id, row.index, row.reply) for row in often.rows] == [
+        (f"doc-{number}", number, "no JSON") for number in (3, 4, 5)
+    ]
+    assert (once.error, once.count) == ("BadRequestError", 1)
+    page = page_of(batch)
+    assert "4 of 30 rows failed" in page.text
+    assert advice("InvalidOutputError") in page.text
+    assert "the model says no" in page.text
+    assert gathered(batch).ladder
+
+
+def test_everything_is_shown_as_text(batch):
+    """A reply with HTML, a script or terminal escapes does nothing; neither does an id, or an error of the server."""
+    hostile = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31mred\u202eback\x9b\u2028'\"&amp;"
+    batch.server.stand_in.script(Answer(hostile), where=ending(1), always=True)
+    batch.server.stand_in.script(Fail(hostile, status=400), where=ending(2), always=True)
+
+    batch.run([{"id": hostile, "text": f"text {number}"} for number in range(4)], id_column="id")
+
+    content, page = (batch.directory / "report.html").read_bytes(), page_of(batch)
+    assert not {"script", "img", "iframe", "object", "a", "form"} & {tag for tag, _ in page.elements}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert visible(hostile) in page.text
+    assert "␛[31m" in page.text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]", content.decode())
+
+
+def test_it_loads_nothing_and_runs_nothing(batch):
+    """The policy allows this style and nothing else; no address but that of an empty icon."""
+    batch.run(ROWS)
+
+    content, page = (batch.directory / "report.html").read_text(), page_of(batch)
+    style = re.search("<style>(.*?)</style>", content, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = next(each["content"] for tag, each in page.elements if tag == "meta" and "http-equiv" in each)
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'")
+    assert [each[name] for _, each in page.elements for name in ("src", "href") if name in each] == ["data:,"]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "style" not in {name for _, attributes in page.elements for name in attributes}
+
+
+def test_it_can_be_read_aloud(batch):
+    """A language, one title of the page, a name for each picture and section, a caption and headers for each table."""
+    batch.run(ROWS)
+
+    page = page_of(batch)
+    tags = [tag for tag, _ in page.elements]
+    assert ("html", {"lang": "en"}) in page.elements
+    assert tags.count("h1") == 1
+    assert all("aria-label" in each or "aria-hidden" in each for tag, each in page.elements if tag == "svg")
+    ids = {each["id"] for _, each in page.elements if "id" in each}
+    assert {each["aria-labelledby"] for tag, each in page.elements if tag == "section"} == ids
+    assert tags.count("caption") == tags.count("table") > 0
+    assert all("scope" in each for tag, each in page.elements if tag == "th")
+
+
+def test_prompts_are_not_in_it(batch):
+    """Neither those of rows nor their template, which may hold what is as secret."""
+    for name in ("prompt", "system"):
+        batch.server.stand_in.script("fine", path="generate", always=True)
+        batch.run([{"text": "rowcanary"}], **{name: "templatecanary {{ row.text }}"})
+
+        content = (batch.directory / "report.html").read_text()
+        assert "canary" not in content
+
+
+def test_more_failed_than_is_tolerated(batch):
+    """The report says so in the words of the task."""
+    batch.server.stand_in.script(Fail("no", status=400), where=ending(1), always=True)
+
+    with pytest.raises(TooManyFailedError) as raised:
+        batch.run(ROWS, failures=FailurePolicy(max_failed_rows=0))
+
+    report = gathered(batch)
+    assert (report.state, report.failed, report.rows) == ("failed", 1, 30)
+    assert report.reason == str(raised.value)[:300]
+    assert "1 failed" in page_of(batch).text
+
+
+def test_a_run_that_cannot_begin(batch):
+    """No server: the report is written all the same, with what to do."""
+    batch.server.stop()
+
+    with pytest.raises(errors.UnreachableError):
+        batch.run(ROWS, failures=FailurePolicy(max_outage=0))
+
+    report = gathered(batch)
+    assert (report.state, report.ok, report.failed) == ("failed", 0, 0)
+    assert errors.UnreachableError.advice in page_of(batch).text
+    assert "No good row yet." in page_of(batch).text
+
+
+def test_a_run_that_is_stopped_and_goes_on(batch):
+    """Incomplete at first, with the rows so far; then complete, with both runs in one history."""
+    stop = StopSignal()
+
+    def end_soon(progress):
+        if progress.done >= 5:
+            stop.set("stopped by a test")
+
+    batch.server.stand_in.script(Stall(), where=ending(29))
+    first = batch.run(ROWS, stop=stop, on_progress=end_soon)
+    report = gathered(batch)
+    assert (report.state, report.reason) == ("incomplete", "stopped by a test")
+    assert report.ok == first.ok == report.outcomes
+    assert f"{first.ok} of 30 rows done" in page_of(batch).text
+
+    batch.run(ROWS)
+    report = gathered(batch)
+    assert report.state == "complete"
+    assert [event.what for event in report.events if event.what != "outage"] == ["began", "ended", "began", "ended"]
+    assert "another run began" in page_of(batch).text
+    assert sum(sample.rows for sample in report.samples) == 30
+
+
+def test_a_new_pass_has_a_history_of_its_own(batch):
+    """A directory that is used every night shows the last one."""
+    batch.run(ROWS[:10])
+    batch.run(ROWS[:12])
+
+    report = gathered(batch)
+    assert [event.what for event in report.events] == ["began", "ended"]
+    assert sum(sample.rows for sample in report.samples) == 2
+    assert report.reused == 10
+
+
+def test_a_report_that_cannot_be_written_fails_no_run(batch, caplog):
+    """The results are what counts."""
+    for name in ("report.html", "history.json"):
+        (batch.directory / name).mkdir(parents=True)
+
+    with caplog.at_level(logging.WARNING):
+        assert batch.run(ROWS).complete
+
+    assert len(batch.results) == 30
+    assert "The report cannot be written" in caplog.text
+    assert "The history for the report cannot be written" in caplog.text
+
+
+def test_an_unexpected_error_fails_no_run_either(batch, caplog, monkeypatch):
+    """Its own text may quote an answer, so it is not logged."""
+
+    def broken(storage):
+        raise ValueError(CANARY)
+
+    monkeypatch.setattr("ollama_provider.batch.report.run_report.gather", broken)
+    with caplog.at_level(logging.WARNING):
+        assert batch.run(ROWS).complete
+
+    assert "an unexpected ValueError" in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_shards_leave_it_to_the_merge(batch):
+    """Each has its own history meanwhile, which the merge removes."""
+    for number in (0, 1):
+        batch.run(ROWS, shard=(number, 2))
+    assert not (batch.directory / "report.html").exists()
+    assert len(list((batch.directory / "shards").glob("*.history.json"))) == 2
+
+    batch.run(ROWS, mode="merge")
+
+    assert gathered(batch).ok == 30
+    assert "All 30 rows" in page_of(batch).text
+    assert list((batch.directory / "shards").glob("*.history.json")) == []
+
+
+@pytest.mark.ollama(models=[Model("emb", ("embedding",), embedding_length=8)])
+def test_vectors(batch):
+    """Parquet has no lines, so index and id are not there; a vector is nothing to read."""
+    batch.run(ROWS, model="emb", embedding=Embedding(), id_column="id")
+
+    report = gathered(batch)
+    assert (report.state, report.ok) == ("complete", 30)
+    assert {row.text for row in report.good} == {"a vector"}
+    assert "a vector" in page_of(batch).text
+
+
+def test_equal_rows_and_rows_of_two_passes_count_once(batch):
+    """A key has one line that counts: the good one, however often it failed before."""
+    batch.server.stand_in.script(Fail("no", status=400), where=ending(1), times=1)
+    rows = [*ROWS[:3], ROWS[1]]
+    batch.run(rows)
+    assert gathered(batch).reasons[0].count == 2
+    batch.run(rows)
+
+    report = gathered(batch)
+    assert (report.ok, report.outcomes, report.reasons) == (4, 3, ())
+
+
+def test_the_value_is_plain_data(batch):
+    """A program can store it, and a page elsewhere be made of it."""
+    batch.run(ROWS, id_column="id")
+    report = gathered(batch)
+
+    assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
+    assert report.as_dict()["good"][0]["id"] == "doc-0"
+
+
+def test_settings_say_what_differs_from_the_defaults(batch):
+    """Those of groups by their full name."""
+    batch.run(ROWS, id_column="id", max_attempts=7)
+
+    changed = {
+        setting.name: (setting.value, setting.default) for setting in gathered(batch).settings if setting.changed
+    }
+    assert changed["id_column"] == ("id", "")
+    assert changed["failures.max_attempts"] == ("7", "3")
+    assert "pace.report_every" not in changed
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+@pytest.mark.parametrize("name", ["summary.json", "progress.json", "history.json"])
+def test_a_damaged_file_leaves_something_out(batch, name, damage):
+    """The page can be made again of any directory."""
+    batch.run(ROWS)
+    (batch.directory / name).write_bytes(damage)
+
+    write_report(open_storage(batch.directory))
+
+    assert "30" in page_of(batch).text
+    assert gathered(batch).outcomes == 30
+
+
+def test_a_damaged_part_leaves_its_rows_out(batch):
+    """As in a run, which asks them again."""
+    batch.run(ROWS)
+    (part,) = batch.parts
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"garbage\n" + b"".join(lines[1:10]) + lines[10][:50] + b"".join(lines[11:]))
+
+    assert gathered(batch).outcomes == 28
+
+
+class TestCommand:
+    def report(self, directory):
+        command = [sys.executable, "-m", "ollama_provider.batch", "--report", str(directory)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    def test_it_makes_the_page_anew(self, batch):
+        """Nothing else is needed: no server, no rows."""
+        batch.run(ROWS)
+        page = batch.directory / "report.html"
+        before = page.read_text()
+        page.unlink()
+
+        done = self.report(batch.directory)
+
+        assert (done.returncode, done.stdout.strip()) == (0, str(page)), done.stderr
+        made = re.compile("Made .* by")
+        assert made.sub("", page.read_text()) == made.sub("", before)
+
+    def test_a_directory_of_an_earlier_version(self, batch):
+        """It has no history."""
+        batch.run(ROWS)
+        (batch.directory / "history.json").unlink()
+
+        assert self.report(batch.directory).returncode == 0
+        assert "Nothing was measured." in page_of(batch).text
+
+    def test_what_is_no_batch_is_left_alone(self, tmp_path):
+        """Neither made nor written into."""
+        for directory in (tmp_path, tmp_path / "none"):
+            done = self.report(directory)
+            assert (done.returncode, done.stderr.strip()) == (1, f"InputError: There is no batch in {directory}.")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_each_reason_of_the_docs_has_its_advice():
+    """A reader of the page needs no table elsewhere."""
+    table = (ROOT / "docs/operate.md").read_text().partition("| `error.class` |")[2].partition("\n\n")[0]
+    named = [name for line in table.splitlines() for name in re.findall(r"`([A-Z]\w+)`", line.split(" | ")[0])]
+
+    assert len(named) > 8
+    assert [name for name in named if not advice(name)] == []
+    assert advice("NoSuchClass") == ""
