@@ -70,12 +70,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.tests = {name: self._limited(function, None) for name, function in tests.items()}
         # Of all pieces that are put together: blocks, macros, and the operator "~".
         self.concat = _concat  # type: ignore[method-assign]  # what belongs to the class in Jinja
+        self._until = 0.0
         self.begin()
 
     def begin(self) -> None:
-        """Begin a prompt: from now on its steps and its time count."""
+        """Begin a prompt: its steps are counted from now on, and its time from the first step."""
         self._steps = 0
-        self._until = thread_time() + MAX_SECONDS
         self._made = 0
 
     def compiled(self, tree: nodes.Template) -> Template:
@@ -87,6 +87,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _step(self) -> None:
         self._steps += 1
+        if self._steps == 1:  # most prompts have no step, and to read this clock takes as long as to render them
+            self._until = thread_time() + MAX_SECONDS
         if self._steps > MAX_STEPS:
             raise LimitError(f"its loops take more than {MAX_STEPS:,} iterations")
         if self._steps % _LOOK_EVERY == 0 and thread_time() > self._until:
