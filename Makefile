@@ -20,7 +20,7 @@ setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it b
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) .ci/tools.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[parquet,testing]' --requirement .ci/tools.txt
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[parquet,documents,testing]' --requirement .ci/tools.txt
 	@touch $@
 
 .PHONY: test
@@ -64,7 +64,7 @@ e2e-celery: .venv-celery/.ready ## CeleryExecutor, PostgreSQL, Redis and two wor
 .venv-celery/.ready: pyproject.toml constraints/airflow-3.3.txt constraints/e2e.txt $(wildcard .ci/*tools.txt)
 	$(PYTHON) -m venv --clear .venv-celery
 	.venv-celery/bin/python -m pip install --quiet --constraint constraints/airflow-3.3.txt --constraint constraints/e2e.txt \
-	    --editable '.[parquet,testing]' --requirement .ci/tools.txt --requirement .ci/e2e-tools.txt --requirement .ci/celery-tools.txt
+	    --editable '.[parquet,documents,testing]' --requirement .ci/tools.txt --requirement .ci/e2e-tools.txt --requirement .ci/celery-tools.txt
 	@touch $@
 
 .PHONY: wheel

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows",
         required=True,
         metavar="FILE",
-        help=".jsonl, .json, .csv, .tsv, .parquet; a glob in quotes",
+        help=".jsonl, .json, .csv, .tsv, .parquet, documents; a glob in quotes",
     )
     what.add_argument("--embed", action="store_true", help="ask for a vector of the prompt instead of an answer")
     prompt = what.add_mutually_exclusive_group(required=True)
@@ -128,10 +128,12 @@ def _add_groups(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that `BatchSpec` has in groups, each by its own name. Only those given are in the result."""
     new = partial(parser.add_argument_group, argument_default=argparse.SUPPRESS)
 
-    files = new("how the files of --rows are written")
+    files = new("how the files of --rows are read")
     files.add_argument("--delimiter", metavar="CHARACTER", help=r"of CSV: ';' or '\t' (default: by suffix)")
     files.add_argument("--quote", metavar="CHARACTER", help="of CSV; '' for none (default: \")")
     files.add_argument("--encoding", metavar="NAME", help="latin-1, utf-16 (default: utf-8)")
+
+    files.add_argument("--split-text", type=int, metavar="N", help="documents become pieces of N characters at most")
 
     failures = new("what fails and what is tolerated")
     failures.add_argument("--max-attempts", type=int, metavar="N", help=f"default: {FailurePolicy.max_attempts}")

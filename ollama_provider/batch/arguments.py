@@ -341,14 +341,17 @@ class Timeouts(ArgumentGroup):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class InputOptions(ArgumentGroup):
-    """How the text of input files is written, where it is not as their suffixes say.
+    """How the text of input files is read, where their suffixes do not say enough.
 
     Args:
         delimiter: one character that separates the columns of CSV and TSV; None is a comma for ``.csv``, and a tab for
             ``.tsv``.
         quote: character around a field of CSV or TSV that holds separators or line breaks; an empty text if there is
             none, so that every quote is a part of its field. None is ``"``.
-        encoding: of all files but Parquet, by Python's name, such as ``"latin-1"`` or ``"utf-16"``; None is UTF-8.
+        encoding: of text, JSON, CSV and HTML, by Python's name, such as ``"latin-1"`` or ``"utf-16"``; None is UTF-8,
+            and for HTML what it says of itself.
+        split_text: maximum characters of a document's text in a row. A longer one is split into pieces that overlap by
+            a tenth, each a row with its number, from 0, in the column ``chunk``; None splits none.
     """
 
     argument: ClassVar[str] = "input_options"
@@ -356,6 +359,7 @@ class InputOptions(ArgumentGroup):
     delimiter: str | None = None
     quote: str | None = None
     encoding: str | None = None
+    split_text: int | None = None
 
 
 #: The groups, by the arguments that take them.
@@ -436,6 +440,7 @@ _OPTIONAL: dict[str, Reader] = {
     "delimiter": _delimiter,
     "quote": _quote,
     "encoding": _encoding,
+    "split_text": partial(read_whole, least=100),
 }
 
 

@@ -73,10 +73,11 @@ class Query(Protocol):
 Rows = str | PathLike[str] | Iterable[str | PathLike[str] | Mapping[str, Any]] | Query
 """A file or a glob of files, several of these, the rows themselves, or a query that gives them."""
 
-#: Suffixes of the files that rows can be read from, and those of compressed ones, which follow.
+#: Suffixes of the files that rows can be read from, of documents (each is a row), and of compressed files with rows.
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+DOCUMENTS = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_SUFFIXES = FORMATS + tuple(suffix + compression for suffix in FORMATS for compression in COMPRESSIONS)
+_SUFFIXES = FORMATS + DOCUMENTS + tuple(suffix + compression for suffix in FORMATS for compression in COMPRESSIONS)
 
 
 def paths_of(rows: Any) -> list[Any] | None:

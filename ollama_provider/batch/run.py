@@ -211,7 +211,7 @@ async def _request_all(
             if run.table is not None:
                 start(run.table.run(scheduler.want_rows))
             start(_report(run))
-            start(estimate_total(rows, run.shard, run.meter))
+            start(estimate_total(rows, spec.input_options, run.shard, run.meter))
             start(queue.fill(setup, OutcomeRecorder(run.checkpoints, run.counters, setup)))
             begun = [server for server, _ in setups]
             for server in run.servers:

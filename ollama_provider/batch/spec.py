@@ -102,7 +102,7 @@ class BatchSpec:
     Attributes:
         model: name of the model; ``name@sha256:…`` (a beginning of the digest is enough) also demands these weights.
         rows: see `ollama_provider.batch.rows.sources.read_rows`; or a `Query`, which is run once.
-        input_options: how text is written in the files of the rows.
+        input_options: how text is read out of the files of the rows.
         prompt: Jinja template, rendered for each row in a sandbox: ``{{ row.text }}`` is the column ``text``. A path is
             read as a prompt file.
         variables: values that are the same for all rows, by their names: *prompt*, *messages* and *images* use them

@@ -44,6 +44,35 @@ def test_shards_agree_on_the_options(batch):
         batch.run(rows, input_options=InputOptions(delimiter=";", encoding="cp1252"), shard=(1, 2))
 
 
+def test_a_folder_of_documents(batch, tmp_path):
+    """Each has its path as id. One that cannot be read fails alone, and a new one alone is asked the next time."""
+    for name, text in (("a.txt", "apples"), ("b.md", "bananas"), ("c.pdf", "no PDF")):
+        (tmp_path / name).write_text(text)
+    failures = FailurePolicy(on_broken_row="dead_letter", max_failed_rows=1)
+    given = {"prompt": "Sum up {{ row.name }}: {{ row.text }}", "id_column": "path", "failures": failures}
+    batch.run(tmp_path / "*.*", **given)
+    (tmp_path / "d.html").write_text("<p>dates")
+
+    summary = batch.run(tmp_path / "*.*", keep_columns=["name", "modified"], **given)
+
+    assert sorted(batch.asked) == ["Sum up a.txt: apples", "Sum up b.md: bananas", "Sum up d.html: dates"]
+    assert (summary.ok, summary.failed, summary.reused) == (3, 1, 2)
+    found = [row["id"] and Path(row["id"]).name for row in batch.results]
+    assert found == ["a.txt", "b.md", None, "d.html"]
+    assert batch.results[0]["row"]["modified"].startswith("20")
+    assert "c.pdf: it cannot be read as PDF" in batch.failed[0]["error"]["text"]
+
+
+def test_long_documents_in_pieces(batch, tmp_path):
+    """Each piece is a row, with its number and its own answer."""
+    (tmp_path / "long.txt").write_text(" ".join(f"word{number}" for number in range(100)))
+
+    batch.run(tmp_path / "*.txt", input_options=InputOptions(split_text=300), keep_columns=["chunk"])
+
+    assert [row["row"]["chunk"] for row in batch.results] == [0, 1, 2]
+    assert all(len(prompt) <= 300 for prompt in batch.asked)
+
+
 ROWS = [
     {"id": 1, "title": "Größe", "text": "a", "tags": ["x", "y"], "price": 1.5, "day": None},
     {"id": 2, "title": "tab\tand\nline", "text": "b", "price": float("nan"), "sold": True},

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.records import COMPRESSIONS, FORMATS, Row
+from ollama_provider.batch.records import COMPRESSIONS, DOCUMENTS, FORMATS, Row
 from ollama_provider.batch.rows.compression import decompressed
 from ollama_provider.batch.rows.csv_files import read_csv
 from ollama_provider.batch.rows.json_files import read_json_lines, read_json_list
@@ -31,10 +31,12 @@ def suffixes_of(path: Any) -> tuple[str, str]:
     name = PurePosixPath(path.name.lower())
     compression = name.suffix if name.suffix in COMPRESSIONS else ""
     suffix = PurePosixPath(name.stem).suffix if compression else name.suffix
+    if suffix in DOCUMENTS and not compression:
+        return suffix, ""
     if suffix not in FORMATS:
         raise InputError(
-            f"The format of {path} is unknown: the suffix must be one of {', '.join(FORMATS)}; after it may follow "
-            f"{', '.join(COMPRESSIONS)}."
+            f"The format of {path} is unknown: the suffix must be one of {', '.join(FORMATS)}, after which may follow "
+            f"{', '.join(COMPRESSIONS)}, or that of a document: {', '.join(DOCUMENTS)}."
         )
     if suffix == ".parquet" and compression:
         raise InputError(f"{path}: Parquet is compressed inside. Decompress the file around it.")

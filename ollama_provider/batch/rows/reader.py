@@ -7,6 +7,7 @@ import base64
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from time import monotonic
 from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
@@ -21,8 +22,8 @@ from ollama_provider.batch.store.keys import Keys
 
 #: Rows of the sample that is checked before any request is sent.
 _SAMPLE = 100
-#: A chunk ends after so many rows or characters of prompts, whichever comes first.
-_ROWS, _CHARACTERS = 1024, 1 << 20
+#: A chunk ends after so many rows, characters of prompts or seconds, whichever comes first.
+_ROWS, _CHARACTERS, _SECONDS = 1024, 1 << 20, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class RowReader:
         """
         chunk: list[PreparedRow] = []
         size = 0
+        end = monotonic() + _SECONDS  # a PDF may take that long, and the model waits
         for row in self._rows:
             prepared = self._prepare(row, keys)
             if self._shard is not None and not self._shard.owns(prepared.key):
@@ -156,7 +158,7 @@ class RowReader:
                 prepared.kept = b"null" if row.fault else columns_as_json(row.columns, self._kept_names)
             chunk.append(prepared)
             size += len(prepared.prompt) + len(prepared.kept) + sum(map(len, prepared.images))
-            if len(chunk) >= _ROWS or size >= _CHARACTERS:
+            if len(chunk) >= _ROWS or size >= _CHARACTERS or monotonic() > end:
                 break
         return chunk
 

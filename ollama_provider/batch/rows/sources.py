@@ -6,14 +6,17 @@ A row that cannot be read becomes a `Row` with a fault. The caller decides wheth
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.errors import BatchError, InputError, StorageError
-from ollama_provider.batch.records import RAW, TEXT, Query, Row, Rows, names_file, paths_of
+from ollama_provider.batch.records import DOCUMENTS, RAW, TEXT, Query, Row, Rows, names_file, paths_of
+from ollama_provider.batch.rows.documents import MAX_SIZE, document_rows
 from ollama_provider.batch.rows.formats import read_file, suffixes_of
+from ollama_provider.batch.rows.text_files import printable
 from ollama_provider.batch.store.storage import as_path, local_path
 
 #: Formats whose rows can be counted without parsing or decompressing them.
@@ -41,7 +44,8 @@ def read_rows(rows: Rows, options: InputOptions = InputOptions()) -> Iterator[Ro
             has exactly the name of a glob, the file is read. The suffix gives the format: ``.jsonl`` or ``.ndjson`` (an
             object or a text a line), ``.json`` (one list of these), ``.csv`` or ``.tsv`` (names in the first line),
             ``.parquet`` (needs pyarrow; times to the microsecond, as Python's are). All but the last may be compressed:
-            ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (needs pyarrow before Python 3.14).
+            ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (needs pyarrow before Python 3.14). A document (``.txt``, ``.md``,
+            ``.html``, ``.pdf``, ``.docx``) is a row with ``path``, ``name``, ``text`` and ``modified``.
         options: how text is written in the files.
 
     Raises:
@@ -197,12 +201,41 @@ def _read_iterable(rows: Any) -> Iterator[Row]:
 
 
 def _read_file(path: Any, options: InputOptions) -> Iterator[Row]:
+    suffix, _ = suffixes_of(path)
+    if suffix in DOCUMENTS:
+        yield from _read_document(path, suffix, options)
+        return
     with _readable(path), path.open("rb") as file:
         yield from read_file(file, path, options)
 
 
-def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | None:
-    """Return how many rows there are, for lists and for local files; None where counting would be expensive.
+def _read_document(path: Any, suffix: str, options: InputOptions) -> Iterator[Row]:
+    name = printable(path)
+    try:
+        with _readable(path), path.open("rb") as file:
+            data = file.read(MAX_SIZE + 1)
+            modified = _modified(path)
+    except InputError as error:  # one document of many, which was removed or may not be read
+        yield Row({RAW: ""}, name, str(error))
+        return
+    yield from document_rows(data, name, suffix, modified, options)
+
+
+def _modified(path: Any) -> datetime | None:
+    """Return when a file was written. Not every store tells."""
+    try:
+        seconds = path.stat().st_mtime
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) and seconds else None
+
+
+def count_rows(
+    rows: Rows,
+    check: Callable[[], object] = lambda: None,
+    options: InputOptions = InputOptions(),  # noqa: B008  # it never changes
+) -> int | None:
+    """Return how many rows there are, for lists, documents and local files; None where counting would be expensive.
 
     For JSON lines and CSV it is the number of lines, so a blank line or a line break within a field makes it too large.
     The true number is known when the input has been read.
@@ -210,12 +243,15 @@ def count_rows(rows: Rows, check: Callable[[], object] = lambda: None) -> int | 
     Args:
         rows: see `read_rows`.
         check: called about once a megabyte; may raise to give up.
+        options: see `read_rows`.
     """
     paths = paths_of(rows)
     if paths is None:
         return len(rows) if isinstance(rows, Sized) else None
     try:
         files = [file for path in paths for file in find_files(path)]
+        if options.split_text is None and all(suffixes_of(file)[0] in DOCUMENTS for file in files):
+            return len(files)
         # Some versions of a path of an object store are a Path too.
         if any(hasattr(file, "fs") or suffixes_of(file) not in _COUNTED for file in files):
             return None

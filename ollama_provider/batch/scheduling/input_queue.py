@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from ollama_provider.api.errors import RejectedReplyError
+from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.records import Mode, Outcome, Rows
 from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
@@ -173,7 +174,7 @@ def _work_item(number: int, row: PreparedRow, *, alone: bool) -> WorkItem:
     return WorkItem(number, row.prompt, row.images, row.key.hex(), request_key, pack_closed=alone)
 
 
-async def estimate_total(rows: Rows, shard: Shard | None, meter: ProgressMeter) -> None:
+async def estimate_total(rows: Rows, options: InputOptions, shard: Shard | None, meter: ProgressMeter) -> None:
     """Tell the meter how many rows there are, before all are read, where that is cheap to find out."""
     cancelled = False
 
@@ -182,7 +183,7 @@ async def estimate_total(rows: Rows, shard: Shard | None, meter: ProgressMeter) 
             raise StoppedError
 
     try:
-        total = await asyncio.to_thread(count_rows, rows, check)
+        total = await asyncio.to_thread(count_rows, rows, check, options)
     finally:
         cancelled = True
     if shard is not None and total is not None:

@@ -166,14 +166,14 @@ def test_object_storage_paths(tmp_path):
 
 def test_no_such_file_no_match_no_format(tmp_path):
     """Each is refused at once, naming what was looked for."""
-    (tmp_path / "rows.txt").write_text("a")
+    (tmp_path / "rows.xls").write_text("a")
 
     with pytest.raises(InputError, match=r"no file .*missing\.jsonl"):
         read_rows(tmp_path / "missing.jsonl")
     with pytest.raises(InputError, match=r"No file matches .*\*\.jsonl"):
         read_rows(tmp_path / "*.jsonl")
     with pytest.raises(InputError, match=r"\.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet"):
-        read_rows(tmp_path / "rows.txt")
+        read_rows(tmp_path / "rows.xls")
 
 
 def test_a_file_is_closed_when_its_reader_is_left(tmp_path, recwarn):
