@@ -19,11 +19,11 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, Progress, TooManyFailedError, run_batch
+from ollama_provider.batch import BatchSpec, FailurePolicy, Progress, TooManyFailedError, run_batch
 from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.results.progress import servers_table
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.operators import OllamaPruneModelsOperator
+from ollama_provider.operators import OllamaBatchOperator, OllamaPruneModelsOperator
 from ollama_provider.provider_info import get_provider_info
 from ollama_provider.testing import Model, Server, StandIn, serve
 from tests.docs.pages import ROOT, Block, blocks
@@ -71,6 +71,9 @@ CONNECTION_VARIABLE = shown("docs/reference/connection.md", "export AIRFLOW_CONN
 PROGRESS = shown("docs/operate.md", "done=")
 REASONS = shown("docs/operate.md", "grep -o")
 REPORT = shown("docs/operate.md", "python -m ollama_provider.batch --report")
+INPUT_OPTIONS = shown("docs/howto/inputs.md", "OllamaBatchOperator(…, rows=")
+DOCUMENTS = shown("docs/howto/inputs.md", "OllamaBatchOperator(\n")
+KEPT_COLUMNS = shown("docs/howto/inputs.md", '{"key"')
 IMPORTS = shown("docs/reference/operators.md", "from ollama_provider.operators")
 
 
@@ -349,3 +352,35 @@ def test_the_imports_shown() -> None:
     """What operators are imported from, without the dots of "and so on"."""
     assert IMPORTS.text.count("…") == 1
     exec(IMPORTS.text.replace(", …", ""), {})  # noqa: S102  # the page's own imports
+
+
+def made(text: str, **arguments: str) -> OllamaBatchOperator:
+    """Return the operator that a page shows, with *arguments* and what every one needs in place of the dots."""
+    needed = {"task_id": "t", "output_path": "o", **arguments}
+    names = {"OllamaBatchOperator": OllamaBatchOperator, "FailurePolicy": FailurePolicy, "needed": needed}
+    operator = eval(text.replace("…", "**needed", 1), names)  # noqa: S307  # the page's own call
+    assert isinstance(operator, OllamaBatchOperator)
+    return operator
+
+
+def test_documents_as_rows() -> None:
+    """The operator takes all of these arguments."""
+    assert made(DOCUMENTS.text).failures.on_broken_row == "dead_letter"
+
+
+def test_an_input_with_options_and_columns_beside_the_answers(tmp_path: Path, ollama: Server) -> None:
+    """The operator takes the options, the command reads such a file, and a row of the results looks like that."""
+    operator, command = INPUT_OPTIONS.text.splitlines()
+    assert made(operator, prompt="p").rows == "export.csv"
+    written = "id;title;url\n7;Äpfel;https://example.com\n".encode("latin-1")
+    (tmp_path / "export.csv").write_bytes(written)
+    needed = f"--host {ollama.url} --model llama3.2 --prompt '{{{{ row.title }}}}' --output out --id-column id"
+
+    run(tmp_path, f"{command.replace('…', needed)} --keep-columns title url")
+
+    row = json.loads((tmp_path / "out/results.jsonl").read_text())
+    names = re.findall(r'"(\w+)":', KEPT_COLUMNS.text)
+    assert list(row)[:4] == names[:4] == ["key", "index", "id", "row"]
+    assert row["row"] == {"title": "Äpfel", "url": "https://example.com"}
+    assert list(row["row"]) == names[4:6]
+    assert list(row)[4:6] == names[6:]
