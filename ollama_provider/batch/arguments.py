@@ -263,7 +263,8 @@ class Pace(ArgumentGroup):
         requests_per_minute: upper limit; None is none.
         checkpoint_every: seconds between two checkpoints. A power cut loses the answers since the last one; in an
             object store a killed worker does, too.
-        report_every: seconds between two progress lines in the log.
+        report_every: seconds between two progress lines in the log, and at least between two versions of
+            ``report.html``.
     """
 
     argument: ClassVar[str] = "pace"

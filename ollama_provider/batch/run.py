@@ -211,6 +211,7 @@ async def _request_all(
             if run.table is not None:
                 start(run.table.run(scheduler.want_rows))
             start(_report(run))
+            start(_refresh_report(run))
             start(estimate_total(rows, spec.input_options, run.shard, run.meter))
             start(queue.fill(setup, OutcomeRecorder(run.checkpoints, run.counters, setup)))
             begun = [server for server, _ in setups]
@@ -556,6 +557,13 @@ async def _report(run: _Run) -> None:
             # The thread goes on, and the end of the run writes the same files.
             await writing
             raise
+
+
+async def _refresh_report(run: _Run) -> None:
+    while True:
+        await asyncio.sleep(max(run.spec.pace.report_every, run.report.seldom))
+        # The end of the run does not wait for it, but writes the page after it.
+        await asyncio.to_thread(run.report.refresh)
 
 
 def _save(run: _Run, progress: Progress) -> None:

@@ -106,6 +106,7 @@ class Report:
         ladder: see `Summary`; of all stored rows.
         prompts_cut, answers_cut: rows with a prompt or an answer that was cut.
         outcomes: stored outcomes. Equal rows have one.
+        damaged: lines that were damaged and are left out; the next run asks their rows again.
         sampled: how many of them the distributions are drawn from.
         distributions: of the good rows.
         reasons: why rows failed, the most frequent first.
@@ -133,6 +134,7 @@ class Report:
     prompts_cut: int
     answers_cut: int
     outcomes: int
+    damaged: int
     sampled: int
     distributions: tuple[Distribution, ...]
     reasons: tuple[Reason, ...]
@@ -158,7 +160,7 @@ def gather(storage: Storage) -> Report:
     history = read_history(storage, names.history) or History(0)
     manifest = manifests.read(storage, names.batch) or manifests.Manifest()
     rows = _Rows(vectors=(manifest.settings or {}).get("task") == "embed")
-    journal = Journal(storage, manifest.pass_number)
+    journal = Journal(storage, manifest.pass_number, only_reads=True)
     for line in journal.lines():
         rows.add(line)
     if summary:  # the results are written: these lines have index and id, and one for each row
@@ -190,6 +192,7 @@ def gather(storage: Storage) -> Report:
         prompts_cut=rows.prompts_cut,
         answers_cut=rows.answers_cut,
         outcomes=rows.ok + rows.not_ok,
+        damaged=journal.damaged,
         sampled=len(rows.numbers.items),
         distributions=rows.distributions(),
         reasons=rows.failures.reasons(),

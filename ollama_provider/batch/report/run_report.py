@@ -1,24 +1,28 @@
 """What a run does for its report: it keeps the history, and writes the page.
 
-Nothing of that may fail a run, or slow it: a page that is refreshed while requests are sent is made in a thread, and
-so seldom that it takes a fiftieth of the time.
+Nothing of that may fail a run, or slow it. While requests are sent, the page is made anew in a thread, and the more
+seldom the longer that takes: a fiftieth of the time at most.
 """
 
 import logging
 import time
 import traceback
 from collections.abc import Sequence
+from threading import Lock
 
 from ollama_provider.batch.errors import BatchError
 from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.history import History, What, history_for
 from ollama_provider.batch.report.page import render
-from ollama_provider.batch.store.storage import Storage, write
+from ollama_provider.batch.store.storage import ObjectStorage, Storage, write
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
+
+#: Times the seconds that the page took, until it is made again; and seconds at least, in an object store.
+_SELDOM, _LEAST_IN_STORE = 50, 60.0
 
 
 def write_report(storage: Storage) -> str:
@@ -46,6 +50,9 @@ class RunReport:
         self._storage = storage
         self._name = history_name
         self._page = page
+        self._took = 0.0
+        # Two threads may not write the page at once: a run may end while it is being refreshed.
+        self._writing = Lock()
         # One look at the time of day: it may be set while the run goes on.
         self._offset = time.time() - clock
         self._reasons: dict[str, str] = {}
@@ -82,6 +89,23 @@ class RunReport:
         except BatchError as error:
             logger.warning("The history for the report cannot be written: %s", error)
 
+    @property
+    def seldom(self) -> float:
+        """Seconds to wait at least before the next `refresh`."""
+        return max(_SELDOM * self._took, _LEAST_IN_STORE if isinstance(self._storage, ObjectStorage) else 0.0)
+
+    def refresh(self) -> None:
+        """Write the page as it is now. What goes wrong is left to the next time: a part may just be sealed."""
+        if not self._page:
+            return
+        began = time.thread_time()
+        with self._writing:
+            try:
+                write_report(self._storage)
+            except Exception as error:  # as at the end
+                logger.debug("The report was not refreshed: %s", type(error).__name__)
+        self._took = time.thread_time() - began
+
     def end(self, clock: float, what: What, reason: str) -> None:
         """Note the end of the run, and write history and page. What goes wrong is logged.
 
@@ -95,7 +119,8 @@ class RunReport:
         if not self._page:
             return
         try:
-            logger.info("Report: %s", write_report(self._storage))
+            with self._writing:
+                logger.info("Report: %s", write_report(self._storage))
         except Exception as error:  # whatever a row or a file may hold: the results are there
             # Not the error's own text, which may quote an answer.
             trace = "\n" + "".join(traceback.format_tb(error.__traceback__))

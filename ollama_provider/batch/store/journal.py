@@ -147,17 +147,29 @@ class Journal:
         shard: the shard that writes, such as ``2of4``; None for a whole batch. The outcomes of other shards are read
             as well, but not their open parts: they may be at work.
         keep_replies: index the raw replies by their request keys, too.
+        only_reads: nothing will be added. Then damaged lines are counted and not logged: the next run asks their rows
+            again, and logs that.
+
+    Attributes:
+        damaged: lines that were damaged.
 
     Raises:
         StorageError: a part cannot be read.
     """
 
     def __init__(
-        self, storage: Storage, pass_number: int, *, shard: str | None = None, keep_replies: bool = False
+        self,
+        storage: Storage,
+        pass_number: int,
+        *,
+        shard: str | None = None,
+        keep_replies: bool = False,
+        only_reads: bool = False,
     ) -> None:
         self._storage = storage
         self._index = Index()
         self._replies = Index() if keep_replies else None
+        self.damaged = 0
         found = list_parts(storage)
         run_number = 1 + max((part.run_number for part in found if part.pass_number == pass_number), default=0)
         self._current = Part(pass_number, run_number, 0, token_hex(4), shard or "", is_open=True)
@@ -175,7 +187,7 @@ class Journal:
         self._left_open: dict[int, int] = {}
         self._earlier_parts = len(self._parts)
         for number in range(self._earlier_parts):
-            self._scan(number)
+            self._scan(number, warn=not only_reads)
         self._begin_part()
 
     def _begin_part(self) -> None:
@@ -183,7 +195,7 @@ class Journal:
         self._parts.append(self._current)
         self._file = None
 
-    def _scan(self, part_number: int) -> None:
+    def _scan(self, part_number: int, *, warn: bool) -> None:
         part = self._parts[part_number]
         # The pass number of another shard is not this one's.
         mine = (part.pass_number, part.shard) == (self._current.pass_number, self._current.shard)
@@ -212,7 +224,8 @@ class Journal:
                 place += len(line)
         if part.is_open:
             self._left_open[part_number] = place & ((1 << 40) - 1)
-        if damaged:
+        self.damaged += damaged
+        if damaged and warn:
             logger.warning(
                 "%d damaged lines in %s of %s are skipped; their rows are asked again.",
                 damaged, part.name, self._storage.location,

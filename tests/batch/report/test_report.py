@@ -12,13 +12,13 @@ from html.parser import HTMLParser
 import pytest
 
 from ollama_provider.api import errors
-from ollama_provider.batch import Embedding, FailurePolicy, StopSignal, TooManyFailedError
+from ollama_provider.batch import Embedding, FailurePolicy, Pace, StopSignal, TooManyFailedError
 from ollama_provider.batch.report.advice import advice
 from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.page import visible
 from ollama_provider.batch.report.run_report import write_report
 from ollama_provider.batch.store.storage import open_storage
-from ollama_provider.testing import Answer, Fail, Model, Stall
+from ollama_provider.testing import Answer, Fail, Gate, Model, Stall
 from tests.docs.pages import ROOT
 
 ROWS = [{"id": f"doc-{number}", "text": f"text {number}"} for number in range(30)]
@@ -330,6 +330,46 @@ def test_a_damaged_part_leaves_its_rows_out(batch):
     part.write_bytes(b"garbage\n" + b"".join(lines[1:10]) + lines[10][:50] + b"".join(lines[11:]))
 
     assert gathered(batch).outcomes == 28
+    assert gathered(batch).damaged == 2
+    write_report(open_storage(batch.directory))
+    assert "2 damaged lines are left out" in page_of(batch).text
+
+
+def test_it_is_refreshed_while_the_batch_runs(batch):
+    """It says where the batch is, and that it runs; at the end it is written once more."""
+    gate, seen = Gate(), []
+    batch.server.stand_in.script(Stall(until=gate), where=ending(29))
+
+    def look(progress):
+        page = batch.directory / "report.html"
+        if page.exists() and "29 of 30 rows done" in (text := page_of(batch).text):
+            seen.append(text)
+            gate.open()
+
+    batch.run(ROWS, on_progress=look, pace=Pace(report_every=0.1))
+
+    assert "Running" in seen[0]
+    assert "29 of 30 rows done" in seen[0]
+    assert "All 30 rows have a good answer" in page_of(batch).text
+
+
+def test_a_refresh_that_fails_is_tried_again(batch, monkeypatch):
+    """Here each second time; the batch does not notice."""
+    made, gate = [], Gate()
+    batch.server.stand_in.script(Stall(until=gate), where=ending(29))
+
+    def sometimes(storage):
+        made.append(None)
+        if len(made) % 2:
+            raise ValueError(CANARY)
+        return gather(storage)
+
+    def look(progress):
+        if len(made) > 3:
+            gate.open()
+
+    monkeypatch.setattr("ollama_provider.batch.report.run_report.gather", sometimes)
+    assert batch.run(ROWS, on_progress=look, pace=Pace(report_every=0.1)).complete
 
 
 class TestCommand:
