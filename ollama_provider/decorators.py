@@ -132,6 +132,7 @@ def ollama_branch_task(python_callable: Callable[..., Any] | None = None, **kwar
 def ollama_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """``@task.ollama_batch``: an `OllamaBatchOperator` whose *rows* the function returns.
 
-    The rows are a list or an iterator of texts or dicts, a path or a glob, or an `ollama_provider.sql.SqlRows`.
+    The rows are a list or an iterator of texts or dicts, a table of pandas or Arrow, a path or a glob, or an
+    `ollama_provider.sql.SqlRows`.
     """
     return task_decorator_factory(python_callable=python_callable, decorated_operator_class=_Batch, **kwargs)

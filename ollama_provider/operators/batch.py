@@ -52,9 +52,10 @@ class OllamaBatchOperator(OllamaOperator):
     Args:
         rows: a file or a glob of files on any ``ObjectStoragePath`` (``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
             ``.parquet``, and but for Parquet the same with ``.gz``, ``.bz2``, ``.xz`` or ``.zst``), or a list of these,
-            read as they are needed; or a list of texts or dicts, for instance another task's result; or a query, as
-            `ollama_provider.sql.SqlRows`. Texts that all end in such a suffix are files. A document (``.txt``, ``.md``,
-            ``.html``, ``.pdf``, ``.docx``) is a row with ``path``, ``name``, ``text`` and ``modified``.
+            read as they are needed; or a list of texts or dicts, or a table of pandas or Arrow, for instance another
+            task's result; or a query, as `ollama_provider.sql.SqlRows`. Texts that all end in such a suffix are files.
+            A document (``.txt``, ``.md``, ``.html``, ``.pdf``, ``.docx``) is a row with ``path``, ``name``, ``text``
+            and ``modified``.
         input_options: an `InputOptions`, or a dict of its arguments: how text is read out of the files, such as
             ``{"delimiter": ";", "encoding": "latin-1"}``.
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just

@@ -6,6 +6,7 @@ whatever goes wrong with it is a fault of its row.
 
 import codecs
 import io
+import logging
 import re
 import time
 import zipfile
@@ -203,6 +204,8 @@ def _read_pdf(data: bytes, options: InputOptions) -> str:  # noqa: ARG001  # it 
         from pypdf import PdfReader  # an extra
     except ImportError:
         raise _missing("pypdf") from None
+    # It warns of every fault that it gets over, and quotes the file.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     deadline = _deadline()
     texts: list[str] = []
     size = 0

@@ -1,4 +1,4 @@
-"""Parquet, a few rows at a time."""
+"""Parquet, and tables in memory that can be read as Arrow: a few rows at a time."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -7,6 +7,9 @@ from typing import Any, BinaryIO
 
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.records import RAW, Row
+
+#: Rows that are made Python's at a time. They are few, since a row may have megabytes.
+_ROWS = 64
 
 
 def read_parquet(file: BinaryIO, path: str) -> Iterator[Row]:
@@ -24,18 +27,47 @@ def read_parquet(file: BinaryIO, path: str) -> Iterator[Row]:
     try:
         # Old timestamps of Spark are outside of the years that nanoseconds can represent.
         with closing(parquet.ParquetFile(file, coerce_int96_timestamp_unit="us")) as table:
-            schema = table.schema_arrow
-            if len(set(schema.names)) < len(schema.names):
-                raise InputError(f"{path} names a column twice: {', '.join(map(repr, schema.names))}.")
-            readable = _for_python(schema)
-            number = 0
-            # Few rows at a time: a row may have megabytes.
-            for batch in table.iter_batches(batch_size=64):
-                for columns, fault in _rows_of(batch if readable == schema else batch.cast(readable, safe=False)):
-                    yield Row(columns, f"{path}, row {number}", fault)
-                    number += 1
+            yield from _rows(table.iter_batches(batch_size=_ROWS), table.schema_arrow, path)
     except ArrowException as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def read_table(table: Any) -> Iterator[Row]:
+    """Return the rows of a table of pyarrow, pandas, polars or DuckDB.
+
+    Args:
+        table: has ``__arrow_c_stream__``, by which these libraries hand tables on.
+
+    Raises:
+        InputError: pyarrow is not installed, the table names a column twice, or Arrow has no type for one of its
+            columns.
+    """
+    try:
+        import pyarrow as pa  # heavy, and an extra
+    except ImportError:
+        raise InputError(
+            "rows: a table needs pyarrow, which is not installed: pip install 'airflow-provider-ollama[parquet]'."
+        ) from None
+    try:
+        stream = pa.RecordBatchReader.from_stream(table)
+    except Exception as error:  # of any of these libraries; the text may quote a value
+        raise InputError(
+            f"rows: the table cannot be read as Arrow ({type(error).__name__}). Does one of its columns mix types?"
+        ) from None
+    with stream as batches:
+        few = (batch.slice(start, _ROWS) for batch in batches for start in range(0, batch.num_rows, _ROWS))
+        yield from _rows(few, batches.schema, "the table")
+
+
+def _rows(batches: Iterable[Any], schema: Any, place: str) -> Iterator[Row]:
+    if len(set(schema.names)) < len(schema.names):
+        raise InputError(f"{place} names a column twice: {', '.join(map(repr, schema.names))}.")
+    readable = _for_python(schema)
+    number = 0
+    for batch in batches:
+        for columns, fault in _rows_of(batch if readable == schema else batch.cast(readable, safe=False)):
+            yield Row(columns, f"{place}, row {number}", fault)
+            number += 1
 
 
 def _rows_of(batch: Any) -> Iterable[tuple[dict[str, Any], str | None]]:

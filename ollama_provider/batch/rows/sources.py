@@ -16,6 +16,7 @@ from ollama_provider.batch.errors import BatchError, InputError, StorageError
 from ollama_provider.batch.records import DOCUMENTS, RAW, TEXT, Query, Row, Rows, names_file, paths_of
 from ollama_provider.batch.rows.documents import MAX_SIZE, document_rows
 from ollama_provider.batch.rows.formats import read_file, suffixes_of
+from ollama_provider.batch.rows.parquet_files import read_table
 from ollama_provider.batch.rows.text_files import printable
 from ollama_provider.batch.store.storage import as_path, local_path
 
@@ -37,6 +38,7 @@ def read_rows(rows: Rows, options: InputOptions = InputOptions()) -> Iterator[Ro
             - a file or a glob of files, which are read in the order of their names: a path, a ``file://`` URL, or an
               object that behaves like a `pathlib.Path` (Airflow's ``ObjectStoragePath``);
             - several of these, in the order given;
+            - a table of pyarrow, pandas (2.2 or later), polars or DuckDB (needs pyarrow);
             - a query, which is fetched at once (a batch makes a snapshot of it, see
               `ollama_provider.batch.rows.snapshot`).
 
@@ -58,6 +60,8 @@ def read_rows(rows: Rows, options: InputOptions = InputOptions()) -> Iterator[Ro
         return _read_files(paths, options)
     if isinstance(rows, Query):
         return _read_iterable(chain.from_iterable(rows.fetch()))
+    if hasattr(rows, "__arrow_c_stream__"):
+        return read_table(rows)
     _refuse_wrong_types(rows)
     return _read_iterable(rows) if isinstance(rows, list | tuple) else _read_iterator(iter(rows), options)  # type: ignore[arg-type]
 
@@ -96,7 +100,7 @@ def _refuse_wrong_types(rows: Any) -> None:
     if isinstance(rows, Mapping):
         raise InputError("rows: they are one mapping, where a list of mappings or texts is expected.")
     if hasattr(rows, "columns"):
-        raise InputError('rows: a table would give its columns. Give its rows, such as frame.to_dict("records").')
+        raise InputError('rows: this table would give its columns. Give its rows, such as frame.to_dict("records").')
     if hasattr(rows, "readline"):
         raise InputError("rows: an open file would give its lines as texts. Give its path.")
     if isinstance(rows, bytes | bytearray) or not isinstance(rows, Iterable):

@@ -309,6 +309,23 @@ def test_a_group_of_a_decorated_task(run_task, tmp_path) -> None:
     assert settings["failures"]["max_failed_ratio"] == 0.5
 
 
+def test_a_function_returns_a_table(run_task, ollama, tmp_path) -> None:
+    """As it is: it is not rendered, and what is in its cells is no template."""
+    ran = run_task(f"""
+        @task.ollama_batch(model='llama3.2', output_path='{tmp_path}/out', resume='task', keep_columns='all')
+        def t():
+            import pyarrow as pa
+
+            return pa.table({{'text': ['{{{{ ds }}}}', 'b'], 'n': [1, 2]}})
+
+        t()
+        """)
+
+    assert (ran.state, ran.value["ok"]) == ("success", 2), ran.log
+    rows = [json.loads(line)["row"] for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert rows == [{"text": "{{ ds }}", "n": 1}, {"text": "b", "n": 2}]
+
+
 def test_timeouts_are_laid_over_those_of_the_connection(run_task, ollama, tmp_path) -> None:
     """Those that are given."""
     ollama.stand_in.script(Stall(after=1), always=True, where=lambda body: body.get("prompt") == "text 7")

@@ -197,6 +197,15 @@ class TestBadFiles:
 
         assert fault_of(DATA / "two-pages.pdf") == "it has more than 1 pages"
 
+    def test_the_log_does_not_quote_a_pdf(self, tmp_path, caplog):
+        """Its library warns of what it gets over, in words of the file."""
+        broken = (DATA / "two-pages.pdf").read_bytes().replace(b"startxref\n", b"startxref\n1")
+        (tmp_path / "a.pdf").write_bytes(broken.replace(b"/Resources", b"Secrets ["))
+
+        list(read_rows(tmp_path / "a.pdf"))
+
+        assert not caplog.text
+
     def test_a_pdf_of_pictures(self, tmp_path):
         """An empty text would be asked about, or fail with less of a reason."""
         empty = (DATA / "two-pages.pdf").read_bytes().replace(b"(The first page.)", b"(               )")

@@ -309,3 +309,63 @@ class TestJsonList:
                 return Raw()
 
         assert columns(Slow()) == expected
+
+
+class TestTables:
+    """Tables in memory, by the protocol with which their libraries hand them on."""
+
+    class Frame:
+        """A table of another library, such as a data frame of pandas."""
+
+        columns = ("id", "text")
+
+        def __init__(self, table):
+            self._table = table
+
+        def __len__(self):
+            return len(self._table)
+
+        def __arrow_c_stream__(self, requested_schema=None):
+            return self._table.__arrow_c_stream__(requested_schema)
+
+    @pytest.mark.parametrize("kind", [lambda table: table, lambda table: table.to_reader(), Frame])
+    def test_each_is_read(self, kind):
+        table = pa.table({"id": range(200), "text": [f"text {number}" for number in range(200)]})
+
+        rows = list(read_rows(kind(table)))
+
+        assert [row.columns for row in rows] == table.to_pylist()
+        assert rows[70].place == "the table, row 70"
+
+    def test_rows_are_counted_without_reading_them(self):
+        assert count_rows(self.Frame(pa.table({"text": ["a", "b"]}))) == 2
+
+    def test_times_of_pandas(self):
+        """They have nanoseconds, which Python's do not."""
+        table = pa.table({"at": pa.array([1_000_001], pa.timestamp("ns", "UTC"))})
+
+        (row,) = columns(table)
+
+        assert row["at"].microsecond == 1000
+
+    def test_a_column_named_twice(self):
+        with pytest.raises(InputError, match="names a column twice"):
+            list(read_rows(pa.table([[1], [2]], names=["a", "a"])))
+
+    def test_what_arrow_cannot_hold(self):
+        """The text of such an error may quote a value, so ours does not have it."""
+
+        class Mixed:
+            def __arrow_c_stream__(self, requested_schema=None):
+                return pa.array(["secret", 1])
+
+        with pytest.raises(InputError, match=r"cannot be read as Arrow \(Arrow\w+\)") as error:
+            list(read_rows(Mixed()))
+        assert "secret" not in str(error.value)
+
+    def test_the_package_that_it_needs_is_named(self, monkeypatch):
+        table = pa.table({"text": ["a"]})
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+        with pytest.raises(InputError, match=r"pip install 'airflow-provider-ollama\[parquet\]'"):
+            list(read_rows(table))
