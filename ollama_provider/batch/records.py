@@ -77,7 +77,7 @@ Rows = str | PathLike[str] | Iterable[str | PathLike[str] | Mapping[str, Any]] |
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 DOCUMENTS = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_SUFFIXES = FORMATS + DOCUMENTS + tuple(suffix + compression for suffix in FORMATS for compression in COMPRESSIONS)
+_SUFFIXES = FORMATS + tuple(suffix + compression for suffix in FORMATS for compression in COMPRESSIONS)
 
 
 def paths_of(rows: Any) -> list[Any] | None:

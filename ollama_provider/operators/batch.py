@@ -55,7 +55,7 @@ class OllamaBatchOperator(OllamaOperator):
             read as they are needed; or a list of texts or dicts, or a table of pandas or Arrow, for instance another
             task's result; or a query, as `ollama_provider.sql.SqlRows`. Texts that all end in such a suffix are files.
             A document (``.txt``, ``.md``, ``.html``, ``.pdf``, ``.docx``) is a row with ``path``, ``name``, ``text``
-            and ``modified``.
+            and ``modified``; several are one glob, or path objects.
         input_options: an `InputOptions`, or a dict of its arguments: how text is read out of the files, such as
             ``{"delimiter": ";", "encoding": "latin-1"}``.
         prompt: Jinja template for a row: ``{{ row.text }}`` is its column ``text`` (a row that is only a text has just

@@ -47,7 +47,8 @@ def read_rows(rows: Rows, options: InputOptions = InputOptions()) -> Iterator[Ro
             object or a text a line), ``.json`` (one list of these), ``.csv`` or ``.tsv`` (names in the first line),
             ``.parquet`` (needs pyarrow; times to the microsecond, as Python's are). All but the last may be compressed:
             ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (needs pyarrow before Python 3.14). A document (``.txt``, ``.md``,
-            ``.html``, ``.pdf``, ``.docx``) is a row with ``path``, ``name``, ``text`` and ``modified``.
+            ``.html``, ``.pdf``, ``.docx``) is a row with ``path``, ``name``, ``text`` and ``modified``; several are one
+            glob, or path objects, since a text of a list may come from anybody.
         options: how text is written in the files.
 
     Raises:
@@ -101,10 +102,19 @@ def _refuse_wrong_types(rows: Any) -> None:
         raise InputError("rows: they are one mapping, where a list of mappings or texts is expected.")
     if hasattr(rows, "columns"):
         raise InputError('rows: this table would give its columns. Give its rows, such as frame.to_dict("records").')
+    if isinstance(rows, list | tuple) and rows and all(map(_may_be_a_document, rows)):
+        raise InputError(
+            "rows: they may be texts, or names of documents. Texts choose no files that are read: give documents as "
+            'one path or glob, or as path objects, and texts as {"text": …}.'
+        )
     if hasattr(rows, "readline"):
         raise InputError("rows: an open file would give its lines as texts. Give its path.")
     if isinstance(rows, bytes | bytearray) or not isinstance(rows, Iterable):
         raise InputError(f"rows: a path, a list of texts, mappings or paths, or a query is expected, not {rows!r:.40}.")
+
+
+def _may_be_a_document(row: Any) -> bool:
+    return isinstance(row, str) and row.lower().endswith(DOCUMENTS) and len(row.split()) == 1
 
 
 def find_files(pattern: Any) -> list[Any]:

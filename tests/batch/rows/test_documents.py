@@ -72,6 +72,16 @@ def test_documents_in_an_object_store():
     assert all(row.columns["modified"] is None or row.columns["modified"].tzinfo is UTC for row in rows)
 
 
+def test_texts_choose_no_documents():
+    """They may come from anybody: what is one of the two is refused, and a sentence is a sentence."""
+    with pytest.raises(InputError, match=r"^rows: they may be texts, or names of documents"):
+        read_rows([str(DATA / "plain.txt"), str(DATA / "deep/note.md")])
+
+    rows = list(read_rows(["Sum up README.md", "x.txt"]))
+    assert [row.columns["text"] for row in rows] == ["Sum up README.md", "x.txt"]
+    assert len(list(read_rows([DATA / "plain.txt", DATA / "deep/note.md"]))) == 2
+
+
 class TestPieces:
     """Long texts, in overlapping pieces."""
 

@@ -58,6 +58,30 @@ def test_files_in_an_object_store():
         assert columns(path, OPTIONS.get(name, InputOptions())) == ROWS
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_files_as_airflow_2_opens_them(name):
+    """It wraps a file of a store in an object that hands on every attribute, and cannot be iterated."""
+
+    class Wrapped:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+    class Path2(type(DATA)):
+        def open(self, *arguments):
+            return Wrapped(super().open(*arguments))
+
+    assert columns(Path2(DATA / name), OPTIONS.get(name, InputOptions())) == ROWS
+
+
 def test_texts_that_end_in_such_suffixes_are_files():
     """As those of the other suffixes."""
     assert columns([str(DATA / "rows.json"), str(DATA / "rows.csv.gz")]) == ROWS * 2
