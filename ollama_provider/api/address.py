@@ -1,12 +1,16 @@
 """Where a server is, or several: values in the style of OLLAMA_HOST."""
 
 import ipaddress
+import os
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import ValidationError
 
 from ollama_provider.api.errors import InvalidRequestError
-from ollama_provider.api.settings import NO_CREDENTIALS
+from ollama_provider.api.schemas.base import explain
+from ollama_provider.api.settings import NO_CREDENTIALS, Settings
 
 DEFAULT_PORT = 11434
 _SCHEMES = {"http": 80, "https": 443}
@@ -83,6 +87,24 @@ def parse_addresses(
     _refuse_credentials(f"{host}{scheme}{path}")
     parts = [part for part in (host or "").split(",") if part.strip()] or [host or ""]
     return tuple(dict.fromkeys(parse_address(part, port, scheme, path) for part in parts))
+
+
+def settings_for(host: str | None = None, **others: Any) -> Settings:
+    """Return the settings of a client for one server or several, without an Airflow connection.
+
+    Args:
+        host: as in `parse_addresses`. None or an empty text: what the environment's OLLAMA_HOST says, else this
+            machine (``http://127.0.0.1:11434``).
+        others: fields of `Settings` (``password``, ``verify``, ``timeouts``, …) that differ from their defaults.
+
+    Raises:
+        InvalidRequestError: *host* is no address, or holds a login or a password; or one of *others* is wrong.
+    """
+    base_url, *other_urls = parse_addresses(host or os.environ.get("OLLAMA_HOST"))
+    try:
+        return Settings(base_url=base_url, other_urls=tuple(other_urls), **others)
+    except ValidationError as error:
+        raise InvalidRequestError(explain(Settings, error)) from None
 
 
 def _refuse_credentials(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 import httpx
 from tenacity import AsyncRetrying, Retrying
 
+from ollama_provider.api.address import settings_for
 from ollama_provider.api.errors import EndpointNotFoundError, ModelNotFoundError, OllamaError, ResponseTimeoutError
 from ollama_provider.api.events import Call, Listener
 from ollama_provider.api.pulls import check_pull_allowed, may_pull
@@ -57,8 +58,8 @@ class Client:
     """A client of one server or several. Threads may share it.
 
     Args:
-        settings: how to reach the servers. Their ``model``, ``options`` and ``keep_alive`` are not read here, since a
-            request is sent as it is.
+        settings: how to reach the servers; None is the server of OLLAMA_HOST, else this machine (`settings_for`). Their
+            ``model``, ``options`` and ``keep_alive`` are not read here, since a request is sent as it is.
         listener: called with each `AttemptFailed`, `ServerFailed`, `PullMoved` and `CallEnded`. Its exceptions reach
             the caller.
         transport: an httpx transport to use instead of the network. It stays open when the client is closed.
@@ -70,13 +71,13 @@ class Client:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Settings | None = None,
         *,
         listener: Listener | None = None,
         transport: httpx.BaseTransport | None = None,
         concurrency: int = 16,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = settings or settings_for()
         self._listener = listener
         self._servers = [Server(each, transport, concurrency) for each in settings.servers]
         self._routing = Routing(len(self._servers))
@@ -278,8 +279,8 @@ class AsyncClient:
     """A client of one server or several, in one event loop.
 
     Args:
-        settings: how to reach the servers. Their ``model``, ``options`` and ``keep_alive`` are not read here, since a
-            request is sent as it is.
+        settings: how to reach the servers; None is the server of OLLAMA_HOST, else this machine (`settings_for`). Their
+            ``model``, ``options`` and ``keep_alive`` are not read here, since a request is sent as it is.
         listener: called with each `AttemptFailed`, `ServerFailed`, `PullMoved` and `CallEnded`. Its exceptions reach
             the caller.
         transport: an httpx transport to use instead of the network. It stays open when the client is closed.
@@ -291,13 +292,13 @@ class AsyncClient:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Settings | None = None,
         *,
         listener: Listener | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         concurrency: int = 16,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = settings or settings_for()
         self._listener = listener
         self._servers = [AsyncServer(each, transport, concurrency) for each in settings.servers]
         self._routing = Routing(len(self._servers))

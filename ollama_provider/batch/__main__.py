@@ -6,7 +6,6 @@ wrong arguments.
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from ollama_provider.api.address import parse_addresses
+from ollama_provider.api.address import settings_for
 from ollama_provider.api.errors import InvalidRequestError, OllamaError
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
@@ -214,10 +213,8 @@ def _read_password(file: Path) -> str:
 
 
 def _settings(given: argparse.Namespace) -> Settings:
-    base_url, *other_urls = parse_addresses(given.host or os.environ.get("OLLAMA_HOST"))
-    return Settings(
-        base_url=base_url,
-        other_urls=tuple(other_urls),
+    return settings_for(
+        given.host,
         login=given.login,
         password=SecretStr(_read_password(given.password_file)) if given.password_file else None,
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_provider.api.address import parse_address, parse_addresses
+from ollama_provider.api.address import parse_address, parse_addresses, settings_for
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
 
@@ -235,3 +235,20 @@ def test_a_path_holds_nothing_that_ends_it(host, path, says):
     """It would be read as another address the next time, and requests would lose what follows."""
     with pytest.raises(InvalidRequestError, match=says):
         parse_addresses(host, path=path)
+
+
+class TestSettings:
+    def test_of_the_environment(self, monkeypatch):
+        """OLLAMA_HOST says where the servers are, unless they are named."""
+        monkeypatch.setenv("OLLAMA_HOST", "gpu1, gpu2")
+
+        assert settings_for().urls == ("http://gpu1:11434", "http://gpu2:11434")
+        assert settings_for("gpu3", max_attempts=1) == Settings(base_url="http://gpu3:11434", max_attempts=1)
+
+    def test_a_wrong_field_is_named(self):
+        """As our error, with the nearest name; nothing is quoted that may be a secret."""
+        with pytest.raises(InvalidRequestError, match=r"pasword: there is no such field; did you mean 'password'\?"):
+            settings_for("gpu1", pasword="hunter2")
+        with pytest.raises(InvalidRequestError, match="Login and Password") as raised:
+            settings_for("http://ada:hunter2@gpu1")
+        assert "hunter2" not in str(raised.value)

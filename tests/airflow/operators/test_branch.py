@@ -17,7 +17,7 @@ _DAG = """
 from datetime import datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG, TaskGroup, task
-from ollama_provider.operators import OllamaBranchOperator
+from ollama_provider.operators import OllamaBranchOperator, OllamaGenerateOperator
 
 with DAG(
     "branch_{number}",
@@ -134,20 +134,18 @@ def test_several_tasks(run, ollama) -> None:
 
 def test_tasks_of_groups_and_mapped_tasks_can_be_chosen(run, ollama) -> None:
     """By their whole ids."""
-    ollama.stand_in.script({"task": "payments.refund"})
+    ollama.stand_in.script({"task": "letter"}, "Dear A.", "Dear B.")
 
+    # Chosen, since `dag.test` of Airflow 2.11 runs a mapped task also after a branch has skipped it.
     ran = run("""
         with TaskGroup("payments"):
             paying = refund()
 
-        @task(doc_md="Write letters.")
-        def letter(to):
-            return to
-
-        ask() >> [paying, letter.expand(to=["a", "b"])]
+        letters = OllamaGenerateOperator.partial(task_id="letter", doc_md="Write letters.", model="llama3.2")
+        ask() >> [paying, letters.expand(prompt=["Write to A.", "Write to B."])]
     """)
 
-    assert (ran.done, ran.states["letter"]) == ({"payments.refund"}, "skipped")
+    assert (ran.done, ran.skipped) == ({"letter"}, {"payments.refund"})
     told = sent(ollama)[0]["messages"][0]["content"]
     assert told.endswith("- letter: Write letters.\n- payments.refund: Pay the money back.")
 
@@ -253,15 +251,15 @@ def test_a_model_may_reason_before_it_chooses(run, ollama) -> None:
 
 
 @pytest.mark.parametrize("run", [False], ids=["blocking"], indirect=True)
-def test_a_killed_task_follows_nothing(run, ollama, killed) -> None:
+def test_a_killed_task_follows_nothing(run, ollama, killed, log) -> None:
     """Whoever stopped it does not want its tasks to be run."""
     ollama.stand_in.script(Stall())
 
     with killed(lambda stand_in: any(seen.path == "/api/chat" for seen in stand_in.requests)):
-        ran = run("ask(default='archive') >> [archive(), refund()]")
+        run("ask(default='archive') >> [archive(), refund()]")
 
-    assert ran.states["t"] != "success"
-    assert ran.done == set()
+    told = log()
+    assert "Branch into" not in told
 
 
 @pytest.mark.parametrize("name", ["format", "output_type", "output"])
