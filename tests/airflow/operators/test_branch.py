@@ -1,13 +1,15 @@
 """OllamaBranchOperator and ``@task.ollama_branch``, run by Airflow against the stand-in."""
 
 import re
+import threading
 from collections.abc import Callable
 from itertools import count
 from textwrap import dedent, indent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.operators import OllamaBranchOperator
@@ -250,16 +252,22 @@ def test_a_model_may_reason_before_it_chooses(run, ollama) -> None:
     assert sent(ollama)[0]["think"] is True
 
 
-@pytest.mark.parametrize("run", [False], ids=["blocking"], indirect=True)
-def test_a_killed_task_follows_nothing(run, ollama, killed, log) -> None:
+def test_a_killed_task_follows_nothing(ollama, ollama_conn) -> None:
     """Whoever stopped it does not want its tasks to be run."""
     ollama.stand_in.script(Stall())
+    with DAG("any", schedule=None):
+        branch = OllamaBranchOperator(task_id="t", model="llama3.2", prompt="x", default="a", first_token_timeout=20)
+        branch >> BaseOperator(task_id="a")
 
-    with killed(lambda stand_in: any(seen.path == "/api/chat" for seen in stand_in.requests)):
-        run("ask(default='archive') >> [archive(), refund()]")
+    def kill() -> None:
+        ollama.stand_in.wait_until(lambda stand_in: stand_in.open_requests)
+        branch.on_kill()
 
-    told = log()
-    assert "Branch into" not in told
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(AirflowException, match="the client was closed meanwhile"):
+        branch.execute({"ti": SimpleNamespace(try_number=1, max_tries=0)})
+    killer.join()
 
 
 @pytest.mark.parametrize("name", ["format", "output_type", "output"])
