@@ -17,7 +17,7 @@ from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, fou
 from tests.security.hostile import FAULTS, hostile, once_it_is_trusted
 
 #: Files of a batch that hold answers: docs/security.md says so. No other does, and none holds a rendered prompt.
-WITH_ANSWERS = {"parts", "results.jsonl", "failed.jsonl"}
+WITH_ANSWERS = {"parts", "results.jsonl", "failed.jsonl", "report.html"}
 SCHEMA = {"type": "object", "properties": {"who": {"type": "integer"}}, "required": ["who"]}
 
 
@@ -61,7 +61,7 @@ def test_answers_are_in_the_results_and_prompts_nowhere(ollama, tmp_path, tempor
     run(ollama.url, tmp_path, output_type=schema)
 
     left = left_in(tmp_path / "out")
-    assert set(left) >= {"parts", "results.jsonl"}
+    assert set(left) >= {"parts", "results.jsonl", "report.html"}
     assert set(left) <= WITH_ANSWERS
     assert {canary for canaries in left.values() for canary in canaries} == {"answer"}
     for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines():
@@ -112,7 +112,8 @@ class TestCommand:
 
         assert running.returncode == 0, errors
         assert found_in(seen + out + errors) == []
-        assert left_in(tmp_path / "out") == {"parts": ["answer"], "results.jsonl": ["answer"]}
+        left = left_in(tmp_path / "out")
+        assert left == {name: ["answer"] for name in ("parts", "report.html", "results.jsonl")}
         assert list(temporary.iterdir()) == []
 
     @pytest.mark.parametrize("fault", ["401 that quotes headers", "an error within the answer"])
