@@ -221,7 +221,9 @@ class FailurePolicy(ArgumentGroup):
         allow_cut: accept an answer that was cut off at ``num_predict`` or at the end of the context.
         on_broken_row: an input row that cannot be read stops the task (``"fail"``) or fails alone
             (``"dead_letter"``).
-        on_digest_change: ``"stop"`` or ``"continue"`` when the model is replaced on the server during the run.
+        on_digest_change: ``"stop"`` or ``"continue"`` when the model is replaced on the server during the run. With
+            several servers that server is left out, and what it answered since the last checkpoint is asked again
+            elsewhere (``"stop"``) or kept without a digest (``"continue"``).
         fallback_model: another model for the rows whose answers did not fit *output_type*. It is asked after all
             other rows are done.
     """

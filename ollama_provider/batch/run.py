@@ -39,6 +39,7 @@ from ollama_provider.batch.results.progress import Counters, Progress, ProgressM
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
+from ollama_provider.batch.scheduling.availability import leave_out_changed
 from ollama_provider.batch.scheduling.background import LockRenewal, background_tasks, close_window, renewing
 from ollama_provider.batch.scheduling.connections import Server, connect
 from ollama_provider.batch.scheduling.input_queue import InputQueue, estimate_total
@@ -220,7 +221,12 @@ async def _request_all(
                     start(_join_later(run, joining, server, setup.num_ctx))
             async with asyncio.TaskGroup() as group:
                 working = [group.create_task(_workers(run, server, its_setup).run()) for server, its_setup in setups]
-                await scheduler.wait_until_finished()
+                await scheduler.wait_until_answered()
+                while scheduler.comparison_due:
+                    await run.checkpoints.make_last()
+                    scheduler.comparison_due = not scheduler.answered
+                    scheduler.notify()
+                    await scheduler.wait_until_answered()
                 for task in working:  # a server may still be loading the model, or not say whether it works
                     task.cancel()
     except StoppedError as stopped:
@@ -393,13 +399,15 @@ async def _open(
     )
     model, _ = preflight.split_model(spec.model)
     failures, per_minute = spec.failures, spec.pace.requests_per_minute
+    plan = Plan(failures, [server.state for server in servers], 60 / per_minute if per_minute else 0.0)
+    scheduler, counters = Scheduler(plan), Counters()
     controls = {server.state.name: server.control for server in servers}
     checkpoints = Checkpoints(
         journal,
         look_up_digest=lambda server: controls[server].digest(model),
         on_digest_change=failures.on_digest_change,
+        leave_out=None if len(servers) == 1 else partial(leave_out_changed, scheduler, counters),
     )
-    plan = Plan(failures, [server.state for server in servers], 60 / per_minute if per_minute else 0.0)
     order = RowOrder(with_fields=spec.id_column is not None or spec.keep_columns is not None)
     table = None
     # The results of shards go into the table with the merge, which knows the place of each row.
@@ -420,9 +428,9 @@ async def _open(
             checkpoints=checkpoints,
             order=order,
             table=table,
-            scheduler=Scheduler(plan),
+            scheduler=scheduler,
             servers=servers,
-            counters=Counters(),
+            counters=counters,
             meter=meter,
             on_progress=on_progress,
             stop=stop,

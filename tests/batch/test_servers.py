@@ -417,3 +417,93 @@ def test_a_row_that_crashes_the_model_is_sent_to_two_servers_at_most(batch, olla
 
     assert (summary.ok, summary.failed) == (59, 1)
     assert sum("text 7" in batch.asked_of(server) for server in ollama_servers) <= 2
+
+
+class TestAModelThatChangesInMidRun:
+    """At one server: it is left out, and no result has an answer of the other model."""
+
+    def run(self, batch, changed, after, rows=60, **arguments):
+        def retag(body):
+            if body.get("prompt") and len(batch.asked_of(changed)) == after:
+                changed.stand_in.retag("llama3.2")
+            return False
+
+        changed.stand_in.script("never", where=retag, always=True)
+        for server in batch.servers:
+            slow(server, 0.03)
+        return batch.run(texts(rows), concurrency=1, **arguments)
+
+    def check(self, batch, summary, changed, caplog, rows=60):
+        assert (summary.complete, summary.ok, summary.failed, summary.left) == (True, rows, 0, 0)
+        assert "changed during the run" in share(summary, changed).reason
+        assert f"Server {changed.url} is left out of this run: Model 'llama3.2' at {changed.url} changed" in caplog.text
+        counted = dict.fromkeys((server.url for server in batch.servers), 0)
+        for row in batch.results:
+            counted[row["server"]] += 1
+        assert {each.server: each.rows for each in summary.servers} == counted
+        assert summary.tokens == sum(row["tokens"] for row in batch.results)
+
+    @pytest.mark.parametrize("checkpoint_every", [0.2, 60])
+    def test_its_answers_since_the_last_comparison_are_discarded(self, batch, ollama_servers, caplog, checkpoint_every):
+        """The others answer these rows, also when it is noticed only after the last row."""
+        changed = ollama_servers[1]
+        own = httpx.get(f"{changed.url}/api/tags").json()["models"]
+        digest = next(model["digest"] for model in own if model["name"].startswith("llama3.2"))
+
+        summary = self.run(batch, changed, 5, checkpoint_every=checkpoint_every)
+
+        self.check(batch, summary, changed, caplog)
+        assert {row["digest"] for row in batch.results} == {digest}
+        kept = {f"text {row['index']}" for row in batch.results if row["server"] == changed.url}
+        assert kept <= set(batch.asked_of(changed)[:5])
+        assert sorted(set(batch.asked)) == sorted(texts(60))
+        before = len(batch.asked)
+        ollama_servers[1].stop()
+        assert batch.run(texts(60)).reused == 60
+        assert len(batch.asked) == before
+        assert "damaged" not in caplog.text
+
+    def test_or_kept_without_a_digest(self, batch, ollama_servers, caplog):
+        """With on_digest_change="continue"; no row is asked of the new model after that."""
+        changed = ollama_servers[2]
+
+        summary = self.run(batch, changed, 5, checkpoint_every=0.3, failures=FailurePolicy(on_digest_change="continue"))
+
+        self.check(batch, summary, changed, caplog)
+        assert len({row["digest"] for row in batch.results} - {None}) == 1
+        without = [row for row in batch.results if row["digest"] is None]
+        assert without
+        assert {row["server"] for row in without} == {changed.url}
+
+    @pytest.mark.ollama_servers({}, {})
+    def test_at_all_of_them(self, batch, ollama_servers):
+        """The run stops, since no server with its digest is left; nothing of the other model is kept."""
+
+        def retag(body):
+            if len(batch.asked) == 6:
+                for server in ollama_servers:
+                    server.stand_in.retag("llama3.2")
+            return False
+
+        ollama_servers[0].stand_in.script("never", where=retag, always=True, path="generate")
+        for server in ollama_servers:
+            slow(server, 0.02)
+        with pytest.raises(NoServerError, match="changed during the run") as raised:
+            batch.run(texts(60), concurrency=1, checkpoint_every=0.2)
+
+        assert set(raised.value.reasons) == {server.url for server in ollama_servers}
+        assert not raised.value.retryable
+        kept = [line for part in batch.parts for line in part.read_text().splitlines() if line.strip()]
+        assert len(kept) <= 6
+
+    def test_failed_rows_of_the_other_model_are_asked_again(self, batch, ollama_servers, caplog):
+        """Its failures count as little as its answers."""
+        changed = ollama_servers[1]
+        changed.stand_in.script(
+            Respond(400, {"error": "no"}), where=lambda body: len(batch.asked_of(changed)) > 5, always=True
+        )
+
+        summary = self.run(batch, changed, 5, checkpoint_every=60, failures=FailurePolicy(max_attempts=1))
+
+        self.check(batch, summary, changed, caplog)
+        assert summary.errors == {}

@@ -87,3 +87,7 @@ class WorkItem:
     def pack(self) -> "tuple[WorkItem, ...]":
         """All items that share the request, this one first."""
         return (self, *self.rest)
+
+    def anew(self) -> "WorkItem":
+        """Return the item as it was before it was sent, and without the others of its pack."""
+        return WorkItem(self.number, self.prompt, self.images, self.key, self.request_key, pack_closed=self.pack_closed)

@@ -127,10 +127,10 @@ class ProgressMeter:
             self._marks.popleft()
         then, asked_then, tokens_then = self._marks[0]
         seconds = now - then
-        pace = (asked - asked_then) / seconds if seconds > 0 else 0.0
+        pace = max(0, asked - asked_then) / seconds if seconds > 0 else 0.0
         left = None if self.total is None else max(0, self.total - done)
         eta = 0.0 if left == 0 else left / pace if left is not None and pace > 0 else None
-        speed = (tokens - tokens_then) / seconds if seconds > 0 else 0.0
+        speed = max(0, tokens - tokens_then) / seconds if seconds > 0 else 0.0
         return Progress(
             done=done,
             total=self.total,
@@ -199,6 +199,17 @@ class Counters:
             self.errors[outcome.error["class"]] += 1
         elif outcome.rungs:
             self.repairs[outcome.rungs[-1]]["good"] += 1
+
+    def remove(self, outcome: Outcome) -> None:
+        """Count an outcome no more: it is discarded, and its row is asked again."""
+        self.tokens -= outcome.tokens or 0
+        self.prompt_tokens -= outcome.prompt_tokens or 0
+        for repair in outcome.rungs:
+            self.repairs[repair]["tried"] -= 1
+        if outcome.error is not None:
+            self.errors -= Counter((outcome.error["class"],))  # without those that are zero then
+        elif outcome.rungs:
+            self.repairs[outcome.rungs[-1]]["good"] -= 1
 
     def resolve(self, state: Callable[[int], State]) -> None:
         """Count the rows that waited for the outcome of an equal row, where it has come.

@@ -182,7 +182,7 @@ class TableWriter:
             match journal.state(row.number):
                 case State.OK if journal.is_sealed(row.number):
                     self._ready.append(row)
-                case State.FAILED:
+                case State.FAILED if journal.is_sealed(row.number):  # until then it may be discarded and asked again
                     pass
                 case _:
                     waiting.append(row)

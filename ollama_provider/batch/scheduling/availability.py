@@ -2,9 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.batch.errors import ModelChangedError, NoServerError
+from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.requests.work_item import WorkItem
+from ollama_provider.batch.results.progress import Counters
 from ollama_provider.batch.scheduling.plan import Plan
 from ollama_provider.batch.scheduling.scheduler import Scheduler
 from ollama_provider.batch.scheduling.servers import ServerState
@@ -51,6 +55,37 @@ def stop_error(plan: Plan, error: Exception) -> Exception:
         {server.name: server.reason for server in plan.servers},
         retryable=not all(server.left_out for server in plan.servers),
     )
+
+
+def leave_out_changed(
+    scheduler: Scheduler, counters: Counters, url: str, reason: str, discarded: Sequence[tuple[WorkItem, Outcome]]
+) -> Exception | None:
+    """Leave a server out whose model has changed, and give its rows to the others.
+
+    Args:
+        scheduler: holds the plan.
+        counters: of the run.
+        url: of the server.
+        reason: for log and summary.
+        discarded: rows that it answered and whose outcomes are discarded.
+
+    Returns:
+        The error that ends the run if no server is left.
+    """
+    plan = scheduler.plan
+    state = next(server for server in plan.servers if server.name == url)
+    verdict = plan.leave_out(state, reason)
+    state.reason = reason  # it may have been left out before, but its answers are discarded for this one
+    log_left_out(state)
+    for _, outcome in discarded:
+        counters.remove(outcome)
+    for sent in plan.take_back(state, discarded):
+        scheduler.waiting[sent].cancel()
+    scheduler.notify()
+    if verdict is not Verdict.STOP:
+        return None
+    plan.closed = True
+    return stop_error(plan, ModelChangedError(reason))
 
 
 def log_left_out(state: ServerState) -> None:

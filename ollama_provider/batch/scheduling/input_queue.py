@@ -142,7 +142,7 @@ class InputQueue:
             case Choice.RUN if row.fault is not None:
                 plan.add_failed()
                 outcome = Outcome(key=row.key.hex(), status="failed", error=row.fault)
-                recorder.record(WorkItem(number, row.prompt), outcome)
+                recorder.record(WorkItem(number, row.prompt), outcome, asked=False)
             case Choice.RUN if row.request_key is not None and self._use_stored_reply(number, row, setup):
                 counters.reused += 1
                 counters.revalidated += 1

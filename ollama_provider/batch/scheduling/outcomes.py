@@ -33,8 +33,13 @@ class OutcomeRecorder:
         self._fallback = "" if setup.fallback is None else shared_fields(vars(setup.fallback))
         self._logged: set[str] = set()
 
-    def record(self, item: WorkItem, outcome: Outcome) -> bool:
+    def record(self, item: WorkItem, outcome: Outcome, *, asked: bool = True) -> bool:
         """Record the outcome of a row. An outcome that cannot be stored becomes a failed row.
+
+        Args:
+            item: of the row.
+            outcome: of the row.
+            asked: it comes from the server, so the row is asked again if the server's model turns out to have changed.
 
         Returns:
             Whether the row has a good result.
@@ -43,14 +48,15 @@ class OutcomeRecorder:
             StorageError: the directory cannot be written.
         """
         shared = self._fallback if item.variant.fallback else None
+        again = item if asked else None
         try:
-            self._checkpoints.add(item.number, outcome, server=self._host, shared=shared)
+            self._checkpoints.add(item.number, outcome, server=self._host, shared=shared, item=again)
         except StorageError:
             raise
         except Exception as error:  # an answer may hold anything
             known = error if isinstance(error, OllamaError) else self.unforeseen(error, "storing its result")
             outcome = self._setup.validator.reject(item, known, None, 0.0)
-            self._checkpoints.add(item.number, outcome, server=self._host, shared=shared)
+            self._checkpoints.add(item.number, outcome, server=self._host, shared=shared, item=again)
         self._counters.add(outcome)
         return outcome.status == "ok"
 

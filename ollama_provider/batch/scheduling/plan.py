@@ -18,7 +18,7 @@ There are three kinds of failure, told apart by `Blame`:
   attempts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ollama_provider.api.errors import (
@@ -35,6 +35,7 @@ from ollama_provider.api.errors import (
 )
 from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import ModelChangedError
+from ollama_provider.batch.records import Outcome
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.scheduling import tail
 from ollama_provider.batch.scheduling.blame import BlameRules
@@ -254,6 +255,34 @@ class Plan:
             self._wake_idle()
             self.queue.release(server.index)
         return Verdict.STOP if all(other.left_out for other in self.servers) else Verdict.AGAIN
+
+    def take_back(self, server: ServerState, answered: Iterable[tuple[WorkItem, Outcome]]) -> list[InFlight]:
+        """Queue again what a server has answered, and what is in flight there, since its model is another one.
+
+        Args:
+            server: that is left out.
+            answered: rows of it whose outcomes are discarded.
+
+        Returns:
+            The requests to cancel.
+        """
+        again = []
+        for item, outcome in answered:
+            good = outcome.status == "ok"
+            server.ok -= good
+            self.ok -= good
+            server.failed -= not good
+            self.failed -= not good
+            server.tokens -= outcome.tokens or 0
+            again.append(item)
+        cancelled = list(server.in_flight)
+        for sent in cancelled:
+            sent.discarded = True
+            server.remove(sent)
+            if not sent.item.copies:
+                again += sent.item.pack
+        self.queue.new.extendleft(item.anew() for item in reversed(again))
+        return cancelled
 
     def probe_succeeded(self, server: ServerState, item: WorkItem | None) -> None:
         """Note the answer to a request that belongs to no row. Only the answer to a row ends an outage."""

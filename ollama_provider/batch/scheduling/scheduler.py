@@ -20,6 +20,8 @@ class Scheduler:
         self.plan = plan
         #: The input is not read to its end.
         self.more_input = True
+        #: The answers of a server may still be taken back, since its model is not compared yet.
+        self.comparison_due = len(plan.servers) > 1
         #: What waits for the answer of a request that may be discarded.
         self.waiting: dict[InFlight, asyncio.Task[Any]] = {}
         self._rows_ahead, self._counted = 0, 0
@@ -27,7 +29,7 @@ class Scheduler:
         # its own, so that not every reply wakes it.
         self._changed = asyncio.Event()
         self._rows_wanted = asyncio.Event()
-        self._all_done = asyncio.Event()
+        self._all_answered = asyncio.Event()
 
     @property
     def in_flight_limit(self) -> int:
@@ -44,16 +46,21 @@ class Scheduler:
         return self._rows_ahead
 
     @property
-    def finished(self) -> bool:
+    def answered(self) -> bool:
         """Every row of the input has an outcome."""
         return not self.more_input and not self.plan.unfinished
+
+    @property
+    def finished(self) -> bool:
+        """Every row of the input has an outcome that stays."""
+        return self.answered and not self.comparison_due
 
     def notify(self) -> None:
         """Wake all tasks that wait for a change of the plan."""
         self._changed.set()
         self._changed.clear()
-        if self.finished:
-            self._all_done.set()
+        if self.answered:
+            self._all_answered.set()
 
     async def wait(self, until: float = 0.0) -> None:
         """Wait for a change, or until that time of the event loop's clock; 0 is no such time."""
@@ -61,9 +68,11 @@ class Scheduler:
             async with asyncio.timeout_at(until or None):
                 await self._changed.wait()
 
-    async def wait_until_finished(self) -> None:
+    async def wait_until_answered(self) -> None:
         """Wait until every row of the input has an outcome."""
-        await self._all_done.wait()
+        while not self.answered:
+            self._all_answered.clear()
+            await self._all_answered.wait()
 
     def want_rows(self) -> None:
         """Wake the reader of the input."""

@@ -31,7 +31,8 @@ the digest of its model: the same digest before and after tells who gave the ans
 digest are kept without one, as in `ollama_provider.batch.store.checkpoints`.
 
 Each line has a checksum (see `ollama_provider.batch.store.lines`). A line that a disk or a copy has changed is found
-and counted, and its row is asked again. Half a line at the end of an open part is what was being written when the
+and counted, and its row is asked again. A blank line is an outcome that was discarded,
+since its server's model had changed. Half a line at the end of an open part is what was being written when the
 process was killed: it is cut off. Parts without a token were made by an earlier version, which wrote no checksum.
 """
 
@@ -59,9 +60,11 @@ from ollama_provider.batch.store.lines import (
     REQUEST_KEY,
     intact_end,
     is_outcome,
+    is_removed,
     is_whole,
     outcome_line,
     refused_line,
+    removing,
     replacing_shared,
     without_checksum,
     without_digest,
@@ -208,6 +211,9 @@ class Journal:
                 if not (is_whole(line) if has_checksum else is_outcome(line)):
                     if part.is_open and line[-1:] != b"\n":
                         break  # what was being written when the process was killed
+                    if is_removed(line):
+                        place += len(line)
+                        continue
                     damaged += 1
                     rest = intact_end(line) if has_checksum else b""
                     place += len(line) - len(rest)
@@ -360,6 +366,15 @@ class Journal:
         """
         while self._waiting:
             self._waiting.popleft().discard()
+
+    def remove(self, keys: Collection[bytes]) -> None:
+        """Remove the outcomes with these keys (hex digits) from the parts that wait to be sealed.
+
+        Each leaves a blank line, so that the other lines keep their places.
+        """
+        change = removing(keys)
+        for part in tuple(self._waiting):  # another thread may complete a part meanwhile
+            part.rewrite(change)
 
     def replace_shared(self, shared: str, instead: str) -> None:
         """Replace the shared fields of the outcomes in parts that wait to be sealed. Other lines do not change.

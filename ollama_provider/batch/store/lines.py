@@ -143,6 +143,16 @@ def replacing_shared(shared: str, instead: str) -> Callable[[bytes], bytes]:
     return change
 
 
+def removing(keys: Collection[bytes]) -> Callable[[bytes], bytes]:
+    """Return a function that makes a line blank if it has one of these keys (hex digits). Other lines do not change."""
+    return lambda line: b"\n".rjust(len(line)) if line[KEY] in keys else line
+
+
+def is_removed(line: bytes) -> bool:
+    """Return whether a line is blank, since its outcome was discarded."""
+    return line[-1:] == b"\n" and line.isspace()
+
+
 def intact_end(line: bytes) -> bytes:
     """Return the whole line at the end of a damaged one that has lost its line feed; empty if there is none."""
     place = line.find(_HEAD, 1)
