@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ollama_provider import __version__
 from ollama_provider.batch.report import charts
@@ -32,7 +31,7 @@ def render(report: Report) -> bytes:
         timeline=charts.timeline(report.samples, report.events),
         histograms=[(each, charts.histogram(each)) for each in report.distributions],
         charts=charts,
-        style=Markup(style),  # noqa: S704  # our own file
+        style=style,
         style_digest=digest,
         version=__version__,
     )
@@ -56,7 +55,8 @@ def _environment() -> tuple[Environment, str]:
 
 def visible(value: Any) -> Any:
     r"""Return a text in which every character can be seen: an escape becomes ``␛``, and U+202E ``\u202e``."""
-    return _INVISIBLE.sub(_symbol, value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")  # else it is a piece of the template
+    return _INVISIBLE.sub(_symbol, value) if is_text else value
 
 
 def _symbol(match: re.Match[str]) -> str:
