@@ -3,6 +3,7 @@
 import pickle
 import threading
 import time
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ollama_provider.api.schemas import VersionRequest
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import Embedding, FailurePolicy, NoServerError
+from ollama_provider.batch.stop import StopSignal
 from ollama_provider.testing import Crash, Pace, Respond, Stall
 
 from .conftest import Batch
@@ -507,3 +509,88 @@ class TestAModelThatChangesInMidRun:
 
         self.check(batch, summary, changed, caplog)
         assert summary.errors == {}
+
+    def test_rows_that_failed_there_get_into_the_table(self, batch, ollama_servers):
+        """A checkpoint that sees the failure in an open part does not know yet whether it stays."""
+
+        class Table:
+            row_columns = ()
+            target: ClassVar = {"table": 1}
+
+            def __init__(self):
+                self.written = []
+
+            def open(self, examples, id_column):
+                pass
+
+            def of_row(self, own):
+                return own["index"], []
+
+            def write(self, results):
+                self.written += [result["index"] for result in results]
+                return {}
+
+            def close(self):
+                pass
+
+        changed, table = ollama_servers[1], Table()
+        changed.stand_in.script(
+            Respond(400, {"error": "no"}), where=lambda body: len(batch.asked_of(changed)) > 5, always=True
+        )
+
+        summary = self.run(batch, changed, 5, into=table, checkpoint_every=0.05, failures=FailurePolicy(max_attempts=1))
+
+        assert (summary.ok, summary.written) == (60, 60)
+        assert sorted(table.written) == list(range(60))
+
+    def test_vectors_in_packs(self, batch, ollama_servers):
+        """Every text of the packs that the other model has embedded is embedded again."""
+        changed = ollama_servers[1]
+
+        def retag(body):
+            if sum(request.path == "/api/embed" for request in changed.stand_in.requests) == 5:
+                changed.stand_in.retag("all-minilm")
+            return False
+
+        changed.stand_in.script("never", where=retag, path="embed", always=True)
+        for server in ollama_servers:
+            server.stand_in.script(Pace(first_token=0.03), path="embed", always=True)
+
+        summary = batch.run(texts(600), model="all-minilm", embedding=Embedding(), results="jsonl", concurrency=2)
+
+        assert (summary.complete, summary.ok, summary.failed) == (True, 600, 0)
+        assert "changed during the run" in share(summary, changed).reason
+        assert len({row["digest"] for row in batch.results}) == 1
+        assert sum(each.rows for each in summary.servers) == 600
+
+    def test_a_run_that_is_stopped_before_it_is_noticed(self, batch, ollama_servers, caplog):
+        """The last checkpoint discards the answers of the other model; the next run asks these rows, and no others."""
+        changed, stop = ollama_servers[1], StopSignal()
+
+        def end(body):
+            if len(batch.asked_of(changed)) == 8:
+                stop.set("enough")
+            return False
+
+        changed.stand_in.script("never", where=lambda body: end(body) or retag(body), always=True)
+
+        def retag(body):
+            if body.get("prompt") and len(batch.asked_of(changed)) == 5:
+                changed.stand_in.retag("llama3.2")
+            return False
+
+        for server in ollama_servers:
+            slow(server, 0.03)
+        summary = batch.run(texts(60), concurrency=1, stop=stop)
+        assert not summary.complete
+        assert "changed during the run" in share(summary, changed).reason
+        assert batch.asked_of(changed)
+        first = summary.ok
+
+        again = batch.run(texts(60))
+
+        assert (again.complete, again.ok, again.reused) == (True, 60, first)
+        assert "changed during the run" in caplog.text
+        assert "damaged" not in caplog.text
+        assert len({row["digest"] for row in batch.results}) == 1
+        assert share(summary, changed).rows == 0

@@ -78,9 +78,9 @@ def timeline(samples: Sequence[Sample], events: Sequence[Event]) -> Timeline | N
     return Timeline(
         series=tuple(
             _series(label, steps, spans, value)
-            for label, value in (
-                ("Rows a second", lambda step: step.rows / step.seconds if step.seconds else 0.0),
-                ("Tokens a second", lambda step: step.tokens / step.seconds if step.seconds else 0.0),
+            for label, value in (  # discarded answers are taken off where that was noticed, so a step may be below 0
+                ("Rows a second", lambda step: max(0, step.rows) / step.seconds if step.seconds else 0.0),
+                ("Tokens a second", lambda step: max(0, step.tokens) / step.seconds if step.seconds else 0.0),
                 ("Requests in flight", lambda step: step.in_flight),
             )
         ),

@@ -80,7 +80,8 @@ def leave_out_changed(
     for _, outcome in discarded:
         counters.remove(outcome)
     for sent in plan.take_back(state, discarded):
-        scheduler.waiting[sent].cancel()
+        if (waiting := scheduler.waiting.get(sent)) is not None:  # else the run has ended, and its workers with it
+            waiting.cancel()
     scheduler.notify()
     if verdict is not Verdict.STOP:
         return None
