@@ -29,6 +29,7 @@ from ollama_provider.batch.errors import (
     TooManyFailedError,
 )
 from ollama_provider.batch.records import REFUSED, Query, Rows, ServerShare, Summary
+from ollama_provider.batch.report.history import What
 from ollama_provider.batch.report.run_report import RunReport
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import RunSetup
@@ -165,9 +166,9 @@ async def _run(
                     await asyncio.gather(*(control.unload(name) for control in loaded))
             summary = await _finish(run, reason, results, renewal)
         except BaseException as error:
-            await _end_report(run, renewal, error=error)
+            await _end_report(run, renewal, getattr(error, "summary", None), error=error)
             raise
-        await _end_report(run, renewal, reason=summary.reason)
+        await _end_report(run, renewal, summary)
         return summary
 
 
@@ -292,19 +293,23 @@ async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: Loc
 
 
 async def _end_report(
-    run: "_Run", renewal: LockRenewal, *, reason: str = "", error: BaseException | None = None
+    run: "_Run", renewal: LockRenewal, summary: Summary | None, *, error: BaseException | None = None
 ) -> None:
     """Write how the run ended, and the report, unless another run has the directory by now. Nothing is raised."""
     with contextlib.suppress(BatchError, OSError):
         renewal.check()
+        reason = "" if summary is None else summary.reason
         if error is not None:
             expected = isinstance(error, BatchError | OllamaError)
             reason = str(error) if expected else f"an unexpected {type(error).__name__}; see the log"
-            if getattr(error, "summary", None) is None:  # else it was written with the summary
+            if summary is None:  # else it was written with the summary
                 progress = run.progress("failed").as_json()
                 await asyncio.to_thread(write, run.storage, run.names.progress, progress)
         _sample(run)
-        await asyncio.to_thread(run.report.end, _now(), "ended" if error is None else "failed", reason)
+        what: What = "ended" if error is None else "failed"
+        # Otherwise outcomes may not be in sealed parts, or an earlier one counts until its row has another.
+        journal = run.journal if summary is not None and summary.complete else None
+        await asyncio.to_thread(run.report.end, _now(), what, reason, journal)
 
 
 # The parts of a run.

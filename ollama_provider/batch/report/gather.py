@@ -1,16 +1,16 @@
 """All that a directory says about a batch, as one value of plain data.
 
-It takes a bounded memory besides the journal's index, however many rows there are: counters, fair samples, and some
-rows to look at.
+Of the good rows only a fair sample is read, and of all lines only what a search for some bytes finds: a look at each
+line would cost as much as the rest of a run that has nothing to ask. What failed is read as a whole. The random numbers
+have a fixed seed, so that a page made again shows the same.
 """
 
 import heapq
 import json
-import re
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from random import Random
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -18,24 +18,21 @@ from pydantic_core import from_json
 from ollama_provider.batch.arguments import GROUPS
 from ollama_provider.batch.report.advice import advice, without_advice
 from ollama_provider.batch.report.history import Event, History, Sample, read_history
-from ollama_provider.batch.report.samples import Distribution, Reservoir, distribution
+from ollama_provider.batch.report.samples import Distribution, distribution
 from ollama_provider.batch.results.files import FAILED, RESULTS
 from ollama_provider.batch.spec import BatchSpec, Names
 from ollama_provider.batch.store import manifest as manifests
 from ollama_provider.batch.store.disk import storage_errors
 from ollama_provider.batch.store.journal import Journal
-from ollama_provider.batch.store.lines import GOOD, IS_GOOD, KEY
+from ollama_provider.batch.store.lines import KEY
 from ollama_provider.batch.store.storage import Storage
 
 #: Rows whose numbers stand for all, rows shown of a reason, reasons, and characters of a text that are shown.
-_SAMPLE, _SHOWN, _REASONS, _TEXT = 20_000, 10, 50, 1000
-#: Good rows that are shown: the first and as many of the last, the longest and the slowest, and all.
+_SAMPLE, _SHOWN, _REASONS, _TEXT = 2_000, 10, 50, 1000
+#: Good rows that are shown: the first and as many of the last, the longest and the slowest of the sample, and all.
 _ENDS, _EXTREMES, _GOOD = 3, 4, 20
-#: The numbers of a good row that was neither cut nor repaired, as `store.lines` writes them.
-_NUMBERS = re.compile(
-    rb',"prompt_tokens":(null|\d+),"tokens":(null|\d+),"seconds":(null|[^,]+),"tokens_per_second":(null|[^,]+),'
-    rb'"attempts":\d+,"done_reason":(?:null|"[^"]*"),"prompt_cut":false,"answer_cut":false,(?!"rungs")'
-)
+#: What only a line has whose prompt or answer was cut, or that was repaired. (Or an answer, if it is such an object.)
+_MARKS = (b',"prompt_cut":true', b',"answer_cut":true', b',"rungs":["')
 _NAMES = ("prompt_tokens", "tokens", "seconds", "tokens_per_second")
 #: Why good rows are shown, in the order in which they are.
 _ORDER = ("first", "longest", "slowest", "random", "last")
@@ -149,8 +146,12 @@ class Report:
         return found
 
 
-def gather(storage: Storage) -> Report:
+def gather(storage: Storage, journal: Journal | None = None) -> Report:
     """Read the directory of a batch, which may be at work.
+
+    Args:
+        storage: the directory.
+        journal: of a complete run in it, which spares another scan of the parts.
 
     Raises:
         StorageError: it cannot be read.
@@ -159,16 +160,18 @@ def gather(storage: Storage) -> Report:
     summary, progress = _read_json(storage, names.summary), _read_json(storage, names.progress)
     history = read_history(storage, names.history) or History(0)
     manifest = manifests.read(storage, names.batch) or manifests.Manifest()
-    rows = _Rows(vectors=(manifest.settings or {}).get("task") == "embed")
-    journal = Journal(storage, manifest.pass_number, only_reads=True)
-    for line in journal.lines():
-        rows.add(line)
-    if summary:  # the results are written: these lines have index and id, and one for each row
-        rows.failures = _Failures()
-        for line in _lines(storage, FAILED):
-            rows.failures.add(from_json(line))
-    shown = rows.good()
-    places = _places(storage, {row.key for row in shown}) if summary else {}
+    if journal is None:
+        journal = Journal(storage, manifest.pass_number, only_reads=True)
+    good, not_good = journal.stored()
+    rows = _Rows(journal, good, vectors=(manifest.settings or {}).get("task") == "embed")
+    marks = _Marks()
+    for line in journal.lines_with(_MARKS, good, not_good):
+        marks.add(from_json(line))
+    failures = _Failures()
+    # Once the results are written, their lines have index and id, and there is one for each row.
+    for line in _lines(storage, FAILED) if summary else journal.lines(not_good):
+        failures.add(from_json(line))
+    places = _places(storage, {row.key for row in rows.shown}) if summary else {}
     state, reason = _state(summary, history)
     seconds = sum(sample.seconds for sample in history.samples)
     counts = summary or progress
@@ -178,8 +181,8 @@ def gather(storage: Storage) -> Report:
         directory=storage.location,
         made=time.time(),
         rows=counts.get("rows", counts.get("total")),
-        ok=counts.get("ok", rows.ok),
-        failed=counts.get("failed", rows.failures.count),
+        ok=counts.get("ok", len(good)),
+        failed=counts.get("failed", failures.count),
         left=counts.get("left", _left(counts)),
         reused=counts.get("reused", 0),
         seconds=seconds or counts.get("seconds", 0.0),
@@ -188,15 +191,15 @@ def gather(storage: Storage) -> Report:
         seconds_left=counts.get("seconds_left", counts.get("eta")),
         provenance=manifest.provenance,
         servers=tuple(counts.get("servers") or ()),
-        ladder=rows.ladder,
-        prompts_cut=rows.prompts_cut,
-        answers_cut=rows.answers_cut,
-        outcomes=rows.ok + rows.not_ok,
+        ladder=marks.ladder,
+        prompts_cut=marks.prompts_cut,
+        answers_cut=marks.answers_cut,
+        outcomes=len(good) + len(not_good),
         damaged=journal.damaged,
-        sampled=len(rows.numbers.items),
+        sampled=len(rows.numbers),
         distributions=rows.distributions(),
-        reasons=rows.failures.reasons(),
-        good=tuple(_placed(row, places) for row in shown),
+        reasons=failures.reasons(),
+        good=tuple(_placed(row, places) for row in rows.shown),
         settings=tuple(_settings(manifest.settings or {})),
         samples=tuple(history.samples),
         events=tuple(history.events),
@@ -229,48 +232,14 @@ class _Failures:
 
 
 @dataclass
-class _Rows:
-    """What is counted and kept while lines are read; the answers of *vectors* are not shown."""
+class _Marks:
+    """What was cut, and what was repaired."""
 
-    vectors: bool = False
-    ok: int = 0
-    not_ok: int = 0
     prompts_cut: int = 0
     answers_cut: int = 0
     ladder: dict[str, dict[str, int]] = field(default_factory=dict)
-    failures: _Failures = field(default_factory=_Failures)
-    #: Of good rows: `_NAMES`, as numbers or as they stand in the line.
-    numbers: Reservoir[Sequence[Any]] = field(default_factory=lambda: Reservoir(_SAMPLE))
-    first: list[ShownRow] = field(default_factory=list)
-    last: deque[bytes] = field(default_factory=lambda: deque(maxlen=_ENDS))
-    longest: list[tuple[float, int, bytes]] = field(default_factory=list)
-    slowest: list[tuple[float, int, bytes]] = field(default_factory=list)
-    random: Reservoir[bytes] = field(default_factory=lambda: Reservoir(_GOOD, seed=2))
 
-    def add(self, line: bytes) -> None:
-        # The numbers of most rows are found without parsing the answer, which takes most of the time.
-        simple = _NUMBERS.match(line, line.rfind(b',"prompt_tokens":')) if line[GOOD] == IS_GOOD else None
-        if simple:
-            numbers: Sequence[Any] = simple.groups()
-        else:
-            row = from_json(line)
-            self._add_marks(row)
-            if row["status"] != "ok":
-                self.not_ok += 1
-                self.failures.add(row)
-                return
-            numbers = [row[name] for name in _NAMES]
-        self.ok += 1
-        self.numbers.offer(numbers)
-        if len(self.first) < _ENDS:
-            self.first.append(self._shown("first", line))
-        self.last.append(line)
-        self.random.offer(line)
-        _, tokens, seconds, _ = numbers
-        _keep_largest(self.longest, tokens, self.ok, line)
-        _keep_largest(self.slowest, seconds, self.ok, line)
-
-    def _add_marks(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         self.prompts_cut += bool(row.get("prompt_cut"))
         self.answers_cut += bool(row.get("answer_cut"))
         if rungs := row.get("rungs"):
@@ -278,14 +247,59 @@ class _Rows:
                 self.ladder.setdefault(rung, {"tried": 0, "good": 0})["tried"] += 1
             self.ladder[rungs[-1]]["good"] += row["status"] == "ok"
 
+
+class _Rows:
+    """A fair sample of the good rows, and rows to look at.
+
+    Args:
+        journal: has them.
+        good: where they are, from `Journal.stored`.
+        vectors: their answers are not shown.
+
+    Attributes:
+        numbers: of the sample: `_NAMES` of each row.
+    """
+
+    def __init__(self, journal: Journal, good: Sequence[int], *, vectors: bool) -> None:
+        self._vectors = vectors
+        random = Random(1)  # noqa: S311  # nothing secret
+        sample = random.sample(good, min(_SAMPLE, len(good)))
+        self.numbers: list[list[float | None]] = []
+        longest: list[tuple[float, int]] = []
+        slowest: list[tuple[float, int]] = []
+        for place, line in _with_places(journal, sorted(sample)):
+            row = from_json(line)
+            numbers = [row[name] for name in _NAMES]
+            self.numbers.append(numbers)
+            _, tokens, seconds, _ = numbers
+            _keep_largest(longest, tokens, place)
+            _keep_largest(slowest, seconds, place)
+        why: dict[int, str] = {}
+        for reason, places in (
+            ("first", good[:_ENDS]),
+            ("longest", [place for _, place in longest]),
+            ("slowest", [place for _, place in slowest]),
+            ("last", good[-_ENDS:]),
+            ("random", sample),
+        ):
+            for place in places:
+                if len(why) == _GOOD:
+                    break
+                why.setdefault(place, reason)
+        #: The good rows that are shown, each once: random ones make them up to `_GOOD`.
+        self.shown = sorted(
+            (self._shown(why[place], line) for place, line in _with_places(journal, sorted(why))),
+            key=lambda row: _ORDER.index(row.why),
+        )
+
     def _shown(self, why: str, line: bytes) -> ShownRow:
         row = from_json(line)
-        if self.vectors:
+        if self._vectors:
             row["output"] = "a vector" if row.get("spans") is None else f"{len(row['spans'])} vectors"
         return _shown(why, row)
 
     def distributions(self) -> tuple[Distribution, ...]:
-        rows = [[_number(value) for value in numbers] for numbers in self.numbers.items]
+        rows = self.numbers
         columns = (
             ("Seconds a row", "s", [seconds for _, _, seconds, _ in rows]),
             # What is left of the seconds when the generation of the answer is taken off.
@@ -301,30 +315,15 @@ class _Rows:
         )
         return tuple(each for each in found if each is not None)
 
-    def good(self) -> list[ShownRow]:
-        """Return the good rows that are shown, each once: random ones make them up to `_GOOD`."""
-        found = {row.key.encode(): row for row in self.first}
-        for why, lines in (
-            ("longest", [line for *_, line in sorted(self.longest, key=lambda each: -each[0])]),
-            ("slowest", [line for *_, line in sorted(self.slowest, key=lambda each: -each[0])]),
-            ("last", self.last),
-            ("random", self.random.items),
-        ):
-            for line in lines:
-                if line[KEY] not in found and len(found) < _GOOD:
-                    found[line[KEY]] = self._shown(why, line)
-        return sorted(found.values(), key=lambda row: _ORDER.index(row.why))
+
+def _with_places(journal: Journal, places: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    return zip(places, journal.lines(places), strict=True)
 
 
-def _number(value: bytes | float | None) -> float | None:
-    return None if value is None or value == b"null" else float(value)
-
-
-def _keep_largest(heap: list[tuple[float, int, bytes]], value: bytes | float | None, number: int, line: bytes) -> None:
-    size = _number(value)
+def _keep_largest(heap: list[tuple[float, int]], size: float | None, place: int) -> None:
     if size is None or (len(heap) == _EXTREMES and size <= heap[0][0]):
         return
-    heapq.heappush(heap, (size, number, line))
+    heapq.heappush(heap, (size, place))
     if len(heap) > _EXTREMES:
         heapq.heappop(heap)
 

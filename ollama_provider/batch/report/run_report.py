@@ -15,6 +15,7 @@ from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.history import History, What, history_for
 from ollama_provider.batch.report.page import render
+from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.storage import ObjectStorage, Storage, write
 
 logger = logging.getLogger(__name__)
@@ -25,13 +26,17 @@ REPORT = "report.html"
 _SELDOM, _LEAST_IN_STORE = 50, 60.0
 
 
-def write_report(storage: Storage) -> str:
+def write_report(storage: Storage, journal: Journal | None = None) -> str:
     """Write the page of a directory, and return where it is.
+
+    Args:
+        storage: the directory.
+        journal: see `gather`.
 
     Raises:
         StorageError: the directory cannot be read or written.
     """
-    write(storage, REPORT, render(gather(storage)))
+    write(storage, REPORT, render(gather(storage, journal)))
     return f"{storage.location}/{REPORT}"
 
 
@@ -106,13 +111,14 @@ class RunReport:
                 logger.debug("The report was not refreshed: %s", type(error).__name__)
         self._took = time.thread_time() - began
 
-    def end(self, clock: float, what: What, reason: str) -> None:
+    def end(self, clock: float, what: What, reason: str, journal: Journal | None = None) -> None:
         """Note the end of the run, and write history and page. What goes wrong is logged.
 
         Args:
             clock: the time.
             what: ``ended`` or ``failed``.
             reason: why it ended.
+            journal: of the run, if it is complete.
         """
         self._history.note(clock + self._offset, what, reason)
         self.save()
@@ -120,7 +126,7 @@ class RunReport:
             return
         try:
             with self._writing:
-                logger.info("Report: %s", write_report(self._storage))
+                logger.info("Report: %s", write_report(self._storage, journal))
         except Exception as error:  # whatever a row or a file may hold: the results are there
             # Not the error's own text, which may quote an answer.
             trace = "\n" + "".join(traceback.format_tb(error.__traceback__))

@@ -1,50 +1,11 @@
-"""A bounded number of items that stand for many, and what they say about all: median, percentiles, a histogram.
-
-The random numbers have a fixed seed, so that a page made again shows the same.
-"""
+"""What some values say about all: median, percentiles, a histogram."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, floor, log
-from random import Random
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
+from math import floor
 
 #: Bars of a histogram. The last has all values above the 99th percentile, which may lie far out.
 _BARS = 30
-
-
-class Reservoir(Generic[T]):
-    """Up to *size* items, each of those offered with the same chance (algorithm L, which draws few random numbers).
-
-    Args:
-        size: items that are kept.
-        seed: of the random numbers.
-    """
-
-    def __init__(self, size: int, seed: int = 1) -> None:
-        self.items: list[T] = []
-        self._size = size
-        self._random = Random(seed)  # noqa: S311  # nothing secret
-        self._weight = 1.0
-        self._skip = 0
-
-    def offer(self, item: T) -> None:
-        """Keep an item, in place of another where it is full, or not."""
-        if len(self.items) < self._size:
-            self.items.append(item)
-            if len(self.items) == self._size:
-                self._draw()
-        elif self._skip:
-            self._skip -= 1
-        else:
-            self.items[self._random.randrange(self._size)] = item
-            self._draw()
-
-    def _draw(self) -> None:
-        self._weight *= exp(log(1.0 - self._random.random()) / self._size)
-        self._skip = floor(log(1.0 - self._random.random()) / log(1.0 - self._weight))
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,10 @@ class Index:
     def __setitem__(self, number: int, value: int) -> None:
         self._values[number] = value
 
+    def values(self) -> "array[int]":
+        """Return the values of all keys as they are now, in the order of their numbers."""
+        return self._values[:]
+
     def number(self, key: bytes) -> int:
         """Return the number of *key*, a new one (with value 0) if it was not known."""
         table, mask, keys = self._table, self._mask, self._keys

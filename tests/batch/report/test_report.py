@@ -240,7 +240,7 @@ def test_a_report_that_cannot_be_written_fails_no_run(batch, caplog):
 def test_an_unexpected_error_fails_no_run_either(batch, caplog, monkeypatch):
     """Its own text may quote an answer, so it is not logged."""
 
-    def broken(storage):
+    def broken(storage, journal):
         raise ValueError(CANARY)
 
     monkeypatch.setattr("ollama_provider.batch.report.run_report.gather", broken)
@@ -358,11 +358,11 @@ def test_a_refresh_that_fails_is_tried_again(batch, monkeypatch):
     made, gate = [], Gate()
     batch.server.stand_in.script(Stall(until=gate), where=ending(29))
 
-    def sometimes(storage):
+    def sometimes(storage, journal):
         made.append(None)
         if len(made) % 2:
             raise ValueError(CANARY)
-        return gather(storage)
+        return gather(storage, journal)
 
     def look(progress):
         if len(made) > 3:
