@@ -54,6 +54,8 @@ with DAG(
         OllamaChatOperator(task_id=f"chat_{{where}}", messages=[{{"role": "user", "content": PROMPT}}], **args)
         OllamaEmbedOperator(task_id=f"embed_{{where}}", texts=[PROMPT], output_path="{folder}/v.jsonl", **args)
         OllamaPullModelOperator(task_id=f"pull_{{where}}", **args)
+        chosen = OllamaPullModelOperator(task_id=f"chosen_{{where}}")
+        OllamaBranchOperator(task_id=f"branch_{{where}}", prompt=PROMPT, system=PROMPT, **args) >> chosen
         OllamaHealthSensor(task_id=f"health_{{where}}", models="llama3.2", timeout=0.3, poke_interval=0.1, **args)
     OllamaChatOperator(task_id="tools", messages=PROMPT, tools=[look_up])
     OllamaCreateModelOperator(task_id="create", model="ours", from_="llama3.2", system=PROMPT)
@@ -74,6 +76,10 @@ with DAG(
     def decorated_chat():
         return os.environ["CANARY"]
 
+    @task.ollama_branch
+    def decorated_branch():
+        return os.environ["CANARY"]
+
     @task.ollama_embed(output_path="{folder}/w.jsonl")
     def decorated_embed():
         return [os.environ["CANARY"]]
@@ -87,7 +93,8 @@ with DAG(
         with OllamaHook() as hook:
             return len(hook.generate(os.environ["CANARY"], model="llama3.2").text)
 
-    decorated_generate(), decorated_chat(), decorated_embed(), decorated_batch(), by_hook()
+    decorated_generate(), decorated_chat(), decorated_embed(), decorated_batch()
+    decorated_branch() >> by_hook()
 '''
 _NUMBERS = count()
 #: Tables of Airflow's database, and what may be there: docs/security.md has them.
@@ -184,10 +191,12 @@ NOTHING = {"log": set(), "printed": set(), "metrics": set(), "temporary files": 
 def test_when_all_goes_well(ollama, run_all, airflow_db):  # noqa: F811
     """Prompts are in rendered fields and answers in XComs, as the page says, and nothing is anywhere else."""
     ollama.stand_in.script(
-        Answer(json.dumps({"who": ANSWER})), where=lambda body: bool(body.get("format")), always=True
+        Answer(json.dumps({"who": ANSWER})), where=lambda body: "who" in json.dumps(body.get("format")), always=True
     )
     ollama.stand_in.script(
-        Answer(ANSWER), where=lambda body: bool(body.get("prompt") or body.get("messages")), always=True
+        Answer(ANSWER),
+        where=lambda body: bool(body.get("prompt") or body.get("messages")) and not body.get("format"),
+        always=True,
     )
 
     states, left = run_all(ollama.url)
