@@ -92,7 +92,7 @@ def as_table(bodies: list[bytes], folder: Path) -> float:
     with (folder / "vectors.parquet").open("wb") as file:
         table = parquet_format(None, vectors=True).open(_Writing(file), order, iter(lines))  # type: ignore[arg-type]
         for first in range(0, len(lines), 1000):
-            rows = [(line, first + place, b"null") for place, line in enumerate(lines[first : first + 1000])]
+            rows = [(line, first + place, b'"id":null') for place, line in enumerate(lines[first : first + 1000])]
             assert not table.write(rows)
         table.close()
     return time.process_time() - began
