@@ -48,6 +48,7 @@ NAVIGATION = {
         "docs/howto/manage-models",
         "docs/howto/tools",
         "docs/howto/images",
+        "docs/howto/python-client",
         "docs/howto/test-your-dags",
         "docs/howto/docker-compose",
     ],

@@ -481,8 +481,11 @@ class TestAModelThatChangesInMidRun:
     def test_at_all_of_them(self, batch, ollama_servers):
         """The run stops, since no server with its digest is left; nothing of the other model is kept."""
 
+        before = []
+
         def retag(body):
-            if len(batch.asked) == 6:
+            if not before and len(batch.asked) >= 6:
+                before.extend(batch.asked)
                 for server in ollama_servers:
                     server.stand_in.retag("llama3.2")
             return False
@@ -496,7 +499,7 @@ class TestAModelThatChangesInMidRun:
         assert set(raised.value.reasons) == {server.url for server in ollama_servers}
         assert not raised.value.retryable
         kept = [line for part in batch.parts for line in part.read_text().splitlines() if line.strip()]
-        assert len(kept) <= 6
+        assert len(kept) <= len(before)
 
     def test_failed_rows_of_the_other_model_are_asked_again(self, batch, ollama_servers, caplog):
         """Its failures count as little as its answers."""
