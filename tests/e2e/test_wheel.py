@@ -32,7 +32,7 @@ else:
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
     metas = HookMetaService.hook_meta_data()
     (form,) = [list(meta.extra_fields) for meta in metas if meta.connection_type == "ollama"]
-decorators = [name for name in ("generate", "chat", "embed", "batch") if hasattr(task, f"ollama_{name}")]
+decorators = [name for name in ("generate", "chat", "embed", "batch", "branch") if hasattr(task, f"ollama_{name}")]
 print(json.dumps([form, decorators]))
 """
 
@@ -47,15 +47,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
-    """The wheel contains every module, `py.typed` and the license, but no test, DAG or tool."""
+    """It contains every module, the templates of the report, `py.typed` and the license, but no test, DAG or tool."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider").rglob("*.py")}
+    templates = {f"ollama_provider/batch/report/{name}" for name in ("report.css", "report.html.jinja")}
     metadata = f"airflow_provider_ollama-{ollama_provider.__version__}.dist-info/"
 
     others = {name for name in names if not name.startswith(metadata)}
 
-    assert others == modules | {"ollama_provider/py.typed"}
+    assert others == modules | templates | {"ollama_provider/py.typed"}
     assert f"{metadata}licenses/LICENSE" in names
 
 
@@ -99,4 +100,4 @@ def test_airflow_finds_the_wheel(wheel: Path, line: str, tmp_path: Path) -> None
     assert provider["version"] == ollama_provider.__version__
     assert (hook["hook_name"], hook["class"]) == ("Ollama", "ollama_provider.hooks.OllamaHook")
     assert form == list(EXTRA_FIELDS)
-    assert decorators == ["generate", "chat", "embed", "batch"]
+    assert decorators == ["generate", "chat", "embed", "batch", "branch"]
