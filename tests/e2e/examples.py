@@ -17,6 +17,7 @@ DEFERRABLE = {
     "ollama_embeddings",
     "ollama_image_captions",
     "ollama_prepare_tonight",
+    "ollama_route_mails",
     "ollama_structured_answer",
     "ollama_taskflow_answers",
     "ollama_taskflow_reviews",
