@@ -22,7 +22,7 @@ BUFFERS = 16 * 2**20
 #: One of so many variants of a fault is retried.
 RETRIED = 5
 #: Seconds after which a case has failed, whatever it waits for.
-LONGEST = 60.0
+LONGEST = 20.0
 
 
 @dataclass(frozen=True)
