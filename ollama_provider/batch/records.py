@@ -116,6 +116,8 @@ class Outcome:
         prompt_tokens: tokens of the prompt; None if the server did not report it.
         tokens: tokens generated, thinking included; None if the server did not report it.
         seconds: from sending the request to its last token, in the last attempt.
+        queue_seconds: of these, those that the request waited for a free slot of the server, by its clock; None where
+            it was not reported: for vectors, and by versions before this field.
         tokens_per_second: while generating, by the server's clock.
         attempts: how often the request was sent; server outages do not count.
         done_reason: why the model stopped: ``stop`` or ``length``.
@@ -137,6 +139,7 @@ class Outcome:
     prompt_tokens: int | None = None
     tokens: int | None = None
     seconds: float | None = None
+    queue_seconds: float | None = None
     tokens_per_second: float | None = None
     attempts: int = 0
     done_reason: str | None = None

@@ -28,7 +28,7 @@ _FIELDS = {*_OWN, *(each.name for kind in (Outcome, Provenance) for each in fiel
     "reply",
 }
 _TYPES = dict.fromkeys(("index", "tokens", "prompt_tokens", "attempts", "seed", "num_ctx"), "BIGINT")
-_TYPES |= dict.fromkeys(("seconds", "tokens_per_second"), "DOUBLE PRECISION")
+_TYPES |= dict.fromkeys(("seconds", "queue_seconds", "tokens_per_second"), "DOUBLE PRECISION")
 _TYPES |= dict.fromkeys(("prompt_cut", "answer_cut"), "BOOLEAN")
 _TYPES_OF = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE PRECISION"}
 

@@ -33,7 +33,7 @@ _SAMPLE, _SHOWN, _REASONS, _TEXT = 2_000, 10, 50, 1000
 _ENDS, _EXTREMES, _GOOD = 3, 4, 20
 #: What only a line has whose prompt or answer was cut, or that was repaired. (Or an answer, if it is such an object.)
 _MARKS = (b',"prompt_cut":true', b',"answer_cut":true', b',"rungs":["')
-_NAMES = ("prompt_tokens", "tokens", "seconds", "tokens_per_second")
+_NAMES = ("prompt_tokens", "tokens", "seconds", "tokens_per_second", "queue_seconds")
 #: Why good rows are shown, in the order in which they are.
 _ORDER = ("first", "longest", "slowest", "random", "last")
 #: Settings that hold, or are, what is asked: they are in ``batch.json`` and not in the report.
@@ -269,9 +269,9 @@ class _Rows:
         slowest: list[tuple[float, int]] = []
         for place, line in _with_places(journal, sorted(sample)):
             row = from_json(line)
-            numbers = [row[name] for name in _NAMES]
+            numbers = [row.get(name) for name in _NAMES]
             self.numbers.append(numbers)
-            _, tokens, seconds, _ = numbers
+            _, tokens, seconds, *_ = numbers
             _keep_largest(longest, tokens, place)
             _keep_largest(slowest, seconds, place)
         why: dict[int, str] = {}
@@ -301,14 +301,15 @@ class _Rows:
     def distributions(self) -> tuple[Distribution, ...]:
         rows = self.numbers
         columns = (
-            ("Seconds a row", "s", [seconds for _, _, seconds, _ in rows]),
+            ("Seconds a row", "s", [seconds for _, _, seconds, *_ in rows]),
+            ("Seconds in the server's queue", "s", [queued for *_, queued in rows]),
             # What is left of the seconds when the generation of the answer is taken off.
             ("Seconds before the first token", "s", [
                 max(0.0, seconds - tokens / speed) if seconds and tokens and speed else None
-                for _, tokens, seconds, speed in rows
+                for _, tokens, seconds, speed, _ in rows
             ]),
             ("Tokens read", "", [prompt for prompt, *_ in rows]),
-            ("Tokens written", "", [tokens for _, tokens, _, _ in rows]),
+            ("Tokens written", "", [tokens for _, tokens, *_ in rows]),
         )  # fmt: skip
         found = (
             distribution(label, unit, [each for each in column if each is not None]) for label, unit, column in columns

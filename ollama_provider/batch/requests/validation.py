@@ -278,6 +278,7 @@ def _measures(reply: GenerateReply | ChatReply, seconds: float) -> dict[str, Any
         "prompt_tokens": reply.prompt_eval_count or None,
         "tokens": reply.eval_count or None,
         "seconds": round(seconds, 3),
+        "queue_seconds": round(reply.queue_seconds, 3) if reply.total_duration else None,
         "tokens_per_second": round(speed, 1) if speed is not None else None,
         "done_reason": reply.done_reason,
         "answer_cut": reply.answer_cut,

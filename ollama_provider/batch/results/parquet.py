@@ -38,7 +38,7 @@ _MAX_DEPTH = 8
 
 _TEXTS = ("thinking", "done_reason", "model", "digest", "server", "server_version", "options_hash")
 _COUNTS = ("prompt_tokens", "tokens", "attempts", "seed", "num_ctx")
-_NUMBERS = ("seconds", "tokens_per_second")
+_NUMBERS = ("seconds", "queue_seconds", "tokens_per_second")
 _FLAGS = ("prompt_cut", "answer_cut")
 
 

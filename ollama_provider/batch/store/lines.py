@@ -191,6 +191,8 @@ def _line(outcome: Outcome, shared: str) -> bytes:
     found["prompt_tokens"] = outcome.prompt_tokens
     found["tokens"] = outcome.tokens
     found["seconds"] = outcome.seconds
+    if outcome.queue_seconds is not None:
+        found["queue_seconds"] = outcome.queue_seconds
     found["tokens_per_second"] = outcome.tokens_per_second
     found["attempts"] = outcome.attempts
     found["done_reason"] = outcome.done_reason

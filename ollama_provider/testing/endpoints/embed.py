@@ -26,9 +26,9 @@ def embed(state: ServerState, call: Call) -> Steps:
     body = call.body
     texts = _read_input(body.get("input"))
     model = _installed(state, body.get("model", ""))
-    runner = yield from acquire(state, call, model, effective_options(call, model))
+    runner, queued = yield from acquire(state, call, model, effective_options(call, model))
     try:
-        loaded = state.clock()
+        loaded = state.clock() - queued
         reply: dict[str, Json] = {"model": body["model"], "embeddings": []}
         if texts:
             counts = [_count(text, runner.num_ctx, truncate=body.get("truncate", True)) for text in texts]
@@ -57,7 +57,7 @@ def embeddings(state: ServerState, call: Call) -> Steps:
         raise RefusalError(400, "model is required")
     model = _installed(state, body["model"])
     prompt = body.get("prompt", "")
-    runner = yield from acquire(state, call, model, effective_options(call, model))
+    runner, _ = yield from acquire(state, call, model, effective_options(call, model))
     try:
         found: list[Json] = []
         if prompt:

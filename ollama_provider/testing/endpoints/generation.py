@@ -78,8 +78,10 @@ def effective_options(call: Call, model: Model) -> dict[str, Json]:
         raise RefusalError(500, str(error)) from None
 
 
-def acquire(state: ServerState, call: Call, model: Model, options: Mapping[str, Json]) -> Generator[Step, None, Runner]:
-    """Take a slot of the model, after loading it if needed.
+def acquire(
+    state: ServerState, call: Call, model: Model, options: Mapping[str, Json]
+) -> Generator[Step, None, tuple[Runner, float]]:
+    """Take a slot of the model, after loading it if needed. Return the model, and the seconds of waiting for the slot.
 
     Raises:
         RefusalError: The queue is full or the model cannot be loaded.
@@ -104,7 +106,7 @@ def acquire(state: ServerState, call: Call, model: Model, options: Mapping[str, 
 
 def load(state: ServerState, call: Call, model: Model) -> Steps:
     """Answer a request without a prompt: load the model."""
-    runner = yield from acquire(state, call, model, effective_options(call, model))
+    runner, _ = yield from acquire(state, call, model, effective_options(call, model))
     state.scheduler.release(runner)
     yield _done_without_text(state, call, "load")
 
@@ -129,19 +131,18 @@ def run_inference(state: ServerState, job: InferenceJob) -> Steps:
         RefusalError: The prompt is too long and must not be cut, or the model cannot be loaded.
     """
     call, options = job.call, effective_options(job.call, job.model)
-    runner = yield from acquire(state, call, job.model, options)
+    runner, queued = yield from acquire(state, call, job.model, options)
     try:
-        loaded = state.clock()
         if call.body.get("_debug_render_only"):
             yield _debug_info(state, job)
             return
-        yield from _answer(state, job, options, runner, loaded)
+        yield from _answer(state, job, options, runner, queued)
     finally:
         state.scheduler.release(runner)
 
 
-def _answer(state: ServerState, job: InferenceJob, options: Mapping[str, Json], runner: Runner, loaded: float) -> Steps:
-    call = job.call
+def _answer(state: ServerState, job: InferenceJob, options: Mapping[str, Json], runner: Runner, queued: float) -> Steps:
+    call, began = job.call, state.clock()
     prompt = tokenise(job.rendered)
     prompt_count = _prompt_count(state, job, len(prompt), runner.num_ctx)
     generated = _generate(state, job, options, prompt_count, runner.num_ctx)
@@ -155,9 +156,9 @@ def _answer(state: ServerState, job: InferenceJob, options: Mapping[str, Json], 
         now = state.clock()
         return {
             "total_duration": _nanoseconds(now - call.started),
-            "load_duration": _nanoseconds(loaded - call.started),
+            "load_duration": _nanoseconds(began - queued - call.started),
             "prompt_eval_count": prompt_count if scripted.prompt_eval_count is None else scripted.prompt_eval_count,
-            "prompt_eval_duration": _nanoseconds(evaluated - loaded),
+            "prompt_eval_duration": _nanoseconds(evaluated - began),
             "eval_count": generated.count if scripted.eval_count is None else scripted.eval_count,
             "eval_duration": _nanoseconds(now - evaluated),
         }

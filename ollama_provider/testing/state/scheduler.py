@@ -99,7 +99,7 @@ class Scheduler:
         keep_alive: float | None,
         default_keep_alive: float,
         load_seconds: float,
-    ) -> Generator[Step, None, Runner]:
+    ) -> Generator[Step, None, tuple[Runner, float]]:
         """Take a slot of the model, after loading it if needed. Return the slot with `release`.
 
         Args:
@@ -108,6 +108,10 @@ class Scheduler:
             keep_alive: Seconds; None keeps the value of a loaded model.
             default_keep_alive: Seconds, for a load without *keep_alive*.
             load_seconds: Duration of a load.
+
+        Returns:
+            The loaded model, and the seconds that the request waited for the slot when it was loaded. The server counts
+            them in `total_duration` and in no other.
 
         Raises:
             QueueFullError: The queue for loads is full.
@@ -118,8 +122,9 @@ class Scheduler:
             runner = yield from self._queue_and_load(model, settings, default_keep_alive, load_seconds)
         if keep_alive is not None:
             runner.keep_alive = keep_alive
+        loaded = self.clock()
         yield from self._take_slot(runner)
-        return runner
+        return runner, self.clock() - loaded
 
     def release(self, runner: Runner) -> None:
         """Return a slot: the next request in the queue takes it."""

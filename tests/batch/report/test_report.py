@@ -17,6 +17,7 @@ from ollama_provider.batch.report.advice import advice
 from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.page import visible
 from ollama_provider.batch.report.run_report import write_report
+from ollama_provider.batch.store.lines import with_checksum
 from ollama_provider.batch.store.storage import open_storage
 from ollama_provider.testing import Answer, Fail, Gate, Model, Stall
 from tests.docs.pages import ROOT
@@ -83,7 +84,13 @@ def test_a_complete_batch(batch):
     assert {row.why for row in report.good} >= {"first", "last", "random"}
     assert sum(sample.rows for sample in report.samples) == 30
     assert sum(sample.tokens for sample in report.samples) == summary.tokens
-    assert [each.label for each in report.distributions][-2:] == ["Tokens read", "Tokens written"]
+    assert [each.label for each in report.distributions] == [
+        "Seconds a row",
+        "Seconds in the server's queue",
+        "Seconds before the first token",
+        "Tokens read",
+        "Tokens written",
+    ]
 
 
 def test_what_failed(batch):
@@ -265,6 +272,30 @@ def test_shards_leave_it_to_the_merge(batch):
     assert list((batch.directory / "shards").glob("*.history.json")) == []
 
 
+@pytest.mark.ollama(parallel=1, tokens_per_second=500)
+def test_rows_that_wait_for_the_server(batch):
+    """Eight requests at a time at a server that answers one: most of their seconds are seconds in its queue."""
+    batch.run(ROWS, concurrency=8)
+
+    shown = {each.label: each for each in gathered(batch).distributions}
+    queued, seconds = shown["Seconds in the server's queue"], shown["Seconds a row"]
+    assert queued.median > seconds.median / 2
+    assert all(row["queue_seconds"] <= row["seconds"] for row in batch.results)
+    assert "Seconds in the server's queue" in page_of(batch).text
+
+
+def test_parts_of_an_earlier_version_have_no_seconds_in_the_queue(batch):
+    """They are read without it, and nothing is shown in its place."""
+    batch.run(ROWS[:3])
+    (part,) = batch.parts
+    lines = [re.sub(rb'"queue_seconds":[^,]+,', b"", line[:-20]) for line in part.read_bytes().splitlines()]
+    part.write_bytes(b"".join(map(with_checksum, lines)))
+
+    report = gathered(batch)
+    assert report.ok == 3
+    assert "Seconds in the server's queue" not in {each.label for each in report.distributions}
+
+
 @pytest.mark.ollama(models=[Model("emb", ("embedding",), embedding_length=8)])
 def test_vectors(batch):
     """Parquet has no lines, so index and id are not there; a vector is nothing to read."""
@@ -350,6 +381,7 @@ def test_it_is_refreshed_while_the_batch_runs(batch):
 
     assert "Running" in seen[0]
     assert "29 of 30 rows done" in seen[0]
+    assert "It ends at about" in seen[0]
     assert "All 30 rows have a good answer" in page_of(batch).text
 
 

@@ -50,10 +50,11 @@ def outcomes() -> Iterator[Outcome]:
     measures = []
     for _ in range(5000):
         tokens, prompt, speed = int(dice.lognormvariate(4.2, 0.5)), int(dice.lognormvariate(6, 0.6)), dice.gauss(62, 5)
-        seconds = prompt / 2500 + tokens / speed + dice.expovariate(3)
-        measures.append((prompt, tokens, round(seconds, 3), round(speed, 1)))
+        queued = dice.expovariate(3)
+        seconds = prompt / 2500 + tokens / speed + queued
+        measures.append((prompt, tokens, round(seconds, 3), round(queued, 3), round(speed, 1)))
     for number in range(ROWS):
-        names = ("prompt_tokens", "tokens", "seconds", "tokens_per_second")
+        names = ("prompt_tokens", "tokens", "seconds", "queue_seconds", "tokens_per_second")
         known = dict(zip(names, measures[number % len(measures)], strict=True))
         key = dice.randbytes(16).hex()
         if number in failed:

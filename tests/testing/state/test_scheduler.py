@@ -1,5 +1,6 @@
 """Loads, slots and queues, tested without a socket and without waiting."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -122,6 +123,25 @@ def test_waiting_requests_are_served_in_their_order() -> None:
     assert not third.last.gate.is_open
     second.hang_up()
     assert third.last.gate.is_open
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("generate", {"prompt": "a"}), ("embed", {"model": "nomic-embed-text", "input": "a"})]
+)
+def test_the_wait_for_a_slot_is_in_the_total_alone(path: str, body: dict) -> None:
+    """As the server counts: no other duration has it."""
+    stand_in = StandIn(clock=(clock := Clock()))
+    stand_in.script(Stall())
+    body = ask(stream=False) | body
+    held, second = (Exchange(stand_in, body, f"/api/{path}") for _ in range(2))
+
+    clock.now += 5
+    held.hang_up()
+    second.go_on()
+
+    reply = json.loads(second.sent[-1].body)
+    assert reply["total_duration"] == 5e9
+    assert reply["load_duration"] + reply.get("prompt_eval_duration", 0) < 1e6
 
 
 def test_one_load_at_a_time() -> None:
