@@ -1,7 +1,9 @@
 """Parquet, and tables in memory that can be read as Arrow: a few rows at a time."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -18,6 +20,42 @@ def read_parquet(file: BinaryIO, path: str) -> Iterator[Row]:
     Raises:
         InputError: pyarrow is not installed, or the file is damaged or names a column twice.
     """
+    with _opened(file, path) as table:
+        yield from _rows(table.iter_batches(batch_size=_ROWS), table.schema_arrow, path)
+
+
+def read_parquet_rows(file: BinaryIO, path: str, places: Iterable[float]) -> tuple[int, list[Row]]:
+    """Return how many rows a Parquet file has, and those at *places*, which are shares of it from 0 to 1.
+
+    Only the groups of rows are read that these are in.
+
+    Raises:
+        InputError: see `read_parquet`.
+    """
+    rows: list[Row] = []
+    with _opened(file, path) as table:
+        total, begin = table.metadata.num_rows, 0
+        wanted = sorted({min(total - 1, int(place * total)) for place in places}) if total else []
+        for group in range(table.num_row_groups):
+            end = begin + table.metadata.row_group(group).num_rows
+            if here := [number for number in wanted if begin <= number < end]:
+                found = _rows(_slices(table.iter_batches(_ROWS, [group]), begin, here), table.schema_arrow, path)
+                rows += [replace(row, place=f"{path}, row {number}") for number, row in zip(here, found, strict=True)]
+            begin = end
+    return total, rows
+
+
+def _slices(batches: Iterable[Any], begin: int, numbers: Iterable[int]) -> Iterator[Any]:
+    """Return a slice with the one row for each number, which are sorted; the first batch begins with row *begin*."""
+    left = deque(numbers)
+    for batch in batches:
+        while left and left[0] < begin + batch.num_rows:
+            yield batch.slice(left.popleft() - begin, 1)
+        begin += batch.num_rows
+
+
+@contextmanager
+def _opened(file: BinaryIO, path: str) -> Iterator[Any]:
     try:
         from pyarrow import ArrowException, parquet  # heavy, and an extra
     except ImportError:
@@ -27,7 +65,7 @@ def read_parquet(file: BinaryIO, path: str) -> Iterator[Row]:
     try:
         # Old timestamps of Spark are outside of the years that nanoseconds can represent.
         with closing(parquet.ParquetFile(file, coerce_int96_timestamp_unit="us")) as table:
-            yield from _rows(table.iter_batches(batch_size=_ROWS), table.schema_arrow, path)
+            yield table
     except ArrowException as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
 

@@ -79,7 +79,7 @@ def folder_of(rows: Any) -> Any | None:
 
 
 def _folder(pattern: Any) -> Any:
-    with _readable(pattern):
+    with readable(pattern):
         path = _path(pattern)
         if path.is_file():
             return path.parent
@@ -124,7 +124,7 @@ def find_files(pattern: Any) -> list[Any]:
         InputError: there are none.
         StorageError: the store fails.
     """
-    with _readable(pattern):
+    with readable(pattern):
         path = _path(pattern)
         if path.is_file():
             files = [path]
@@ -160,7 +160,7 @@ def _glob(path: Any) -> list[Any]:
 
 
 @contextmanager
-def _readable(path: Any) -> Iterator[None]:
+def readable(path: Any) -> Iterator[None]:
     """Raise the batch's own errors in place of those of a disk, or of the library of a store."""
     try:
         yield
@@ -219,14 +219,14 @@ def _read_file(path: Any, options: InputOptions) -> Iterator[Row]:
     if suffix in DOCUMENTS:
         yield from _read_document(path, suffix, options)
         return
-    with _readable(path), path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
         yield from read_file(file, path, options)
 
 
 def _read_document(path: Any, suffix: str, options: InputOptions) -> Iterator[Row]:
     name = printable(path)
     try:
-        with _readable(path), path.open("rb") as file:
+        with readable(path), path.open("rb") as file:
             data = file.read(MAX_SIZE + 1)
             modified = _modified(path)
     except InputError as error:  # one document of many, which was removed or may not be read
@@ -242,6 +242,21 @@ def _modified(path: Any) -> datetime | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) and seconds else None
+
+
+def size_of(path: Any) -> int | None:
+    """Return the bytes of a file. Not every store tells.
+
+    Raises:
+        InputError: it cannot be read.
+        StorageError: the store fails.
+    """
+    with readable(path):
+        try:
+            size = path.stat().st_size
+        except (AttributeError, KeyError, TypeError):
+            return None
+    return size if isinstance(size, int) else None
 
 
 def count_rows(
