@@ -24,7 +24,7 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.api.strict_json import read_json
 from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace
 from ollama_provider.batch.errors import BatchError, InputError
-from ollama_provider.batch.report.run_report import write_report
+from ollama_provider.batch.report import run_report
 from ollama_provider.batch.results.progress import ProgressBar
 from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
@@ -115,7 +115,7 @@ class _WriteReport(argparse.Action):
                 raise InputError(f"There is no batch in {directory}.")
             storage = open_storage(directory)
             try:
-                print(write_report(storage))  # noqa: T201
+                print(run_report.write_report(storage))  # noqa: T201
             finally:
                 storage.close()
         except (BatchError, OSError) as error:
@@ -251,6 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.WARNING if by_hand else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    # Beside the bar: at the end why rows failed, what each server did, and where the report is.
+    run_report.logger.setLevel(logging.INFO)
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.set(f"stopped by {signal.Signals(number).name}"))

@@ -12,8 +12,9 @@ What they need stands below them.
 
 import asyncio
 import contextlib
+import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +37,7 @@ from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.json_lines import ResultsFormat
 from ollama_provider.batch.results.order import RowOrder
-from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter, servers_table
+from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
@@ -279,8 +280,6 @@ async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: Loc
     )
     run.on_progress(progress)
     logger.info("%s", progress.line())
-    if len(progress.servers) > 1:
-        logger.info("The servers of this run:\n%s", servers_table(progress.servers))
     await asyncio.to_thread(write, run.storage, run.names.progress, progress.as_json())
     if summary.complete and run.spec.failures.too_many(summary.failed, summary.rows):
         raise TooManyFailedError(
@@ -309,7 +308,9 @@ async def _end_report(
         what: What = "ended" if error is None else "failed"
         # Otherwise outcomes may not be in sealed parts, or an earlier one counts until its row has another.
         journal = run.journal if summary is not None and summary.complete else None
-        await asyncio.to_thread(run.report.end, _now(), what, reason, journal)
+        await asyncio.to_thread(
+            run.report.end, _now(), what, reason, servers=run.shares(_now()), places=run.places, journal=journal
+        )
 
 
 # The parts of a run.
@@ -376,6 +377,17 @@ class _Run:
         if self.spec.mode == "merge":
             return ()
         return tuple(server.state.share(now, now - self.meter.began) for server in self.servers)
+
+    def places(self, keys: Collection[str]) -> dict[str, tuple[int, Any]]:
+        """Return index and id of the first row with each of these keys, of those that this run has read."""
+        wanted = {self.journal.find(bytes.fromhex(key))[0]: key for key in keys}
+        found: dict[str, tuple[int, Any]] = {}
+        for index, number, fields in self.order.rows():
+            if key := wanted.pop(number, None):
+                found[key] = index, json.loads(b"{%b}" % fields)["id"]
+                if not wanted:
+                    break
+        return found
 
 
 @contextlib.asynccontextmanager

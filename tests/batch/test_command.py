@@ -2,24 +2,28 @@
 
 import gzip
 import json
+import os
+import pty
 import subprocess
 import sys
 
 import pytest
 from pyarrow import parquet
 
-from ollama_provider.testing import Model
+from ollama_provider.testing import Fail, Model
 
 
 @pytest.fixture
 def command(ollama, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"id": {n}, "text": "text {n}"}}\n' for n in range(40)))
 
-    def run(*arguments, model="llama3.2", prompt=True):
+    def run(*arguments, model="llama3.2", prompt=True, stderr=subprocess.PIPE):
         given = ["--prompt", "{{ row.text }}"] if prompt else []
         command = [sys.executable, "-m", "ollama_provider.batch", "--host", ollama.url, "--model", model, *given]
         command += ["--rows", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out"), "--id-column", "id"]
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60, check=False
+        )
 
     return run
 
@@ -38,6 +42,25 @@ def test_shards_and_their_merge(command, tmp_path):
     assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 40
     refused = command("--shard", "2/2")
     assert (refused.returncode, "there is no 2 of 2" in refused.stderr) == (1, True)
+
+
+def test_the_end_at_a_terminal(command, ollama, tmp_path):
+    """Beside the bar: why rows failed, and where the report is. What else is logged there are warnings."""
+    ollama.stand_in.script(Fail("no", status=400), where=lambda body: body.get("prompt") == "text 7", always=True)
+    told, terminal = pty.openpty()
+    try:
+        done = command("--max-failed-rows", "1", stderr=terminal)
+    finally:
+        os.close(terminal)
+    seen = os.read(told, 1 << 16).decode()
+    os.close(told)
+
+    assert done.returncode == 0
+    lines = [line.strip() for line in seen.splitlines()]
+    assert any(line.endswith("WARNING Failed rows: 1") for line in lines)
+    assert any(line.startswith("1  BadRequestError  7        ") for line in lines)
+    assert lines[-1].endswith(f"INFO Report: {tmp_path}/out/report.html")
+    assert json.loads(done.stdout)["failed"] == 1
 
 
 def test_other_files(command, tmp_path):

@@ -21,7 +21,9 @@ from airflow.providers.common.compat.sdk import DAG
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, FailurePolicy, Progress, TooManyFailedError, run_batch
 from ollama_provider.batch.records import ServerShare
-from ollama_provider.batch.results.progress import servers_table
+from ollama_provider.batch.report.advice import advice
+from ollama_provider.batch.report.gather import Reason, ShownRow
+from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaBatchOperator, OllamaPruneModelsOperator
 from ollama_provider.provider_info import get_provider_info
@@ -69,6 +71,7 @@ SERVERS_CONNECTION = shown("docs/howto/several-servers.md", "airflow connections
 SERVERS_TABLE = shown("docs/howto/several-servers.md", "server ")
 CONNECTION_VARIABLE = shown("docs/reference/connection.md", "export AIRFLOW_CONN_")
 PROGRESS = shown("docs/operate.md", "done=")
+REASONS_TABLE = shown("docs/operate.md", "Failed rows: ")
 REASONS = shown("docs/operate.md", "grep -o")
 REPORT = shown("docs/operate.md", "python -m ollama_provider.batch --report")
 INPUT_OPTIONS = shown("docs/howto/inputs.md", "OllamaBatchOperator(…, rows=")
@@ -195,6 +198,21 @@ def test_the_table_of_servers_in_the_log() -> None:
     ]
 
     assert SERVERS_TABLE.text.rstrip() == servers_table(shares)
+
+
+def test_the_table_of_reasons_in_the_log() -> None:
+    """It has the columns and the advice that the log has."""
+
+    def reason(error: str, count: int, *ids: str) -> Reason:
+        rows = tuple(ShownRow("", row_id, 0, row_id, "", None, 1, None, None) for row_id in ids)
+        return Reason(error, count, count / 14, advice(error), rows)
+
+    reasons = [
+        reason("ImageError", 12, "ticket-8", "ticket-31", "ticket-70"),
+        reason("RenderError", 2, "ticket-12", "ticket-19"),
+    ]
+
+    assert REASONS_TABLE.text.rstrip() == f"Failed rows: 14\n{reasons_table(reasons, {})}"
 
 
 def test_a_connection_in_the_environment(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ollama_provider.batch.errors import InputError
 from ollama_provider.batch.rows.prompts import PromptTemplate, RenderError
-from ollama_provider.testing import Model
+from ollama_provider.testing import Fail, Model
 from tests.batch.conftest import Batch
 
 #: What a template would have to reach to leave the sandbox.
@@ -214,6 +214,22 @@ def test_ids_are_data(ollama, tmp_path, caplog):
     assert "forged" not in caplog.text
     names = {path.name for path in (tmp_path / "out").rglob("*")}
     assert not [name for name in names if "passwd" in name or "red" in name]
+
+
+def test_ids_of_failed_rows_are_text_in_the_log(ollama, tmp_path, caplog):
+    """Each on one line, cut, and without what a terminal obeys."""
+    caplog.set_level(logging.DEBUG, logger="ollama_provider")
+    ollama.stand_in.script(Fail("no", status=400), where=lambda body: bool(body.get("prompt")), always=True)
+    for number, odd in enumerate(ODD):
+        Batch(ollama, tmp_path / str(number)).run([{"id": odd, "text": "a"}], id_column="id")
+
+    tables = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Failed rows: 1\n")]
+    assert len(tables) == len(ODD)
+    for table in tables:
+        assert table.count("\n") == 2
+        assert table.replace("\n", "").isprintable()
+        assert len(table) < 400
+    assert "a␀b" in caplog.text
 
 
 @pytest.mark.ollama(models=[Model("eyes", ("completion", "vision"))])

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ollama_provider import __version__
 from ollama_provider.batch.report import charts
 from ollama_provider.batch.report.gather import Report
+from ollama_provider.batch.results.progress import duration
 
 #: Control characters but for tab and line feed, those that change the direction of writing, and those without width.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -85,19 +86,6 @@ def percent(share: float) -> str:
     if 0.999 < share < 1:
         return "> 99.9 %"
     return f"{100 * share:.1f} %".replace(".0 %", " %")
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time as text: ``3.2 s``, ``4 min 10 s``, ``1 h 12 min``, ``2 d 3 h``."""
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, second = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {second} s"
-    hours, minute = divmod(minutes, 60)
-    return f"{hours} h {minute:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def moment(at: float) -> str:

@@ -1,4 +1,4 @@
-"""What a run does for its report: it keeps the history, and writes the page.
+"""What a run does for its report: it keeps the history, writes the page, and says the most important of it in the log.
 
 Nothing of that may fail a run, or slow it. While requests are sent, the page is made anew in a thread, and the more
 seldom the longer that takes: a fiftieth of the time at most.
@@ -7,14 +7,16 @@ seldom the longer that takes: a fiftieth of the time at most.
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock
+from typing import Any
 
 from ollama_provider.batch.errors import BatchError
 from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.history import History, What, history_for
 from ollama_provider.batch.report.page import render
+from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.storage import ObjectStorage, Storage, write
 
@@ -111,22 +113,43 @@ class RunReport:
                 logger.debug("The report was not refreshed: %s", type(error).__name__)
         self._took = time.thread_time() - began
 
-    def end(self, clock: float, what: What, reason: str, journal: Journal | None = None) -> None:
-        """Note the end of the run, and write history and page. What goes wrong is logged.
+    def end(
+        self,
+        clock: float,
+        what: What,
+        reason: str,
+        *,
+        servers: Sequence[ServerShare] = (),
+        places: Callable[[Collection[str]], Mapping[str, tuple[int, Any]]] = lambda _: {},
+        journal: Journal | None = None,
+    ) -> None:
+        """Note the end of the run, write history and page, and log the share of each server and why rows failed.
+
+        What goes wrong is logged.
 
         Args:
             clock: the time.
             what: ``ended`` or ``failed``.
             reason: why it ended.
+            servers: their shares. A single one is not logged: all rows are its.
+            places: returns index and id of the rows with these keys. The directory has them once a batch is complete.
             journal: of the run, if it is complete.
         """
         self._history.note(clock + self._offset, what, reason)
         self.save()
+        if len(servers) > 1:
+            logger.info("The servers of this run:\n%s", servers_table(servers))
         if not self._page:
             return
         try:
             with self._writing:
-                logger.info("Report: %s", write_report(self._storage, journal))
+                report = gather(self._storage, journal)
+                if report.reasons:
+                    unknown = {row.key for each in report.reasons for row in each.rows if row.index is None}
+                    table = reasons_table(report.reasons, places(unknown) if unknown else {})
+                    logger.warning("Failed rows: %d\n%s", sum(each.count for each in report.reasons), table)
+                write(self._storage, REPORT, render(report))
+                logger.info("Report: %s/%s", self._storage.location, REPORT)
         except Exception as error:  # whatever a row or a file may hold: the results are there
             # Not the error's own text, which may quote an answer.
             trace = "\n" + "".join(traceback.format_tb(error.__traceback__))

@@ -48,9 +48,9 @@ class Progress:
     def line(self) -> str:
         """Return it as text.
 
-        For example ``done=97/500 (19 %) ok=94 failed=3 reused=38 rows/s=2.1 tok/s=400 concurrency=4 eta=03:12``. An
-        unknown number is ``?``, and without a total there is no percentage. ``eta`` is minutes and seconds, with hours
-        in front from one hour on.
+        For example ``done=97/500 (19 %) ok=94 failed=3 reused=38 rows/s=2.1 tok/s=400 concurrency=4 eta=1 h 12 min``.
+        An unknown number is ``?``, and without a total there is no percentage. ``eta`` is the time left, and stands
+        last since there are blanks in it.
         """
         total = "?" if self.total is None else self.total
         # Rounded down, so that 100 % is the end. The total of a shard is an estimate before all rows are read.
@@ -58,7 +58,7 @@ class Progress:
         return (
             f"done={self.done}/{total}{share} ok={self.ok} failed={self.failed} reused={self.reused} "
             f"rows/s={_rate(self.rows_per_second)} tok/s={self.tokens_per_second:.0f} concurrency={self.concurrency} "
-            f"eta={_clock(self.eta)}"
+            f"eta={duration(self.eta)}"
         )
 
     def as_json(self) -> bytes:
@@ -71,12 +71,17 @@ def _rate(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _clock(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return a time as text: ``3.2 s``, ``4 min 10 s``, ``1 h 12 min``, ``2 d 3 h``; ``?`` if it is unknown."""
     if seconds is None:
         return "?"
+    if seconds < 59.5:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, second = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {second} s"
     hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute:02d}:{second:02d}"
+    return f"{hours} h {minute:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 @dataclass
@@ -144,24 +149,6 @@ class ProgressMeter:
             state=state,
             servers=tuple(servers),
         )
-
-
-def servers_table(servers: Sequence[ServerShare]) -> str:
-    """Return the shares of the servers as lines of text, for a log.
-
-    For example::
-
-        server                rows   tok/s  concurrency  out of service
-        http://gpu1:11434    1,200     310            4
-        http://gpu2:11434      310      80            0  95 s: the connection was refused
-    """
-    width = max(len(share.server) for share in servers)
-    lines = [f"{'server':<{width}} {'rows':>9} {'tok/s':>7} {'concurrency':>12}  out of service"]
-    for share in servers:
-        out = ": ".join(filter(None, (f"{share.seconds_out:.0f} s" if share.seconds_out else "", share.reason)))
-        numbers = f"{share.rows:>9,} {share.tokens_per_second:>7.0f} {share.concurrency:>12}"
-        lines.append(f"{share.server:<{width}} {numbers}  {out}".rstrip())
-    return "\n".join(lines)
 
 
 @dataclass
