@@ -138,6 +138,15 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "s3://aws_default@bucket/ollama-handover",
                         "default": "",
                     },
+                    "show_page": {
+                        "description": "Whether Airflow's UI, from 3.1 on, has the page Ollama: batches and their "
+                        "rows, servers and their models. Without it, the button Results of a batch leads to its XCom. "
+                        "Set it alike for the API server and the workers.",
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    },
                 },
             },
         },

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table
     from ollama_provider.batch.records import paths_of as paths_of
     from ollama_provider.batch.records import plain as plain
+    from ollama_provider.batch.report.page import STYLE as STYLE
+    from ollama_provider.batch.report.page import report_environment as report_environment
     from ollama_provider.batch.results.progress import Progress
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
     from ollama_provider.batch.run import run_batch
@@ -90,6 +92,8 @@ _HOMES = {
     "results.progress": ("Progress",),
     # For the operators; not in __all__, so not part of the documented API.
     "rows.image_folder": ("ImageFolder",),
+    # For the page in Airflow's UI; neither are these.
+    "report.page": ("STYLE", "report_environment"),
     "store.storage": ("local_path",),
 }  # fmt: skip
 

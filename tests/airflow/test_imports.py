@@ -43,3 +43,12 @@ def test_a_dag_file_pays_for_nothing_heavy():
     ours = "import ollama_provider.hooks, ollama_provider.operators, ollama_provider.sensors"
 
     assert (modules_after(f"{base}\n{ours}") - modules_after(base)) & HEAVY == set()
+
+
+def test_a_process_that_loads_plugins_pays_for_nothing_heavy():
+    """Every process of Airflow loads the plugin, but only the API server has the page."""
+    base = "from airflow.providers.common.compat.sdk import AirflowPlugin, BaseOperatorLink"
+
+    loaded = modules_after(f"{base}\nimport ollama_provider.ui.plugin") - modules_after(base)
+
+    assert loaded <= {"ollama_provider"}

@@ -4,7 +4,7 @@ from urllib.parse import unquote
 
 import airflow
 
-from ollama_provider.links import RESULTS, BatchResultsLink
+from ollama_provider.links import RESULTS, BatchResultsLink, batch_page
 from ollama_provider.testing import Respond
 
 
@@ -20,6 +20,15 @@ def link(run, map_index=-1) -> str:
 
 
 def page(run, map_index=-1) -> str:
+    """Where the batch is shown: from Airflow 3.1 on, on the page *Ollama*."""
+    return (
+        xcom_page(run, map_index)
+        if airflow.__version__.startswith("2.")
+        else unquote(batch_page("linked", run.run_id, "rows", map_index))
+    )
+
+
+def xcom_page(run, map_index=-1) -> str:
     """Where Airflow's UI shows the XComs of the batch."""
     if airflow.__version__.startswith("2."):
         return f"/dags/linked/grid?dag_run_id={run.run_id}&task_id=rows&map_index={map_index}&tab=xcom"
@@ -76,3 +85,12 @@ def test_a_batch_that_fails_links_to_what_it_has(run_dag, ollama, ollama_conn, t
     assert str(run.state) == "failed"
     assert link(run) == page(run)
     assert xcom(run, RESULTS) == f"file://{tmp_path}/out/one"
+
+
+def test_without_the_page_it_links_to_the_xcoms(run_dag, ollama_conn, tmp_path, monkeypatch) -> None:
+    """Where the page is switched off, directory and summary are there."""
+    monkeypatch.setenv("AIRFLOW__OLLAMA__SHOW_PAGE", "False")
+
+    run = run_batch(run_dag, tmp_path)
+
+    assert link(run) == xcom_page(run)

@@ -19,7 +19,7 @@ def contract(kind: str, name: str) -> dict:
 
 def test_the_layers_are_those_that_are_enforced() -> None:
     """In their order, and with what stands beside each other; below them, the page has what is not ours."""
-    block = re.search(r"```\n(decorators\n.*?)```", PAGE, re.DOTALL)
+    block = re.search(r"```\n(decorators · ui\n.*?)```", PAGE, re.DOTALL)
     assert block
     *shown, others = [re.sub(r" \(.*\)", "", line).split(" · ") for line in block[1].splitlines()]
 
@@ -64,7 +64,7 @@ def test_every_module_of_the_api_has_its_row() -> None:
     assert rows == {path.name for path in api.glob("*.py") if path.stem != "__init__"} | {"schemas/"}
 
 
-@pytest.mark.parametrize("part", ["batch", "testing"])
+@pytest.mark.parametrize("part", ["batch", "testing", "ui"])
 def test_every_module_of_a_part_has_its_row(part: str) -> None:
     """And each row names modules that exist."""
     section = PAGE.partition(f"### Inside `{part}/`\n")[2].partition("\n#")[0]

@@ -47,16 +47,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
-    """It contains every module, the templates of the report, `py.typed` and the license, but no test, DAG or tool."""
+    """It has every module, the templates of report and page, `py.typed` and the license; no test, DAG or tool."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider").rglob("*.py")}
     templates = {f"ollama_provider/batch/report/{name}" for name in ("report.css", "report.html.jinja")}
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider/ui").glob("[st]*/*.*")}
     metadata = f"airflow_provider_ollama-{ollama_provider.__version__}.dist-info/"
 
     others = {name for name in names if not name.startswith(metadata)}
 
-    assert others == modules | templates | {"ollama_provider/py.typed"}
+    assert others == modules | templates | page | {"ollama_provider/py.typed"}
     assert f"{metadata}licenses/LICENSE" in names
 
 

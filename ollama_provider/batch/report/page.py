@@ -19,13 +19,16 @@ from ollama_provider.batch.report import charts
 from ollama_provider.batch.report.gather import Report
 from ollama_provider.batch.results.progress import duration
 
+_HERE = Path(__file__).parent
+#: Style sheet of the page.
+STYLE = _HERE / "report.css"
 #: Control characters but for tab and line feed, those that change the direction of writing, and those without width.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def render(report: Report) -> bytes:
     """Return the page in UTF-8."""
-    environment, style = _environment()
+    environment, style = report_environment(), STYLE.read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     page = environment.get_template("report.html.jinja").render(
         report=report,
@@ -40,18 +43,22 @@ def render(report: Report) -> bytes:
 
 
 @cache
-def _environment() -> tuple[Environment, str]:
-    folder = Path(__file__).parent
+def report_environment(*folders: Path) -> Environment:
+    """Return what renders the page.
+
+    Args:
+        folders: with more templates, which may use those of the report, for a page elsewhere.
+    """
     environment = Environment(
         autoescape=True,
         finalize=visible,
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([*folders, _HERE]),
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters |= {"number": number, "rate": rate, "percent": percent, "duration": duration, "moment": moment}
-    return environment, (folder / "report.css").read_text(encoding="utf-8").strip()
+    return environment
 
 
 def visible(value: Any) -> Any:

@@ -1,0 +1,96 @@
+"""Slow work for the page, in a few threads of its own, with time limits.
+
+Airflow's API server answers its requests in a pool of threads. A directory or a server that hangs must not take those,
+so what reads one runs here.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+#: Threads for all requests to the page in a process of the API server.
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="ollama-page")
+#: Seconds that a request waits for its thread.
+WAIT = 10.0
+
+
+class TooSlowError(Exception):
+    """It takes longer than a request to the page may wait."""
+
+
+async def in_thread(function: Callable[..., T], *args: object, seconds: float = WAIT) -> T:
+    """Call *function* in a thread and return its result.
+
+    Args:
+        function: what to call.
+        *args: its arguments.
+        seconds: to wait for it.
+
+    Raises:
+        TooSlowError: it is not done. It goes on in its thread, since a thread cannot be stopped.
+    """
+    return await _result(_THREADS.submit(function, *args), seconds)
+
+
+class Cached(Generic[T]):
+    """Results of slow functions, by key. What one request computes, others wait for, and it is kept for a while.
+
+    A result is kept for ten times the seconds that it took, if that is longer: so a large directory that many look at
+    keeps a tenth of a thread busy at most. Errors are kept like results.
+
+    Args:
+        seconds: to keep a result at least.
+        size: results to keep at most.
+    """
+
+    def __init__(self, seconds: float, size: int = 100) -> None:
+        self._seconds = seconds
+        self._size = size
+        #: Futures, and until when they hold.
+        self._entries: dict[Hashable, tuple[Future[T], float]] = {}
+
+    async def get(self, key: Hashable, function: Callable[..., T], *args: object, seconds: float = WAIT) -> T:
+        """Return the result for *key*, from *function* if there is none or it is too old.
+
+        Args:
+            key: what the result depends on.
+            function: see `in_thread`.
+            *args: see there.
+            seconds: see there.
+
+        Raises:
+            TooSlowError: it is not done. It goes on, and a later request gets the result.
+        """
+        future, until = self._entries.get(key, (None, 0.0))
+        if future is None or until < time.monotonic():
+            future = self._begin(key, function, *args)
+        return await _result(future, seconds)
+
+    def _begin(self, key: Hashable, function: Callable[..., T], *args: object) -> Future[T]:
+        now = time.monotonic()
+        self._entries = {each: entry for each, entry in self._entries.items() if entry[1] >= now}
+        while len(self._entries) >= self._size:
+            del self._entries[next(iter(self._entries))]
+        future = _THREADS.submit(function, *args)
+        self._entries[key] = (future, math.inf)
+
+        def done(future: Future[T]) -> None:
+            ended = time.monotonic()
+            if self._entries.get(key, (None,))[0] is future:
+                self._entries[key] = (future, ended + max(self._seconds, 10 * (ended - now)))
+
+        future.add_done_callback(done)
+        return future
+
+
+async def _result(future: Future[T], seconds: float) -> T:
+    # Others may wait for the same future: waiting ends, and the future goes on.
+    done, _ = await asyncio.wait([asyncio.wrap_future(future)], timeout=seconds)
+    if not done:
+        raise TooSlowError(f"no answer within {seconds:.0f} s")
+    return done.pop().result()
