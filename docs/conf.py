@@ -56,6 +56,7 @@ NAVIGATION = {
         "docs/reference/operators",
         "docs/reference/connection",
         "docs/reference/errors",
+        "docs/reference/metrics",
         "docs/security",
         "docs/reference/versions",
     ],

@@ -1,15 +1,11 @@
 """Log lines and Airflow metrics of the calls to Ollama. They never contain a prompt or an answer.
 
-Metrics, all with the tags ``endpoint`` (as in "generate") and ``model``:
-
-* ``ollama.requests``: calls, each with all its attempts. Tag ``outcome`` is "success" or the class of the error.
-* ``ollama.request_duration``: duration of a call, all attempts included.
-* ``ollama.retries``: failed attempts that were followed by another, at the same server or the next one. Tag ``error``
-  is the class of the error.
-* ``ollama.prompt_tokens``, ``ollama.answer_tokens``: tokens of the prompt and of the answer.
+The metrics, their types and tags are listed in ``docs/reference/metrics.md``.
 """
 
+import re
 from datetime import timedelta
+from functools import cache
 from typing import Any, Protocol
 
 from airflow.providers.common.compat import sdk
@@ -113,4 +109,32 @@ def describe_size(count: float) -> str:
 
 
 def _tags(event: AttemptFailed | ServerFailed | CallEnded) -> dict[str, str]:
-    return {"endpoint": event.path.removeprefix("/api/"), "model": event.model or ""}
+    url = event.server if isinstance(event, CallEnded) else event.error.host
+    return {
+        "endpoint": event.path.removeprefix("/api/"),
+        "model": tag_value(event.model or ""),
+        "server": server_tag(url or ""),
+    }
+
+
+def server_tag(url: str) -> str:
+    """Return the address of a server as the value of a tag: host, port and base path, as in ``gpu1:11434``.
+
+    Args:
+        url: base URL, which holds no credentials; empty if no server was involved.
+    """
+    return tag_value(url.partition("://")[2])
+
+
+def tag_value(text: str) -> str:
+    """Return a text as the value of a tag.
+
+    With StatsD and tags in InfluxDB's style Airflow drops a metric whose tags have a colon, and logs a traceback for
+    each; there it becomes an underscore, and so does what else Airflow does not take.
+    """
+    return re.sub(r"[^\w./-]", "_", text, flags=re.ASCII) if _in_influxdb_style() else text
+
+
+@cache
+def _in_influxdb_style() -> bool:
+    return bool(sdk.conf.getboolean("metrics", "statsd_influxdb_enabled", fallback=False))

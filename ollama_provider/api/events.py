@@ -57,6 +57,7 @@ class CallEnded:
         path: path of the endpoint, as in ``/api/generate``.
         model: the model of the request; None for an endpoint without one.
         seconds: how long the caller waited.
+        server: base URL of the server that answered, or that failed last; None if none did, or all of several.
         metrics: the server's durations and counts; None after a failure and for an endpoint without them.
         error: class of the error; None after a success.
     """
@@ -64,6 +65,7 @@ class CallEnded:
     path: str
     model: str | None
     seconds: float
+    server: str | None = None
     metrics: Metrics | None = None
     error: type[OllamaError] | None = None
 
@@ -112,6 +114,7 @@ class Call(Generic[ReplyT]):
         self.model = model_of(request)
         self._listener = listener
         self._began = monotonic()
+        self._server: str | None = None
         self._metrics: Metrics | None = None
 
     def __enter__(self) -> Self:
@@ -123,13 +126,18 @@ class Call(Generic[ReplyT]):
         if self._listener is None or not (error is None or isinstance(error, OllamaError)):
             return
         seconds = monotonic() - self._began
-        failure = type(error) if isinstance(error, OllamaError) else None
-        metrics = None if failure else self._metrics
-        self._listener(CallEnded(self.request.target, self.model, seconds, metrics, failure))
+        path, model = self.request.target, self.model
+        if isinstance(error, OllamaError):
+            self._listener(CallEnded(path, model, seconds, error.host, error=type(error)))
+        else:
+            self._listener(CallEnded(path, model, seconds, self._server, self._metrics))
 
     def note(self, reply: Reply) -> None:
-        """Keep the durations and counts of a reply for `CallEnded`."""
-        if self._listener is not None and isinstance(reply, Metrics):
+        """Keep the server of a reply, its durations and its counts for `CallEnded`."""
+        if self._listener is None:
+            return
+        self._server = reply.server or None
+        if isinstance(reply, Metrics):
             known: dict[str, Any] = {name: getattr(reply, name) for name in Metrics.model_fields}
             self._metrics = Metrics.model_construct(**known)
 

@@ -13,13 +13,15 @@ from ollama_provider.api.arguments import read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, Progress, StopSignal, TooManyFailedError, paths_of, run_batch
-from ollama_provider.observability import TaskObserver
+from ollama_provider.observability import TaskObserver, server_tag
 from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name, storage_path
 from ollama_provider.sql import SqlRows
 
 logger = logging.getLogger(__name__)
 
+#: Of the batch, and of each of its servers.
 _GAUGES = ("done", "ok", "failed", "reused", "tokens_per_second", "concurrency")
+_SERVER_GAUGES = ("rows", "tokens_per_second", "concurrency", "seconds_out")
 
 
 def run_in_task(
@@ -51,6 +53,10 @@ def run_in_task(
     def gauge(progress: Progress) -> None:
         for name in _GAUGES:
             Stats.gauge(f"ollama.batch.{name}", getattr(progress, name), tags=tags)
+        for share in progress.servers:
+            server_tags = {**tags, "server": server_tag(share.server)}
+            for name in _SERVER_GAUGES:
+                Stats.gauge(f"ollama.batch.server.{name}", getattr(share, name), tags=server_tags)
 
     try:
         summary = run_batch(spec, settings, directory, on_progress=gauge, stop=stop, listener=TaskObserver(log))

@@ -9,7 +9,7 @@ from airflow.providers.common.compat import sdk
 from ollama_provider.api.errors import OllamaError, OverloadedError
 from ollama_provider.api.events import PullMoved
 from ollama_provider.hooks import OllamaHook
-from ollama_provider.observability import describe_pull
+from ollama_provider.observability import describe_pull, server_tag, tag_value
 from ollama_provider.testing import Answer, Model, Respond
 
 LOG = "the task's log"
@@ -48,6 +48,10 @@ def hook(ollama, add_connection, monkeypatch, caplog):
         yield hook
 
 
+def tags_of(ollama, endpoint, model=""):
+    return {"endpoint": endpoint, "model": model, "server": f"127.0.0.1:{ollama.port}"}
+
+
 def lines(caplog, level=logging.DEBUG):
     """What the hook has logged, Airflow's own lines left out."""
     return [record.getMessage() for record in caplog.records if record.name == LOG and record.levelno >= level]
@@ -62,7 +66,7 @@ def test_a_retry_is_logged_once_with_its_cause(ollama, hook, caplog, metrics, no
     assert "/api/generate: attempt 1 failed" in line
     assert "server busy" in line
     assert metrics.of("ollama.retries") == [
-        (1, {"endpoint": "generate", "model": "llama3.2", "error": OverloadedError.__name__})
+        (1, {**tags_of(ollama, "generate", "llama3.2"), "error": OverloadedError.__name__})
     ]
 
 
@@ -97,7 +101,7 @@ def test_a_call_is_counted_and_timed(ollama, hook, caplog, metrics):
     ollama.stand_in.script(Answer("one two", prompt_eval_count=30, eval_count=2))
     hook.generate("Hi", model="llama3.2")
 
-    tags = {"endpoint": "generate", "model": "llama3.2"}
+    tags = tags_of(ollama, "generate", "llama3.2")
     assert metrics.of("ollama.requests") == [(1, {**tags, "outcome": "success"})]
     assert metrics.of("ollama.prompt_tokens") == [(30, tags)]
     assert metrics.of("ollama.answer_tokens") == [(2, tags)]
@@ -113,7 +117,41 @@ def test_a_failure_is_counted_by_its_class(ollama, hook, metrics):
     with pytest.raises(OllamaError):
         hook.list_models()
 
-    assert metrics.of("ollama.requests") == [(1, {"endpoint": "tags", "model": "", "outcome": "AuthenticationError"})]
+    assert metrics.of("ollama.requests") == [(1, {**tags_of(ollama, "tags"), "outcome": "AuthenticationError"})]
+
+
+def test_a_failure_of_one_server_is_counted_as_its_own(ollama_servers, add_connection, metrics, caplog, no_waiting):
+    """The call is that of the server which answered."""
+    first, second, *_ = ollama_servers
+    first.stand_in.script(Respond(503, {"error": "server busy"}), path="generate")
+    conn_id = add_connection(host=",".join(server.url for server in ollama_servers))
+    with OllamaHook(conn_id) as hook:
+        hook.generate("Hi", model="llama3.2")
+
+    assert [tags["server"] for _, tags in metrics.of("ollama.retries")] == [f"127.0.0.1:{first.port}"]
+    assert [tags["server"] for _, tags in metrics.of("ollama.requests")] == [f"127.0.0.1:{second.port}"]
+
+
+@pytest.mark.parametrize(
+    ("url", "tag"),
+    [
+        ("http://gpu1:11434", "gpu1:11434"),
+        ("https://gpu.example.com:443/one", "gpu.example.com:443/one"),
+        ("http://[::1]:11434", "[::1]:11434"),
+        ("", ""),
+    ],
+)
+def test_the_tag_of_a_server(url, tag):
+    """Host and port, and the base path, since several servers may be behind one proxy."""
+    assert server_tag(url) == tag
+
+
+def test_tags_that_airflow_takes_in_the_style_of_influxdb(monkeypatch):
+    """It would drop the metric, with a traceback in the log, for a colon in a model or a server."""
+    monkeypatch.setattr("ollama_provider.observability._in_influxdb_style", lambda: True)
+
+    assert server_tag("http://[::1]:11434/a") == "___1__11434/a"
+    assert tag_value("hf.co/qwen/qwen3:8b-q4_K_M") == "hf.co/qwen/qwen3_8b-q4_K_M"
 
 
 def test_no_content_is_left_behind(ollama, hook, caplog, metrics, no_waiting):

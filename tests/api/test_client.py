@@ -66,7 +66,7 @@ def test_a_listener_hears_how_a_call_ended(on, ollama):
 
     (event,) = on.events
     assert isinstance(event, CallEnded)
-    assert (event.path, event.model, event.error) == ("/api/generate", "llama3.2", None)
+    assert (event.path, event.model, event.server, event.error) == ("/api/generate", "llama3.2", ollama.url, None)
     assert event.metrics is not None
     assert event.metrics.eval_count > 0
     assert not hasattr(event.metrics, "response")

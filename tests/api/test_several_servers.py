@@ -117,7 +117,7 @@ def test_a_server_that_fails_before_the_first_token_is_passed_over(on, ollama_se
     assert isinstance(failed, ServerFailed)
     assert (failed.error.host, failed.next_host) == (ollama_servers[0].url, ollama_servers[1].url)
     assert isinstance(ended, CallEnded)
-    assert ended.error is None
+    assert (ended.error, ended.server) == (None, ollama_servers[1].url)
 
 
 def test_a_server_that_is_down_is_passed_over_and_not_first_again(on, ollama_servers):
