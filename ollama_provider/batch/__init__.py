@@ -36,14 +36,19 @@ if TYPE_CHECKING:
     from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table
     from ollama_provider.batch.records import paths_of as paths_of
     from ollama_provider.batch.records import plain as plain
+    from ollama_provider.batch.report.gather import Report as Report
+    from ollama_provider.batch.report.gather import gather as gather
     from ollama_provider.batch.report.page import STYLE as STYLE
     from ollama_provider.batch.report.page import report_environment as report_environment
+    from ollama_provider.batch.report.row_pages import RowPage as RowPage
+    from ollama_provider.batch.report.row_pages import read_rows as read_rows
     from ollama_provider.batch.results.progress import Progress
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
     from ollama_provider.batch.run import run_batch
     from ollama_provider.batch.spec import BatchSpec
     from ollama_provider.batch.stop import StopSignal
     from ollama_provider.batch.store.storage import local_path as local_path
+    from ollama_provider.batch.store.storage import open_existing as open_existing
 
 __all__ = [
     "BatchError",
@@ -92,9 +97,11 @@ _HOMES = {
     "results.progress": ("Progress",),
     # For the operators; not in __all__, so not part of the documented API.
     "rows.image_folder": ("ImageFolder",),
+    "store.storage": ("local_path", "open_existing"),
     # For the page in Airflow's UI; neither are these.
+    "report.gather": ("Report", "gather"),
     "report.page": ("STYLE", "report_environment"),
-    "store.storage": ("local_path",),
+    "report.row_pages": ("RowPage", "read_rows"),
 }  # fmt: skip
 
 

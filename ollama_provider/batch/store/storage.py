@@ -16,9 +16,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ollama_provider.batch.errors import StorageError
@@ -35,6 +36,8 @@ from ollama_provider.batch.store.disk import (
 _FOLDERS = ("parts", "shards", "rows", "written")
 #: For an object store, a run keeps copies in a folder on this machine; its process holds a lock on a file in it.
 _CACHE_PREFIX, _CACHE_LOCK = "ollama-batch-", ".lock"
+#: Bytes that are read at a time where a file is opened for reading a piece of it.
+_READ_BUFFER = 1 << 18
 
 
 class Storage(Protocol):
@@ -88,6 +91,9 @@ class Storage(Protocol):
     def local(self, name: str) -> Path:
         """Return a local file with the content of *name*, which must not change any more."""
 
+    def open(self, name: str) -> BinaryIO | None:
+        """Open a file for reading any piece of it, without a copy; None if it is not there."""
+
     def close(self) -> None:
         """Remove local copies."""
 
@@ -122,6 +128,22 @@ def open_storage(location: str | os.PathLike[str] | Any, disk: Disk | None = Non
         raise StorageError(f"The directory {location} cannot be used: {error.strerror or error}") from error
 
 
+def open_existing(location: str | os.PathLike[str] | Any) -> Storage:
+    """Return the directory at *location* for reading. Nothing is created there, and no right to write is needed.
+
+    Args:
+        location: see `open_storage`.
+
+    Raises:
+        StorageError: it is not there, or cannot be read. An object store may tell that only when something is read.
+    """
+    path = local_path(location)
+    if path is None:
+        return open_storage(location)
+    with storage_errors(str(path), "read"), os.scandir(path):
+        return LocalStorage(path, Disk(), only_reads=True)
+
+
 def as_path(location: str) -> Any:
     """Return the path, local or in an object store, that a text means."""
     path = local_path(location)
@@ -147,10 +169,12 @@ def local_path(location: Any) -> Path | None:
 class LocalStorage:
     """A directory of this machine, or one mounted here."""
 
-    def __init__(self, root: Path, disk: Disk) -> None:
+    def __init__(self, root: Path, disk: Disk, *, only_reads: bool = False) -> None:
         self._root = root
         self._disk = disk
         self.location = str(root)
+        if only_reads:
+            return
         (root / "parts").mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK) or not os.access(root / "parts", os.W_OK):
             raise PermissionError(13, "Permission denied", str(root))
@@ -233,6 +257,12 @@ class LocalStorage:
     def local(self, name: str) -> Path:
         """Return the file itself."""
         return self._root / name
+
+    def open(self, name: str) -> BinaryIO | None:
+        """Open the file itself."""
+        with storage_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
+            return (self._root / name).open("rb", buffering=_READ_BUFFER)
+        return None
 
     def close(self) -> None:
         """Do nothing: there are no copies."""
@@ -337,6 +367,12 @@ class ObjectStorage:
                     shutil.copyfileobj(remote, file, 1 << 20)
                 partial.replace(copy)
         return copy
+
+    def open(self, name: str) -> BinaryIO | None:
+        """Open the object: what is read of it is requested by its range."""
+        with storage_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
+            return BufferedReader((self._root / name).open("rb"), _READ_BUFFER)
+        return None
 
     def _copy_of(self, name: str) -> Path:
         return Path(self._cache.name, name.replace("/", "%"))

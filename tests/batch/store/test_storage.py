@@ -17,7 +17,7 @@ from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.batch.stop import StopSignal
-from ollama_provider.batch.store.storage import Disk, local_path, open_storage, write
+from ollama_provider.batch.store.storage import Disk, local_path, open_existing, open_storage, write
 from ollama_provider.testing import Fail, Stall
 
 
@@ -38,6 +38,33 @@ def test_files(root):
     storage.delete("a.json")
     storage.delete("a.json")
     assert storage.read("a.json") is None
+    storage.close()
+
+
+def test_any_piece_of_a_file(root):
+    """Is read without the rest of it."""
+    storage = open_storage(root)
+    write(storage, "a", bytes(range(256)) * 4000)
+
+    with storage.open("a") as file:
+        assert file.seek(0, 2) == 1_024_000
+        file.seek(512_000)
+        assert file.read(3) == b"\0\1\2"
+        assert file.readline() == bytes(range(3, 11))
+    assert storage.open("b") is None
+
+
+def test_a_directory_that_is_only_read(root):
+    """Is left as it is, and one that is not there is not made."""
+    write(open_storage(root), "a", b"1")
+    storage = open_existing(root)
+
+    assert storage.read("a") == b"1"
+    assert storage.names("parts") == []
+    if isinstance(root, Path):
+        with pytest.raises(StorageError, match="absent cannot be read: No such file"):
+            open_existing(root / "absent")
+        assert not (root / "absent").exists()
     storage.close()
 
 
