@@ -588,7 +588,7 @@ async def _refresh_report(run: _Run) -> None:
     while True:
         await asyncio.sleep(max(run.spec.pace.report_every, run.report.seldom))
         # The end of the run does not wait for it, but writes the page after it.
-        await asyncio.to_thread(run.report.refresh)
+        await asyncio.to_thread(run.report.refresh, run.journal)
 
 
 def _save(run: _Run, progress: Progress) -> None:

@@ -151,7 +151,7 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
 
     Args:
         storage: the directory.
-        journal: of a complete run in it, which spares another scan of the parts.
+        journal: of a run in it, which spares another scan of the parts.
 
     Raises:
         StorageError: it cannot be read.

@@ -101,14 +101,18 @@ class RunReport:
         """Seconds to wait at least before the next `refresh`."""
         return max(_SELDOM * self._took, _LEAST_IN_STORE if isinstance(self._storage, ObjectStorage) else 0.0)
 
-    def refresh(self) -> None:
-        """Write the page as it is now. What goes wrong is left to the next time: a part may just be sealed."""
+    def refresh(self, journal: Journal) -> None:
+        """Write the page as it is now. What goes wrong is left to the next time: a part may just be removed.
+
+        Args:
+            journal: of the run. Another index of the same rows would take as much memory again.
+        """
         if not self._page:
             return
         began = time.thread_time()
         with self._writing:
             try:
-                write_report(self._storage)
+                write_report(self._storage, journal)
             except Exception as error:  # as at the end
                 logger.debug("The report was not refreshed: %s", type(error).__name__)
         self._took = time.thread_time() - began

@@ -41,6 +41,7 @@ import contextlib
 import json
 import logging
 import re
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -415,11 +416,20 @@ class Journal:
     def stored(self) -> tuple[Sequence[int], Sequence[int]]:
         """Return where the good and where the failed outcomes are that count, in the order in which they were stored.
 
-        Each is one number, for `lines`. A key that was requested again and has no new outcome is in neither.
+        Each is one number, for `lines`. A key that was requested again and has no new outcome is in neither, nor is an
+        outcome in a part that is not sealed yet, unless an earlier run left the part open. This may run in another
+        thread than everything else.
         """
-        values = self._index.values()
-        good = sorted([value >> 3 for value in values if value & 7 == State.OK])
-        failed = sorted([value >> 3 for value in values if value & 7 > State.OK]) if len(good) < len(values) else []
+        complete = len(self._parts) - 1 - len(self._waiting)
+        # Sorted part by part: a million numbers in one list would take 40 MB.
+        by_part: dict[int, array[int]] = {}
+        for value in self._index.values():
+            if value & 7 >= State.OK and (part := value >> 43) < complete:
+                by_part.setdefault(part, array("Q")).append(value)
+        good, failed = array("Q"), array("Q")
+        for part in sorted(by_part):
+            for value in sorted(by_part.pop(part)):
+                (good if value & 7 == State.OK else failed).append(value >> 3)
         return good, failed
 
     def lines(self, stored: Iterable[int]) -> Iterator[bytes]:

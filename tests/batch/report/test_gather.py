@@ -97,3 +97,20 @@ def test_marks_in_damaged_lines_do_not_count(storage, tmp_path):
     report = gather(storage)
 
     assert (report.ok, report.damaged, report.answers_cut) == (2, 2, 2)
+
+
+def test_a_run_shares_its_index(storage):
+    """While it appends to a part, the report has what is sealed, and so do the parts that wait for it."""
+    journal = Journal(storage, 1)
+    write(journal, map(outcome, range(10)))
+    journal.add(journal.find(bytes.fromhex(outcome(10).key))[0], outcome(10), SHARED)
+    assert gather(storage, journal).outcomes == 10
+
+    journal.end_part()
+    journal.add(journal.find(bytes.fromhex(outcome(11).key))[0], outcome(11), SHARED)
+    assert gather(storage, journal).outcomes == 10
+
+    journal.seal_parts()
+    report = gather(storage, journal)
+    assert report.outcomes == 11
+    assert "answer 10" in [row.text for row in report.good]

@@ -114,7 +114,7 @@ def test_answers_in_a_schema_and_their_replies(batch, version, go_on):
 
 
 def test_vectors(batch, version, go_on, ollama):
-    """To the last bit."""
+    """To the last bit. What versions after it have measured, it has not."""
     summary = go_on("vectors", model="emb", embedding=Embedding())
 
     assert (summary.ok, summary.reused) == (6, 6)
@@ -122,7 +122,8 @@ def test_vectors(batch, version, go_on, ollama):
     before, after = (
         parquet.read_table(folder / "results.parquet") for folder in (version / "vectors", batch.directory)
     )
-    assert before.equals(after)
+    assert before.equals(after.select(before.column_names))
+    assert set(after.column_names) - set(before.column_names) <= {"queue_seconds"}
 
 
 def test_a_directory_of_a_later_version_is_refused(batch, version, go_on):
