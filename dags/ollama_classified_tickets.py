@@ -1,7 +1,8 @@
 """Support tickets into classes: answers that fit a pydantic class, and a branch for those that never did.
 
 The tickets stand in this file. Results are in ``output_path``: ``results.jsonl``, and ``failed.jsonl`` with the raw
-answers of those that did not fit; up to half of them may.
+answers of those that did not fit; up to half of them may. The batch updates the asset ``ollama-classified-tickets``,
+which starts ``ollama_answered_tickets``.
 """
 
 import os
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from airflow.providers.common.compat.sdk import DAG, Param, task
+from airflow.providers.common.compat.sdk import DAG, Asset, Param, task
 from pydantic import BaseModel, Field
 
 from ollama_provider.batch import FailurePolicy
@@ -49,7 +50,9 @@ with DAG(
         output_type=Ticket,
         options={"temperature": 0, "num_predict": 200},
         output_path="{{ params.output_path }}",
+        keep_columns=["text"],
         failures=FailurePolicy(max_failed_ratio=0.5),
+        outlets=[Asset("ollama-classified-tickets")],
     )
 
     @task.branch

@@ -45,6 +45,7 @@ NAVIGATION = {
         "docs/howto/several-servers",
         "docs/howto/inputs",
         "docs/howto/sql",
+        "docs/howto/assets",
         "docs/howto/manage-models",
         "docs/howto/tools",
         "docs/howto/images",

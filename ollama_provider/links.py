@@ -34,6 +34,15 @@ def batch_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
     return "/".join((PAGE, "batches", *names))
 
 
+def batch_page_url(instance: Any) -> str:
+    """Return the URL of the page of a task instance's batch, for the log of its task.
+
+    As in the URLs that Airflow gives tasks, Airflow's own is ``[api] base_url`` of the worker's configuration.
+    """
+    base = conf.get("api", "base_url", fallback="http://localhost:8080/").rstrip("/")
+    return f"{base}/{batch_page(*_names(instance))}"
+
+
 def task_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
     """Return where Airflow's page of a task instance is. See `batch_page`."""
     mapped = "" if map_index < 0 else f"/mapped/{map_index}"

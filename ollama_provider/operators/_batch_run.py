@@ -2,11 +2,11 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath, Stats
+from airflow.providers.common.compat.sdk import AirflowException, Asset, ObjectStoragePath, Stats
 from jinja2 import TemplateNotFound
 
 from ollama_provider.api.arguments import read_text
@@ -70,6 +70,22 @@ def run_in_task(
             "try goes on from there."
         )
     return summary.as_dict()
+
+
+def describe_assets(outlets: Iterable[Any], events: Mapping[Any, Any], summary: Mapping[str, Any]) -> None:
+    """Add what a batch has done to the events of the assets that its task updates.
+
+    Args:
+        outlets: of the task. What is no asset is left alone.
+        events: ``outlet_events`` of the task's context.
+        summary: of the batch.
+    """
+    provenance = summary["provenance"] or {}
+    extra = {name: summary[name] for name in ("complete", "directory", "rows", "ok", "failed")}
+    extra |= {name: provenance.get(name) for name in ("model", "digest")}
+    for outlet in outlets:
+        if isinstance(outlet, Asset):
+            events[outlet].extra.update(extra)
 
 
 def results_directory(output_path: Any, resume: Any, instance: Any, *, is_shard: bool) -> ObjectStoragePath:

@@ -24,7 +24,7 @@ from ollama_provider.batch import (
     read_argument,
     refuse_contradictions,
 )
-from ollama_provider.links import RESULTS, BatchResultsLink
+from ollama_provider.links import RESULTS, BatchResultsLink, batch_page_url, has_page
 from ollama_provider.operators._base import OllamaOperator
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class OllamaBatchOperator(OllamaOperator):
     ``results.jsonl`` has a row for each row of the input, in its order; ``failed.jsonl`` has those that failed, with
     the reason; ``summary.json`` is written last. XCom gets the summary, also when too many rows failed: ``complete``,
     ``directory``, ``rows``, ``ok``, ``failed``, ``reused``, tokens, seconds, and what explains the numbers later
-    (``provenance``: model, digest, server, options). The button *Results* in the UI leads there.
+    (``provenance``: model, digest, server, options). The button *Results* in the UI leads there. The event of an asset
+    among ``outlets`` has ``complete``, ``directory``, ``rows``, ``ok``, ``failed``, ``model`` and ``digest``.
 
     Arguments that belong together are values of `ollama_provider.batch` (`FailurePolicy`, `Pace`, `Window`,
     `Embedding`, `Timeouts`, `InputOptions`). They never change, so several tasks and DAGs can share
@@ -246,7 +247,7 @@ class OllamaBatchOperator(OllamaOperator):
     def perform(self, context: "Context") -> dict[str, Any]:
         """Run the batch; return its summary."""
         # Imported here, since a DAG file is parsed all the time and runs no batch.
-        from ollama_provider.operators._batch_run import results_directory, run_in_task
+        from ollama_provider.operators._batch_run import describe_assets, results_directory, run_in_task
 
         self._stop = StopSignal()
         instance = context["ti"]
@@ -254,14 +255,20 @@ class OllamaBatchOperator(OllamaOperator):
         # First of all, so that the button *Results* works also where something is wrong.
         self.log.info("The results go to %s", directory)
         instance.xcom_push(key=RESULTS, value=str(directory))
-        return run_in_task(
-            self._spec(context),
-            self.hook.settings,
-            directory,
-            instance=instance,
-            log=self.log,
-            stop=self._stop,
-        )
+        try:
+            summary = run_in_task(
+                self._spec(context),
+                self.hook.settings,
+                directory,
+                instance=instance,
+                log=self.log,
+                stop=self._stop,
+            )
+        finally:
+            if has_page():
+                self.log.info("Page: %s", batch_page_url(instance))
+        describe_assets(self.outlets, context["outlet_events"], summary)
+        return summary
 
     def _spec(self, context: "Context") -> "BatchSpec":
         """Return what the batch is to do, with the connection's defaults.
@@ -360,7 +367,7 @@ def sharded(count: int, *, task_id: str, **arguments: Any) -> ShardedBatch:
             (``max_active_tis_per_dagrun``).
         task_id: of the group. Its last task, ``<task_id>.merge``, merges the results of the shards; *output* of the
             group is its XCom, the summary of all.
-        arguments: of `OllamaBatchOperator`.
+        arguments: of `OllamaBatchOperator`. *outlets* are those of the merge alone.
 
     Raises:
         InvalidRequestError: *count* is no number from 1 on.
@@ -370,7 +377,9 @@ def sharded(count: int, *, task_id: str, **arguments: Any) -> ShardedBatch:
     with group:
         merge = OllamaBatchOperator(**{**arguments, "task_id": "merge", "mode": "merge"})
         numbers = [[number, count] for number in range(count)]
-        shards = OllamaBatchOperator.partial(task_id="shards", **arguments).expand(shard=numbers)
+        # An asset is updated when all results are there, and not by each shard.
+        of_shards = {name: value for name, value in arguments.items() if name != "outlets"}
+        shards = OllamaBatchOperator.partial(task_id="shards", **of_shards).expand(shard=numbers)
         _wait_for_outputs(shards, arguments)
         shards >> merge
     return group

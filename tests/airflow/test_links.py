@@ -3,6 +3,7 @@
 from urllib.parse import unquote
 
 import airflow
+import pytest
 
 from ollama_provider.links import RESULTS, BatchResultsLink, batch_page
 from ollama_provider.testing import Respond
@@ -94,3 +95,32 @@ def test_without_the_page_it_links_to_the_xcoms(run_dag, ollama_conn, tmp_path, 
     run = run_batch(run_dag, tmp_path)
 
     assert link(run) == xcom_page(run)
+
+
+@pytest.mark.skipif(airflow.__version__.startswith("2."), reason="there is no page")
+@pytest.mark.parametrize("fails", [False, True], ids=["good", "failed"])
+def test_the_log_says_where_the_page_is(
+    run_dag, ollama, ollama_conn, tmp_path, monkeypatch, capfd, caplog, fails
+) -> None:
+    """At the end, also of one that failed, below the address that Airflow is configured to have."""
+    caplog.set_level("INFO")
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/team/")
+    if fails:
+        ollama.stand_in.script(Respond(401, ""), path="tags", always=True)
+
+    run = run_batch(run_dag, tmp_path)
+
+    page = batch_page("linked", run.run_id, "rows", -1)
+    assert f"Page: https://airflow.example.com/team/{page}" in "".join(capfd.readouterr()) + caplog.text
+
+
+def test_the_log_names_no_page_where_there_is_none(run_dag, ollama_conn, tmp_path, monkeypatch, capfd, caplog) -> None:
+    """It is switched off."""
+    caplog.set_level("INFO")
+    monkeypatch.setenv("AIRFLOW__OLLAMA__SHOW_PAGE", "False")
+
+    run_batch(run_dag, tmp_path)
+
+    log = "".join(capfd.readouterr()) + caplog.text
+    assert "Report: " in log
+    assert "Page: " not in log

@@ -10,8 +10,8 @@ from tests.e2e.examples import DAGS, DEFERRABLE, DEFERRED, NAMES, provide
 from tests.e2e.stack import Stack
 from tests.services import postgresql
 
-#: Started by the night that is complete, and by nobody else.
-FOLLOWER = "ollama_after_the_night"
+#: Started by an asset of another DAG, and by nobody else: by the night that is complete, and by a batch itself.
+FOLLOWERS = ("ollama_after_the_night", "ollama_answered_tickets")
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +44,19 @@ def stack(deferrable: bool, ollama: Server, tmp_path: Path) -> Iterator[Stack]:
 @pytest.mark.timeout(900)
 def test_every_dag_runs_to_its_end(stack: Stack, deferrable: bool) -> None:
     """All DAGs succeed unchanged, at the same time, and wait in the triggerer where Airflow's configuration says."""
-    stack.wait_for_dag(FOLLOWER)
-    stack.call("PATCH", f"/dags/{FOLLOWER}", json={"is_paused": False})
-    runs = {dag: stack.trigger(dag) for dag in NAMES if dag != FOLLOWER}
+    for follower in FOLLOWERS:
+        stack.wait_for_dag(follower)
+        stack.call("PATCH", f"/dags/{follower}", json={"is_paused": False})
+    runs = {dag: stack.trigger(dag) for dag in NAMES if dag not in FOLLOWERS}
 
     tasks = {dag: stack.wait_for_run(dag, run, timeout=600) for dag, run in runs.items()}
-    stack.processes.wait("aware of the complete night", lambda: _runs(stack, FOLLOWER) != [], timeout=60)
-    # It has one run for each nightly run, and the schedule has started one besides the triggered one.
-    follower, *_ = _runs(stack, FOLLOWER)
-    tasks[FOLLOWER] = stack.wait_for_run(FOLLOWER, follower)
+    for follower in FOLLOWERS:
+        stack.processes.wait(
+            f"{follower} started by its asset", lambda dag=follower: _runs(stack, dag) != [], timeout=60
+        )
+        # It has one run for each run of the other DAG, and a schedule may have started one besides the triggered one.
+        first, *_ = _runs(stack, follower)
+        tasks[follower] = stack.wait_for_run(follower, first)
 
     failed = {dag: states for dag, states in tasks.items() if not set(states.values()) <= {"success", "skipped"}}
     assert failed == {}

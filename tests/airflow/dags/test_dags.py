@@ -236,6 +236,23 @@ def test_classified_tickets(run, ollama, tmp_path) -> None:
     assert done["done"] is None
 
 
+def test_answered_tickets(run, ollama, tmp_path) -> None:
+    """A ticket that got no class is not answered; where the rows are stands in the event of the asset."""
+    ollama.stand_in.script("A bug, I would say.", where=lambda body: "camera" in str(body), always=True)
+    ollama.stand_in.script({"about": "billing", "urgency": 2}, where=lambda body: "urgent" in str(body), always=True)
+    run("ollama_classified_tickets", output_path=f"file://{tmp_path}/classes")
+
+    done = run("ollama_answered_tickets", output_path=f"file://{tmp_path}/answers")
+
+    assert (done["answers"]["ok"], done["answers"]["failed"]) == (2, 1)
+    (results,) = tmp_path.glob("answers/*/results.jsonl")
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(row["id"], row["status"]) for row in rows] == [(1, "ok"), (2, "failed"), (3, "ok")]
+    prompts = [seen.json["prompt"] for seen in ollama.stand_in.requests if "two sentences" in str(seen.json)]
+    assert prompts[0] == "Answer this ticket (billing) in two sentences.\n\nI was charged twice in October."
+    assert len(prompts) == 2
+
+
 def test_corpus_vectors(run, tmp_path) -> None:
     """A vector for each text, of one length, in Parquet."""
     done = run("ollama_corpus_vectors", output_path=f"file://{tmp_path}")
