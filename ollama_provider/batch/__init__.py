@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ollama_provider.batch.report.gather import gather as gather
     from ollama_provider.batch.report.page import STYLE as STYLE
     from ollama_provider.batch.report.page import report_environment as report_environment
+    from ollama_provider.batch.report.page import report_values as report_values
     from ollama_provider.batch.report.row_pages import RowPage as RowPage
     from ollama_provider.batch.report.row_pages import read_rows as read_rows
     from ollama_provider.batch.results.progress import Progress
@@ -100,7 +101,7 @@ _HOMES = {
     "store.storage": ("local_path", "open_existing"),
     # For the page in Airflow's UI; neither are these.
     "report.gather": ("Report", "gather"),
-    "report.page": ("STYLE", "report_environment"),
+    "report.page": ("STYLE", "report_environment", "report_values"),
     "report.row_pages": ("RowPage", "read_rows"),
 }  # fmt: skip
 

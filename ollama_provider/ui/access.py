@@ -14,7 +14,7 @@ from airflow.api_fastapi.core_api.security import (
     requires_access_connection,
     requires_access_dag,
 )
-from fastapi import Depends, HTTPException
+from fastapi import Depends, HTTPException, Path
 
 from ollama_provider.ui.batches import Batch, find_batch
 
@@ -34,8 +34,13 @@ def readable_dags(user: Any) -> set[str]:
     return ids
 
 
-def _batch(dag_id: str, run_id: str, task_id: str, map_index: int, _: Annotated[None, CAN_READ_TASKS]) -> Batch:
-    batch = find_batch(dag_id, run_id, task_id, map_index)
+#: As Airflow's database stores it.
+MapIndex = Annotated[int, Path(ge=-1, lt=2**31)]
+
+
+def _batch(dag_id: str, run_id: str, task_id: str, map_index: MapIndex, _: Annotated[None, CAN_READ_TASKS]) -> Batch:
+    # PostgreSQL knows no text with a NUL.
+    batch = None if "\0" in dag_id + run_id + task_id else find_batch(dag_id, run_id, task_id, map_index)
     if batch is None:
         raise HTTPException(
             404,

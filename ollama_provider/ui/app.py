@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -51,3 +52,9 @@ async def refuse(request: Request, error: HTTPException) -> Response:
     """Say in a sentence why there is nothing to see."""
     title, sentence = _REFUSALS.get(error.status_code, (f"HTTP {error.status_code}", ""))
     return page(request, "refused.html.jinja", status=error.status_code, title=title, detail=sentence or error.detail)
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse_address(request: Request, error: RequestValidationError) -> Response:  # noqa: ARG001  # FastAPI's signature
+    """Say that an address, such as one whose map index is no number, leads nowhere."""
+    return await refuse(request, HTTPException(404, "There is no page with this address."))

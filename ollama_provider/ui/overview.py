@@ -1,10 +1,14 @@
 """The newest batches of the DAGs that a user may see."""
 
-from fastapi import APIRouter, Request
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 
 from ollama_provider.ui.access import CAN_READ_TASKS, UserDep, readable_dags
-from ollama_provider.ui.batches import newest_batches
+from ollama_provider.ui.batches import Batch, newest_batches
+from ollama_provider.ui.figures import figures
 from ollama_provider.ui.rendering import page
 
 #: Batches that are shown.
@@ -13,9 +17,14 @@ _COUNT = 50
 router = APIRouter()
 
 
-# Not ``async``: it waits for Airflow's database alone, in the thread pool of the API server, like Airflow's own pages.
+# A dependency that is not ``async`` runs in a thread: it waits for Airflow's database.
+def _newest(user: UserDep) -> list[Batch]:
+    return newest_batches(readable_dags(user), _COUNT)
+
+
 @router.get("/", dependencies=[CAN_READ_TASKS])
-def overview(request: Request, user: UserDep) -> HTMLResponse:
+async def overview(request: Request, batches: Annotated[list[Batch], Depends(_newest)]) -> HTMLResponse:
     """Show the newest batches."""
-    batches = newest_batches(readable_dags(user), _COUNT)
-    return page(request, "batches.html.jinja", tab="batches", batches=batches)
+    shown = list(zip(batches, await asyncio.gather(*map(figures, batches)), strict=True))
+    live = any(batch.is_running for batch in batches)
+    return page(request, "batches.html.jinja", tab="batches", live=live, batches=shown)

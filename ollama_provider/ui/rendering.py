@@ -29,6 +29,6 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
     text = (
         report_environment(_TEMPLATES)
         .get_template(template)
-        .render(root=root, airflow=root.removesuffix(f"/{PAGE}"), version=__version__, **values)
+        .render(values, root=root, airflow=root.removesuffix(f"/{PAGE}"), version=__version__)
     )
     return HTMLResponse(text, status)

@@ -28,18 +28,21 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\
 
 def render(report: Report) -> bytes:
     """Return the page in UTF-8."""
-    environment, style = report_environment(), STYLE.read_text(encoding="utf-8").strip()
+    style = STYLE.read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    page = environment.get_template("report.html.jinja").render(
-        report=report,
-        timeline=charts.timeline(report.samples, report.events),
-        histograms=[(each, charts.histogram(each)) for each in report.distributions],
-        charts=charts,
-        style=style,
-        style_digest=digest,
-        version=__version__,
-    )
-    return page.encode()
+    page = report_environment().get_template("report.html.jinja")
+    return page.render(report_values(report), style=style, style_digest=digest).encode()
+
+
+def report_values(report: Report) -> dict[str, Any]:
+    """Return what the template of the page needs to know, but for the style."""
+    return {
+        "report": report,
+        "timeline": charts.timeline(report.samples, report.events),
+        "histograms": [(each, charts.histogram(each)) for each in report.distributions],
+        "charts": charts,
+        "version": __version__,
+    }
 
 
 @cache

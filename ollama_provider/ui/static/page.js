@@ -1,13 +1,56 @@
-// The only script of the page. Without it everything works, but in the system's theme, and a reload is by hand.
+// The only script of the page. Without it everything works, but the theme is that of the system, and reloading and links
+// out of Airflow's frame are up to the reader.
 "use strict";
 
-// Airflow keeps its theme in the browser: "light", "dark", or "system".
+const SECONDS = 5;
+
+// Airflow keeps its theme in the browser: "light", "dark" or "system".
 function showTheme() {
-  const root = document.documentElement;
-  root.classList.remove("light", "dark");
   const theme = localStorage.getItem("theme");
-  if (theme === "light" || theme === "dark") root.classList.add(theme);
+  document.documentElement.classList.toggle("light", theme === "light");
+  document.documentElement.classList.toggle("dark", theme === "dark");
+}
+
+// Show a page that changes as it is now. What a reader has opened stays open.
+async function refresh() {
+  const live = document.querySelector("[data-live]");
+  if (!live) return;
+  if (!document.hidden && getSelection().type !== "Range") {
+    try {
+      const answer = await fetch(location.href, { redirect: "error" });
+      if (answer.ok) show(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    } catch {
+      // The API server may be restarting: the next time will do.
+    }
+  }
+  setTimeout(refresh, SECONDS * 1000);
+}
+
+function show(fresh) {
+  const opened = [...document.querySelectorAll("details")].map((each) => each.open);
+  const links = () => [...document.querySelectorAll("a, summary")];
+  const focused = links().indexOf(document.activeElement);
+  fresh.querySelectorAll("details").forEach((each, number) => {
+    if (number in opened) each.open = opened[number];
+  });
+  document.title = fresh.title;
+  document.body.replaceChildren(...fresh.body.childNodes);
+  links()[focused]?.focus({ preventScroll: true });
+}
+
+// The frame in which Airflow shows this page lets no link out of it, and before 3.3 no download. Airflow's own page, which
+// is of the same origin, follows them.
+function followOutside(event) {
+  const link = event.target.closest?.("a[target=_top], a[download]");
+  if (!link || window.parent === window) return;
+  event.preventDefault();
+  const outside = parent.document.createElement("a");
+  outside.href = link.href;
+  if (link.hasAttribute("download")) outside.download = "";
+  outside.click();
 }
 
 showTheme();
 addEventListener("storage", showTheme);
+addEventListener("click", followOutside);
+setTimeout(refresh, SECONDS * 1000);

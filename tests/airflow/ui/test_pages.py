@@ -1,0 +1,143 @@
+"""The list of batches, and the page of one, over batches that have run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ollama_provider.links import batch_page
+
+
+def path_of(run, task_id: str = "answers", map_index: int = -1) -> str:
+    """The address of the page of a run's batch."""
+    return "/" + batch_page(run.dag_id, run.run_id, task_id, map_index)
+
+
+def texts(answer) -> str:
+    """What a reader sees of a page: its text, without tags and on one line."""
+    return " ".join(re.sub(r"<[^>]*>", " ", answer.text).split())
+
+
+def test_the_newest_batches_are_listed(run_batch, browse) -> None:
+    """Each with where it stands, and a link to its page."""
+    older, newer = run_batch("letters"), run_batch("parcels")
+
+    page = browse("/ollama/")
+
+    assert page.status_code == 200
+    assert page.text.index(f'href="{path_of(newer)}"') < page.text.index(f'href="{path_of(older)}"')
+    assert re.search(r"parcels / answers .* 5 of 5 1 [\d.]+ success", texts(page))
+    assert "data-live" not in page.text
+
+
+def test_a_user_sees_the_batches_of_the_dags_that_he_may_read(run_batch, browse) -> None:
+    """A right on one DAG shows its batches, and nothing of others: neither in the list nor by their address."""
+    mine, other = run_batch("letters"), run_batch("parcels")
+
+    listed = browse("/ollama/", user="only letters").text
+
+    assert path_of(mine) in listed
+    assert "parcels" not in listed
+    assert browse(path_of(mine), user="only letters").status_code == 200
+    refused = browse(path_of(other), user="only letters")
+    assert (refused.status_code, "Parcel" in refused.text) == (403, False)
+
+
+def test_the_page_of_a_batch_is_its_report(run_batch, browse, tmp_path: Path) -> None:
+    """As it is in the directory, with the way to the rows, the files and the task instance."""
+    run = run_batch()
+
+    page = browse(path_of(run))
+
+    assert page.status_code == 200
+    assert "1 of 5 rows failed" in texts(page)
+    assert f"{tmp_path}/parcels/one" in texts(page)
+    assert "&lt;script&gt;alert(&#39;error&#39;)" in page.text
+    assert re.findall(r"<(?:script|style)[^>]*>", page.text) == ['<script src="/ollama/static/page.js?0.1.0">']
+    assert not re.search(r"<[^>]* style=", page.text)
+    for link in ("rows/failed", "rows/good", "files/results", "files/failed", "files/summary"):
+        assert f'href="{path_of(run)}/{link}"' in page.text
+    task = f"/dags/parcels/runs/{run.run_id.replace(':', '%3A').replace('+', '%2B')}/tasks/answers"
+    assert f'href="{task}"' in page.text
+
+
+def test_a_mapped_batch_has_a_page_for_each_index(run_dag, ollama_conn, browse, tmp_path: Path) -> None:
+    """The index is the last part of the address."""
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.operators import OllamaBatchOperator
+with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1)):
+    OllamaBatchOperator.partial(
+        task_id="answers", model="llama3.2", rows=["Rain."], output_path="file://{tmp_path}/out", resume="one"
+    ).expand(system=["One.", "Two."])
+""")
+
+    for number in range(2):
+        assert f"{tmp_path}/out/one/{number}" in texts(browse(path_of(run, map_index=number)))
+    assert browse(path_of(run)).status_code == 404
+    assert browse(path_of(run, map_index=2)).status_code == 404
+
+
+@pytest.mark.parametrize("remove", ["the directory", "the right to read", "the manifest"])
+def test_a_directory_that_cannot_be_read_is_said_in_a_sentence(run_batch, browse, tmp_path: Path, remove) -> None:
+    """With what to do. The numbers of the summary are shown all the same, in the list as well."""
+    run = run_batch()
+    directory = tmp_path / "parcels/one"
+    if remove == "the directory":
+        directory.rename(tmp_path / "on another machine")
+    elif remove == "the right to read":
+        (directory / "batch.json").unlink()
+        (directory / "batch.json").mkdir()  # root may read all files, but nobody reads a folder
+    else:
+        (directory / "batch.json").write_text("{")
+
+    page, listed = browse(path_of(run)), browse("/ollama/")
+
+    assert page.status_code == 200
+    assert "The report cannot be shown" in texts(page)
+    assert str(directory) in texts(page)
+    assert "API server" in texts(page)
+    assert re.search(r"Rows 5 Good 4 Failed 1", texts(page))
+    assert "5 of 5" in texts(listed)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ollama/batches/parcels/no_run/answers/-1",
+        "/ollama/batches/~/x/answers/-1",
+        "/ollama/batches/..%2f/x/answers/-1",
+        "/ollama/batches/parcels/%00/answers/-1",
+    ],
+)
+def test_what_is_no_batch_is_not_found(run_batch, browse, path) -> None:
+    """A path of the address is the name of a task instance, and nothing else."""
+    run_batch()
+
+    assert browse(path).status_code == 404
+
+
+@pytest.mark.parametrize("number", ["x", "1.5", "-2", "99999999999999999999", "<script>"])
+def test_a_map_index_is_a_number(browse, number) -> None:
+    """Of the size that Airflow has. Anything else leads nowhere."""
+    page = browse(f"/ollama/batches/parcels/run/answers/{number}")
+
+    assert page.status_code == 404
+    assert "There is no page with this address" in texts(page)
+
+
+def test_a_value_of_another_operator_is_no_batch(run_dag, browse) -> None:
+    """The XCom's name is a common word."""
+    run = run_dag("""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG, task
+with DAG("others", schedule=None, start_date=datetime(2026, 1, 1)):
+    @task
+    def answers(ti=None):
+        ti.xcom_push(key="results", value=[1, 2])
+    answers()
+""")
+
+    assert browse(path_of(run)).status_code == 404
+    assert "others" not in browse("/ollama/").text
