@@ -37,7 +37,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jobs import KINDS, Job, complete, some  # noqa: E402
-from processes import NIGHT_RATE  # noqa: E402
+from processes import NIGHT_RATE, SECONDS_TO_STOP  # noqa: E402
 from watch import WARM_UP, Report, Watch  # noqa: E402
 
 from tests.services import Postgresql, postgresql  # noqa: E402
@@ -167,10 +167,15 @@ class Soak:
             return
         process.terminate()
         try:
-            process.wait(TO_END)
+            process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            self._kill(process, name)
-        self.problems += Report.read(self.report(name))[1]
+            process.send_signal(signal.SIGUSR1)  # it is a problem by itself: see what it does
+            try:
+                process.wait(TO_END)
+            except subprocess.TimeoutExpired:
+                self._kill(process, name)
+        found = Report.read(self.report(name))[1]
+        self.problems += [f"{problem}: {self._last_lines(name, 60)}" for problem in found]
         self.counts["workers stopped"] += 1
 
     def _complete(self, name: str, job: Job, process: subprocess.Popen[str]) -> None:
@@ -300,9 +305,10 @@ def table(soak: Soak, disk: Path | None) -> tuple[str, dict[str, Any], bool]:
         trends = watch.trends()
         cells = [f"{t.level:.0f} ({t.change:+.1f}, {t.least:+.1f} to {t.most:+.1f})" for t in trends.values()]
         lines.append(f"| {watch.name} | {done} | " + " | ".join(cells) + " |")
-        flat = {quantity: found.flat for quantity, found in trends.items()}
-        if watch.name == "night" and after_warm_up:
-            flat["memory MB"] |= trends["memory MB"].change * 2**20 <= BYTES_PER_ROW * after_warm_up
+        remembered = BYTES_PER_ROW * after_warm_up / 2**20 if watch.name == "night" else 0.0
+        flat = {
+            quantity: found.flat(remembered if quantity == "memory MB" else 0.0) for quantity, found in trends.items()
+        }
         grown = [quantity for quantity, is_flat in flat.items() if not is_flat]
         if grown:
             lines[-1] += f" grows: {', '.join(grown)}"

@@ -28,7 +28,8 @@ def text_vector(text: str, width: int) -> tuple[float, ...]:
     return normalise(values)
 
 
-@lru_cache(maxsize=4096)
+# Up to 10 kB for a word of twenty characters.
+@lru_cache(maxsize=1024)
 def _contributions(word: str, width: int) -> tuple[tuple[int, float], ...]:
     """Position and value that a word adds to a vector: from the word itself and, with less weight, its trigrams."""
     padded = f"^{word}$"
