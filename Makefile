@@ -17,10 +17,11 @@ help: ## Show this list
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
 
-$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) .ci/tools.txt
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) .ci/tools.txt .ci/tools-alone.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[parquet,documents,testing]' --requirement .ci/tools.txt
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps --requirement .ci/tools-alone.txt
 	@touch $@
 
 .PHONY: test
@@ -44,7 +45,7 @@ demo-crash: setup ## The same, killed half-way and run again
 
 .PHONY: matrix
 matrix: ## The tests on every supported Airflow and Python, and the DAGs (an hour)
-	.ci/programs postgresql
+	.ci/programs postgresql mariadb-server
 	$(PYTHON) .ci/matrix
 
 .PHONY: e2e

@@ -1,4 +1,4 @@
-"""Run PostgreSQL and Redis, as installed on this machine, on free ports and with temporary data."""
+"""Run PostgreSQL, MariaDB and Redis, as installed on this machine, on free ports and with temporary data."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.processes import Processes, free_port
 
-# PostgreSQL refuses to run as root.
+# PostgreSQL and MariaDB refuse to run as root.
 UNPRIVILEGED = "nobody"
 
 
@@ -70,6 +70,61 @@ def postgresql(logs: Path) -> Iterator[Postgresql]:
         server.kill()
 
 
+class Mariadb:
+    """A MariaDB server that can be killed and started again.
+
+    Attributes:
+        port: Port of the loopback interface. The user "airflow" has no password, and all rights.
+    """
+
+    def __init__(self, directory: Path, processes: Processes) -> None:
+        self._user = UNPRIVILEGED if os.geteuid() == 0 else None
+        self._directory = directory
+        self._processes = processes
+        self.port = free_port()
+        if self._user is not None:
+            os.chown(directory, pwd.getpwnam(self._user).pw_uid, -1)
+        subprocess.run(
+            [
+                program("mariadb-install-db"), "--no-defaults", f"--datadir={directory / 'data'}",
+                "--auth-root-authentication-method=normal", "--skip-test-db",
+            ],
+            user=self._user, cwd=directory, check=True, capture_output=True,
+        )  # fmt: skip
+        (directory / "airflow.sql").write_text(
+            "CREATE USER IF NOT EXISTS airflow@'127.0.0.1';\n"
+            "GRANT ALL ON *.* TO airflow@'127.0.0.1' WITH GRANT OPTION;\n"
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+        # The data is deleted after the test, so it need not be on the disk.
+        settings = {
+            "datadir": self._directory / "data", "port": self.port, "bind-address": "127.0.0.1",
+            "socket": self._directory / "socket", "pid-file": self._directory / "pid", "skip-name-resolve": 1,
+            "innodb-flush-log-at-trx-commit": 2, "innodb-buffer-pool-size": "32M",
+            "init-file": self._directory / "airflow.sql",
+        }  # fmt: skip
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        self._processes.start("mariadb", [program("mariadbd"), "--no-defaults", *flags], user=self._user)
+        ping = ("--no-defaults", "--host=127.0.0.1", f"--port={self.port}", "--user=airflow", "ping")
+        self._processes.wait("ready", lambda: _succeeds("mariadb-admin", *ping), timeout=60)
+
+    def kill(self) -> None:
+        """Kill the server and its connections."""
+        self._processes.kill("mariadb")
+
+
+@contextlib.contextmanager
+def mariadb(logs: Path) -> Iterator[Mariadb]:
+    """Run a MariaDB server."""
+    with tempfile.TemporaryDirectory(prefix="mariadb-") as directory, Processes(logs) as processes:
+        server = Mariadb(Path(directory), processes)
+        yield server
+        server.kill()
+
+
 @contextlib.contextmanager
 def redis(logs: Path) -> Iterator[str]:
     """Run a Redis server that writes nothing to disk; yield its URL."""
@@ -93,7 +148,10 @@ def program(name: str) -> Path:
     """
     # Debian has PostgreSQL's programs outside PATH, in a directory for each version. Take the newest.
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
-    found = shutil.which(name) or (installed[-1] if installed else None)
+    # Servers may be where only root has its PATH.
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin") or (installed[-1] if installed else None)
     if found is None:
-        raise FileNotFoundError(f"{name} is not installed: as root, .ci/programs postgresql redis-server installs it")
+        raise FileNotFoundError(
+            f"{name} is not installed: as root, .ci/programs postgresql mariadb-server redis-server installs it"
+        )
     return Path(found)

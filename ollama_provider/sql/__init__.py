@@ -6,7 +6,7 @@
         …
     )
 
-Rows can come from any connection whose hook is a ``DbApiHook``. Results can go to PostgreSQL and SQLite.
+Any connection will do whose hook is a ``DbApiHook``. `ollama_provider.sql.dialects` knows how databases differ.
 """
 
 from ollama_provider.sql.rows import SqlRows

@@ -1,7 +1,7 @@
 """An Airflow connection to a database: its hook, and what the errors of its driver mean for a batch.
 
-Drivers share the names of DB-API's exceptions (PEP 249) and little more. Where a driver gives an SQLSTATE or SQLite's
-own code, that is more exact and decides.
+Drivers share the names of DB-API's exceptions (PEP 249) and little more. Where a driver gives an SQLSTATE, or the code
+of SQLite or MySQL, that is more exact and decides.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,29 @@ from ollama_provider.batch import DatabaseError, DatabaseGoneError
 
 #: Beginnings of SQLSTATE, first match counts. Data: values, constraints, WITH CHECK OPTION, RAISE in a trigger.
 _DATA_STATES = ("22", "23", "44", "P0001")
-#: Connection, serialization and deadlock, resources, lock, shutdown and cancelled statements, system.
-_DOWN_STATES = ("08", "40", "53", "55P03", "57", "58")
+#: Serialization and deadlock.
+_CONFLICT_STATES = ("40",)
+#: Connection, resources, lock, shutdown and cancelled statements, system.
+_DOWN_STATES = ("08", "53", "55P03", "57", "58")
 #: The same as names of SQLite's codes.
 _DATA_CODES = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "SQLITE_RANGE")
 _DOWN_CODES = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN")
-#: SQLSTATE, and the text of SQLite.
-_NO_TABLE, _NO_UNIQUE = ("42P01", "no such table"), ("42P10", "ON CONFLICT clause does not match")
+#: Errors of MySQL and MariaDB. Many have no SQLSTATE of their own. Data: NULL, duplicate, out of range, cut, wrong
+#: value, foreign key, SIGNAL in a trigger, no partition, too long, JSON, CHECK.
+_DATA_NUMBERS = frozenset(
+    {1048, 1062, 1153, 1216, 1217, 1264, 1265, 1292, 1366, 1367, 1406, 1411, 1416, 1451, 1452, 1526, 1644, 1690, 3140,
+     3141, 3143, 3156, 3819, 4025}
+)  # fmt: skip
+#: Lock wait, deadlock.
+_CONFLICT_NUMBERS = frozenset({1205, 1213})
+#: Disk, connections, shutdown, network, killed, read-only after a failover. From 2000 on they are the client's own.
+_DOWN_NUMBERS = frozenset(
+    {1021, 1040, 1041, 1042, 1043, 1053, 1077, 1078, 1079, 1080, 1114, 1129, 1152, 1154, 1155, 1156, 1157, 1158, 1159,
+     1160, 1161, 1184, 1203, 1226, 1290, 1317, 1836, 1927, 3024, 4031, *range(2000, 3000)}
+)  # fmt: skip
+_MYSQL_DRIVERS = ("MySQLdb", "mysql", "pymysql")
+#: SQLSTATE, MySQL's number, and the text of SQLite.
+_NO_TABLE, _NO_UNIQUE = ("42P01", 1146, "no such table"), ("42P10", None, "ON CONFLICT clause does not match")
 
 
 class Cause(Enum):
@@ -29,6 +45,8 @@ class Cause(Enum):
 
     #: A value of this row, or of one of these rows.
     DATA = auto()
+    #: Another writer was in the way: the same may succeed at once.
+    CONFLICT = auto()
     #: The database is unavailable for a while.
     DOWN = auto()
     #: The statement or the table: every row would fail alike.
@@ -66,11 +84,6 @@ def database_hook(conn_id: str) -> Any:
     return hook
 
 
-def dialect_of(hook: Any) -> str:
-    """Return the kind of database, such as ``postgresql`` or ``sqlite``."""
-    return str(getattr(hook, "dialect_name", hook.conn_type))
-
-
 @contextmanager
 def database_errors(conn_id: str, what: str) -> Iterator[None]:
     """Turn a driver's error inside the block into one of the batch, with the text of the database.
@@ -89,14 +102,18 @@ def database_errors(conn_id: str, what: str) -> Iterator[None]:
         cause = cause_of(error)
         if cause is None or isinstance(error, DatabaseError):
             raise
-        kind = DatabaseGoneError if cause is Cause.DOWN else DatabaseError
+        kind = DatabaseGoneError if cause in {Cause.DOWN, Cause.CONFLICT} else DatabaseError
         raise kind(f"Connection {conn_id!r}: {what} failed: {error_text(error)}") from None
 
 
 def cause_of(error: BaseException) -> Cause | None:
     """Return what is to blame for an error; None if it is not one of a database."""
+    if number := _mysql_number(error):
+        known = ((_DATA_NUMBERS, Cause.DATA), (_CONFLICT_NUMBERS, Cause.CONFLICT), (_DOWN_NUMBERS, Cause.DOWN))
+        return next((cause for numbers, cause in known if number in numbers), Cause.SETUP)
     if state := _state(error):
-        return _first(state, {_DATA_STATES: Cause.DATA, _DOWN_STATES: Cause.DOWN}) or Cause.SETUP
+        known_states = {_DATA_STATES: Cause.DATA, _CONFLICT_STATES: Cause.CONFLICT, _DOWN_STATES: Cause.DOWN}
+        return _first(state, known_states) or Cause.SETUP
     names = {kind.__name__ for kind in type(error).__mro__}
     if code := getattr(error, "sqlite_errorname", None):
         return _first(code, {_DOWN_CODES: Cause.DOWN, _DATA_CODES: Cause.DATA}) or Cause.SETUP
@@ -111,6 +128,13 @@ def _state(error: BaseException) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
+def _mysql_number(error: BaseException) -> int | None:
+    if type(error).__module__.partition(".")[0] not in _MYSQL_DRIVERS:
+        return None
+    number = getattr(error, "errno", None) or (error.args[0] if error.args else None)
+    return number if isinstance(number, int) and number > 0 else None
+
+
 def error_text(error: BaseException, *, detail: bool = False) -> str:
     """Return the text of the database.
 
@@ -118,6 +142,8 @@ def error_text(error: BaseException, *, detail: bool = False) -> str:
         error: of the driver.
         detail: add what may quote values of the row; must not be used in logs and exceptions.
     """
+    if _mysql_number(error) is not None:
+        return " ".join(str(getattr(error, "msg", None) or error.args[-1]).split())
     diagnosis: Any = getattr(error, "diag", None)
     primary = getattr(diagnosis, "message_primary", None)
     if primary is None:
@@ -137,5 +163,7 @@ def is_missing_unique(error: BaseException) -> bool:
     return _says(error, *_NO_UNIQUE)
 
 
-def _says(error: BaseException, state: str, text: str) -> bool:
+def _says(error: BaseException, state: str, number: int | None, text: str) -> bool:
+    if (mysql := _mysql_number(error)) is not None:
+        return mysql == number
     return _state(error) == state or (hasattr(error, "sqlite_errorname") and text in str(error))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ollama_provider.batch import DatabaseError
-from ollama_provider.sql.database import database_errors, database_hook, dialect_of
+from ollama_provider.sql.database import database_errors, database_hook
+from ollama_provider.sql.dialects import dialect_for
 
 
 @dataclass
@@ -49,23 +50,18 @@ class SqlRows:
 
     def fetch(self) -> Iterator[list[dict[str, Any]]]:
         """Run the query, and return its rows, *chunk_size* at a time."""
-        hook = database_hook(self.conn_id)
         arguments = (self.sql,) if self.parameters is None else (self.sql, self.parameters)
+        dialect = dialect_for(database_hook(self.conn_id))
         with (
             database_errors(self.conn_id, "reading the rows"),
-            closing(hook.get_conn()) as connection,
-            closing(self._cursor(dialect_of(hook), connection)) as cursor,
+            closing(dialect.connect()) as connection,
+            closing(dialect.reading_cursor(connection)) as cursor,
         ):
             cursor.execute(*arguments)
             names: list[str] = []
             while rows := cursor.fetchmany(self.chunk_size):
                 names = names or self._names(cursor.description)
                 yield [dict(zip(names, _values(row), strict=True)) for row in rows]
-
-    @staticmethod
-    def _cursor(dialect: str, connection: Any) -> Any:
-        # With a name it is a cursor on the server, in psycopg and in psycopg2.
-        return connection.cursor("ollama_rows") if dialect == "postgresql" else connection.cursor()
 
     def _names(self, description: Sequence[Sequence[Any]]) -> list[str]:
         names = [str(column[0]) for column in description]

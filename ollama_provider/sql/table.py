@@ -1,7 +1,7 @@
 """`SqlTable`: a table that takes the good results of a batch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -13,12 +13,11 @@ from ollama_provider.sql.database import (
     cause_of,
     database_errors,
     database_hook,
-    dialect_of,
     error_text,
     is_missing_table,
     is_missing_unique,
 )
-from ollama_provider.sql.statements import DIALECTS, create_table, create_unique_index, upsert
+from ollama_provider.sql.dialects import Destination, Dialect, UnfitTableError, dialect_for
 
 #: Sources of columns that are known before the model is asked.
 _OWN = ("id", "index", "key", "row")
@@ -27,10 +26,12 @@ _FIELDS = {*_OWN, *(each.name for kind in (Outcome, Provenance) for each in fiel
     "error",
     "reply",
 }
-_TYPES = dict.fromkeys(("index", "tokens", "prompt_tokens", "attempts", "seed", "num_ctx"), "BIGINT")
-_TYPES |= dict.fromkeys(("seconds", "queue_seconds", "tokens_per_second"), "DOUBLE PRECISION")
-_TYPES |= dict.fromkeys(("prompt_cut", "answer_cut"), "BOOLEAN")
-_TYPES_OF = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE PRECISION"}
+#: What has other values than text.
+_TYPES: dict[str, type] = dict.fromkeys(("index", "tokens", "prompt_tokens", "attempts", "seed", "num_ctx"), int)
+_TYPES |= dict.fromkeys(("seconds", "queue_seconds", "tokens_per_second"), float)
+_TYPES |= dict.fromkeys(("prompt_cut", "answer_cut"), bool)
+#: How often a transaction is tried again at once that met another writer.
+_CONFLICTS = 5
 
 
 class _MissingValueError(ValueError):
@@ -51,7 +52,7 @@ class SqlTable:
     TABLE Summaries`` has the name ``summaries``.
 
     Args:
-        conn_id: Airflow connection to PostgreSQL or SQLite; a template.
+        conn_id: Airflow connection whose hook is a ``DbApiHook``; a template.
         table: name, with its schema in front if it is not the connection's own (``reports.summaries``); a template.
         key: the column, or columns, that identify a row; the table must have a unique index on exactly these. They
             take ``id``, ``index``, ``key`` or ``row.…``.
@@ -90,42 +91,54 @@ class SqlTable:
     def _key(self) -> list[str]:
         return [self.key] if isinstance(self.key, str) else list(self.key)
 
-    @cached_property
-    def _hook(self) -> Any:
-        return database_hook(self.conn_id)
+    @property
+    def _destination(self) -> Destination:
+        return Destination(self.table, list(self.columns), self._key)
 
     @cached_property
-    def _upsert(self) -> str:
-        return self._upsert_with(self._hook.placeholder)
-
-    def _upsert_with(self, value: str) -> str:
-        return upsert(self.table, list(self.columns), self._key, [value] * len(self.columns))
+    def _dialect(self) -> Dialect:
+        return dialect_for(database_hook(self.conn_id))
 
     def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
         """Check, before the first request, that results can be written; see `ollama_provider.batch.records.Table`."""
         self._check(examples, id_column)
-        if (dialect := dialect_of(self._hook)) not in DIALECTS:
-            raise DatabaseError(
-                f"Connection {self.conn_id!r} is to {dialect}; results go into {' and '.join(DIALECTS)} only. Load "
-                "results.jsonl with a task of its own."
-            )
-        # EXPLAIN checks table, columns, unique index, and in PostgreSQL the right to write.
-        explain = f"EXPLAIN {self._upsert_with('NULL')}"
-        create = create_table(self.table, self._types(examples, id_column), self._key)
         with database_errors(self.conn_id, f"preparing to write into {self.table}"):
-            if self.create:
-                self._run(create)
+            if self.create and not self._dialect.types:
+                raise self._error(
+                    "create=True is for PostgreSQL, MySQL, MariaDB and SQLite. Leave it out, and create the table "
+                    "yourself."
+                )
             try:
-                self._run(explain)
+                self._check_table()
+            except UnfitTableError as error:
+                raise self._error(str(error)) from None
             except Exception as error:
-                if is_missing_table(error):
-                    advice = f"It does not exist. This creates it, as create=True of SqlTable would: {create}"
-                elif is_missing_unique(error):
-                    index = create_unique_index(self.table, self._key)
-                    advice = f"It has no unique index on its key. This creates one: {index}"
-                else:
+                if is_missing_unique(error):
+                    index = self._dialect.create_unique_index(self._destination)
+                    raise self._error(f"It has no unique index on its key. This creates one: {index}") from None
+                if not self._dialect.types or not is_missing_table(error):
                     raise
-                raise DatabaseError(f"Connection {self.conn_id!r}, table {self.table}: {advice}") from None
+                create = self._dialect.create_table(self._destination, self._types(examples, id_column))
+                if not self.create:
+                    advice = f"It does not exist. This creates it, as create=True of SqlTable would: {create}"
+                    raise self._error(advice) from None
+                self._create_table(create)
+
+    def _check_table(self) -> None:
+        self._run(lambda cursor: self._dialect.check(cursor, self._destination))
+
+    def _create_table(self, statement: str) -> None:
+        try:
+            self._run(lambda cursor: cursor.execute(statement))
+        except Exception:
+            # In PostgreSQL this may fail because another shard makes the table at the same time.
+            with suppress(Exception):
+                self._check_table()
+                return
+            raise
+
+    def _error(self, text: str) -> DatabaseError:
+        return DatabaseError(f"Connection {self.conn_id!r}, table {self.table}: {text}")
 
     def _check(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
         for name, source in self.columns.items():
@@ -149,14 +162,14 @@ class SqlTable:
                     "a model says cannot tell rows apart."
                 )
 
-    def _types(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> dict[str, str]:
+    def _types(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> dict[str, type]:
         types = {}
         for name, source in self.columns.items():
             head, _, rest = source.partition(".")
             column = {"id": id_column, "row": rest}.get(head)
             seen = {type(row[column]) for row in examples if row.get(column) is not None} if column else set()
-            own = _TYPES_OF.get(seen.pop()) if len(seen) == 1 else None
-            types[name] = own or (_TYPES.get(head) if not rest else None) or "TEXT"
+            own = seen.pop() if len(seen) == 1 else None
+            types[name] = own or (None if rest else _TYPES.get(head)) or str
         return types
 
     def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -179,12 +192,17 @@ class SqlTable:
             self._write(rows, refused)
         return refused
 
-    def _write(self, rows: Sequence[tuple[int, list[Any]]], refused: dict[int, str]) -> None:
+    def _write(self, rows: Sequence[tuple[int, list[Any]]], refused: dict[int, str], conflicts: int = 0) -> None:
         """Write the rows in one transaction. If one is refused, try each half, until every bad row is alone."""
+        values = [row for _, row in rows]
         try:
-            self._run(self._upsert, [values for _, values in rows])
+            self._run(lambda cursor: self._dialect.write(cursor, self._destination, values))
         except Exception as error:
-            if cause_of(error) is not Cause.DATA:
+            cause = cause_of(error)
+            if cause is Cause.CONFLICT and conflicts < _CONFLICTS:
+                self._write(rows, refused, conflicts + 1)
+                return
+            if cause is not Cause.DATA:
                 with database_errors(self.conn_id, f"writing into {self.table}"):
                     raise
             if len(rows) == 1:
@@ -196,15 +214,13 @@ class SqlTable:
         self._write(rows[:half], refused)
         self._write(rows[half:], refused)
 
-    def _run(self, statement: str, rows: Sequence[Sequence[Any]] | None = None) -> None:
+    def _run(self, work: Callable[[Any], None]) -> None:
+        """Do something with a cursor, and commit."""
         try:
             if self._connection is None:
-                self._connection = self._hook.get_conn()
+                self._connection = self._dialect.connect()
             with closing(self._connection.cursor()) as cursor:
-                if rows is None:
-                    cursor.execute(statement)
-                else:
-                    cursor.executemany(statement, rows)
+                work(cursor)
             self._connection.commit()
         except BaseException as error:
             if cause_of(error) is Cause.DOWN:

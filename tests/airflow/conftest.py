@@ -11,8 +11,8 @@ import pytest
 from airflow.utils.db import initdb
 
 from ollama_provider.api.retry import without_waiting
-from tests.airflow.databases import database, postgres, sqlite  # noqa: F401  # fixtures
-from tests.services import Postgresql, postgresql, program
+from tests.airflow.databases import database, mysql, postgres, sqlite  # noqa: F401  # fixtures
+from tests.services import Mariadb, Postgresql, mariadb, postgresql, program
 
 try:
     from airflow.dag_processing.dagbag import DagBag
@@ -54,6 +54,17 @@ def a_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresq
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def a_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mariadb]:
+    """A MariaDB server of this worker. Tests that need one are skipped where it is not installed."""
+    try:
+        program("mariadb-install-db")
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    with mariadb(tmp_path_factory.mktemp("mariadb")) as server:
         yield server
 
 

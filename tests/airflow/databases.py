@@ -1,16 +1,18 @@
-"""A PostgreSQL and an SQLite database, each with an Airflow connection, fresh for each test."""
+"""A PostgreSQL, a MariaDB and an SQLite database, each with an Airflow connection, fresh for each test."""
 
 import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import mysql.connector as mysql_connector
 import psycopg2
 import pytest
 
-from tests.services import Postgresql
+from tests.services import Mariadb, Postgresql
 
 _NUMBERS = itertools.count()
 
@@ -19,7 +21,7 @@ class Database:
     """A database as its owner sees it, beside what the code under test does.
 
     Attributes:
-        kind: "postgresql" or "sqlite".
+        kind: "postgresql", "mysql" or "sqlite".
         conn_id: of the Airflow connection to it.
         mark: its placeholder for a value.
     """
@@ -28,7 +30,9 @@ class Database:
         self.kind = kind
         self.conn_id = conn_id
         self.connection = connection
-        self.mark = {"postgresql": "%s", "sqlite": "?"}[kind]
+        self.mark = "?" if kind == "sqlite" else "%s"
+        #: A type of texts that may be in a key.
+        self.key_text = "VARCHAR(50) COLLATE utf8mb4_nopad_bin" if kind == "mysql" else "TEXT"
         self._connect = connect
 
     def run(self, statement: str, *values: tuple) -> list[tuple]:
@@ -45,6 +49,10 @@ class Database:
         finally:
             connection.close()
         return [tuple(row) for row in rows]
+
+    def airflow(self, **fields: Any) -> str:
+        """The Airflow connection as JSON, with some of its fields changed."""
+        return json.dumps(self.connection | fields)
 
     def documents(self, count: int) -> None:
         """Make the table ``documents`` with so many rows."""
@@ -73,6 +81,29 @@ def postgres(a_postgresql: Postgresql, monkeypatch: pytest.MonkeyPatch) -> Datab
 
 
 @pytest.fixture
+def mysql(a_mariadb: Mariadb, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A new database in a MariaDB server, with the settings of those that cut values without a word."""
+    name = f"test{next(_NUMBERS)}"
+    where = {"host": "127.0.0.1", "port": a_mariadb.port, "user": "airflow"}
+
+    def connect(**more: Any) -> Any:
+        return mysql_connector.connect(**where, **more, sql_mode="ANSI_QUOTES")
+
+    connection = connect()
+    connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")
+    connection.cursor().execute("SET GLOBAL sql_mode = ''")
+    connection.close()
+    # Airflow's provider uses mysqlclient unless it is told otherwise, which has no wheels.
+    client = "mysqlclient" if find_spec("MySQLdb") else "mysql-connector-python"
+    airflow = {
+        "conn_type": "mysql", "host": "127.0.0.1", "port": where["port"], "login": "airflow", "schema": name,
+        "extra": {"client": client},
+    }  # fmt: skip
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(airflow))
+    return Database("mysql", "warehouse", airflow, lambda: connect(database=name))
+
+
+@pytest.fixture
 def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
     """A new SQLite file."""
     file = tmp_path / "warehouse.db"
@@ -81,7 +112,7 @@ def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
     return Database("sqlite", "warehouse", airflow, lambda: sqlite3.connect(file))
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
+@pytest.fixture(params=["postgresql", "mysql", "sqlite"])
 def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     """Each of them."""
-    return request.getfixturevalue({"postgresql": "postgres", "sqlite": "sqlite"}[request.param])
+    return request.getfixturevalue("postgres" if request.param == "postgresql" else request.param)
