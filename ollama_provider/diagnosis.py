@@ -1,9 +1,13 @@
 """Tests whether servers can be used, for the *Test* button: a verdict in words, within 10 s, without a download."""
 
 import difflib
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from threading import Thread
+from typing import Any, NamedTuple, TypeVar
 
 from ollama_provider.api import errors
 from ollama_provider.api.client import Client
@@ -15,6 +19,8 @@ from ollama_provider.api.schemas import LocalModel, TagsReply, TagsRequest, Vers
 from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.waiting import Condition, Ready
 
+T = TypeVar("T")
+
 #: The first version with /api/chat and /api/version.
 MINIMUM_VERSION = "0.1.14"
 #: Seconds for the whole test. One of the few threads of Airflow's API server waits for it.
@@ -24,6 +30,26 @@ _SHOWN = 5
 _LATEST = f":{TAG}"
 _NOT_OLLAMA_ERRORS = (errors.NotOllamaError, errors.ConnectionBrokenError, errors.IncompleteReplyError)
 _CHECK_ADDRESS = "Check host, port and base path of the connection, and http or https."
+
+
+class Finding(NamedTuple):
+    """What a test of one server has found.
+
+    Attributes:
+        usable: it can be used, and has the default model of the connection.
+        text: version and models, or what is wrong.
+        version: of the server; empty where no Ollama answers.
+        models: on its disk.
+    """
+
+    usable: bool
+    text: str
+    version: str = ""
+    models: tuple[LocalModel, ...] = ()
+
+
+def _nothing_more(client: Client, finding: Finding) -> None:
+    pass
 
 
 def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
@@ -41,40 +67,60 @@ def diagnose(settings: Settings, budget: float = BUDGET) -> tuple[bool, str]:
         OllamaError: the only server could not be reached, or refused the request; the text says why.
     """
     if len(settings.servers) == 1:
-        return _diagnose_one(settings, budget)
-
-    def diagnose_one_of_several(server: Settings) -> tuple[bool, str]:
-        try:
-            return _diagnose_one(server, budget)
-        except OllamaError as error:
-            return False, str(error)
-
+        finding = _examine(settings, budget)
+        return finding.usable, finding.text
     with ThreadPoolExecutor(len(settings.servers), "ollama-diagnosis") as pool:
-        found = list(pool.map(diagnose_one_of_several, settings.servers))
-    usable = sum(fine for fine, _ in found)
+        found = list(pool.map(lambda server: examine(server, budget), settings.servers))
+    usable = sum(finding.usable for finding in found)
     summary = f"{usable} of {len(found)} servers can be used:"
-    return usable == len(found), "\n".join([summary, *(text for _, text in found)])
+    return usable == len(found), "\n".join([summary, *(finding.text for finding in found)])
 
 
-def _diagnose_one(settings: Settings, budget: float) -> tuple[bool, str]:
+def examine(
+    settings: Settings, budget: float = BUDGET, then: Callable[[Client, Finding], None] = _nothing_more
+) -> Finding:
+    """Test one server, and look further at it.
+
+    Args:
+        settings: see `diagnose`; of one server.
+        budget: see `diagnose`.
+        then: called in another thread if Ollama answers, to ask more within the same time: the client is closed at the
+            end of it.
+
+    Returns:
+        What was found; an error is a text as well.
+    """
+    try:
+        return _examine(settings, budget, then)
+    except OllamaError as error:
+        return Finding(usable=False, text=str(error))
+
+
+def _examine(settings: Settings, budget: float, then: Callable[[Client, Finding], None] = _nothing_more) -> Finding:
+    end = time.monotonic() + budget
     timeouts = Timeouts(connect=budget / 2)
     client = Client(settings.model_copy(update={"timeouts": timeouts, "max_attempts": 1}))
-    result: Future[tuple[bool, str]] = Future()
+    result: Future[Finding] = Future()
+    looked: Future[None] = Future()
     # In a thread, because no timeout of httpx bounds the total of name resolution, connecting and two responses.
-    Thread(target=_run_check, args=(client, settings, result), name="ollama-diagnosis", daemon=True).start()
+    Thread(target=_run, args=(client, settings, then, result, looked), name="ollama-diagnosis", daemon=True).start()
     try:
-        return result.result(budget)
+        finding = result.result(budget)
+        if wait([looked], max(0.0, end - time.monotonic())).done:
+            with suppress(OllamaError):  # what was found until then stays
+                looked.result()
+        return finding  # noqa: TRY300  # the client is closed when nothing is asked any more
     except FutureTimeoutError:
-        return False, (
+        return Finding(usable=False, text=(
             f"no answer within {budget:g} s ({_where(settings)}). Is it Ollama that listens there, "
             "does the name of its host resolve, and does a firewall drop packets?"
-        )
+        ))  # fmt: skip
     except errors.ConnectTimeoutError:
         # The text of the error names connect_timeout, which has no effect here.
-        return False, (
+        return Finding(usable=False, text=(
             f"no connection within {timeouts.connect:g} s ({_where(settings)}). "
             "Is the server running, are host and port right, and does a firewall drop packets?"
-        )
+        ))  # fmt: skip
     except OllamaError as error:
         error.advice = _advice(error)
         raise
@@ -82,11 +128,25 @@ def _diagnose_one(settings: Settings, budget: float) -> tuple[bool, str]:
         client.close()
 
 
-def _run_check(client: Client, settings: Settings, result: "Future[tuple[bool, str]]") -> None:
+def _run(
+    client: Client,
+    settings: Settings,
+    then: Callable[[Client, Finding], None],
+    result: "Future[Finding]",
+    looked: "Future[None]",
+) -> None:
+    _fulfil(result, _check, client, settings)
+    if result.exception() is None and result.result().version:
+        _fulfil(looked, then, client, result.result())
+    else:
+        looked.set_result(None)
+
+
+def _fulfil(future: "Future[T]", function: Callable[..., T], *args: Any) -> None:
     try:
-        result.set_result(_check(client, settings))
-    except BaseException as error:  # `diagnose` raises it in its own thread
-        result.set_exception(error)
+        future.set_result(function(*args))
+    except BaseException as error:  # it is raised where the result is wanted
+        future.set_exception(error)
 
 
 def _where(settings: Settings) -> str:
@@ -108,22 +168,24 @@ def _advice(error: OllamaError) -> str:
     return error.advice
 
 
-def _check(client: Client, settings: Settings) -> tuple[bool, str]:
+def _check(client: Client, settings: Settings) -> Finding:
     where = _where(settings)
     try:
         version = client.send(VersionRequest()).version
     except errors.EndpointNotFoundError as missing:
         # Older servers have no /api/version, but they have the list of models.
         if _has_model_list(client):
-            return False, f"This Ollama is too old ({where}). Update it to {MINIMUM_VERSION} or later."
+            text = f"This Ollama is too old ({where}). Update it to {MINIMUM_VERSION} or later."
+            return Finding(usable=False, text=text)
         raise missing from None
     reply = client.send(TagsRequest())
     if not version or not _is_model_list(reply):
-        return False, f"What answers there is not Ollama ({where}). {_CHECK_ADDRESS}"
-    server = f"Ollama {version} {where}"
+        return Finding(usable=False, text=f"What answers there is not Ollama ({where}). {_CHECK_ADDRESS}")
+    server, models = f"Ollama {version} {where}", tuple(reply.models)
     if settings.model and (problem := _model_problem(settings.model, settings, reply)):
-        return False, f"{server} answers, but {problem}"
-    return True, f"{server} has {_describe_models(reply.models)}."
+        return Finding(usable=False, text=f"{server} answers, but {problem}", version=version, models=models)
+    text = f"{server} has {_describe_models(reply.models)}."
+    return Finding(usable=True, text=text, version=version, models=models)
 
 
 def _has_model_list(client: Client) -> bool:

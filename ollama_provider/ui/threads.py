@@ -40,17 +40,23 @@ async def in_thread(function: Callable[..., T], *args: object, seconds: float = 
 class Cached(Generic[T]):
     """Results of slow functions, by key. What one request computes, others wait for, and it is kept for a while.
 
-    A result is kept for ten times the seconds that it took, if that is longer: so a large directory that many look at
+    A result is kept for some times the seconds that it took, if that is longer: so a large directory that many look at
     keeps a tenth of a thread busy at most. Errors are kept like results.
 
     Args:
         seconds: to keep a result at least.
         size: results to keep at most.
+        times: the seconds that it took.
+        threads: in which the functions run.
     """
 
-    def __init__(self, seconds: float, size: int = 100) -> None:
+    def __init__(
+        self, seconds: float, size: int = 100, *, times: float = 10, threads: ThreadPoolExecutor = _THREADS
+    ) -> None:
         self._seconds = seconds
         self._size = size
+        self._times = times
+        self._threads = threads
         #: Futures, and until when they hold.
         self._entries: dict[Hashable, tuple[Future[T], float]] = {}
 
@@ -76,13 +82,13 @@ class Cached(Generic[T]):
         self._entries = {each: entry for each, entry in self._entries.items() if entry[1] >= now}
         while len(self._entries) >= self._size:
             del self._entries[next(iter(self._entries))]
-        future = _THREADS.submit(function, *args)
+        future = self._threads.submit(function, *args)
         self._entries[key] = (future, math.inf)
 
         def done(future: Future[T]) -> None:
             ended = time.monotonic()
             if self._entries.get(key, (None,))[0] is future:
-                self._entries[key] = (future, ended + max(self._seconds, 10 * (ended - now)))
+                self._entries[key] = (future, ended + max(self._seconds, self._times * (ended - now)))
 
         future.add_done_callback(done)
         return future
