@@ -1,5 +1,6 @@
 """Parquet, and tables in memory that can be read as Arrow: a few rows at a time."""
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +13,8 @@ from ollama_provider.batch.records import RAW, Row
 
 #: Rows that are made Python's at a time. They are few, since a row may have megabytes.
 _ROWS = 64
+#: Under which pandas hands on an index that has no name.
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def read_parquet(file: BinaryIO, path: str) -> Iterator[Row]:
@@ -73,6 +76,8 @@ def _opened(file: BinaryIO, path: str) -> Iterator[Any]:
 def read_table(table: Any) -> Iterator[Row]:
     """Return the rows of a table of pyarrow, pandas, polars or DuckDB.
 
+    A named index of pandas is a column. One without a name, such as a filter leaves, is none.
+
     Args:
         table: has ``__arrow_c_stream__``, by which these libraries hand tables on.
 
@@ -90,11 +95,13 @@ def read_table(table: Any) -> Iterator[Row]:
         stream = pa.RecordBatchReader.from_stream(table)
     except Exception as error:  # of any of these libraries; the text may quote a value
         raise InputError(
-            f"rows: the table cannot be read as Arrow ({type(error).__name__}). Does one of its columns mix types?"
+            f"rows: the table cannot be read as Arrow ({type(error).__name__}). Does one of its columns mix types, "
+            "does it name one twice, or is it a single column and no table?"
         ) from None
     with stream as batches:
+        schema = pa.schema([field for field in batches.schema if not _UNNAMED_INDEX.fullmatch(field.name)])
         few = (batch.slice(start, _ROWS) for batch in batches for start in range(0, batch.num_rows, _ROWS))
-        yield from _rows(few, batches.schema, "the table")
+        yield from _rows((batch.select(schema.names) for batch in few), schema, "the table")
 
 
 def _rows(batches: Iterable[Any], schema: Any, place: str) -> Iterator[Row]:

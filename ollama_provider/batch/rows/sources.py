@@ -101,7 +101,10 @@ def _refuse_wrong_types(rows: Any) -> None:
     if isinstance(rows, Mapping):
         raise InputError("rows: they are one mapping, where a list of mappings or texts is expected.")
     if hasattr(rows, "columns"):
-        raise InputError('rows: this table would give its columns. Give its rows, such as frame.to_dict("records").')
+        raise InputError(
+            'rows: this table would give its columns. Give its rows, such as frame.to_dict("records"); of a lazy one, '
+            "what its collect() returns."
+        )
     if isinstance(rows, list | tuple) and rows and all(map(_may_be_a_document, rows)):
         raise InputError(
             "rows: they may be texts, or names of documents. Texts choose no files that are read: give documents as "
