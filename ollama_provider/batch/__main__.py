@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--keep-alive", metavar="TIME", help="how long the model stays loaded afterwards: 5m, 0, -1")
     what.add_argument("--think", nargs="?", const="true", default="false", metavar="LEVEL", help="let the model reason")
+    what.add_argument("--report-prompts", action="store_true", help="show prompts of its rows in report.html, too")
     what.add_argument(
         "--report", metavar="DIR", action=_WriteReport, help="only write report.html anew, for what is in DIR"
     )

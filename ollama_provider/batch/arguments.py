@@ -392,6 +392,7 @@ Reader = Callable[[str, Any], Any]
 _READERS: dict[str, Reader] = {
     "prompt": _path,
     "think": _think,
+    "report_prompts": read_flag,
     "mode": lambda name, value: one_of(name, value, "all", "failed_only", "merge"),
     # of FailurePolicy
     "max_attempts": partial(read_whole, least=1),

@@ -216,7 +216,7 @@ async def _request_all(
             start(_report(run))
             start(_refresh_report(run))
             start(estimate_total(rows, spec.input_options, run.shard, run.meter))
-            start(queue.fill(setup, OutcomeRecorder(run.checkpoints, run.counters, setup)))
+            start(queue.fill(setup, OutcomeRecorder(run.checkpoints, run.counters, setup, run.report)))
             begun = [server for server, _ in setups]
             for server in run.servers:
                 if server not in begun and spec.mode != "merge":
@@ -432,7 +432,13 @@ async def _open(
         written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target)
         table = TableWriter(spec.into, written, storage, journal, max_outage=failures.max_outage, pause=stop.pause)
     report = await asyncio.to_thread(
-        RunReport, storage, names.history, manifest.pass_number, page=shard is None, clock=meter.began
+        RunReport,
+        storage,
+        names,
+        manifest.pass_number,
+        page=shard is None,
+        shows_prompts=spec.report_prompts,
+        clock=meter.began,
     )
     try:
         yield _Run(
@@ -543,7 +549,7 @@ def _workers(run: _Run, server: Server, setup: RunSetup) -> Workers:
         server,
         setup,
         checkpoints=run.checkpoints,
-        recorder=OutcomeRecorder(run.checkpoints, run.counters, setup),
+        recorder=OutcomeRecorder(run.checkpoints, run.counters, setup, run.report),
         counters=run.counters,
         location=run.storage.location,
     )

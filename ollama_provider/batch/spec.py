@@ -36,6 +36,7 @@ class Names:
     summary: str = "summary.json"
     progress: str = "progress.json"
     history: str = "history.json"
+    prompts: str = "prompts.json"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ class Shard:
     @property
     def names(self) -> Names:
         """Names of the files of its run."""
-        return Names(
-            *(f"{SHARDS_FOLDER}/{self.name}.{kind}.json" for kind in ("batch", "summary", "progress", "history"))
-        )
+        return Names(*(f"{SHARDS_FOLDER}/{self.name}.{kind.name}.json" for kind in fields(Names)))
 
     @property
     def lock_name(self) -> str:
@@ -133,6 +132,8 @@ class BatchSpec:
         into: a table for the good results; see `ollama_provider.batch.results.table`.
         results: ``jsonl`` or ``parquet`` (needs pyarrow): what ``results.*`` is; None is Parquet for vectors, else JSON
             lines.
+        report_prompts: show the beginnings of prompts in ``report.html``: those of the rows that it shows. They are in
+            the directory then, which has no rendered prompts otherwise.
         due: when the run was due, where *window* counts from; None is the beginning of the run.
         shard: number (from 0) and how many: only these rows; see `ollama_provider.batch.store.shards`.
 
@@ -165,6 +166,7 @@ class BatchSpec:
     timeouts: Timeouts = field(default_factory=Timeouts)
     into: Table | None = None
     results: Literal["jsonl", "parquet"] | None = None
+    report_prompts: bool = False
     due: datetime | None = None
     shard: tuple[int, int] | None = None
 

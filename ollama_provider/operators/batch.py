@@ -99,6 +99,8 @@ class OllamaBatchOperator(OllamaOperator):
         pace: a `Pace`: requests at a time, requests per minute, seconds between checkpoints.
         window: a `Window`: when the batch must be off the server, and whether it unloads the model.
         timeouts: a `Timeouts`: for the load of the model and for one attempt.
+        report_prompts: show the beginnings of prompts in ``report.html``: those of the rows that it shows. The
+            directory has no rendered prompts otherwise.
         auto_pull: pull the model if the server lacks it; None is the connection's setting.
     """
 
@@ -128,6 +130,7 @@ class OllamaBatchOperator(OllamaOperator):
         "pace",
         "window",
         "timeouts",
+        "report_prompts",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "rows": "json",
@@ -167,6 +170,7 @@ class OllamaBatchOperator(OllamaOperator):
         pace: Pace | None = None,
         window: Window | None = None,
         timeouts: Timeouts | None = None,
+        report_prompts: bool = False,
         auto_pull: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -203,6 +207,7 @@ class OllamaBatchOperator(OllamaOperator):
         self.pace = pace
         self.window = window
         self.timeouts = timeouts
+        self.report_prompts = report_prompts
         self.auto_pull = auto_pull
         #: Stops the batch of this try from `on_kill`; each try has its own.
         self._stop = StopSignal()

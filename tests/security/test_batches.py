@@ -16,8 +16,10 @@ from ollama_provider.testing import Answer, Gate, Stall
 from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, found_in, logged, told
 from tests.security.hostile import FAULTS, hostile, once_it_is_trusted
 
-#: Files of a batch that hold answers: docs/security.md says so. No other does, and none holds a rendered prompt.
+#: Files of a batch that hold answers: docs/security.md says so. No other does.
 WITH_ANSWERS = {"parts", "results.jsonl", "failed.jsonl", "report.html"}
+#: Those that hold rendered prompts, with ``report_prompts`` and never without.
+WITH_PROMPTS = {"prompts.json", "report.html"}
 SCHEMA = {"type": "object", "properties": {"who": {"type": "integer"}}, "required": ["who"]}
 
 
@@ -67,6 +69,20 @@ def test_answers_are_in_the_results_and_prompts_nowhere(ollama, tmp_path, tempor
     for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines():
         assert found_in(json.dumps(json.loads(line)["error"])) == []
     assert logged(debug_log.records) == set()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_with_report_prompts_they_are_in_the_report(ollama, tmp_path, temporary, debug_log, schema):
+    """Of good rows and of failed ones, and nowhere else; the next run without it removes them."""
+    ollama.stand_in.script(Answer(ANSWER), where=lambda body: bool(body.get("prompt")), always=True)
+
+    run(ollama.url, tmp_path, output_type=schema, report_prompts=True)
+
+    assert {name for name, found in left_in(tmp_path / "out").items() if "prompt" in found} == WITH_PROMPTS
+    assert logged(debug_log.records) == set()
+    run(ollama.url, tmp_path, output_type=schema)
+    assert {name for name, found in left_in(tmp_path / "out").items() if "prompt" in found} == set()
     assert list(temporary.iterdir()) == []
 
 

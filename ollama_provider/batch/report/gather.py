@@ -9,7 +9,7 @@ import heapq
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -18,6 +18,15 @@ from pydantic_core import from_json
 from ollama_provider.batch.arguments import GROUPS
 from ollama_provider.batch.report.advice import advice, without_advice
 from ollama_provider.batch.report.history import Event, History, Sample, read_history
+from ollama_provider.batch.report.prompts import (
+    ALL_GOOD_ROWS,
+    GOOD_ROWS,
+    REASONS,
+    ROWS_OF_REASON,
+    ShownPrompts,
+    beginning,
+    read_prompts,
+)
 from ollama_provider.batch.report.samples import Distribution, distribution
 from ollama_provider.batch.results.files import FAILED, RESULTS
 from ollama_provider.batch.spec import BatchSpec, Names
@@ -27,10 +36,8 @@ from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.lines import KEY
 from ollama_provider.batch.store.storage import Storage
 
-#: Rows whose numbers stand for all, rows shown of a reason, reasons, and characters of a text that are shown.
-_SAMPLE, _SHOWN, _REASONS, _TEXT = 2_000, 10, 50, 1000
-#: Good rows that are shown: the first and as many of the last, the longest and the slowest of the sample, and all.
-_ENDS, _EXTREMES, _GOOD = 3, 4, 20
+#: Rows whose numbers stand for all.
+_SAMPLE = 2_000
 #: What only a line has whose prompt or answer was cut, or that was repaired. (Or an answer, if it is such an object.)
 _MARKS = (b',"prompt_cut":true', b',"answer_cut":true', b',"rungs":["')
 _NAMES = ("prompt_tokens", "tokens", "seconds", "tokens_per_second", "queue_seconds")
@@ -51,6 +58,7 @@ class ShownRow:
         text: the answer, or the error of a failed row.
         reply: the raw reply of a failed row.
         attempts, tokens, seconds: see `Outcome`.
+        prompt: its beginning, where that was kept (``report_prompts``).
     """
 
     why: str
@@ -62,6 +70,7 @@ class ShownRow:
     attempts: int
     tokens: int | None
     seconds: float | None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,11 +172,13 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
     if journal is None:
         journal = Journal(storage, manifest.pass_number, only_reads=True)
     good, not_good = journal.stored()
-    rows = _Rows(journal, good, vectors=(manifest.settings or {}).get("task") == "embed")
+    prompts = read_prompts(storage, names.prompts) or ShownPrompts(0)
+    by_key = prompts.by_key()
+    rows = _Rows(journal, good, prompts, vectors=(manifest.settings or {}).get("task") == "embed")
     marks = _Marks()
     for line in journal.lines_with(_MARKS, good, not_good):
         marks.add(from_json(line))
-    failures = _Failures()
+    failures = _Failures(by_key)
     # Once the results are written, their lines have index and id, and there is one for each row.
     for line in _lines(storage, FAILED) if summary else journal.lines(not_good):
         failures.add(from_json(line))
@@ -199,7 +210,7 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
         sampled=len(rows.numbers),
         distributions=rows.distributions(),
         reasons=failures.reasons(),
-        good=tuple(_placed(row, places) for row in rows.shown),
+        good=tuple(replace(row, prompt=by_key.get(row.key), **places.get(row.key, {})) for row in rows.shown),
         settings=tuple(_settings(manifest.settings or {})),
         samples=tuple(history.samples),
         events=tuple(history.events),
@@ -207,22 +218,32 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
 
 
 class _Failures:
-    """Failed rows by their reason."""
+    """Failed rows by their reason.
 
-    def __init__(self) -> None:
+    Args:
+        prompts: by the keys of their rows, which are shown rather than others.
+    """
+
+    def __init__(self, prompts: Mapping[str, str]) -> None:
         self.count = 0
+        self._prompts = prompts
         self._counts: dict[str, int] = {}
         self._rows: dict[str, list[ShownRow]] = {}
 
     def add(self, line: Mapping[str, Any]) -> None:
         self.count += 1
         kind = (line.get("error") or {}).get("class") or "unknown"
-        if kind not in self._counts and len(self._counts) >= _REASONS:
+        if kind not in self._counts and len(self._counts) >= REASONS:
             kind = "others"
         self._counts[kind] = self._counts.get(kind, 0) + 1
         rows = self._rows.setdefault(kind, [])
-        if len(rows) < _SHOWN:
-            rows.append(_shown("", line))
+        prompt = self._prompts.get(line["key"])
+        if len(rows) == ROWS_OF_REASON:
+            without = next((row for row in reversed(rows) if row.prompt is None), None)
+            if prompt is None or without is None:
+                return
+            rows.remove(without)
+        rows.append(replace(_shown("", line), prompt=prompt))
 
     def reasons(self) -> tuple[Reason, ...]:
         return tuple(
@@ -254,13 +275,14 @@ class _Rows:
     Args:
         journal: has them.
         good: where they are, from `Journal.stored`.
+        prompts: of rows that are shown rather than others.
         vectors: their answers are not shown.
 
     Attributes:
         numbers: of the sample: `_NAMES` of each row.
     """
 
-    def __init__(self, journal: Journal, good: Sequence[int], *, vectors: bool) -> None:
+    def __init__(self, journal: Journal, good: Sequence[int], prompts: ShownPrompts, *, vectors: bool) -> None:
         self._vectors = vectors
         random = Random(1)  # noqa: S311  # nothing secret
         sample = random.sample(good, min(_SAMPLE, len(good)))
@@ -272,21 +294,23 @@ class _Rows:
             numbers = [row.get(name) for name in _NAMES]
             self.numbers.append(numbers)
             _, tokens, seconds, *_ = numbers
-            _keep_largest(longest, tokens, place)
-            _keep_largest(slowest, seconds, place)
+            _keep_largest(longest, tokens, place, GOOD_ROWS["longest"])
+            _keep_largest(slowest, seconds, place, GOOD_ROWS["slowest"])
         why: dict[int, str] = {}
+        with_prompts = ((reason, journal.place_of_good(bytes.fromhex(key))) for reason, key in prompts.good_keys())
         for reason, places in (
-            ("first", good[:_ENDS]),
+            *((reason, [place]) for reason, place in with_prompts if place is not None),
+            ("first", good[: GOOD_ROWS["first"]]),
             ("longest", [place for _, place in longest]),
             ("slowest", [place for _, place in slowest]),
-            ("last", good[-_ENDS:]),
+            ("last", good[-GOOD_ROWS["last"] :]),
             ("random", sample),
         ):
             for place in places:
-                if len(why) == _GOOD:
+                if len(why) == ALL_GOOD_ROWS:
                     break
                 why.setdefault(place, reason)
-        #: The good rows that are shown, each once: random ones make them up to `_GOOD`.
+        #: The good rows that are shown, each once: random ones make them up to `ALL_GOOD_ROWS`.
         self.shown = sorted(
             (self._shown(why[place], line) for place, line in _with_places(journal, sorted(why))),
             key=lambda row: _ORDER.index(row.why),
@@ -321,11 +345,11 @@ def _with_places(journal: Journal, places: Sequence[int]) -> Iterator[tuple[int,
     return zip(places, journal.lines(places), strict=True)
 
 
-def _keep_largest(heap: list[tuple[float, int]], size: float | None, place: int) -> None:
-    if size is None or (len(heap) == _EXTREMES and size <= heap[0][0]):
+def _keep_largest(heap: list[tuple[float, int]], size: float | None, place: int, most: int) -> None:
+    if size is None or (len(heap) == most and size <= heap[0][0]):
         return
     heapq.heappush(heap, (size, place))
-    if len(heap) > _EXTREMES:
+    if len(heap) > most:
         heapq.heappop(heap)
 
 
@@ -339,16 +363,12 @@ def _shown(why: str, line: Mapping[str, Any]) -> ShownRow:
         key=line["key"],
         index=line.get("index"),
         id=line.get("id"),
-        text=_beginning(text),
-        reply=_beginning(reply) if error and reply is not None else None,
+        text=beginning(text),
+        reply=beginning(reply) if error and reply is not None else None,
         attempts=line.get("attempts") or 0,
         tokens=line.get("tokens"),
         seconds=line.get("seconds"),
     )
-
-
-def _beginning(text: str) -> str:
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]} …"
 
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any]:
@@ -371,22 +391,17 @@ def _lines(storage: Storage, name: str) -> Iterator[bytes]:
             return
 
 
-def _places(storage: Storage, keys: set[str]) -> dict[str, tuple[int, Any]]:
+def _places(storage: Storage, keys: set[str]) -> dict[str, dict[str, Any]]:
     """Return index and id of the first row with each of these keys."""
     wanted, found = {key.encode() for key in keys}, {}
     for line in _lines(storage, RESULTS):
         if line[KEY] in wanted:
             wanted.discard(line[KEY])
             row = from_json(line)
-            found[row["key"]] = row["index"], row["id"]
+            found[row["key"]] = {"index": row["index"], "id": row["id"]}
             if not wanted:
                 break
     return found
-
-
-def _placed(row: ShownRow, places: Mapping[str, tuple[int, Any]]) -> ShownRow:
-    index, row_id = places.get(row.key, (None, None))
-    return ShownRow(**{**vars(row), "index": index, "id": row_id})
 
 
 def _state(summary: Mapping[str, Any], history: History) -> tuple[str, str]:
@@ -434,4 +449,4 @@ def _setting(name: str, value: Any, default: Any) -> Setting:
 def _plain(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else _beginning(json.dumps(value, ensure_ascii=False, default=str))
+    return value if isinstance(value, str) else beginning(json.dumps(value, ensure_ascii=False, default=str))

@@ -12,11 +12,13 @@ from threading import Lock
 from typing import Any
 
 from ollama_provider.batch.errors import BatchError
-from ollama_provider.batch.records import ServerShare
+from ollama_provider.batch.records import Outcome, ServerShare
 from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.history import History, What, history_for
 from ollama_provider.batch.report.page import render
+from ollama_provider.batch.report.prompts import ShownPrompts, prompts_for
 from ollama_provider.batch.report.tables import reasons_table, servers_table
+from ollama_provider.batch.spec import Names
 from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.storage import ObjectStorage, Storage, write
 
@@ -47,15 +49,19 @@ class RunReport:
 
     Args:
         storage: the directory.
-        history_name: of the file with the history.
-        pass_number: over the input. The history goes on with each run of the same pass.
+        names: of the files of the run.
+        pass_number: over the input. History and prompts go on with each run of the same pass.
         page: whether to write the page: a shard leaves that to the merge.
+        shows_prompts: whether to keep the prompts of the rows that the page shows. Without it, those that an earlier
+            run has kept are removed.
         clock: seconds of the clock by which `sample` is told the time, now.
     """
 
-    def __init__(self, storage: Storage, history_name: str, pass_number: int, *, page: bool, clock: float) -> None:
+    def __init__(
+        self, storage: Storage, names: Names, pass_number: int, *, page: bool, shows_prompts: bool, clock: float
+    ) -> None:
         self._storage = storage
-        self._name = history_name
+        self._names = names
         self._page = page
         self._took = 0.0
         # Two threads may not write the page at once: a run may end while it is being refreshed.
@@ -64,10 +70,18 @@ class RunReport:
         self._offset = time.time() - clock
         self._reasons: dict[str, str] = {}
         try:
-            self._history = history_for(storage, history_name, pass_number)
+            self._history = history_for(storage, names.history, pass_number)
         except BatchError as error:
             logger.warning("The history of earlier runs is not shown in the report: %s", error)
             self._history = History(pass_number)
+        self._prompts = ShownPrompts(pass_number) if shows_prompts else None
+        try:
+            if shows_prompts:
+                self._prompts = prompts_for(storage, names.prompts, pass_number)
+            else:
+                storage.delete(names.prompts)
+        except BatchError as error:
+            logger.warning("The prompts of earlier runs cannot be read or removed: %s", error)
         self._history.begin(clock + self._offset)
         self.save()
 
@@ -89,10 +103,27 @@ class RunReport:
                 self._history.note(now, "outage", f"{share.server}: {share.reason}")
             self._reasons[share.server] = share.reason
 
+    @property
+    def shows_prompts(self) -> bool:
+        """Whether `keep_prompt` has anything to do."""
+        return self._prompts is not None
+
+    def keep_prompt(self, outcome: Outcome, prompt: str) -> None:
+        """Keep the prompt of a row, if that is wanted and the page shows the row.
+
+        Args:
+            outcome: of the row.
+            prompt: as people read it; empty if it could not be rendered.
+        """
+        if self._prompts is not None:
+            self._prompts.add(outcome, prompt, time.time())
+
     def save(self) -> None:
-        """Write the history. What goes wrong is logged."""
+        """Write history and prompts. What goes wrong is logged."""
         try:
-            self._history.save(self._storage, self._name)
+            self._history.save(self._storage, self._names.history)
+            if self._prompts is not None:
+                self._prompts.save(self._storage, self._names.prompts)
         except BatchError as error:
             logger.warning("The history for the report cannot be written: %s", error)
 

@@ -62,6 +62,10 @@ class Task(ABC):
         """The options with the context that was chosen."""
         return self.options if self.num_ctx is None else self.options.model_copy(update={"num_ctx": self.num_ctx})
 
+    def readable(self, prompt: str) -> str:
+        """Return the prompt of a row as people read it."""
+        return prompt
+
     @abstractmethod
     def needs_own_request(self, prompt: str) -> bool:
         """Return whether a row must not share its request with others."""
@@ -165,6 +169,10 @@ class Chat(Completion):
     """One assistant message a row. The prompt of a row is its messages, as JSON."""
 
     endpoint: ClassVar[str] = "chat"
+
+    def readable(self, prompt: str) -> str:
+        """Return the messages of a row as people read them: each with its role in front."""
+        return "\n\n".join(f"{message['role']}: {message['content']}" for message in json.loads(prompt))
 
     def request(self, item: WorkItem) -> Request[ChatReply]:
         """Return the request for a row."""

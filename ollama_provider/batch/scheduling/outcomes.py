@@ -7,6 +7,7 @@ from pathlib import Path
 from ollama_provider.api.errors import OllamaError, UnforeseenError
 from ollama_provider.batch.errors import StorageError
 from ollama_provider.batch.records import Outcome
+from ollama_provider.batch.report.run_report import RunReport
 from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.requests.work_item import WorkItem
 from ollama_provider.batch.results.progress import Counters
@@ -23,12 +24,14 @@ class OutcomeRecorder:
         checkpoints: keep the outcomes.
         counters: count them.
         setup: of the requests to the server.
+        report: takes the prompts that it shows.
     """
 
-    def __init__(self, checkpoints: Checkpoints, counters: Counters, setup: RunSetup) -> None:
+    def __init__(self, checkpoints: Checkpoints, counters: Counters, setup: RunSetup, report: RunReport) -> None:
         self._checkpoints = checkpoints
         self._counters = counters
         self._setup = setup
+        self._report = report
         self._host = setup.provenance.server
         self._fallback = "" if setup.fallback is None else shared_fields(vars(setup.fallback))
         self._logged: set[str] = set()
@@ -58,6 +61,8 @@ class OutcomeRecorder:
             outcome = self._setup.validator.reject(item, known, None, 0.0)
             self._checkpoints.add(item.number, outcome, server=self._host, shared=shared, item=again)
         self._counters.add(outcome)
+        if self._report.shows_prompts:
+            self._report.keep_prompt(outcome, self._setup.task.readable(item.prompt) if item.prompt else "")
         return outcome.status == "ok"
 
     def unforeseen(self, error: Exception, doing: str) -> UnforeseenError:

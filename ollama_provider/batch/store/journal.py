@@ -19,6 +19,7 @@ The files::
     summary.json             written last: its presence says that the pass is complete
     progress.json            where a running batch stands
     history.json             how fast it was over time, and when runs began and ended
+    prompts.json             prompts of the rows that the report shows, where they are wanted in it
     report.html              what all of these say, for people
 
 A *pass* goes once over the input, in as many runs as it takes. It is complete when a run comes to its own end.
@@ -412,6 +413,11 @@ class Journal:
         """Return the number of the part and the offset of this key's outcome."""
         place = self._index[number] >> 3
         return place >> 40, place & ((1 << 40) - 1)
+
+    def place_of_good(self, key: bytes) -> int | None:
+        """Return where the good outcome of *key* is, as one number for `lines`; None if it has none."""
+        number, state = self.find(key)
+        return self._index[number] >> 3 if state is State.OK else None
 
     def stored(self) -> tuple[Sequence[int], Sequence[int]]:
         """Return where the good and where the failed outcomes are that count, in the order in which they were stored.

@@ -16,7 +16,7 @@ from ollama_provider.batch.store.locks import Lock, open_lock
 from ollama_provider.batch.store.storage import Storage
 
 #: The files of shards; others in the folder are ignored.
-_NAME = re.compile(rf"{SHARDS_FOLDER}/\d+of\d+\.(lock|(?:batch|summary|progress|history)\.json)")
+_NAME = re.compile(rf"{SHARDS_FOLDER}/\d+of\d+\.(lock|(?:batch|summary|progress|history|prompts)\.json)")
 
 
 def shards(count: int) -> list[list[int]]:
@@ -82,7 +82,7 @@ def _files(storage: Storage, *kinds: str) -> list[str]:
 
 def forget(storage: Storage) -> None:
     """Remove what the shards kept for themselves, after a merge: the next shards may have other settings."""
-    for name in _files(storage, "batch.json", "summary.json", "progress.json", "history.json"):
+    for name in _files(storage, "batch.json", "summary.json", "progress.json", "history.json", "prompts.json"):
         storage.delete(name)
 
 

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ollama_provider.api import errors
+from ollama_provider.api.schemas import Options
 from ollama_provider.batch import Embedding, FailurePolicy, Pace, StopSignal, TooManyFailedError
 from ollama_provider.batch.report.advice import advice
 from ollama_provider.batch.report.gather import gather
@@ -446,3 +447,101 @@ def test_each_reason_of_the_docs_has_its_advice():
     assert len(named) > 8
     assert [name for name in named if not advice(name)] == []
     assert advice("NoSuchClass") == ""
+
+
+class TestPrompts:
+    """With report_prompts the report shows the prompts of the rows that it shows."""
+
+    def prompts_of(self, batch):
+        report = gathered(batch)
+        failed = [row for reason in report.reasons for row in reason.rows]
+        return {row.key: row.prompt for row in (*report.good, *failed)}
+
+    def test_all_rows_that_are_shown_have_theirs(self, batch):
+        """Good ones and failed ones, in a batch with more of both than are shown."""
+        batch.server.stand_in.script(
+            Fail("no", status=400), where=lambda body: body.get("prompt", "").endswith("7"), always=True
+        )
+        rows = [{"id": number, "text": f"<b>text {number}"} for number in range(200)]
+
+        batch.run(rows, prompt="Of {{ row.text }}", id_column="id", report_prompts=True)
+
+        report, page = gathered(batch), page_of(batch)
+        assert len(report.good) == 20
+        assert {row.why for row in report.good} == {"first", "longest", "slowest", "last", "random"}
+        for row in (*report.good, *report.reasons[0].rows):
+            assert row.prompt == f"Of <b>text {row.id}"
+            assert row.prompt in page.text
+        assert {row.id % 10 for row in report.reasons[0].rows} == {7}
+        assert len(report.reasons[0].rows) == 10
+
+    def test_without_it_they_go_away(self, batch):
+        """Those of an earlier run are neither shown nor kept."""
+        batch.server.stand_in.script("fine", path="generate", always=True)
+        batch.run(ROWS, prompt="promptcanary {{ row.text }}", report_prompts=True)
+        assert "promptcanary" in (batch.directory / "report.html").read_text()
+
+        batch.run(ROWS, prompt="promptcanary {{ row.text }}")
+
+        assert not (batch.directory / "prompts.json").exists()
+        assert "promptcanary" not in (batch.directory / "report.html").read_text()
+
+    def test_a_run_that_goes_on_keeps_them(self, batch):
+        """And the command makes the page anew with them: they do not come from the input."""
+        stop = StopSignal()
+
+        def end_soon(progress):
+            if progress.done >= 5:
+                stop.set("stopped by a test")
+
+        batch.server.stand_in.script(Stall(), where=ending(29))
+        batch.run(iter(ROWS), stop=stop, on_progress=end_soon, report_prompts=True)
+        assert all(self.prompts_of(batch).values())
+
+        batch.run(iter(ROWS), report_prompts=True)
+
+        assert len(found := self.prompts_of(batch)) == 20
+        assert all(found.values())
+        write_report(open_storage(batch.directory))
+        assert page_of(batch).text.count("text 0") > 1
+
+    def test_rows_that_were_asked_before_have_none(self, batch):
+        """Their prompts were not kept. They are shown where there are too few others."""
+        batch.run(ROWS)
+        batch.run([*ROWS, {"id": "new", "text": "a new text"}], id_column="id", report_prompts=True)
+
+        assert [row.prompt for row in gathered(batch).good if row.prompt] == ["a new text"]
+        assert len(gathered(batch).good) == 20
+
+    def test_messages_of_a_chat_are_readable(self, batch):
+        """With their roles, as a person would write them down."""
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say „{{ row.text }}“"}]
+        batch.run(ROWS[:1], messages=messages, report_prompts=True)
+
+        assert set(self.prompts_of(batch).values()) == {"system: Be brief.\n\nuser: Say „text 0“"}
+
+    def test_a_row_without_a_prompt(self, batch):
+        """It could not be rendered, so there is none to show."""
+        batch.run([{"text": "a"}, {"text": " "}], report_prompts=True)
+
+        assert sorted(self.prompts_of(batch).values(), key=str) == [None, "a"]
+
+    def test_only_their_beginnings_are_kept(self, batch):
+        """However long they are."""
+        batch.run(["x" * 100_000], report_prompts=True, options=Options(num_ctx=131_072))
+
+        assert set(self.prompts_of(batch).values()) == {"x" * 1000 + " …"}
+        assert (batch.directory / "prompts.json").stat().st_size < 20_000
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"[]", b'{"format":9,"pass_number":1,"good":{},"failed":{}}',
+                    b'{"format":1,"pass_number":1,"good":{"odd":[]},"failed":{}}'],
+    )  # fmt: skip
+    def test_a_damaged_file_leaves_them_out(self, batch, content):
+        """The page is made without them."""
+        batch.run(ROWS, report_prompts=True)
+        (batch.directory / "prompts.json").write_bytes(content)
+
+        write_report(open_storage(batch.directory))
+
+        assert set(self.prompts_of(batch).values()) == {None}
