@@ -436,6 +436,7 @@ async def _open(
         storage,
         names,
         manifest.pass_number,
+        merges=spec.mode == "merge",
         page=shard is None,
         shows_prompts=spec.report_prompts,
         clock=meter.began,
@@ -603,6 +604,8 @@ def _save(run: _Run, progress: Progress) -> None:
 
 
 def _sample(run: _Run) -> None:
+    if run.spec.mode == "merge":  # the history is that of the shards
+        return
     plan, now = run.scheduler.plan, _now()
     run.report.sample(
         now, rows=plan.ok + plan.failed, tokens=run.counters.tokens, in_flight=plan.in_flight, servers=run.shares(now)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ollama_provider.batch.report.history import Event, Sample, compact
+from ollama_provider.batch.report.history import Event, Sample, ShardShare, compact
 from ollama_provider.batch.report.samples import Distribution
 
 #: Size of a chart over time and of a histogram. The space on the left is for the numbers of the axis.
@@ -60,7 +60,7 @@ def timeline(samples: Sequence[Sample], events: Sequence[Event]) -> Timeline | N
 
     Args:
         samples: in their order.
-        events: the beginnings of runs become lines, but for the first.
+        events: the beginnings of runs become lines, but for the first, and the first of each shard.
     """
     steps, _ = compact(samples, _STEPS)
     total = sum(step.seconds for step in steps)
@@ -91,10 +91,19 @@ def timeline(samples: Sequence[Sample], events: Sequence[Event]) -> Timeline | N
         ),
         restarts=tuple(
             Tick(_x(at, steps, spans) - (gap / 2 if breaks else 0.0), clock(at, seconds=True))
-            for at in [event.at for event in events if event.what == "began"][1:]
+            for at in _restarts(events)
         ),
         times=tuple(_times(steps, spans)),
     )
+
+
+def _restarts(events: Sequence[Event]) -> list[float]:
+    """Return when runs began, but for the first of each shard, whose name is the text of the event."""
+    began: dict[str, list[float]] = {}
+    for event in events:
+        if event.what == "began":
+            began.setdefault(event.text, []).append(event.at)
+    return sorted(at for times in began.values() for at in times[1:])
 
 
 def _x(at: float, steps: Sequence[Sample], spans: Sequence[tuple[float, float]]) -> float:
@@ -149,6 +158,19 @@ def _times(steps: Sequence[Sample], spans: Sequence[tuple[float, float]]) -> lis
 def clock(at: float, *, seconds: bool = False) -> str:
     """Return a time of day in UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S" if seconds else "%H:%M")
+
+
+def spans(shards: Sequence[ShardShare]) -> list[tuple[float, float]]:
+    """Return where each shard begins and how wide it is, in percent of the time of all."""
+    first = min((shard.began for shard in shards if shard.began), default=0.0)
+    last = max(shard.ended for shard in shards)
+    scale = 100 / (last - first) if last > first else 0.0
+    return [
+        (round((shard.began - first) * scale, 1), round(max((shard.ended - shard.began) * scale, 1.0), 1))
+        if shard.began
+        else (0.0, 0.0)  # its history cannot be read
+        for shard in shards
+    ]
 
 
 @dataclass(frozen=True)

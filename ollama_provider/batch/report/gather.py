@@ -8,6 +8,7 @@ have a fixed seed, so that a page made again shows the same.
 import heapq
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
@@ -17,7 +18,7 @@ from pydantic_core import from_json
 
 from ollama_provider.batch.arguments import GROUPS
 from ollama_provider.batch.report.advice import advice, without_advice
-from ollama_provider.batch.report.history import Event, History, Sample, read_history
+from ollama_provider.batch.report.history import Event, Sample, ShardShare
 from ollama_provider.batch.report.prompts import (
     ALL_GOOD_ROWS,
     GOOD_ROWS,
@@ -25,12 +26,13 @@ from ollama_provider.batch.report.prompts import (
     ROWS_OF_REASON,
     ShownPrompts,
     beginning,
-    read_prompts,
 )
+from ollama_provider.batch.report.runs import read_runs
 from ollama_provider.batch.report.samples import Distribution, distribution
 from ollama_provider.batch.results.files import FAILED, RESULTS
 from ollama_provider.batch.spec import BatchSpec, Names
 from ollama_provider.batch.store import manifest as manifests
+from ollama_provider.batch.store import shards
 from ollama_provider.batch.store.disk import storage_errors
 from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.lines import KEY
@@ -119,6 +121,7 @@ class Report:
         good: some good rows.
         settings: of the last run.
         samples, events: the history of this pass.
+        shards: what each shard did, where the rows were shared by several.
     """
 
     state: str
@@ -148,6 +151,7 @@ class Report:
     settings: tuple[Setting, ...]
     samples: tuple[Sample, ...]
     events: tuple[Event, ...]
+    shards: tuple[ShardShare, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -166,42 +170,40 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
         StorageError: it cannot be read.
     """
     names = Names()
-    summary, progress = _read_json(storage, names.summary), _read_json(storage, names.progress)
-    history = read_history(storage, names.history) or History(0)
-    manifest = manifests.read(storage, names.batch) or manifests.Manifest()
+    runs = read_runs(storage)
+    counts, history, by_key = runs.counts, runs.history, runs.prompts.by_key()
+    is_complete = counts.get("complete", False)
+    found = (manifests.read(storage, name) for name in (names.batch, *shards.manifest_names(storage)))
+    manifest = next(filter(None, found), manifests.Manifest())
     if journal is None:
         journal = Journal(storage, manifest.pass_number, only_reads=True)
     good, not_good = journal.stored()
-    prompts = read_prompts(storage, names.prompts) or ShownPrompts(0)
-    by_key = prompts.by_key()
-    rows = _Rows(journal, good, prompts, vectors=(manifest.settings or {}).get("task") == "embed")
+    rows = _Rows(journal, good, runs.prompts, vectors=(manifest.settings or {}).get("task") == "embed")
     marks = _Marks()
     for line in journal.lines_with(_MARKS, good, not_good):
         marks.add(from_json(line))
     failures = _Failures(by_key)
     # Once the results are written, their lines have index and id, and there is one for each row.
-    for line in _lines(storage, FAILED) if summary else journal.lines(not_good):
+    for line in _lines(storage, FAILED) if is_complete else journal.lines(not_good):
         failures.add(from_json(line))
-    places = _places(storage, {row.key for row in rows.shown}) if summary else {}
-    state, reason = _state(summary, history)
+    places = _places(storage, {row.key for row in rows.shown}) if is_complete else {}
     seconds = sum(sample.seconds for sample in history.samples)
-    counts = summary or progress
     return Report(
-        state=state,
-        reason=reason,
+        state=runs.state,
+        reason=runs.reason,
         directory=storage.location,
         made=time.time(),
-        rows=counts.get("rows", counts.get("total")),
+        rows=counts.get("rows"),
         ok=counts.get("ok", len(good)),
         failed=counts.get("failed", failures.count),
-        left=counts.get("left", _left(counts)),
+        left=counts.get("left"),
         reused=counts.get("reused", 0),
         seconds=seconds or counts.get("seconds", 0.0),
         rows_per_second=_rate(sum(sample.rows for sample in history.samples), seconds),
         tokens_per_second=_rate(sum(sample.tokens for sample in history.samples), seconds),
-        seconds_left=counts.get("seconds_left", counts.get("eta")),
+        seconds_left=counts.get("seconds_left"),
         provenance=manifest.provenance,
-        servers=tuple(counts.get("servers") or ()),
+        servers=tuple(counts.get("servers") or history.servers),
         ladder=marks.ladder,
         prompts_cut=marks.prompts_cut,
         answers_cut=marks.answers_cut,
@@ -214,6 +216,7 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
         settings=tuple(_settings(manifest.settings or {})),
         samples=tuple(history.samples),
         events=tuple(history.events),
+        shards=tuple(history.shards),
     )
 
 
@@ -297,9 +300,11 @@ class _Rows:
             _keep_largest(longest, tokens, place, GOOD_ROWS["longest"])
             _keep_largest(slowest, seconds, place, GOOD_ROWS["slowest"])
         why: dict[int, str] = {}
-        with_prompts = ((reason, journal.place_of_good(bytes.fromhex(key))) for reason, key in prompts.good_keys())
         for reason, places in (
-            *((reason, [place]) for reason, place in with_prompts if place is not None),
+            *(
+                (reason, _if_among(good, journal.place_of_key(bytes.fromhex(key))))
+                for reason, key in prompts.good_keys()
+            ),
             ("first", good[: GOOD_ROWS["first"]]),
             ("longest", [place for _, place in longest]),
             ("slowest", [place for _, place in slowest]),
@@ -341,6 +346,12 @@ class _Rows:
         return tuple(each for each in found if each is not None)
 
 
+def _if_among(places: Sequence[int], place: int | None) -> Sequence[int]:
+    """Return a place if it is one of *places*, which are sorted, and else none."""
+    at = len(places) if place is None else bisect_left(places, place)
+    return places[at : at + 1] if at < len(places) and places[at] == place else ()
+
+
 def _with_places(journal: Journal, places: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     return zip(places, journal.lines(places), strict=True)
 
@@ -371,15 +382,6 @@ def _shown(why: str, line: Mapping[str, Any]) -> ShownRow:
     )
 
 
-def _read_json(storage: Storage, name: str) -> dict[str, Any]:
-    content = storage.read(name)
-    try:
-        found = json.loads(content or b"{}")
-    except ValueError:  # a copy may be damaged; it is made again with the next run
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _lines(storage: Storage, name: str) -> Iterator[bytes]:
     """Return the lines of a file of the results; none if it is not there, as with Parquet."""
     with storage_errors(storage.location, "read"):
@@ -402,24 +404,6 @@ def _places(storage: Storage, keys: set[str]) -> dict[str, dict[str, Any]]:
             if not wanted:
                 break
     return found
-
-
-def _state(summary: Mapping[str, Any], history: History) -> tuple[str, str]:
-    """Return the state in a word, and why."""
-    runs = [event for event in history.events if event.what != "outage"]
-    if runs and runs[-1].what == "began":
-        return "running", ""
-    reason = runs[-1].text if runs else ""
-    if runs and runs[-1].what == "failed":
-        return "failed", reason
-    if summary:
-        return "complete", ""
-    return ("incomplete", reason) if runs else ("unknown", "")
-
-
-def _left(counts: Mapping[str, Any]) -> int | None:
-    total = counts.get("total")
-    return None if total is None else max(0, total - counts.get("done", 0))
 
 
 def _rate(count: int, seconds: float) -> float:

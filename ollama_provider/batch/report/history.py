@@ -5,8 +5,11 @@ however long a batch takes: where it has too many samples, neighbours become one
 """
 
 import json
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from math import ceil
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -15,6 +18,8 @@ from ollama_provider.batch.store.storage import Storage, write
 _FORMAT = 1
 #: Samples and events that are kept: less than 130 kB.
 _SAMPLES, _EVENTS = 1000, 200
+#: Shards, and servers of them, that are kept: 40 kB.
+_SHARDS = 100
 #: Characters of the text of an event, seconds between two samples of different runs, and those of the widest sample.
 _TEXT, _GAP, _WIDEST = 300, 0.5, 1e6
 
@@ -55,11 +60,40 @@ class Event(NamedTuple):
     text: str
 
 
+@dataclass(frozen=True)
+class ShardShare:
+    """What one of the shards of a batch did.
+
+    Attributes:
+        name: such as ``0 of 4``.
+        state, reason: see `Report`.
+        rows, ok, failed, left: see `Summary`; *rows* and *left* are None where they are unknown.
+        began, ended: the first and the last moment that is known of it, in seconds since 1970.
+        seconds: that it was at work in between.
+        rows_per_second, tokens_per_second: over these seconds.
+    """
+
+    name: str
+    state: str
+    reason: str
+    rows: int | None
+    ok: int
+    failed: int
+    left: int | None
+    began: float
+    ended: float
+    seconds: float
+    rows_per_second: float
+    tokens_per_second: float
+
+
 class _Saved(BaseModel):
     format: int
     pass_number: int
     samples: list[Sample] = Field(max_length=2 * _SAMPLES)
     events: list[Event] = Field(max_length=2 * _EVENTS)
+    shards: list[ShardShare] = Field(default=[], max_length=_SHARDS)
+    servers: list[dict[str, Any]] = Field(default=[], max_length=_SHARDS)
 
 
 def merged(one: Sample, other: Sample) -> Sample:
@@ -84,6 +118,52 @@ def append(samples: list[Sample], sample: Sample, width: float) -> None:
         samples.append(sample)
 
 
+def side_by_side(histories: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Return what several runs did at the same time, or one after the other, as the samples of one run.
+
+    A sample has rows, tokens and requests of all of them, and the sums are exact. The time in which none of them was at
+    work is a gap.
+    """
+    samples = sorted(sample for sample in chain(*histories) if sample.seconds > 0)
+    spans: list[tuple[float, float]] = []
+    for sample in samples:
+        if spans and sample.at - spans[-1][1] < _GAP:
+            spans[-1] = spans[-1][0], max(spans[-1][1], sample.end)
+        else:
+            spans.append((sample.at, sample.end))
+    width = max(1.0, sum(end - begin for begin, end in spans) / _SAMPLES)
+    found: list[Sample] = []
+    given_rows = given_tokens = rows_so_far = tokens_so_far = 0.0
+    for begin, end in spans:
+        steps = ceil((end - begin) / width)
+        step = (end - begin) / steps
+        # For each step: rows, tokens, requests times seconds, seconds out of service, seconds of all runs.
+        sums = [[0.0] * 5 for _ in range(steps)]
+        for sample in samples:
+            if not begin <= sample.at <= end:
+                continue
+            first = min(steps - 1, int((sample.at - begin) / step))
+            last = min(steps - 1, int((sample.end - begin) / step))
+            for number in range(first, last + 1):
+                seconds = min(sample.end, begin + (number + 1) * step) - max(sample.at, begin + number * step)
+                share = max(0.0, seconds) / sample.seconds
+                parts = (sample.rows, sample.tokens, sample.in_flight * sample.seconds, sample.out, sample.seconds)
+                sums[number] = [so_far + share * part for so_far, part in zip(sums[number], parts, strict=True)]
+        for number, (rows, tokens, requests, out, busy) in enumerate(sums):
+            rows_so_far, tokens_so_far = rows_so_far + rows, tokens_so_far + tokens
+            sample = Sample(
+                at=round(begin + number * step, 2),
+                seconds=round(step, 2),
+                rows=round(rows_so_far - given_rows),
+                tokens=round(tokens_so_far - given_tokens),
+                in_flight=requests / step,
+                out=out / busy * step if busy else 0.0,
+            )
+            given_rows, given_tokens = given_rows + sample.rows, given_tokens + sample.tokens
+            found.append(sample)
+    return found
+
+
 def compact(samples: Sequence[Sample], most: int) -> tuple[list[Sample], float]:
     """Return at most so many samples for these, and the seconds that one takes: the same for all, if they can.
 
@@ -105,6 +185,10 @@ class History:
     Args:
         pass_number: that pass.
         samples, events: of earlier runs.
+
+    Attributes:
+        shards: what each shard did, after a merge.
+        servers: what each server did for all of them: `ServerShare`, as plain data.
     """
 
     def __init__(
@@ -113,6 +197,8 @@ class History:
         self.pass_number = pass_number
         self.samples = samples or []
         self.events = events or []
+        self.shards: list[ShardShare] = []
+        self.servers: list[dict[str, Any]] = []
         self._last = (0.0, 0, 0, 0.0)
         # A sample of a second or so for each call of `add`, until there are too many.
         self._width = 0.0 if len(self.samples) < _SAMPLES // 2 else max(sample.seconds for sample in self.samples)
@@ -157,16 +243,40 @@ class History:
         self.events.append(Event(round(now, 2), what, text[:_TEXT]))
         del self.events[:-_EVENTS]
 
+    @property
+    def end(self) -> float:
+        """The last moment that is known; 0 for an empty history."""
+        return max([event.at for event in self.events[-1:]] + [sample.end for sample in self.samples[-1:]], default=0.0)
+
+    def state(self, *, complete: bool) -> tuple[str, str]:
+        """Return the state of the runs in a word, and why: see `Report`.
+
+        Args:
+            complete: there is a summary, which says so.
+        """
+        runs = [event for event in self.events if event.what != "outage"]
+        if runs and runs[-1].what == "began":
+            return "running", ""
+        reason = runs[-1].text if runs else ""
+        if runs and runs[-1].what == "failed":
+            return "failed", reason
+        if complete:
+            return "complete", ""
+        return ("incomplete", reason) if runs else ("unknown", "")
+
     def as_json(self) -> bytes:
         """Return the content of ``history.json``."""
         # A copy of each list, since this runs in a thread while samples are added.
         samples = [(*sample[:4], round(sample.in_flight, 2), round(sample.out, 2)) for sample in tuple(self.samples)]
-        content = {
+        content: dict[str, Any] = {
             "format": _FORMAT,
             "pass_number": self.pass_number,
             "samples": samples,
             "events": tuple(self.events),
         }
+        if self.shards:
+            content["shards"] = [asdict(share) for share in self.shards[:_SHARDS]]
+            content["servers"] = self.servers[:_SHARDS]
         return (json.dumps(content, separators=(",", ":")) + "\n").encode()
 
     def save(self, storage: Storage, name: str) -> None:
@@ -191,7 +301,20 @@ def read_history(storage: Storage, name: str) -> History | None:
         return None
     if saved is None or saved.format > _FORMAT:
         return None
-    return History(saved.pass_number, saved.samples, saved.events)
+    found = History(saved.pass_number, saved.samples, saved.events)
+    found.shards, found.servers = saved.shards, saved.servers
+    return found
+
+
+def as_one(histories: Mapping[str, History]) -> History:
+    """Return the histories of all shards, by their names, as one."""
+    events = (
+        event._replace(text=f"shard {name}{': ' if event.text else ''}{event.text}")
+        for name, history in histories.items()
+        for event in history.events
+    )
+    samples = side_by_side([history.samples for history in histories.values()])
+    return History(0, samples, sorted(events)[-_EVENTS:])
 
 
 def history_for(storage: Storage, name: str, pass_number: int) -> History:

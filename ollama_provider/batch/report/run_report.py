@@ -17,6 +17,7 @@ from ollama_provider.batch.report.gather import gather
 from ollama_provider.batch.report.history import History, What, history_for
 from ollama_provider.batch.report.page import render
 from ollama_provider.batch.report.prompts import ShownPrompts, prompts_for
+from ollama_provider.batch.report.runs import read_shards
 from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.batch.spec import Names
 from ollama_provider.batch.store.journal import Journal
@@ -51,6 +52,7 @@ class RunReport:
         storage: the directory.
         names: of the files of the run.
         pass_number: over the input. History and prompts go on with each run of the same pass.
+        merges: the run merges the shards, so it goes on with what these have kept.
         page: whether to write the page: a shard leaves that to the merge.
         shows_prompts: whether to keep the prompts of the rows that the page shows. Without it, those that an earlier
             run has kept are removed.
@@ -58,7 +60,15 @@ class RunReport:
     """
 
     def __init__(
-        self, storage: Storage, names: Names, pass_number: int, *, page: bool, shows_prompts: bool, clock: float
+        self,
+        storage: Storage,
+        names: Names,
+        pass_number: int,
+        *,
+        merges: bool,
+        page: bool,
+        shows_prompts: bool,
+        clock: float,
     ) -> None:
         self._storage = storage
         self._names = names
@@ -69,21 +79,28 @@ class RunReport:
         # One look at the time of day: it may be set while the run goes on.
         self._offset = time.time() - clock
         self._reasons: dict[str, str] = {}
-        try:
-            self._history = history_for(storage, names.history, pass_number)
-        except BatchError as error:
-            logger.warning("The history of earlier runs is not shown in the report: %s", error)
-            self._history = History(pass_number)
+        self._history = History(pass_number)
         self._prompts = ShownPrompts(pass_number) if shows_prompts else None
         try:
-            if shows_prompts:
-                self._prompts = prompts_for(storage, names.prompts, pass_number)
-            else:
-                storage.delete(names.prompts)
+            self._go_on(merges=merges)
         except BatchError as error:
-            logger.warning("The prompts of earlier runs cannot be read or removed: %s", error)
+            logger.warning("The report does not show earlier runs: %s", error)
         self._history.begin(clock + self._offset)
         self.save()
+
+    def _go_on(self, *, merges: bool) -> None:
+        """Go on with what earlier runs have kept; remove prompts that are not wanted any more."""
+        storage, names, pass_number = self._storage, self._names, self._history.pass_number
+        if self._prompts is None:
+            storage.delete(names.prompts)
+        else:
+            self._prompts = prompts_for(storage, names.prompts, pass_number)
+        self._history = history_for(storage, names.history, pass_number)
+        if merges and (shards := read_shards(storage)):
+            self._history = shards.history
+            self._history.pass_number = pass_number
+            if self._prompts is not None:
+                self._prompts.merge(shards.prompts)
 
     def sample(self, clock: float, *, rows: int, tokens: int, in_flight: int, servers: Sequence[ServerShare]) -> None:
         """Add what was done since the last call to the history.

@@ -414,10 +414,13 @@ class Journal:
         place = self._index[number] >> 3
         return place >> 40, place & ((1 << 40) - 1)
 
-    def place_of_good(self, key: bytes) -> int | None:
-        """Return where the good outcome of *key* is, as one number for `lines`; None if it has none."""
-        number, state = self.find(key)
-        return self._index[number] >> 3 if state is State.OK else None
+    def place_of_key(self, key: bytes) -> int | None:
+        """Return where the outcome of *key* is, as one number; None if the key is not known.
+
+        This may run in another thread than everything else. Whether the outcome counts, and can be read, `stored` says.
+        """
+        number = self._index.find(key)
+        return None if number is None else self._index[number] >> 3
 
     def stored(self) -> tuple[Sequence[int], Sequence[int]]:
         """Return where the good and where the failed outcomes are that count, in the order in which they were stored.

@@ -105,6 +105,18 @@ class Index:
             self._grow()
         return number
 
+    def find(self, key: bytes) -> int | None:
+        """Return the number of *key*; None if it is not known. This may run in another thread than everything else."""
+        table, keys = self._table, self._keys
+        mask = len(table) - 1
+        place = int.from_bytes(key[:8], byteorder) & mask
+        while (entry := table[place]) != _EMPTY:
+            start = (entry - 1) * KEY_BYTES
+            if keys[start : start + KEY_BYTES] == key:
+                return entry - 1
+            place = (place + 1) & mask
+        return None
+
     def key(self, number: int) -> bytes:
         """Return the key that has *number*."""
         return bytes(self._keys[number * KEY_BYTES : (number + 1) * KEY_BYTES])

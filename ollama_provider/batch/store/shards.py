@@ -16,7 +16,7 @@ from ollama_provider.batch.store.locks import Lock, open_lock
 from ollama_provider.batch.store.storage import Storage
 
 #: The files of shards; others in the folder are ignored.
-_NAME = re.compile(rf"{SHARDS_FOLDER}/\d+of\d+\.(lock|(?:batch|summary|progress|history|prompts)\.json)")
+_NAME = re.compile(rf"{SHARDS_FOLDER}/(\d+)of(\d+)\.(lock|(?:batch|summary|progress|history|prompts)\.json)")
 
 
 def shards(count: int) -> list[list[int]]:
@@ -67,6 +67,12 @@ class RunLock:
         self._lock.release()
 
 
+def found(storage: Storage) -> list[Shard]:
+    """Return the shards that have run since the last merge."""
+    numbers = (_NAME.fullmatch(name) for name in manifest_names(storage))
+    return sorted((Shard(int(match[1]), int(match[2])) for match in numbers if match), key=lambda shard: shard.number)
+
+
 def manifest_names(storage: Storage) -> list[str]:
     """Return the names of the manifests of all shards."""
     return _files(storage, "batch.json")
@@ -76,7 +82,7 @@ def _files(storage: Storage, *kinds: str) -> list[str]:
     return [
         name
         for name in storage.names(SHARDS_FOLDER)
-        if (match := _NAME.fullmatch(name)) is not None and match[1] in kinds
+        if (match := _NAME.fullmatch(name)) is not None and match[3] in kinds
     ]
 
 

@@ -3,8 +3,18 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ollama_provider.batch.report.history import Event, History, Sample, compact, history_for, read_history
+from ollama_provider.batch.report.history import (
+    Event,
+    History,
+    Sample,
+    compact,
+    history_for,
+    read_history,
+    side_by_side,
+)
 from ollama_provider.batch.store.storage import open_storage, write
 
 NIGHT = 30 * 3600
@@ -105,3 +115,48 @@ def test_the_content_is_plain_json():
 
     assert found["format"] == 1
     assert found["samples"][0] == [1e9, 1.0, 1, 7, 4, 1.0]
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.builds(
+                Sample,
+                at=st.floats(0, 5000).map(lambda at: round(at, 2)),
+                seconds=st.floats(0.01, 2000).map(lambda seconds: round(seconds, 2)),
+                rows=st.integers(0, 1000),
+                tokens=st.integers(0, 100_000),
+                in_flight=st.floats(0, 50),
+                out=st.just(0.0),
+            ),
+            max_size=20,
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_histories_side_by_side_lose_nothing(histories):
+    """Neither rows nor tokens, nor the requests of all at the same time; and they stay small."""
+    found = side_by_side(histories)
+
+    given_samples = [sample for history in histories for sample in history]
+    assert sum(sample.rows for sample in found) == sum(sample.rows for sample in given_samples)
+    assert sum(sample.tokens for sample in found) == sum(sample.tokens for sample in given_samples)
+    requests = sum(sample.in_flight * sample.seconds for sample in given_samples)
+    assert sum(sample.in_flight * sample.seconds for sample in found) == pytest.approx(requests, rel=0.02, abs=1)
+    assert len(found) <= 1200
+    assert found == sorted(found)
+
+
+def test_two_shards_at_the_same_time():
+    """Their requests add up while both are at work, and the time in which none is at work is a gap."""
+    one = [Sample(1000.0, 100.0, 10, 100, 4.0, 0.0), Sample(2000.0, 10.0, 5, 50, 4.0, 5.0)]
+    two = [Sample(1050.0, 100.0, 20, 200, 2.0, 0.0)]
+
+    found = side_by_side([one, two])
+
+    assert {round(sample.in_flight, 6) for sample in found if 1001 < sample.at < 1048} == {4.0}
+    assert {round(sample.in_flight, 6) for sample in found if 1051 < sample.at < 1098} == {6.0}
+    assert {round(sample.in_flight, 6) for sample in found if 1101 < sample.at < 1148} == {2.0}
+    assert sum(sample.out for sample in found) == pytest.approx(5.0)
+    assert [sample.at for sample in found if 1150 < sample.at < 2000] == []

@@ -259,18 +259,90 @@ def test_an_unexpected_error_fails_no_run_either(batch, caplog, monkeypatch):
     assert CANARY not in caplog.text
 
 
-def test_shards_leave_it_to_the_merge(batch):
-    """Each has its own history meanwhile, which the merge removes."""
-    for number in (0, 1):
-        batch.run(ROWS, shard=(number, 2))
-    assert not (batch.directory / "report.html").exists()
-    assert len(list((batch.directory / "shards").glob("*.history.json"))) == 2
+class TestShards:
+    def test_each_is_beside_the_others(self, batch):
+        """Also before the merge; the history is that of all, and the merge keeps it."""
+        batch.server.stand_in.script(Fail("no", status=400), where=ending(7), always=True)
+        for number in (0, 1):
+            batch.run(ROWS, shard=(number, 2))
+        assert not (batch.directory / "report.html").exists()
 
-    batch.run(ROWS, mode="merge")
+        before = gathered(batch)
+        assert (before.state, before.reason) == ("incomplete", "all shards are complete, and are not merged yet")
+        assert [share.name for share in before.shards] == ["0 of 2", "1 of 2"]
+        assert {share.state for share in before.shards} == {"complete"}
+        assert (before.rows, before.ok, before.failed, before.left) == (30, 29, 1, 0)
+        write_report(open_storage(batch.directory))
+        assert "0 of 2" in page_of(batch).text
 
-    assert gathered(batch).ok == 30
-    assert "All 30 rows" in page_of(batch).text
-    assert list((batch.directory / "shards").glob("*.history.json")) == []
+        batch.run(ROWS, mode="merge")
+
+        report = gathered(batch)
+        assert (report.state, report.rows, report.ok, report.failed) == ("complete", 30, 29, 1)
+        assert report.shards == before.shards
+        assert sum(share.rows for share in report.shards) == 30
+        assert sum(share.failed for share in report.shards) == 1
+        assert sum(sample.rows for sample in report.samples) == 30
+        assert sum(sample.tokens for sample in report.samples) == sum(row["tokens"] or 0 for row in batch.results)
+        assert [(share["server"], share["rows"]) for share in report.servers] == [(batch.server.url, 30)]
+        assert report.as_dict()["shards"][0]["name"] == "0 of 2"
+        assert "What each server did for all shards" in page_of(batch).text
+        assert "another run began" not in page_of(batch).text
+        assert list((batch.directory / "shards").glob("*.history.json")) == []
+
+    def test_one_that_is_missing(self, batch):
+        """What is not known of it is not known of all."""
+        batch.run(ROWS, shard=(1, 3))
+
+        report = gathered(batch)
+        assert (report.state, report.reason) == ("incomplete", "1 of 3 shards are complete")
+        assert (report.rows, report.left, report.seconds_left) == (None, None, None)
+        assert report.ok == len(batch.asked)
+
+    def test_one_that_was_killed_and_one_that_failed(self, batch):
+        """A killed one cannot be told from one that runs."""
+        batch.server.stand_in.script(Fail("no", status=400), where=lambda body: bool(body.get("prompt")), times=1)
+        with pytest.raises(TooManyFailedError):
+            batch.run(ROWS, shard=(0, 2), failures=FailurePolicy(max_failed_rows=0))
+        failed = gathered(batch)
+        assert (failed.state, failed.reason[:14]) == ("failed", "shard 0 of 2: ")
+
+        batch.run(ROWS, shard=(1, 2))
+        history = batch.directory / "shards/1of2.history.json"
+        content = json.loads(history.read_text())
+        history.write_text(json.dumps(content | {"events": content["events"][:-1]}))
+        assert gathered(batch).state == "running"
+
+    def test_a_whole_run_that_is_newer_counts(self, batch):
+        """And the one before the shards does not."""
+        batch.run(ROWS[:5])
+        batch.run(ROWS, shard=(0, 2))
+        assert gathered(batch).reason == "1 of 2 shards are complete"
+
+        batch.run(ROWS)
+
+        assert (gathered(batch).state, gathered(batch).shards) == ("complete", ())
+
+    def test_they_keep_their_prompts_for_the_merge(self, batch):
+        """Of rows that the merge does not ask."""
+        for number in (0, 1):
+            batch.run(ROWS, shard=(number, 2), report_prompts=True)
+        batch.run(ROWS, mode="merge", report_prompts=True)
+
+        assert [row.prompt for row in gathered(batch).good].count(None) == 0
+        assert list((batch.directory / "shards").glob("*.prompts.json")) == []
+
+    def test_a_shard_whose_files_are_damaged(self, batch):
+        """It has a line with what is known."""
+        for number in (0, 1):
+            batch.run(ROWS, shard=(number, 2))
+        for kind in ("history", "summary", "progress", "prompts"):
+            (batch.directory / f"shards/1of2.{kind}.json").write_text("{")
+
+        write_report(open_storage(batch.directory))
+
+        assert [share.state for share in gathered(batch).shards] == ["complete", "unknown"]
+        assert "1 of 2" in page_of(batch).text
 
 
 @pytest.mark.ollama(parallel=1, tokens_per_second=500)

@@ -63,6 +63,7 @@ def test_it_numbers_keys_in_the_order_of_their_first_appearance(keys):
     """Each key has one number, also keys that collide; values stay with their numbers."""
     index, model = Index(), {}
     for key in keys:
+        assert index.find(key) == model.get(key)
         number = index.number(key)
         assert number == model.setdefault(key, len(model))
         index[number] = number * 7
@@ -77,7 +78,7 @@ def test_it_grows_past_its_first_size():
     keys = [number.to_bytes(8, sys.byteorder) + bytes(8) for number in range(10_000)]
 
     assert [index.number(key) for key in keys] == list(range(10_000))
-    assert [index.number(key) for key in keys] == list(range(10_000))
+    assert [index.find(key) for key in keys] == list(range(10_000))
 
 
 _TEXTS = st.text(st.characters(codec="utf-16", exclude_categories=[]) | st.sampled_from("pu1:\0\ud800"), max_size=8)
