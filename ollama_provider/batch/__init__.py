@@ -41,13 +41,16 @@ if TYPE_CHECKING:
     from ollama_provider.batch.report.page import STYLE as STYLE
     from ollama_provider.batch.report.page import report_environment as report_environment
     from ollama_provider.batch.report.page import report_values as report_values
+    from ollama_provider.batch.report.row_pages import FileKind as FileKind
     from ollama_provider.batch.report.row_pages import RowPage as RowPage
+    from ollama_provider.batch.report.row_pages import open_file as open_file
     from ollama_provider.batch.report.row_pages import read_rows as read_rows
     from ollama_provider.batch.results.progress import Progress
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
     from ollama_provider.batch.run import run_batch
     from ollama_provider.batch.spec import BatchSpec
     from ollama_provider.batch.stop import StopSignal
+    from ollama_provider.batch.store.storage import Storage as Storage
     from ollama_provider.batch.store.storage import local_path as local_path
     from ollama_provider.batch.store.storage import open_existing as open_existing
 
@@ -98,11 +101,11 @@ _HOMES = {
     "results.progress": ("Progress",),
     # For the operators; not in __all__, so not part of the documented API.
     "rows.image_folder": ("ImageFolder",),
-    "store.storage": ("local_path", "open_existing"),
+    "store.storage": ("Storage", "local_path", "open_existing"),
     # For the page in Airflow's UI; neither are these.
     "report.gather": ("Report", "gather"),
     "report.page": ("STYLE", "report_environment", "report_values"),
-    "report.row_pages": ("RowPage", "read_rows"),
+    "report.row_pages": ("FileKind", "RowPage", "open_file", "read_rows"),
 }  # fmt: skip
 
 

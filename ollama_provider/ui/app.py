@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from ollama_provider.ui import batch_report, overview, servers_page, static_files
+from ollama_provider.ui import batch_report, overview, rows, servers_page, static_files
 from ollama_provider.ui.access import LOGGED_IN
 from ollama_provider.ui.rendering import page
 
@@ -36,6 +36,7 @@ app = FastAPI(title="Ollama", dependencies=[LOGGED_IN], openapi_url=None, docs_u
 app.include_router(static_files.router)
 app.include_router(overview.router)
 app.include_router(batch_report.router)
+app.include_router(rows.router)
 app.include_router(servers_page.router)
 
 

@@ -1,10 +1,11 @@
 """A batch's directory, read by the API server, which may not be able to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from ollama_provider.api.errors import OllamaError
-from ollama_provider.batch import BatchError, open_existing
+from ollama_provider.batch import BatchError, Storage, open_existing
 from ollama_provider.operators._storage_paths import storage_path
 
 T = TypeVar("T")
@@ -30,10 +31,24 @@ def read_directory(location: str, function: Callable[..., T], *args: object) -> 
     Raises:
         UnreadableError: the directory cannot be read here.
     """
+    with opened(location) as storage:
+        return function(storage, *args)
+
+
+@contextmanager
+def opened(location: str) -> Iterator[Storage]:
+    """Open a batch's directory for the time of the block. It blocks.
+
+    Args:
+        location: URL of the directory.
+
+    Raises:
+        UnreadableError: the directory cannot be read here, or the block has met an error.
+    """
     try:
         storage = open_existing(storage_path(location))
         try:
-            return function(storage, *args)
+            yield storage
         finally:
             storage.close()
     except (BatchError, OllamaError) as error:

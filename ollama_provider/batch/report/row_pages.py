@@ -13,9 +13,9 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
-from ollama_provider.batch.errors import BatchError
+from ollama_provider.batch.errors import BatchError, StorageError
 from ollama_provider.batch.report.advice import without_advice
 from ollama_provider.batch.report.row_lines import Line, LineFile, LineFiles, of_part
 from ollama_provider.batch.report.row_records import ParquetRecords, can_be_read
@@ -32,6 +32,7 @@ from ollama_provider.batch.store.storage import Storage
 _ROWS, _SECONDS, _SHOWN = 50, 2.0, 1000
 
 Status = Literal["ok", "failed"]
+FileKind = Literal["results", "failed", "summary"]
 
 
 class Text(NamedTuple):
@@ -129,6 +130,21 @@ def read_rows(
     return RowPage(
         rows=tuple(found), next=after, share=share, in_order=in_order, restarted=restarted, damaged=damaged
     )  # fmt: skip
+
+
+def open_file(storage: Storage, kind: FileKind) -> tuple[str, BinaryIO]:
+    """Open a file of a complete batch for reading; return its name as well.
+
+    Raises:
+        StorageError: it is not there, for instance since the batch is not complete, or cannot be read.
+    """
+    names = {"results": (RESULTS, PARQUET), "failed": (FAILED,), "summary": (Names().summary,)}[kind]
+    if storage.read(Names().summary) is None:
+        raise StorageError(f"{storage.location} has no {names[0]} yet: it is written when the batch is complete")
+    for name in names:
+        if (file := storage.open(name)) is not None:
+            return name, file
+    raise StorageError(f"{storage.location} has no {names[0]} any more")
 
 
 def _has_vectors(storage: Storage) -> bool:
