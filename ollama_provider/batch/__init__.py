@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ollama_provider.batch.arguments import GROUPS as GROUPS
     from ollama_provider.batch.arguments import ArgumentGroup as ArgumentGroup
-    from ollama_provider.batch.arguments import Embedding, FailurePolicy, InputOptions, Pace, Timeouts, Window
+    from ollama_provider.batch.arguments import (
+        Embedding,
+        FailurePolicy,
+        InputOptions,
+        Pace,
+        Rehearsal,
+        Timeouts,
+        Window,
+    )
     from ollama_provider.batch.arguments import is_final as is_final
     from ollama_provider.batch.arguments import read_argument as read_argument
     from ollama_provider.batch.arguments import refuse_contradictions as refuse_contradictions
@@ -36,6 +44,9 @@ if TYPE_CHECKING:
     from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table
     from ollama_provider.batch.records import paths_of as paths_of
     from ollama_provider.batch.records import plain as plain
+    from ollama_provider.batch.rehearsal.result import RehearsalResult
+    from ollama_provider.batch.rehearsal.text import rehearsal_as_text
+    from ollama_provider.batch.rehearse import rehearse_batch
     from ollama_provider.batch.report.gather import Report as Report
     from ollama_provider.batch.report.gather import gather as gather
     from ollama_provider.batch.report.page import STYLE as STYLE
@@ -49,7 +60,7 @@ if TYPE_CHECKING:
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
     from ollama_provider.batch.run import run_batch
     from ollama_provider.batch.spec import BatchSpec
-    from ollama_provider.batch.stop import StopSignal
+    from ollama_provider.batch.stop import StoppedError, StopSignal
     from ollama_provider.batch.store.storage import Storage as Storage
     from ollama_provider.batch.store.storage import local_path as local_path
     from ollama_provider.batch.store.storage import open_existing as open_existing
@@ -71,8 +82,11 @@ __all__ = [
     "Progress",
     "Provenance",
     "Query",
+    "Rehearsal",
+    "RehearsalResult",
     "Rows",
     "StopSignal",
+    "StoppedError",
     "StorageError",
     "Summary",
     "SystemRefusedError",
@@ -80,13 +94,15 @@ __all__ = [
     "Timeouts",
     "TooManyFailedError",
     "Window",
+    "rehearsal_as_text",
+    "rehearse_batch",
     "run_batch",
 ]
 
 # Loaded on first use: a DAG file is parsed every few seconds, and names an error or two of these at most.
 _HOMES = {
     "arguments": (
-        "Embedding", "FailurePolicy", "InputOptions", "Pace", "Timeouts", "Window",
+        "Embedding", "FailurePolicy", "InputOptions", "Pace", "Rehearsal", "Timeouts", "Window",
         # For the operators.
         "GROUPS", "ArgumentGroup", "is_final", "read_argument", "refuse_contradictions",
     ),
@@ -97,7 +113,10 @@ _HOMES = {
     "spec": ("BatchSpec",),
     "records": ("Outcome", "Provenance", "Query", "Rows", "Summary", "Table", "paths_of", "plain"),
     "run": ("run_batch",),
-    "stop": ("StopSignal",),
+    "rehearse": ("rehearse_batch",),
+    "rehearsal.result": ("RehearsalResult",),
+    "rehearsal.text": ("rehearsal_as_text",),
+    "stop": ("StoppedError", "StopSignal"),
     "results.progress": ("Progress",),
     # For the operators; not in __all__, so not part of the documented API.
     "rows.image_folder": ("ImageFolder",),

@@ -22,13 +22,15 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.strict_json import read_json
-from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace
+from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace, Rehearsal
 from ollama_provider.batch.errors import BatchError, InputError
+from ollama_provider.batch.rehearsal.text import rehearsal_as_text
+from ollama_provider.batch.rehearse import rehearse_batch
 from ollama_provider.batch.report import run_report
 from ollama_provider.batch.results.progress import ProgressBar
 from ollama_provider.batch.run import run_batch
 from ollama_provider.batch.spec import BatchSpec
-from ollama_provider.batch.stop import StopSignal
+from ollama_provider.batch.stop import StoppedError, StopSignal
 from ollama_provider.batch.store.storage import as_path, open_storage
 
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
@@ -102,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     part = how.add_mutually_exclusive_group()
     part.add_argument("--shard", type=_shard, metavar="I/N", help="only these rows: 0/4 to 3/4, then --merge")
     part.add_argument("--merge", action="store_true", help="merge the results of the shards; sends nothing")
+    part.add_argument(
+        "--rehearse",
+        nargs="?",
+        type=_from_one,
+        const=Rehearsal.sample,
+        metavar="N",
+        help=f"ask N rows from all over the input (default: {Rehearsal.sample}), and tell how long the whole takes",
+    )
     _add_groups(parser)
     return parser
 
@@ -166,6 +176,10 @@ def _add_groups(parser: argparse.ArgumentParser) -> None:
 def _number_or_auto(text: str) -> Any:
     if text == "auto":
         return text
+    return _from_one(text)
+
+
+def _from_one(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError
@@ -257,14 +271,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.set(f"stopped by {signal.Signals(number).name}"))
+    run: dict[str, Any] = {"stop": stop, "on_progress": ProgressBar().show if by_hand else None}
     try:
-        summary = run_batch(
-            _spec(given),
-            _settings(given),
-            given.output,
-            stop=stop,
-            on_progress=ProgressBar().show if by_hand else None,
-        )
+        if given.rehearse is not None:
+            result = rehearse_batch(_spec(given), _settings(given), given.output, given.rehearse, **run)
+            print(rehearsal_as_text(result, texts=True))  # noqa: T201
+            return INCOMPLETE if stop.reason else COMPLETE
+        summary = run_batch(_spec(given), _settings(given), given.output, **run)
+    except StoppedError as stopped:  # before the first request of a rehearsal
+        print(f"Nothing was asked: {stopped}.", file=sys.stderr)  # noqa: T201
+        return INCOMPLETE
     except (BatchError, OllamaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  # this is a command
         return FAILED

@@ -365,6 +365,22 @@ class InputOptions(ArgumentGroup):
     split_text: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rehearsal(ArgumentGroup):
+    """Ask some rows from all over the input, and tell what the night will be like: *mode* of a batch.
+
+    Args:
+        sample: how many rows, from 1 on: the first and the last, the shortest and the longest, and random ones.
+        show_texts: put a prompt in full, and the beginnings of the answers, into the task's log and its XCom, where all
+            may read them who may see the task. The command prints them in any case.
+    """
+
+    argument: ClassVar[str] = "mode"
+
+    sample: int = 20
+    show_texts: bool = False
+
+
 #: The groups, by the arguments that take them.
 GROUPS: dict[str, type[ArgumentGroup]] = {
     kind.argument: kind for kind in (FailurePolicy, Pace, Window, Embedding, Timeouts, InputOptions)
@@ -386,6 +402,12 @@ def _group(name: str, value: Any) -> ArgumentGroup:
     return kind(**value)
 
 
+def _mode(name: str, value: Any) -> Any:
+    if isinstance(value, Rehearsal):
+        return replace(value)
+    return one_of(name, value, "all", "failed_only", "merge", "rehearse")
+
+
 Reader = Callable[[str, Any], Any]
 
 #: How each argument is read, by its name. Arguments that are not here (rows, options, classes) are taken as they are.
@@ -393,7 +415,7 @@ _READERS: dict[str, Reader] = {
     "prompt": _path,
     "think": _think,
     "report_prompts": read_flag,
-    "mode": lambda name, value: one_of(name, value, "all", "failed_only", "merge"),
+    "mode": _mode,
     # of FailurePolicy
     "max_attempts": partial(read_whole, least=1),
     "max_outage": read_number,
@@ -413,6 +435,9 @@ _READERS: dict[str, Reader] = {
     "pack": _auto,
     # of Timeouts
     "load": _seconds,
+    # of Rehearsal
+    "sample": partial(read_whole, least=1),
+    "show_texts": read_flag,
 }
 #: The same for arguments that may be None.
 _OPTIONAL: dict[str, Reader] = {

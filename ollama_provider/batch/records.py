@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 TaskName = Literal["generate", "chat", "embed"]
 
-#: ``merge`` sends no requests: it puts the outcomes of all shards of a batch together.
-Mode = Literal["all", "failed_only", "merge"]
+#: ``merge`` sends no requests: it puts the outcomes of all shards of a batch together. ``rehearse`` sends some rows.
+Mode = Literal["all", "failed_only", "merge", "rehearse"]
 
 OnTruncation = Literal["dead_letter", "fail", "flag"]
 

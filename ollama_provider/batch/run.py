@@ -4,7 +4,7 @@ The first functions tell it from top to bottom:
 
 1. `run_batch` takes the lock of the directory, and fetches the rows if they come from a query.
 2. `_run` opens the directory and the connections to the server.
-3. `_request_all` checks server and model, and sends requests until every row has an outcome in a checkpoint.
+3. `request_all` checks server and model, and sends requests until every row has an outcome in a checkpoint.
 4. `_finish` writes results, summary and the last progress.
 
 What they need stands below them.
@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.errors import (
     BatchError,
+    InputError,
     StorageError,
     SystemRefusedError,
     TooManyFailedError,
@@ -41,6 +42,7 @@ from ollama_provider.batch.results.progress import Counters, Progress, ProgressM
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.snapshot import fetch_once
+from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.batch.scheduling.availability import leave_out_changed
 from ollama_provider.batch.scheduling.background import LockRenewal, background_tasks, close_window, renewing
 from ollama_provider.batch.scheduling.connections import Server, connect
@@ -98,10 +100,10 @@ def run_batch(
         OllamaError: one that fails every row, or an outage that outlasted ``failures.max_outage``. With several servers
             it is a `NoServerError`, which lists them.
     """
+    if spec.mode == "rehearse":
+        raise InputError('mode: a batch with "rehearse" is run by rehearse_batch, not by run_batch.')
     stop = stop or StopSignal()
-    storage = open_storage(directory)
-    lock = shards.RunLock(storage, spec.the_shard())
-    try:
+    with open_directory(directory, spec.the_shard()) as (storage, lock):
         closing = _window_end(spec)
         if closing is not None and closing <= datetime.now(UTC):
             logger.warning("The window closed at %s, before this run began: no row is requested.", closing)
@@ -110,23 +112,42 @@ def run_batch(
                 reason=f"the window had closed at {closing.isoformat(timespec='minutes')}, before this run began",
                 directory=storage.location,
             )
-        lock.take(stop.pause)
-        rows = fetch_once(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
-        return asyncio.run(
-            _run(
-                spec,
-                rows,
-                settings,
-                storage,
-                lock,
-                closing=closing,
-                on_progress=on_progress or (lambda _: None),
-                stop=stop,
-                listener=listener,
+        try:
+            lock.take(stop.pause)
+            rows = fetch_once(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
+            return asyncio.run(
+                _run(
+                    spec,
+                    rows,
+                    settings,
+                    storage,
+                    lock,
+                    closing=closing,
+                    on_progress=on_progress or (lambda _: None),
+                    stop=stop,
+                    listener=listener,
+                )
             )
-        )
-    except StoppedError as stopped:  # before anything was done
-        return Summary(complete=False, reason=str(stopped), directory=storage.location)
+        except StoppedError as stopped:  # before anything was done
+            return Summary(complete=False, reason=str(stopped), directory=storage.location)
+
+
+@contextlib.contextmanager
+def open_directory(directory: Any, shard: Shard | None) -> Iterator[tuple[Storage, shards.RunLock]]:
+    """Open the directory of a batch, and its lock, which is not taken yet; close both at the end.
+
+    Args:
+        directory: see `ollama_provider.batch.store.storage.open_storage`.
+        shard: that the run does; None for a whole batch.
+
+    Raises:
+        StorageError: it cannot be used.
+        SystemRefusedError: raised in the block for what the operating system refuses elsewhere.
+    """
+    storage = open_storage(directory)
+    lock = shards.RunLock(storage, shard)
+    try:
+        yield storage, lock
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise SystemRefusedError(
@@ -151,20 +172,17 @@ async def _run(
     listener: Listener | None,
 ) -> Summary:
     """Open the directory, send requests until every row has an outcome, and write the results."""
-    reader, results = RowReader(spec, rows), files.results_format(spec)
+    reader, results = RowReader(spec, read_rows(rows, spec.input_options)), files.results_format(spec)
     async with (
         renewing(lock) as renewal,
         connect(spec, settings, listener) as servers,
-        _open(spec, storage, servers, on_progress, stop) as run,
+        open_run(spec, storage, servers, on_progress, stop) as run,
     ):
         try:
             try:
-                reason = await _request_all(run, reader, rows, renewal, closing=closing)
+                reason = await request_all(run, reader, rows, renewal, closing=closing)
             finally:
-                if spec.window.unload_after:
-                    name, _ = preflight.split_model(spec.model)
-                    loaded = [server.control for server in servers if server.control.has_loaded]
-                    await asyncio.gather(*(control.unload(name) for control in loaded))
+                await unload(spec, servers)
             summary = await _finish(run, reason, results, renewal)
         except BaseException as error:
             await _end_report(run, renewal, getattr(error, "summary", None), error=error)
@@ -173,10 +191,25 @@ async def _run(
         return summary
 
 
-async def _request_all(
-    run: "_Run", reader: RowReader, rows: Rows, renewal: LockRenewal, *, closing: datetime | None
+async def unload(spec: BatchSpec, servers: Sequence[Server]) -> None:
+    """Unload the model from the servers that have loaded it, if the batch is to do that at its end."""
+    if spec.window.unload_after:
+        name, _ = preflight.split_model(spec.model)
+        loaded = [server.control for server in servers if server.control.has_loaded]
+        await asyncio.gather(*(control.unload(name) for control in loaded))
+
+
+async def request_all(
+    run: "Run", reader: RowReader, rows: Any, renewal: LockRenewal, *, closing: datetime | None
 ) -> str:
     """Send requests until every row has an outcome or something ends the run. All outcomes are stored then.
+
+    Args:
+        run: before its first request.
+        reader: of the rows.
+        rows: that it reads, so that they can be counted.
+        renewal: of the lock.
+        closing: when no request is sent any more; None for no such time.
 
     Returns:
         `COMPLETE`, or why the run was stopped.
@@ -243,7 +276,7 @@ async def _request_all(
     return COMPLETE
 
 
-async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: LockRenewal) -> Summary:
+async def _finish(run: "Run", reason: str, results: ResultsFormat, renewal: LockRenewal) -> Summary:
     """Write the results and the summary of a run whose outcomes are all stored.
 
     Args:
@@ -292,7 +325,7 @@ async def _finish(run: "_Run", reason: str, results: ResultsFormat, renewal: Loc
 
 
 async def _end_report(
-    run: "_Run", renewal: LockRenewal, summary: Summary | None, *, error: BaseException | None = None
+    run: "Run", renewal: LockRenewal, summary: Summary | None, *, error: BaseException | None = None
 ) -> None:
     """Write how the run ended, and the report, unless another run has the directory by now. Nothing is raised."""
     with contextlib.suppress(BatchError, OSError):
@@ -317,7 +350,7 @@ async def _end_report(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class Run:
     """What all phases of a run work with.
 
     Attributes:
@@ -391,13 +424,13 @@ class _Run:
 
 
 @contextlib.asynccontextmanager
-async def _open(
+async def open_run(
     spec: BatchSpec,
     storage: Storage,
     servers: Sequence[Server],
     on_progress: Callable[[Progress], None],
     stop: StopSignal,
-) -> AsyncIterator[_Run]:
+) -> AsyncIterator[Run]:
     """Read what earlier runs left in the directory.
 
     Raises:
@@ -405,7 +438,7 @@ async def _open(
     """
     meter = ProgressMeter(_now())
     shard = spec.the_shard()
-    names = Names() if shard is None else shard.names
+    names = spec.names
     manifest = manifests.for_run(storage, spec.mode, names)
     journal = await asyncio.to_thread(
         Journal,
@@ -437,12 +470,12 @@ async def _open(
         names,
         manifest.pass_number,
         merges=spec.mode == "merge",
-        page=shard is None,
+        page=names == Names(),
         shows_prompts=spec.report_prompts,
         clock=meter.began,
     )
     try:
-        yield _Run(
+        yield Run(
             spec=spec,
             storage=storage,
             shard=shard,
@@ -476,7 +509,7 @@ def _window_end(spec: BatchSpec) -> datetime | None:
     return closing_time(window.stop_at, window.timezone, now=datetime.now(UTC), due=spec.due)
 
 
-async def _prepare(run: _Run, joining: Joining, sample: Sequence[str]) -> list[tuple[Server, RunSetup]]:
+async def _prepare(run: Run, joining: Joining, sample: Sequence[str]) -> list[tuple[Server, RunSetup]]:
     """Check that servers and models can do what is asked, and fix how.
 
     Args:
@@ -517,7 +550,7 @@ async def _prepare(run: _Run, joining: Joining, sample: Sequence[str]) -> list[t
     return setups
 
 
-async def _begin(run: _Run, manifest: Manifest) -> Manifest:
+async def _begin(run: Run, manifest: Manifest) -> Manifest:
     """Store the manifest of what the run is about to do, and return it.
 
     Raises:
@@ -534,7 +567,7 @@ async def _begin(run: _Run, manifest: Manifest) -> Manifest:
     return manifest
 
 
-async def _seal_left_open(run: _Run, setups: Sequence[RunSetup]) -> None:
+async def _seal_left_open(run: Run, setups: Sequence[RunSetup]) -> None:
     """Seal what killed runs left open, now that it is known which models the servers have. A merge has not asked."""
     used = [] if run.spec.mode == "merge" else [each for setup in setups for each in (setup.provenance, setup.fallback)]
     digests = {each.digest for each in used if each is not None and each.digest is not None}
@@ -544,7 +577,7 @@ async def _seal_left_open(run: _Run, setups: Sequence[RunSetup]) -> None:
 # While requests are sent.
 
 
-def _workers(run: _Run, server: Server, setup: RunSetup) -> Workers:
+def _workers(run: Run, server: Server, setup: RunSetup) -> Workers:
     return Workers(
         run.scheduler,
         server,
@@ -556,7 +589,7 @@ def _workers(run: _Run, server: Server, setup: RunSetup) -> Workers:
     )
 
 
-async def _join_later(run: _Run, joining: Joining, server: Server, num_ctx: int | None) -> None:
+async def _join_later(run: Run, joining: Joining, server: Server, num_ctx: int | None) -> None:
     """Let a server take part as soon as it can; *num_ctx* is the context of the run, in tokens."""
     checked = await joining.later(server)
     if checked is not None:
@@ -565,13 +598,13 @@ async def _join_later(run: _Run, joining: Joining, server: Server, num_ctx: int 
         await _workers(run, server, setup).run()
 
 
-def _on_checkpoint(run: _Run) -> None:
+def _on_checkpoint(run: Run) -> None:
     if run.table is not None:
         run.table.on_checkpoint()
     run.scheduler.notify()
 
 
-async def _report(run: _Run) -> None:
+async def _report(run: Run) -> None:
     due = _now() + run.spec.pace.report_every
     while True:
         await asyncio.sleep(min(_TICK, run.spec.pace.report_every))
@@ -591,19 +624,19 @@ async def _report(run: _Run) -> None:
             raise
 
 
-async def _refresh_report(run: _Run) -> None:
+async def _refresh_report(run: Run) -> None:
     while True:
         await asyncio.sleep(max(run.spec.pace.report_every, run.report.seldom))
         # The end of the run does not wait for it, but writes the page after it.
         await asyncio.to_thread(run.report.refresh, run.journal)
 
 
-def _save(run: _Run, progress: Progress) -> None:
+def _save(run: Run, progress: Progress) -> None:
     write(run.storage, run.names.progress, progress.as_json())
     run.report.save()
 
 
-def _sample(run: _Run) -> None:
+def _sample(run: Run) -> None:
     if run.spec.mode == "merge":  # the history is that of the shards
         return
     plan, now = run.scheduler.plan, _now()
@@ -615,7 +648,7 @@ def _sample(run: _Run) -> None:
 # After the last request.
 
 
-async def _write_results(run: _Run, results: ResultsFormat, renewal: LockRenewal) -> files.Written:
+async def _write_results(run: Run, results: ResultsFormat, renewal: LockRenewal) -> files.Written:
     """Write what is left for the table, and the results; return what failed in the end, at the table too."""
     refused: dict[int, dict[str, str]] = {}
     if run.table is not None:
@@ -643,7 +676,7 @@ async def _write_results(run: _Run, results: ResultsFormat, renewal: LockRenewal
     return written
 
 
-def _summary(run: _Run, reason: str, written: files.Written | None) -> Summary:
+def _summary(run: Run, reason: str, written: files.Written | None) -> Summary:
     seconds, counters, plan = _now() - run.meter.began, run.counters, run.scheduler.plan
     progress = run.progress(reason)
     fresh = plan.ok

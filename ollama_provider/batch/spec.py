@@ -78,6 +78,9 @@ class Shard:
         return f"{SHARDS_FOLDER}/{self.name}.lock"
 
 
+#: The files that a rehearsal keeps for itself.
+REHEARSAL_NAMES = Names(*(f"rehearsal/{field.default}" for field in fields(Names)))
+
 #: Settings that the runs of all shards must have in common. `BatchSpec.common` adds those that are in groups.
 _SAME = (
     "model",
@@ -124,7 +127,8 @@ class BatchSpec:
         keep_alive: how long the model stays in memory after a request.
         think: reasoning; always sent, since servers since 0.12.5 let a model that can think do so by default.
         mode: ``all`` sends the rows without a good result; ``failed_only`` sends the rows that failed before, and no
-            others; ``merge`` merges the results of the shards, and sends nothing.
+            others; ``merge`` merges the results of the shards, and sends nothing; ``rehearse`` sends some rows from all
+            over the input (`ollama_provider.batch.rehearse`).
         failures: what makes a row fail, what is tried again, and what is tolerated.
         pace: requests at a time, and the seconds between checkpoints and reports.
         window: when the batch stops, and whether it unloads the model.
@@ -205,6 +209,14 @@ class BatchSpec:
     def output(self) -> Output | None:
         """Return the format that answers must have; None for text."""
         return None if self.output_type is None else Output(self.output_type)
+
+    @property
+    def names(self) -> Names:
+        """Names of the files that its run keeps beside the outcomes."""
+        if self.mode == "rehearse":
+            return REHEARSAL_NAMES
+        shard = self.the_shard()
+        return Names() if shard is None else shard.names
 
     def the_shard(self) -> Shard | None:
         """Return the shard; None for a whole batch."""

@@ -8,7 +8,10 @@ from typing import NoReturn
 
 
 class StoppedError(Exception):
-    """The batch was asked to stop. Never leaves `run_batch`, which returns an incomplete `Summary` then."""
+    """The batch was asked to stop. Never leaves `run_batch`, which returns an incomplete `Summary` then.
+
+    `rehearse_batch` raises it before its first request.
+    """
 
 
 class StopSignal:

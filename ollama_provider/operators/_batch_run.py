@@ -12,7 +12,18 @@ from jinja2 import TemplateNotFound
 from ollama_provider.api.arguments import read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, Progress, StopSignal, TooManyFailedError, paths_of, run_batch
+from ollama_provider.batch import (
+    BatchSpec,
+    Progress,
+    Rehearsal,
+    StoppedError,
+    StopSignal,
+    TooManyFailedError,
+    paths_of,
+    rehearsal_as_text,
+    rehearse_batch,
+    run_batch,
+)
 from ollama_provider.observability import TaskObserver, server_tag
 from ollama_provider.operators._storage_paths import earlier_run_folder_name, run_folder_name, storage_path
 from ollama_provider.sql import SqlRows
@@ -86,6 +97,41 @@ def describe_assets(outlets: Iterable[Any], events: Mapping[Any, Any], summary: 
     for outlet in outlets:
         if isinstance(outlet, Asset):
             events[outlet].extra.update(extra)
+
+
+def rehearse_in_task(
+    spec: BatchSpec,
+    rehearsal: Rehearsal,
+    settings: Settings,
+    directory: ObjectStoragePath,
+    *,
+    log: logging.Logger,
+    stop: StopSignal,
+) -> dict[str, Any]:
+    """Rehearse a batch as one try of a task; log what the night will be like, and return it as plain data.
+
+    Args:
+        spec: the batch.
+        rehearsal: how many rows, and whether prompt and answers are shown.
+        settings: the server, and how to treat it.
+        directory: where the answers go.
+        log: of the task.
+        stop: ends the rehearsal early, also from a signal handler.
+
+    Raises:
+        BatchError: see the tree in `ollama_provider.batch.errors`.
+        OllamaError: one that fails every row.
+        AirflowException: the rehearsal was stopped.
+    """
+    texts = rehearsal.show_texts
+    try:
+        result = rehearse_batch(spec, settings, directory, rehearsal.sample, stop=stop, listener=TaskObserver(log))
+    except StoppedError:
+        result = None
+    if result is None or stop.reason:
+        raise AirflowException("The rehearsal was stopped. The answers that it has are kept.")
+    log.info("%s", rehearsal_as_text(result, texts=texts))
+    return result.as_dict(prompt=texts, answers=texts)
 
 
 def results_directory(output_path: Any, resume: Any, instance: Any, *, is_shard: bool) -> ObjectStoragePath:

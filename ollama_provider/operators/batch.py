@@ -17,6 +17,7 @@ from ollama_provider.batch import (
     FailurePolicy,
     InputOptions,
     Pace,
+    Rehearsal,
     StopSignal,
     Timeouts,
     Window,
@@ -47,7 +48,7 @@ class OllamaBatchOperator(OllamaOperator):
     among ``outlets`` has ``complete``, ``directory``, ``rows``, ``ok``, ``failed``, ``model`` and ``digest``.
 
     Arguments that belong together are values of `ollama_provider.batch` (`FailurePolicy`, `Pace`, `Window`,
-    `Embedding`, `Timeouts`, `InputOptions`). They never change, so several tasks and DAGs can share
+    `Embedding`, `Timeouts`, `InputOptions`, `Rehearsal`). They never change, so several tasks and DAGs can share
     one; templates work inside them.
 
     Args:
@@ -70,7 +71,8 @@ class OllamaBatchOperator(OllamaOperator):
             ``"task"``: all runs; they are in *output_path* itself, and each run writes ``results.jsonl`` anew. Another
             name: whoever uses it; they are in ``output_path/<name>``. A mapped task adds its map index.
         mode: ``"all"`` sends the rows without a good result; ``"failed_only"`` sends the rows that failed before,
-            and no others; ``"merge"`` merges the results of the shards, and sends nothing.
+            and no others; ``"merge"`` merges the results of the shards, and sends nothing; ``"rehearse"`` sends 20 rows
+            from all over the input, and XCom gets what the night will be like: `Rehearsal` has other numbers.
         shard: number (from 0) and how many: only these rows, in the directory of all. Given by `sharded`, which makes
             the tasks of all shards.
         messages: messages of a chat instead of *prompt*, with ``role`` and ``content``. A ``content`` that names
@@ -151,7 +153,7 @@ class OllamaBatchOperator(OllamaOperator):
         prompt: str = "{{ row.text }}",
         variables: Mapping[str, Any] | None = None,
         resume: str = "run",
-        mode: Literal["all", "failed_only", "merge"] = "all",
+        mode: Literal["all", "failed_only", "merge", "rehearse"] | Rehearsal = "all",
         shard: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
         embedding: Embedding | None = None,
@@ -252,7 +254,12 @@ class OllamaBatchOperator(OllamaOperator):
     def perform(self, context: "Context") -> dict[str, Any]:
         """Run the batch; return its summary."""
         # Imported here, since a DAG file is parsed all the time and runs no batch.
-        from ollama_provider.operators._batch_run import describe_assets, results_directory, run_in_task
+        from ollama_provider.operators._batch_run import (
+            describe_assets,
+            rehearse_in_task,
+            results_directory,
+            run_in_task,
+        )
 
         self._stop = StopSignal()
         instance = context["ti"]
@@ -261,14 +268,11 @@ class OllamaBatchOperator(OllamaOperator):
         self.log.info("The results go to %s", directory)
         instance.xcom_push(key=RESULTS, value=str(directory))
         try:
-            summary = run_in_task(
-                self._spec(context),
-                self.hook.settings,
-                directory,
-                instance=instance,
-                log=self.log,
-                stop=self._stop,
-            )
+            spec, settings, mode = self._spec(context), self.hook.settings, read_argument("mode", self.mode)
+            if spec.mode == "rehearse":
+                rehearsal = mode if isinstance(mode, Rehearsal) else Rehearsal()
+                return rehearse_in_task(spec, rehearsal, settings, directory, log=self.log, stop=self._stop)
+            summary = run_in_task(spec, settings, directory, instance=instance, log=self.log, stop=self._stop)
         finally:
             if has_page():
                 self.log.info("Page: %s", batch_page_url(instance))
@@ -293,6 +297,7 @@ class OllamaBatchOperator(OllamaOperator):
             given
             | {
                 "model": request.model,
+                "mode": "rehearse" if isinstance(self.mode, Rehearsal) else self.mode,
                 "options": request.options or Options(),
                 "keep_alive": request.keep_alive,
                 "rows": locate_rows(self.rows, context["ti"].run_id),

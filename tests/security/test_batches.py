@@ -11,7 +11,16 @@ import pytest
 
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchError, BatchSpec, FailurePolicy, Pace, run_batch
+from ollama_provider.batch import (
+    BatchError,
+    BatchSpec,
+    FailurePolicy,
+    Pace,
+    RehearsalResult,
+    rehearsal_as_text,
+    rehearse_batch,
+    run_batch,
+)
 from ollama_provider.testing import Answer, Gate, Stall
 from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, found_in, logged, told
 from tests.security.hostile import FAULTS, hostile, once_it_is_trusted
@@ -145,3 +154,46 @@ class TestCommand:
 
         assert ran.returncode != 0
         assert found_in(ran.stdout + ran.stderr) == []
+
+
+class TestRehearsal:
+    """It shows a prompt and answers where somebody asks for that, and keeps only answers."""
+
+    def rehearsed(self, url: str, folder: Path, **spec) -> RehearsalResult:
+        (folder / "rows.jsonl").write_text(json.dumps({"id": "a", "text": PROMPT}) + "\n")
+        settings = Settings(
+            base_url=url, login=LOGIN, password=PASSWORD, headers={"X-Api-Key": HEADER}, max_attempts=1, auto_pull=False
+        )
+        batch = BatchSpec(model="llama3.2", rows=str(folder / "rows.jsonl"), prompt="Of {{ row.text }}", **spec)
+        return rehearse_batch(batch, settings, folder / "out")
+
+    @pytest.mark.parametrize("schema", [None, SCHEMA])
+    def test_answers_are_kept_and_prompts_are_not(self, ollama, tmp_path, temporary, debug_log, schema):
+        """As by a batch; in no log either."""
+        ollama.stand_in.script(Answer(ANSWER), where=lambda body: bool(body.get("prompt")), always=True)
+
+        found = self.rehearsed(ollama.url, tmp_path, output_type=schema)
+
+        left = left_in(tmp_path / "out")
+        assert set(left) <= {"parts", "rehearsal", "report.html"}
+        assert {canary for canaries in left.values() for canary in canaries} == {"answer"}
+        assert logged(debug_log.records) == set()
+        assert list(temporary.iterdir()) == []
+        assert found_in(rehearsal_as_text(found, texts=False)) == []
+        assert found_in(json.dumps(found.as_dict(prompt=False, answers=False))) == []
+        assert "prompt" in found_in(rehearsal_as_text(found, texts=True))
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_no_fault_puts_them_anywhere_else(self, fault, tmp_path, temporary, debug_log):
+        """The errors of rows are told in any case."""
+        told_of = ""
+        with hostile(once_it_is_trusted(FAULTS[fault])) as server:
+            try:
+                found = self.rehearsed(server.url, tmp_path, failures=FailurePolicy(retry_delay=0.0, max_outage=0.2))
+                told_of = rehearsal_as_text(found, texts=False) + json.dumps(found.as_dict(prompt=False, answers=False))
+            except (OllamaError, BatchError) as error:
+                told_of = told(error)
+
+        assert found_in(told_of) == []
+        assert all(canaries == ["answer"] for canaries in left_in(tmp_path / "out").values())
+        assert logged(debug_log.records) == set()

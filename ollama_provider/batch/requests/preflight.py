@@ -16,7 +16,9 @@ from ollama_provider.api.errors import ModelNotFoundError, OllamaError, Unsuppor
 from ollama_provider.api.model_names import same_model
 from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.schemas import (
+    PsRequest,
     PullRequest,
+    RunningModel,
     ShowReply,
     ShowRequest,
     TagsReply,
@@ -49,8 +51,8 @@ _TEMPLATE_TOKENS = 128
 _ANSWER_TOKENS = 1024
 #: The smallest context that is chosen, in tokens, and the steps above it.
 _SMALLEST, _STEP = 4096, 2048
-#: Timeout of the unload request at the end of a batch, in seconds.
-_UNLOAD_TIMEOUT = 10.0
+#: Timeout of the requests about the loaded model at the end of a batch, in seconds.
+_LAST_TIMEOUT = 10.0
 
 
 def split_model(model: str) -> tuple[str, str | None]:
@@ -350,6 +352,15 @@ class ModelControl:
             await self._client.send(PullRequest(model=model))
             return await self._client.send(ShowRequest(model=model))
 
+    async def in_memory(self, model: str) -> RunningModel | None:
+        """Return what the server says of the loaded model; None if it is not loaded, or the server does not say."""
+        try:
+            async with asyncio.timeout(_LAST_TIMEOUT):
+                running = await self._client.send(PsRequest())
+        except (OllamaError, TimeoutError):
+            return None
+        return next((each for each in running.models if same_model(each.tag, model)), None)
+
     async def load(self, task: Task) -> None:
         """Load the model into memory, with the options of the run."""
         self.has_loaded = True
@@ -362,7 +373,7 @@ class ModelControl:
     async def unload(self, model: str) -> None:
         """Unload the model. A failure is only logged, since the results are complete without it."""
         try:
-            async with asyncio.timeout(_UNLOAD_TIMEOUT):
+            async with asyncio.timeout(_LAST_TIMEOUT):
                 await self._client.send(unload(model))
         except (OllamaError, TimeoutError) as error:
             logger.warning("Model %s was not unloaded and may still be in memory: %s", model, error)

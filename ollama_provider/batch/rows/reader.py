@@ -12,10 +12,10 @@ from typing import Any
 
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.batch.errors import InputError
-from ollama_provider.batch.records import RAW, Row, Rows, canonical_json, plain
+from ollama_provider.batch.records import RAW, Row, canonical_json, plain
 from ollama_provider.batch.rows.image_folder import ImageFolder
 from ollama_provider.batch.rows.prompts import ChatTemplate, EmptyTextError, PromptTemplate, RenderError
-from ollama_provider.batch.rows.sources import folder_of, read_rows
+from ollama_provider.batch.rows.sources import folder_of
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.json_values import columns_as_json
 from ollama_provider.batch.store.keys import Keys
@@ -69,13 +69,13 @@ class RowReader:
 
     Args:
         spec: templates, id column, shard, and the policy for rows that cannot be read.
-        rows: the input: that of *spec*, or the file with the rows of its query.
+        rows: of the input.
 
     Raises:
         InputError: a template is wrong, or it is unknown where images are.
     """
 
-    def __init__(self, spec: BatchSpec, rows: Rows) -> None:
+    def __init__(self, spec: BatchSpec, rows: Iterable[Row]) -> None:
         self._spec = spec
         variables = plain(spec.variables)
         self._prompts = (
@@ -89,7 +89,7 @@ class RowReader:
         # The results of a shard come with the merge.
         self._keeps = spec.keep_columns is not None and self._shard is None
         self._kept_names = None if spec.keep_columns == "all" else spec.keep_columns
-        self._rows: Iterator[Row] = read_rows(rows, spec.input_options)
+        self._rows: Iterator[Row] = iter(rows)
 
     def sample(self) -> Sample | None:
         """Return a sample of the first rows, which are read again by `next_chunk`; None if there are no rows.
@@ -137,6 +137,13 @@ class RowReader:
                 yield self._render(columns)
             except RenderError:
                 continue
+
+    def prompt(self, row: Row) -> str | None:
+        """Return the prompt of a row; None if it has none. This is not the place to learn why."""
+        try:
+            return None if row.fault is not None else self._render(row.columns)
+        except RenderError:
+            return None
 
     def next_chunk(self, keys: Keys) -> list[PreparedRow]:
         """Return the next rows; an empty list at the end of the input. Rows of other shards are left out.

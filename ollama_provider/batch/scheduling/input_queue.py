@@ -38,9 +38,11 @@ def choose(state: State, mode: Mode) -> Choice:
     """Return what to do with a row, from what the journal knows of its key."""
     match state:
         case State.NEW:
-            return Choice.RUN if mode == "all" else Choice.SKIP
+            return Choice.RUN if mode in {"all", "rehearse"} else Choice.SKIP
         case State.FAILED_BEFORE:
             return Choice.REUSE if mode == "merge" else Choice.RUN
+        case State.FAILED if mode == "rehearse":  # in an earlier one, or just now for an equal row
+            return Choice.RUN
         case _:
             return Choice.REUSE
 

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ollama_provider.batch.errors import InputError, StorageError
 from ollama_provider.batch.records import Mode, Provenance
-from ollama_provider.batch.spec import Names
+from ollama_provider.batch.spec import REHEARSAL_NAMES, Names
 from ollama_provider.batch.store import shards
 from ollama_provider.batch.store.journal import list_parts
 from ollama_provider.batch.store.storage import Storage, write
@@ -24,6 +24,7 @@ class Manifest:
 
     Attributes:
         pass_number: counts from 1. A new pass begins when the last one is complete; it asks again what failed.
+            Rehearsals have 0, so that every pass asks again what failed in them.
         mode: what the pass asks.
         num_ctx: the context size that the batch chose, in tokens, kept for later runs; None where the user gave one.
         settings: of the last run, for people.
@@ -48,12 +49,18 @@ class _Format(BaseModel):
 
 
 class _Saved(_Format):
-    round: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=0)]
     mode: Mode
     num_ctx: int | None
     settings: dict[str, Any] | None
     common: dict[str, Any] | None = None
     provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _check_pass(self) -> Self:
+        if not self.round and self.mode != "rehearse":
+            raise ValueError("the round is 0, which only a rehearsal has")
+        return self
 
 
 def for_run(storage: Storage, mode: Mode, names: Names) -> Manifest:
@@ -63,10 +70,15 @@ def for_run(storage: Storage, mode: Mode, names: Names) -> Manifest:
         StorageError: ``batch.json`` is damaged, or was written by a later version of this package.
     """
     last = read(storage, names.batch)
+    rehearsed = read(storage, REHEARSAL_NAMES.batch)
+    if mode == "rehearse":
+        whole = read(storage, Names().batch)
+        sizes = [each.num_ctx for each in (whole, last) if each is not None and each.num_ctx is not None]
+        return Manifest(0, mode, max(sizes, default=None))
     latest = max((part.pass_number for part in list_parts(storage)), default=0)
     if last is None:
         # A merge removes the manifests of the shards. The new pass asks again what failed in their parts.
-        return Manifest(1 + latest, mode)
+        return Manifest(1 + latest, mode, None if rehearsed is None else rehearsed.num_ctx)
     complete = storage.read(names.summary) is not None
     if mode == "merge":  # it belongs to the newest pass
         return replace(last, pass_number=max(last.pass_number, latest))
@@ -155,7 +167,7 @@ def begin(storage: Storage, current: Manifest, names: Names) -> None:
     Raises:
         InputError: the run is that of a shard, and other shards in the directory have other settings.
     """
-    is_shard = names != Names()
+    is_shard = names not in {Names(), REHEARSAL_NAMES}
     if is_shard:
         _compare_with_shards(storage, current)
     # In this order: after a crash in between, the new pass begins again. The other order would continue the pass that

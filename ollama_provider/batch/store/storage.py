@@ -33,7 +33,7 @@ from ollama_provider.batch.store.disk import (
 )
 
 #: The folders of a batch's directory.
-_FOLDERS = ("parts", "shards", "rows", "written")
+_FOLDERS = ("parts", "shards", "rows", "written", "rehearsal")
 #: For an object store, a run keeps copies in a folder on this machine; its process holds a lock on a file in it.
 _CACHE_PREFIX, _CACHE_LOCK = "ollama-batch-", ".lock"
 #: Bytes that are read at a time where a file is opened for reading a piece of it.

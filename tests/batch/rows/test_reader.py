@@ -6,6 +6,7 @@ from ollama_provider.api.schemas import Options
 from ollama_provider.batch.arguments import Embedding, FailurePolicy
 from ollama_provider.batch.requests.tasks import Generate
 from ollama_provider.batch.rows.reader import RowReader
+from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.batch.spec import BatchSpec
 from ollama_provider.batch.store.keys import Keys
 
@@ -14,7 +15,7 @@ TURNS = [{"role": "system", "content": "{{ row.text }}"}, {"role": "user", "cont
 
 
 def prepare(rows, **spec):
-    reader = RowReader(BatchSpec(model="m", rows=rows, **spec), rows)
+    reader = RowReader(BatchSpec(model="m", rows=rows, **spec), read_rows(rows))
     sample = reader.sample()
     chunk = reader.next_chunk(KEYS)
     assert reader.next_chunk(KEYS) == []
