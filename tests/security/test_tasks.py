@@ -24,7 +24,7 @@ _DAG = '''
 import os
 from datetime import datetime
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, Asset, task
 from ollama_provider.batch import FailurePolicy
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import *
@@ -66,7 +66,8 @@ with DAG(
     OllamaPruneModelsOperator(task_id="prune", match="copied")
     tolerant = FailurePolicy(max_failed_ratio=1.0, max_attempts=1, max_outage=0.1)
     rows = {{"prompt": "{{{{ row.text }}}}", "failures": tolerant}}
-    OllamaBatchOperator(task_id="batch", rows="{folder}/rows.jsonl", output_path="{folder}/{dag_id}", **rows)
+    told = {{"rows": "{folder}/rows.jsonl", "output_path": "{folder}/{dag_id}", "outlets": [Asset("{dag_id}")]}}
+    OllamaBatchOperator(task_id="batch", **told, **rows)
 
     @task.ollama_generate
     def decorated_generate():
