@@ -460,9 +460,8 @@ async def open_run(
     )
     order = RowOrder(with_fields=spec.id_column is not None or spec.keep_columns is not None)
     table = None
-    # The results of shards go into the table with the merge, which knows the place of each row.
-    if spec.into is not None and shard is None:
-        written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target)
+    if spec.into is not None:
+        written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target, shard)
         table = TableWriter(spec.into, written, storage, journal, max_outage=failures.max_outage, pause=stop.pause)
     report = await asyncio.to_thread(
         RunReport,
@@ -654,9 +653,9 @@ async def _write_results(run: Run, results: ResultsFormat, renewal: LockRenewal)
     if run.table is not None:
         refused = await run.table.finish()
     run.counters.errors.update(error["class"] for error in refused.values())
-    if run.shard is not None:  # its results come with the merge
+    if run.shard is not None:  # its files come with the merge
         _, failed = run.order.count(run.journal)
-        return files.Written(failed)
+        return files.Written(failed + len(refused), refused_fresh=0 if run.table is None else run.table.refused_fresh)
 
     def check() -> None:
         run.stop.check()

@@ -3,6 +3,9 @@
 A result is written only when a checkpoint holds it, so the table never has a row that a crash could take back. A crash
 between the table's commit and the note makes the next run write those rows once more. Since a row is an upsert, that
 does no harm; a note without its row cannot happen.
+
+Shards write their rows, too, and the merge what is left. If two shards note another content for the same row of the
+table, which of them came last is unknown. Neither counts then, and the merge writes that row again.
 """
 
 import asyncio
@@ -21,6 +24,7 @@ from typing import Any
 
 from ollama_provider.batch.errors import DatabaseGoneError
 from ollama_provider.batch.records import REFUSED, Table, canonical_json
+from ollama_provider.batch.spec import Shard
 from ollama_provider.batch.store.journal import Journal, PartReader, State
 from ollama_provider.batch.store.keys import KEY_BYTES, Index
 from ollama_provider.batch.store.storage import Storage, write
@@ -30,9 +34,11 @@ logger = logging.getLogger(__name__)
 _FOLDER = "written"
 #: A note: hash of the table's key, hash of what the row has.
 _NOTE = Struct(f"<{KEY_BYTES}sQ")
-#: The lowest bit of a content hash is free for this: the row was written by this run.
-_WRITTEN_NOW = 1
-_NAME = re.compile(rf"{_FOLDER}/(\d+)-[0-9a-f]{{8}}")
+#: The lowest bits of a content hash are free. One says that the row was written by this run, the others by whom.
+_FREE, _WRITTEN_NOW = 0xFFFF, 1
+#: Neither a whole run, which is 0, nor a shard: two shards that disagree.
+_DISPUTED = 0xFFFE
+_NAME = re.compile(rf"{_FOLDER}/(\d+)-[0-9a-f]{{8}}(?:\.(\d+)of\d+)?")
 
 #: Rows of one statement; rows written between two notes; rows that wait at most while the database is down.
 _CHUNK, _NOTED, _BACKLOG = 500, 10_000, 50_000
@@ -48,21 +54,35 @@ class WrittenKeys:
     Args:
         storage: the directory.
         target: which table and columns, as plain data. Rows written to another target do not count.
+        shard: that notes; None for a whole batch, also for a merge.
     """
 
-    def __init__(self, storage: Storage, target: Mapping[str, Any]) -> None:
+    def __init__(self, storage: Storage, target: Mapping[str, Any], shard: Shard | None = None) -> None:
         self._storage = storage
+        self._suffix = "" if shard is None else f".{shard.name}"
+        self._writer = _writer(None if shard is None else shard.number)
         self._seed = blake2b(canonical_json(target).encode(), digest_size=KEY_BYTES)
         self._index = Index()
         self._notes: list[bytes] = []
-        files = sorted((int(match[1]), name) for name in storage.names(_FOLDER) if (match := _NAME.fullmatch(name)))
-        # Two runs at the same time take the same numbers. Their tokens differ, and they have no row in common.
-        self._next = 1 + max((number for number, _ in files), default=0)
-        for _, name in files:
+        files = sorted(
+            (int(match[1]), name, _writer(None if match[2] is None else int(match[2])))
+            for name in storage.names(_FOLDER)
+            if (match := _NAME.fullmatch(name))
+        )
+        # Runs at the same time take the same numbers. Their tokens differ.
+        self._next = 1 + max((number for number, _, _ in files), default=0)
+        for _, name, writer in files:
             notes = storage.read(name) or b""
             # A damaged note matches no row. That row is written once more, which does no harm.
             for row, content in _NOTE.iter_unpack(notes[: len(notes) // _NOTE.size * _NOTE.size]):
-                self._index[self._index.number(row)] = content
+                self._load(self._index.number(row), content & ~_FREE, writer)
+
+    def _load(self, number: int, content: int, writer: int) -> None:
+        before = self._index[number]
+        if writer and before & _FREE not in {0, writer} and before & ~_FREE != content:
+            self._index[number] = _DISPUTED
+        else:
+            self._index[number] = content | writer
 
     def row_hash(self, table_key: Any) -> bytes:
         """Return the hash of the table's row with this key."""
@@ -75,26 +95,32 @@ class WrittenKeys:
         """Return the hash of what a row has: the key of its result, and the values that are not the model's."""
         digest = blake2b(key.encode(), digest_size=8)
         digest.update(canonical_json({"": values}).encode())
-        return int.from_bytes(digest.digest(), "little") & ~_WRITTEN_NOW
+        # No content is 0, which stands for a row that nobody has written.
+        return (int.from_bytes(digest.digest(), "little") & ~_FREE) or _FREE + 1
 
     def has(self, row: bytes, content: int) -> bool:
         """Return whether the table's row has this content already."""
-        return self._index[self._index.number(row)] & ~_WRITTEN_NOW == content
+        return self._index[self._index.number(row)] & ~_FREE == content
 
     def add(self, row: bytes, content: int) -> bool:
         """Note what was written. Return whether this run wrote another content to the same row before."""
         number = self._index.number(row)
         before = self._index[number]
-        self._index[number] = content | _WRITTEN_NOW
+        self._index[number] = content | self._writer | _WRITTEN_NOW
         self._notes.append(_NOTE.pack(row, content))
-        return bool(before & _WRITTEN_NOW) and before & ~_WRITTEN_NOW != content
+        return bool(before & _WRITTEN_NOW) and before & ~_FREE != content
 
     def save(self) -> None:
         """Store the notes that were added since the last call."""
         if self._notes:
-            write(self._storage, f"{_FOLDER}/{self._next:08d}-{token_hex(4)}", b"".join(self._notes))
+            write(self._storage, f"{_FOLDER}/{self._next:08d}-{token_hex(4)}{self._suffix}", b"".join(self._notes))
             self._next += 1
             self._notes = []
+
+
+def _writer(shard: int | None) -> int:
+    """Return what stands for a shard in the free bits of a content hash; 0 for a whole run."""
+    return 0 if shard is None else (shard % (_DISPUTED // 2 - 1) + 1) << 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class PreparedRow:
         request_key: of the request without its schema, where there is one.
         images: base64 texts.
         kept: columns for the results as JSON, null for a row that cannot be read; empty if none are kept.
+        index: its place in the input, from 0; rows of other shards count.
     """
 
     key: bytes
@@ -62,6 +63,7 @@ class PreparedRow:
     request_key: bytes | None = None
     images: tuple[str, ...] = ()
     kept: bytes = b""
+    index: int = 0
 
 
 class RowReader:
@@ -90,6 +92,7 @@ class RowReader:
         self._keeps = spec.keep_columns is not None and self._shard is None
         self._kept_names = None if spec.keep_columns == "all" else spec.keep_columns
         self._rows: Iterator[Row] = iter(rows)
+        self._count = 0
 
     def sample(self) -> Sample | None:
         """Return a sample of the first rows, which are read again by `next_chunk`; None if there are no rows.
@@ -159,6 +162,8 @@ class RowReader:
         end = monotonic() + _SECONDS  # a PDF may take that long, and the model waits
         for row in self._rows:
             prepared = self._prepare(row, keys)
+            prepared.index = self._count
+            self._count += 1
             if self._shard is not None and not self._shard.owns(prepared.key):
                 continue
             if self._keeps:

@@ -154,7 +154,7 @@ class InputQueue:
                 plan.queue.new.append(_work_item(number, row, alone=setup.task.needs_own_request(row.prompt)))
         if self._table is not None:
             fresh = state in {State.NEW, State.FAILED_BEFORE}
-            self._table.add(number, row.key, len(self._order), row.row_id, row.columns, fresh=fresh)
+            self._table.add(number, row.key, row.index, row.row_id, row.columns, fresh=fresh)
         self._order.add(number, row.row_id, row.kept)
 
     def _use_stored_reply(self, number: int, row: PreparedRow, setup: RunSetup) -> bool:

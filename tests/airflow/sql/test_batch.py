@@ -153,17 +153,20 @@ t()
 
 
 SCRIPT = """
+import json
 import sys
 from ollama_provider.api.schemas import Options
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, Pace, run_batch
 from ollama_provider.sql import SqlRows, SqlTable
-url, out = sys.argv[1:]
+url, out, arguments = sys.argv[1:]
 summary = run_batch(
     BatchSpec(
         model="llama3.2", rows=SqlRows("warehouse", "SELECT id, text FROM documents ORDER BY id"), id_column="id",
-        into=SqlTable("warehouse", "summaries", "doc", {"doc": "id", "summary": "output"}),
-        pace=Pace(concurrency=2, checkpoint_every=0.05), options=Options(num_ctx=4096),
+        into=SqlTable(
+            "warehouse", "summaries", "doc", {"doc": "id", "summary": "output", "place": "index"}, create=True
+        ),
+        pace=Pace(concurrency=2, checkpoint_every=0.05), options=Options(num_ctx=4096), **json.loads(arguments),
     ),
     Settings(base_url=url), out,
 )
@@ -172,17 +175,22 @@ assert summary.complete
 ROWS = 120
 
 
+@pytest.fixture(params=["postgres", "mysql"])
+def server(request):
+    """A database in a server that can be killed."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def start(ollama, tmp_path, postgres):
+def start(ollama, tmp_path, server):
     """Return a function that starts the batch in a process of its own."""
-    postgres.documents(ROWS)
-    postgres.run("CREATE TABLE summaries (doc INTEGER PRIMARY KEY, summary TEXT)")
+    server.documents(ROWS)
     ollama.stand_in.script(Pace(first_token=0.02), always=True, where=lambda body: body.get("prompt"))
     processes = []
 
-    def start_it():
+    def start_it(**arguments):
         (script := tmp_path / "script.py").write_text(SCRIPT)
-        command = [sys.executable, str(script), ollama.url, str(tmp_path / "out")]
+        command = [sys.executable, str(script), ollama.url, str(tmp_path / "out"), json.dumps(arguments)]
         with (tmp_path / "log").open("ab") as log:
             processes.append(subprocess.Popen(command, env=dict(os.environ), stdout=log, stderr=log))
         return processes[-1]
@@ -200,43 +208,72 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def check(postgres, tmp_path):
+def count(server):
+    """How many rows the table has; none as long as it is not made."""
+    where = "table_name = 'summaries'" + (" AND table_schema = DATABASE()" if server.kind == "mysql" else "")
+    tables = server.run(f"SELECT count(*) FROM information_schema.tables WHERE {where}")  # noqa: S608  # a constant
+    return len(server.summaries()) if tables != [(0,)] else 0
+
+
+def check(server, tmp_path):
     """The table says for each row what the results say."""
     results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [row["id"] for row in results] == list(range(ROWS))
-    assert postgres.summaries() == [(row["id"], row["output"]) for row in results]
+    assert server.summaries() == [(row["id"], row["output"], row["index"]) for row in results]
 
 
-def test_killed_half_way_and_resumed(start, ollama, postgres, tmp_path):
+def test_killed_half_way_and_resumed(start, ollama, server, tmp_path):
     """kill -9 with some rows in the table: the next run completes it, and asks no row again that had been written."""
     for share in (ROWS // 4, ROWS // 2):
         process = start()
-        wait_for(lambda share=share: len(postgres.summaries()) >= share)
+        wait_for(lambda share=share: count(server) >= share)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert len(postgres.summaries()) < ROWS
+        assert count(server) < ROWS
     written = sum(part.read_bytes().count(b"\n") for part in (tmp_path / "out" / "parts").glob("*.jsonl"))
     asked = len(prompts(ollama))
     assert asked - written <= 2 * 2  # kills and requests in flight
 
     assert start().wait(timeout=60) == 0
 
-    check(postgres, tmp_path)
+    check(server, tmp_path)
     assert len(prompts(ollama)) - asked == ROWS - written
 
 
-def test_a_database_that_is_killed_and_comes_back(start, ollama, postgres, a_postgresql, tmp_path):
+def test_a_database_that_is_killed_and_comes_back(start, ollama, server, request, tmp_path):
     """In the middle of writing back: the requests go on, and in the end no row is lost or doubled."""
+    its_server = request.getfixturevalue("a_postgresql" if server.kind == "postgresql" else "a_mariadb")
     process = start()
-    wait_for(lambda: len(postgres.summaries()) >= ROWS // 4)
-    a_postgresql.kill()
+    wait_for(lambda: count(server) >= ROWS // 4)
+    its_server.kill()
     try:
         asked = len(prompts(ollama))
         wait_for(lambda: b"no result is lost" in (tmp_path / "log").read_bytes())
         wait_for(lambda: len(prompts(ollama)) > asked)
     finally:
-        a_postgresql.start()
+        its_server.start()
 
     assert process.wait(timeout=60) == 0
-    check(postgres, tmp_path)
+    check(server, tmp_path)
     assert len(prompts(ollama)) == ROWS
+
+
+def test_shards_that_are_killed_while_they_write(start, ollama, server, tmp_path):
+    """They make the table and write into it at the same time, each its rows; the merge has none left to write."""
+    shards = [{"shard": [number, 2]} for number in range(2)]
+    processes = [start(**shard) for shard in shards]
+    wait_for(lambda: count(server) >= ROWS // 4)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert count(server) < ROWS
+
+    processes = [start(**shard) for shard in shards]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert count(server) == ROWS
+    asked = len(prompts(ollama))
+    assert start(mode="merge").wait(timeout=60) == 0
+
+    check(server, tmp_path)
+    assert len(prompts(ollama)) == asked
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["written"] == 0

@@ -1,10 +1,11 @@
 """Results into a table: upserts, quoting, refusals, and what is said when the table is not as it must be."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ollama_provider.batch import DatabaseError
+from ollama_provider.batch import DatabaseError, DatabaseGoneError
 from ollama_provider.sql import SqlTable
 
 COLUMNS = {"doc": "id", "summary": "output"}
@@ -257,3 +258,61 @@ def test_a_table_with_nothing_but_its_key(database, open_table):
         assert table.write([result(1)]) == {}
 
     assert database.summaries() == [(1,)]
+
+
+@pytest.mark.parametrize("server", ["postgres", "mysql"])
+def test_writers_that_meet(server, request):
+    """Two of them, the same rows in another order, again and again: they wait for each other, or are tried again."""
+    database = request.getfixturevalue(server)
+    database.run("CREATE TABLE summaries (doc INTEGER PRIMARY KEY, summary TEXT)")
+    rows = [result(number) for number in range(200)]
+
+    def write(order):
+        table = SqlTable("warehouse", "summaries", "doc", COLUMNS)
+        table.open(EXAMPLES, "id")
+        try:
+            return [table.write(rows[::order]) for _ in range(20)]
+        finally:
+            table.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(write, (1, -1, 1, -1))] == [[{}] * 20] * 4
+
+    assert database.summaries() == [(number, "fine") for number in range(200)]
+
+
+def test_two_writers_that_make_the_table(database):
+    """As shards do: whoever comes second finds it there."""
+
+    def write(number):
+        table = SqlTable("warehouse", "summaries", "doc", COLUMNS, create=True)
+        try:
+            table.open(EXAMPLES, "id")
+            return table.write([result(number)])
+        finally:
+            table.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert [*threads.map(write, range(8))] == [{}] * 8
+
+    assert database.summaries() == [(number, "fine") for number in range(8)]
+
+
+def test_a_deadlock_that_goes_on(postgres):
+    """It is the database's fault, and may be over later; the rows are not refused."""
+    postgres.run("CREATE TABLE summaries (doc INTEGER PRIMARY KEY, summary TEXT)")
+    postgres.run("""
+        CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$
+    """)
+    postgres.run("CREATE TRIGGER meet BEFORE INSERT ON summaries FOR EACH ROW EXECUTE FUNCTION meet()")
+    table = SqlTable("warehouse", "summaries", "doc", COLUMNS)
+    table.open(EXAMPLES, "id")
+
+    with pytest.raises(DatabaseGoneError, match="deadlock detected"):
+        table.write([result(1)])
+    postgres.run("DROP TRIGGER meet ON summaries")
+    assert table.write([result(1)]) == {}
+    table.close()
+
+    assert postgres.summaries() == [(1, "fine")]

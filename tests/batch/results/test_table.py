@@ -8,6 +8,8 @@ import pytest
 
 from ollama_provider.batch.arguments import FailurePolicy
 from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError, StorageError, TooManyFailedError
+from ollama_provider.batch.results.table import WrittenKeys
+from ollama_provider.batch.spec import Shard
 from ollama_provider.batch.store.storage import Disk, open_storage
 
 ROWS = [{"id": f"r{number}", "text": f"text {number % 7}", "title": f"title {number}"} for number in range(12)]
@@ -21,6 +23,7 @@ class MemoryTable:
     def __init__(self, *, refuse=(), down=0):
         self.target = {"table": 1}
         self.rows = {}
+        self.places = {}
         self.writes = 0
         self.refuse = refuse
         self.down = down
@@ -39,6 +42,7 @@ class MemoryTable:
         for place, result in enumerate(results):
             if place not in refused:
                 self.writes += 1
+                self.places[result["id"]] = result["index"]
                 self.rows[result["id"]] = (result["output"], result["row"]["title"])
         return refused
 
@@ -185,17 +189,87 @@ def test_two_rows_with_one_key_of_the_table(batch, caplog):
     assert "2 rows have the same key of the table as another row" in caplog.text
 
 
-def test_the_merge_of_shards_writes_their_rows(batch):
-    """Only the merge knows the index of each row, so a shard writes nothing into the table."""
+SHARDS = [(0, 3), (1, 3), (2, 3)]
+
+
+def test_shards_write_their_rows(batch):
+    """Each with its place in the whole input; the merge has nothing left to write."""
     table = MemoryTable()
-    for number in range(3):
-        batch.run(ROWS, id_column="id", into=table, shard=(number, 3))
-    assert table.writes == 0
+    summaries = [batch.run(ROWS, id_column="id", into=table, shard=shard) for shard in SHARDS]
+    assert sum(summary.written for summary in summaries) == table.writes == 12
+    assert table.places == {row["id"]: place for place, row in enumerate(ROWS)}
 
     summary = batch.run(ROWS, id_column="id", into=table, mode="merge")
 
-    assert (summary.complete, summary.written, table.writes) == (True, 12, 12)
+    assert (summary.complete, summary.written, table.writes) == (True, 0, 12)
     assert table.rows == expected(batch)
+    assert batch.run(ROWS, id_column="id", into=table).written == 0
+
+
+def test_the_merge_writes_what_shards_could_not(batch):
+    """The database was down until the end of one of them."""
+    table = MemoryTable(down=1)
+    with pytest.raises(DatabaseGoneError):
+        batch.run(ROWS, id_column="id", into=table, shard=SHARDS[0], failures=FailurePolicy(max_outage=0))
+    for shard in SHARDS[1:]:
+        batch.run(ROWS, id_column="id", into=table, shard=shard)
+    assert 0 < (before := len(table.rows)) < 12
+
+    assert batch.run(ROWS, id_column="id", into=table, mode="merge").written == 12 - before
+    assert table.rows == expected(batch)
+
+
+def test_rows_that_the_table_of_a_shard_refuses(batch):
+    """They are failed rows of the shard, and of the merge, which tries them again and lists them."""
+    table = MemoryTable(refuse={"r2", "r9"})  # the same text, and so the same shard
+    summaries = [batch.run(ROWS, id_column="id", into=table, shard=shard) for shard in SHARDS]
+
+    assert sorted((summary.failed, summary.errors) for summary in summaries if summary.failed) == [
+        (2, {"RefusedByTable": 2})
+    ]
+    assert sum(summary.ok for summary in summaries) == 10
+    merged = batch.run(ROWS, id_column="id", into=table, mode="merge")
+    assert (merged.ok, merged.failed, merged.written) == (10, 2, 0)
+    assert [row["id"] for row in batch.failed] == ["r2", "r9"]
+    assert table.rows == expected(batch)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_shards_that_disagree_about_a_row(tmp_path, last):
+    """Nobody knows which of them came last, so neither counts, until a whole run has written the row."""
+    storage = open_storage(tmp_path)
+    runs = [WrittenKeys(storage, {}, Shard(number, 2)) for number in (0, 1)]
+    row, contents = runs[0].row_hash("r0"), [WrittenKeys.content_hash(key, []) for key in ("first", "second")]
+    for number in (1 - last, last):
+        runs[number].add(row, contents[number])
+        runs[number].save()
+
+    assert not any(WrittenKeys(storage, {}).has(row, content) for content in contents)
+    again = WrittenKeys(storage, {}, Shard(1, 2))
+    assert not again.has(row, contents[1])
+    again.add(row, contents[1])
+    again.save()
+    assert not WrittenKeys(storage, {}).has(row, contents[1])
+    merge = WrittenKeys(storage, {})
+    merge.add(row, contents[0])
+    merge.save()
+    assert WrittenKeys(storage, {}).has(row, contents[0])
+    tomorrow = WrittenKeys(storage, {}, Shard(1, 2))
+    tomorrow.add(row, contents[1])
+    tomorrow.save()
+    assert WrittenKeys(storage, {}).has(row, contents[1])
+
+
+def test_shards_that_agree_about_a_row(tmp_path):
+    """As when the number of shards has changed."""
+    storage = open_storage(tmp_path)
+    row, content = WrittenKeys(storage, {}).row_hash("r0"), WrittenKeys.content_hash("key", [])
+    for shard in (Shard(0, 2), Shard(3, 4)):
+        keys = WrittenKeys(storage, {}, shard)
+        keys.add(row, content)
+        keys.save()
+
+    assert WrittenKeys(storage, {}).has(row, content)
 
 
 class DiedError(OSError):
@@ -249,4 +323,34 @@ def test_every_crash_point(batch, tmp_path):
         assert batch.run(ROWS, id_column="id", into=table).written == 0
         if disk.count <= deadline:
             assert tried - before == 7
+            break
+
+
+def test_every_crash_point_of_a_shard(batch, tmp_path):
+    """The other shard, another try and the merge complete the table, and ask no row again that is in a checkpoint."""
+
+    def run(disk=None, **arguments):
+        return batch.run(
+            ROWS, directory=open_storage(batch.directory, disk), id_column="id", into=table, concurrency=1, **arguments
+        )
+
+    for deadline in itertools.count():
+        batch.directory = tmp_path / f"out{deadline}"
+        table, disk = MemoryTable(), DyingDisk(deadline)
+        before = len(batch.asked)
+        with contextlib.suppress(StorageError, DiedError):
+            run(disk, shard=(0, 2))
+        stored = {json.loads(line)["key"] for part in batch.parts for line in part.read_bytes().splitlines()}
+        tried = len(batch.asked)
+
+        for shard in ((1, 2), (0, 2)):
+            run(shard=shard)
+        writes = table.writes
+        assert run(mode="merge").written == 0
+
+        assert table.rows == expected(batch)
+        assert table.writes == writes
+        assert len(batch.asked) - tried == 7 - len(stored)
+        if disk.count <= deadline:
+            assert len(batch.asked) - before == 7
             break
