@@ -1,4 +1,4 @@
-"""A batch that starts when another one is done, and has its results as rows: an answer to each classified ticket.
+"""A batch that starts when another is done, with its results as rows: an answer to each classified ticket.
 
 The batch of ``ollama_classified_tickets`` updates the asset ``ollama-classified-tickets``, and its event says where the
 results are. Results of this one are in ``output_path``.
@@ -20,7 +20,7 @@ CLASSIFIED = Asset("ollama-classified-tickets")
 
 with DAG(
     "ollama_answered_tickets",
-    description="A batch that starts when another one is done, and has its results as rows",
+    description="A batch that starts when another is done, with its results as rows",
     doc_md=__doc__,
     schedule=[CLASSIFIED],
     start_date=datetime(2026, 1, 1, tzinfo=UTC),

@@ -38,8 +38,7 @@ def run_batch(run_dag, ollama_conn, tmp_path, request):
     """Return a function that runs a batch of three rows, whose arguments are given as source, or another task."""
 
     def run(more="", task=_BATCH):
-        name = request.node.name.replace("[", "-").strip("]")
-        return run_dag(_DAG.format(asset=name, task=task.format(path=tmp_path / "out", more=more)))
+        return run_dag(_DAG.format(asset=request.node.name, task=task.format(path=tmp_path / "out", more=more)))
 
     return run
 
