@@ -39,6 +39,7 @@ NAVIGATION = {
     "Begin": ["docs/index", "docs/quickstart", "docs/concepts"],
     "How to": [
         "docs/howto/move-from-a-loop",
+        "docs/howto/rehearse",
         "docs/operate",
         "docs/howto/taskflow",
         "docs/howto/wait-without-a-slot",

@@ -21,6 +21,7 @@ from ollama_provider.batch.records import Provenance, Query, Row
 from ollama_provider.batch.rehearsal import forecast
 from ollama_provider.batch.rehearsal.calls import Call, Calls, Parallel, parallel
 from ollama_provider.batch.rehearsal.result import Memory, RehearsalResult, RehearsedRow, rehearsed_row
+from ollama_provider.batch.report.run_report import whatever_happens, write_report
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.results.progress import Progress
 from ollama_provider.batch.rows.reader import RowReader
@@ -96,6 +97,8 @@ def rehearse_batch(
         result = _conclude(spec, some, texts, asked, calls.ended)
         content = json.dumps(result.as_dict(prompt=False, answers=True), indent=2, default=str)
         write(storage, REHEARSAL_NAMES.summary, f"{content}\n".encode())
+        with whatever_happens():
+            logger.info("Report: %s", write_report(storage))
     return result
 
 

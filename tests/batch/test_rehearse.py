@@ -122,7 +122,7 @@ class TestTheDirectory:
         rehearse()
 
         names = {path.relative_to(batch.directory).parts[0] for path in batch.directory.rglob("*") if path.is_file()}
-        assert names - {".lock"} == {"parts", "rehearsal"}
+        assert names - {".lock"} == {"parts", "rehearsal", "report.html"}
         kept = json.loads((batch.directory / "rehearsal/summary.json").read_text())
         assert (kept["total"], kept["failed"], kept["prompt"]) == (300, 0, None)
 
@@ -313,6 +313,22 @@ class TestWhatIsTold:
 
         assert "\x1b" not in rehearsal_as_text(found, texts=True)
         assert "␛[2Jgone" in rehearsal_as_text(found, texts=True)
+
+    def test_the_report_has_it(self, rehearse, batch, ollama):
+        """Before the night, and after it."""
+        ollama.stand_in.script("<b>word</b>", always=True, where=lambda body: bool(body.get("prompt")))
+
+        rehearse()
+        before = (batch.directory / "report.html").read_text()
+        batch.run(ROWS, id_column="id")
+        after = (batch.directory / "report.html").read_text()
+
+        assert "<title>Rehearsed: " in before
+        assert "20 of 300 rows were asked beforehand." in before
+        assert "<title>Complete: " in after
+        assert "20 of 300 rows were asked beforehand." in after
+        assert "<b>word</b>" not in before + after
+        assert "&lt;b&gt;word&lt;/b&gt;" in before
 
 
 class TestHowItEnds:

@@ -75,6 +75,8 @@ PROGRESS = shown("docs/operate.md", "done=")
 REASONS_TABLE = shown("docs/operate.md", "Failed rows: ")
 REASONS = shown("docs/operate.md", "grep -o")
 REPORT = shown("docs/operate.md", "python -m ollama_provider.batch --report")
+REHEARSE = shown("docs/howto/rehearse.md", "python -m ollama_provider.batch")
+REHEARSAL = shown("docs/howto/rehearse.md", "Rehearsal: ")
 INPUT_OPTIONS = shown("docs/howto/inputs.md", "OllamaBatchOperator(…, rows=")
 DOCUMENTS = shown("docs/howto/inputs.md", "OllamaBatchOperator(\n")
 KEPT_COLUMNS = shown("docs/howto/inputs.md", '{"key"')
@@ -365,6 +367,19 @@ def test_the_report_is_made_anew(tmp_path: Path, ollama: Server) -> None:
 
     assert run(tmp_path, REPORT.text) == "DIR/report.html\n"
     assert page.exists()
+
+
+def test_the_rehearsal(tmp_path: Path, ollama: Server) -> None:
+    """It prints the lines that the page shows, under the same names."""
+    rows = [json.dumps({"id": f"ticket-{number}", "text": f"Ticket {number}."}) for number in range(30)]
+    (tmp_path / "tickets.jsonl").write_text("\n".join(rows))
+    names = re.compile(r"^(Rehearsal: \d+ of|The prompt of one row:|row +chosen as.*|[A-Z][a-z ]{9} )", re.MULTILINE)
+
+    printed = run(tmp_path, f"export OLLAMA_HOST={ollama.host}:{ollama.port}\n{REHEARSE.text}")
+
+    assert [found.split() for found in names.findall(printed)] == [
+        found.split() for found in names.findall(REHEARSAL.text)
+    ]
 
 
 def test_the_imports_shown() -> None:

@@ -68,6 +68,8 @@ with DAG(
     rows = {{"prompt": "{{{{ row.text }}}}", "failures": tolerant}}
     told = {{"rows": "{folder}/rows.jsonl", "output_path": "{folder}/{dag_id}", "outlets": [Asset("{dag_id}")]}}
     OllamaBatchOperator(task_id="batch", **told, **rows)
+    rehearsed = {{"mode": "rehearse", "rows": "{folder}/rows.jsonl", "output_path": "{folder}/{dag_id}-3"}}
+    OllamaBatchOperator(task_id="rehearsal", **rehearsed, **rows)
 
     @task.ollama_generate
     def decorated_generate():

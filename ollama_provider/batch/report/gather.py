@@ -30,7 +30,7 @@ from ollama_provider.batch.report.prompts import (
 from ollama_provider.batch.report.runs import read_runs
 from ollama_provider.batch.report.samples import Distribution, distribution
 from ollama_provider.batch.results.files import FAILED, RESULTS
-from ollama_provider.batch.spec import BatchSpec, Names
+from ollama_provider.batch.spec import REHEARSAL_NAMES, BatchSpec, Names
 from ollama_provider.batch.store import manifest as manifests
 from ollama_provider.batch.store import shards
 from ollama_provider.batch.store.disk import storage_errors
@@ -100,7 +100,8 @@ class Report:
     """What a directory says about a batch.
 
     Attributes:
-        state: ``complete``, ``incomplete``, ``failed``, ``running``, or ``unknown`` where no run has noted its end.
+        state: ``complete``, ``incomplete``, ``failed``, ``running``, ``rehearsed`` where there was only a rehearsal, or
+            ``unknown`` where no run has noted its end.
         reason: why the last run ended, in a sentence; empty for a complete batch.
         directory: where it is.
         made: when this was gathered, in seconds since 1970.
@@ -122,6 +123,7 @@ class Report:
         settings: of the last run.
         samples, events: the history of this pass.
         shards: what each shard did, where the rows were shared by several.
+        rehearsal: what the last one found; see `ollama_provider.batch.rehearsal.result`. None if there was none.
     """
 
     state: str
@@ -152,6 +154,7 @@ class Report:
     samples: tuple[Sample, ...]
     events: tuple[Event, ...]
     shards: tuple[ShardShare, ...] = ()
+    rehearsal: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -188,8 +191,10 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
         failures.add(from_json(line))
     places = _places(storage, {row.key for row in rows.shown}) if is_complete else {}
     seconds = sum(sample.seconds for sample in history.samples)
+    rehearsal = _rehearsal(storage)
+    state = "rehearsed" if rehearsal and runs.state == "unknown" else runs.state
     return Report(
-        state=runs.state,
+        state=state,
         reason=runs.reason,
         directory=storage.location,
         made=time.time(),
@@ -217,7 +222,16 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
         samples=tuple(history.samples),
         events=tuple(history.events),
         shards=tuple(history.shards),
+        rehearsal=rehearsal,
     )
+
+
+def _rehearsal(storage: Storage) -> dict[str, Any] | None:
+    try:
+        found = json.loads(storage.read(REHEARSAL_NAMES.summary) or b"null")
+    except ValueError:  # a copy may be damaged
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class _Failures:

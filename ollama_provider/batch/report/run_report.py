@@ -4,10 +4,11 @@ Nothing of that may fail a run, or slow it. While requests are sent, the page is
 seldom the longer that takes: a fiftieth of the time at most.
 """
 
+import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -43,6 +44,20 @@ def write_report(storage: Storage, journal: Journal | None = None) -> str:
     """
     write(storage, REPORT, render(gather(storage, journal)))
     return f"{storage.location}/{REPORT}"
+
+
+@contextlib.contextmanager
+def whatever_happens() -> Iterator[None]:
+    """Log what goes wrong with a report, whatever a row or a file may hold: the results are there."""
+    try:
+        yield
+    except Exception as error:
+        # Not the error's own text, which may quote an answer.
+        trace = "\n" + "".join(traceback.format_tb(error.__traceback__))
+        logger.warning(
+            "The report cannot be written: %s",
+            error if isinstance(error, BatchError) else f"an unexpected {type(error).__name__}{trace}",
+        )
 
 
 class RunReport:
@@ -193,19 +208,11 @@ class RunReport:
             logger.info("The servers of this run:\n%s", servers_table(servers))
         if not self._page:
             return
-        try:
-            with self._writing:
-                report = gather(self._storage, journal)
-                if report.reasons:
-                    unknown = {row.key for each in report.reasons for row in each.rows if row.index is None}
-                    table = reasons_table(report.reasons, places(unknown) if unknown else {})
-                    logger.warning("Failed rows: %d\n%s", sum(each.count for each in report.reasons), table)
-                write(self._storage, REPORT, render(report))
-                logger.info("Report: %s/%s", self._storage.location, REPORT)
-        except Exception as error:  # whatever a row or a file may hold: the results are there
-            # Not the error's own text, which may quote an answer.
-            trace = "\n" + "".join(traceback.format_tb(error.__traceback__))
-            logger.warning(
-                "The report cannot be written: %s",
-                error if isinstance(error, BatchError) else f"an unexpected {type(error).__name__}{trace}",
-            )
+        with whatever_happens(), self._writing:
+            report = gather(self._storage, journal)
+            if report.reasons:
+                unknown = {row.key for each in report.reasons for row in each.rows if row.index is None}
+                table = reasons_table(report.reasons, places(unknown) if unknown else {})
+                logger.warning("Failed rows: %d\n%s", sum(each.count for each in report.reasons), table)
+            write(self._storage, REPORT, render(report))
+            logger.info("Report: %s/%s", self._storage.location, REPORT)

@@ -327,6 +327,37 @@ def test_night_window(run, tmp_path) -> None:
     assert second["complete"] == f"{tmp_path}/out"
 
 
+def test_rehearsed_night(run, tmp_path) -> None:
+    """The rows of the rehearsal are not asked again."""
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "Row {number}."}}\n' for number in range(50)))
+
+    done = run("ollama_rehearsed_night", rows=str(tmp_path / "rows.jsonl"), output_path=f"file://{tmp_path}/out")
+
+    assert (done["rehearsal"]["total"], done["rehearsal"]["failing"]) == (50, 0.0)
+    assert (done["rehearsal"]["prompt"], done["rehearsal"]["rows"][0]["output"]) == (None, None)
+    assert (done["night"]["ok"], done["night"]["reused"], done["not_tonight"]) == (50, 20, None)
+
+
+@pytest.mark.parametrize("wrong", ["rows", "night"])
+def test_a_night_that_is_not_worth_it(run_dag, ollama, ollama_conn, tmp_path, wrong) -> None:
+    """Too many rows fail, or it is too short: the batch does not begin, and the run is red."""
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "Row {number}."}}\n' for number in range(50)))
+    where = {"rows": str(tmp_path / "rows.jsonl"), "output_path": f"file://{tmp_path}/out"}
+    if wrong == "rows":
+        ollama.stand_in.script(
+            Fail("no", 400), where=lambda body: (body.get("prompt") or "").endswith("Row 0."), always=True
+        )
+
+    done = run_dag(DAGS / "ollama_rehearsed_night.py", **where, show_texts=True, hours=8 if wrong == "rows" else 1e-6)
+
+    tasks = {task.task_id: task for task in done.get_task_instances()}
+    found = tasks["rehearsal"].xcom_pull(task_ids="rehearsal")
+    assert (tasks["night"].state, tasks["not_tonight"].state, done.state) == ("skipped", "failed", "failed")
+    assert found["prompt"] == "Summarise in one sentence:\nRow 0."
+    assert found["failed"] == (wrong == "rows")
+    assert "Row" in found["rows"][5]["output"]
+
+
 @pytest.mark.usefixtures("ollama")
 def test_after_the_night(run) -> None:
     """It waits for the asset that the night tells of."""
