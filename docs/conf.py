@@ -53,6 +53,7 @@ NAVIGATION = {
         "docs/howto/python-client",
         "docs/howto/test-your-dags",
         "docs/howto/docker-compose",
+        "docs/howto/lineage",
     ],
     "Reference": [
         "docs/reference/operators",

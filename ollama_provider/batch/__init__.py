@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from ollama_provider.batch.report.row_pages import read_rows as read_rows
     from ollama_provider.batch.results.progress import Progress
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
+    from ollama_provider.batch.rows.sources import find_files as find_files
+    from ollama_provider.batch.rows.sources import folder_of as folder_of
     from ollama_provider.batch.run import run_batch
     from ollama_provider.batch.spec import BatchSpec
     from ollama_provider.batch.stop import StoppedError, StopSignal
@@ -118,8 +120,9 @@ _HOMES = {
     "rehearsal.text": ("rehearsal_as_text",),
     "stop": ("StoppedError", "StopSignal"),
     "results.progress": ("Progress",),
-    # For the operators; not in __all__, so not part of the documented API.
+    # For the operators and their lineage; not in __all__, so not part of the documented API.
     "rows.image_folder": ("ImageFolder",),
+    "rows.sources": ("find_files", "folder_of"),
     "store.storage": ("Storage", "local_path", "open_existing"),
     # For the page in Airflow's UI; neither are these.
     "report.gather": ("Report", "gather"),

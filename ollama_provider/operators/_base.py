@@ -80,6 +80,8 @@ class OllamaOperator(BaseOperator):
         super().__init__(**kwargs)
         self.conn_id = conn_id
         self.model = model
+        #: What is known of the work of this try, for its lineage: model, digest, server, numbers. None before it began.
+        self.work: dict[str, Any] | None = None
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
         """Render a template. In the fields of `list_fields`, the text of a list is converted back to the list."""
@@ -106,12 +108,15 @@ class OllamaOperator(BaseOperator):
     @contextmanager
     def open_hook(self) -> Iterator[None]:
         """Context manager: converts errors to Airflow's, and closes the hook at the end."""
+        self.work = {}
         try:
             with airflow_errors(), self.hook:
                 yield
         finally:
             # A closed hook cannot be reused, so another try in the same process creates a new one.
-            self.__dict__.pop("hook", None)
+            settings = self.__dict__.pop("hook").__dict__.get("settings")
+            if settings is not None:  # the connection was read
+                self.work = {"model": self.model or settings.model, "server": ", ".join(settings.urls)} | self.work
 
     def perform(self, context: "Context") -> Any:
         """Do the work of the task, and return the value for XCom."""
@@ -137,8 +142,19 @@ class OllamaOperator(BaseOperator):
         from ollama_provider.observability import ServerLogger
 
         if len(self.hook.servers) == 1:
-            return work(self.hook, self.log)
-        return self.hook.on_servers(lambda hook: work(hook, ServerLogger(self.log, hook.settings.base_url)))
+            done = work(self.hook, self.log)
+            self._note_model([done])
+            return done
+        done_by = self.hook.on_servers(lambda hook: work(hook, ServerLogger(self.log, hook.settings.base_url)))
+        self._note_model(list(done_by.values()))
+        return done_by
+
+    def _note_model(self, states: Sequence[Any]) -> None:
+        """Keep which model it was, for the lineage, where all servers say the same of it."""
+        for name in ("model", "digest"):
+            found = {state.get(name) if isinstance(state, dict) else None for state in states}
+            if self.work is not None and len(found) == 1 and None not in found:
+                self.work[name] = found.pop()
 
     def report(
         self, context: "Context", model: str, numbers: dict[str, Any], *, servers: Iterable[str]
@@ -168,6 +184,25 @@ class OllamaOperator(BaseOperator):
             "digest": entry.digest if entry else None,
             **numbers,
         }
+        self.work = usage
         self.log.info("%s", describe(usage))
         context["ti"].xcom_push(key="usage", value=usage)
         return usage
+
+    def reads(self) -> list[Any]:
+        """Return what the task reads, for its lineage: paths and globs on any storage, and `SqlRows`."""
+        return []
+
+    def writes(self) -> list[tuple[Any, int | None]]:
+        """Return what the task writes, for its lineage: paths and `SqlTable`, each with its number of rows if known."""
+        return []
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002  # Airflow's signature
+        """Return the lineage of the task. Airflow's OpenLineage provider calls this, where it is installed."""
+        from ollama_provider.lineage import lineage_of
+
+        return lineage_of(self)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> Any:
+        """Return what is known of the lineage of a task that has failed."""
+        return self.get_openlineage_facets_on_complete(task_instance)

@@ -18,6 +18,7 @@ from ollama_provider.batch import (
     Rehearsal,
     StoppedError,
     StopSignal,
+    Summary,
     TooManyFailedError,
     paths_of,
     rehearsal_as_text,
@@ -43,6 +44,7 @@ def run_in_task(
     instance: Any,
     log: logging.Logger,
     stop: StopSignal,
+    work: dict[str, Any],
 ) -> dict[str, Any]:
     """Run a batch as one try of a task; return its summary.
 
@@ -53,6 +55,7 @@ def run_in_task(
         instance: the task instance. Its XCom gets the summary also when too many rows failed.
         log: of the task.
         stop: ends the batch early, also from a signal handler.
+        work: gets what is known of the batch, as it goes on; see `OllamaOperator.work`.
 
     Raises:
         BatchError: see the tree in `ollama_provider.batch.errors`.
@@ -68,19 +71,32 @@ def run_in_task(
             server_tags = {**tags, "server": server_tag(share.server)}
             for name in _SERVER_GAUGES:
                 Stats.gauge(f"ollama.batch.server.{name}", getattr(share, name), tags=server_tags)
+        work.update({name: getattr(progress, name) for name in ("ok", "failed", "reused")})
 
     try:
         summary = run_batch(spec, settings, directory, on_progress=gauge, stop=stop, listener=TaskObserver(log))
     except TooManyFailedError as error:
         if error.summary:
+            work |= _known_of(error.summary)
             instance.xcom_push(key="return_value", value=error.summary.as_dict())
         raise
+    work |= _known_of(summary)
     if stop.reason:
         raise AirflowException(
             f"The batch was stopped after {summary.ok + summary.failed} rows. What it has is kept, and the next "
             "try goes on from there."
         )
     return summary.as_dict()
+
+
+def _known_of(summary: Summary) -> dict[str, Any]:
+    """Return what the lineage of the task says of a run."""
+    known = {name: value for name, value in vars(summary).items() if name not in {"provenance", "servers"}}
+    if summary.provenance is not None:
+        known |= {"model": summary.provenance.model, "digest": summary.provenance.digest}
+    if summary.servers:
+        known["server"] = ", ".join(share.server for share in summary.servers)
+    return known
 
 
 def describe_assets(outlets: Iterable[Any], events: Mapping[Any, Any], summary: Mapping[str, Any]) -> None:

@@ -40,6 +40,12 @@ class Blob:
                 yield chunk
 
 
+def paths_in(value: Any) -> list[ObjectStoragePath]:
+    """Return the paths that an argument gives: a path or a list of paths; none for None."""
+    paths = [] if value is None else [value] if isinstance(value, str | Path | ObjectStoragePath) else list(value)
+    return [ObjectStoragePath(path) for path in paths]
+
+
 def read_blobs(field: str, value: Any) -> dict[str, Blob]:
     """Read files to compute their digests, and return them by file name.
 
@@ -51,9 +57,8 @@ def read_blobs(field: str, value: Any) -> dict[str, Blob]:
         InvalidRequestError: a file does not exist, a ``.gguf`` file is not in that format, or two files have the same
             name.
     """
-    paths = [] if value is None else [value] if isinstance(value, str | Path | ObjectStoragePath) else list(value)
     blobs: dict[str, Blob] = {}
-    for path in map(ObjectStoragePath, paths):
+    for path in paths_in(value):
         if path.name in blobs:
             raise InvalidRequestError(f"{field}: there are several files with the name {path.name!r}")
         try:

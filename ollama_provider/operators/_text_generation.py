@@ -14,6 +14,7 @@ from ollama_provider.api.errors import (
 )
 from ollama_provider.api.images import capabilities_for
 from ollama_provider.operators._deferrable import DeferrableOperator
+from ollama_provider.operators._storage_paths import storage_path
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -108,6 +109,18 @@ class TextGenerationOperator(DeferrableOperator):
         self.first_token_timeout = first_token_timeout
         self.idle_timeout = idle_timeout
         self.total_timeout = total_timeout
+
+    def reads(self) -> list[Any]:
+        """Return the folder that images are read from, if it is given."""
+        return (
+            [storage_path(self.images_from) if isinstance(self.images_from, str) else self.images_from]
+            if self.images_from
+            else []
+        )
+
+    def writes(self) -> list[tuple[Any, int | None]]:
+        """Return the file that the answer is shown in, if there is one."""
+        return [(storage_path(str(self.stream_to)), None)] if self.stream_to and self.stream_to != "log" else []
 
     @property
     def request_kind(self) -> "type[GenerateRequest] | type[ChatRequest]":

@@ -22,6 +22,7 @@ from ollama_provider.batch import (
     Timeouts,
     Window,
     is_final,
+    paths_of,
     read_argument,
     refuse_contradictions,
 )
@@ -213,6 +214,9 @@ class OllamaBatchOperator(OllamaOperator):
         self.auto_pull = auto_pull
         #: Stops the batch of this try from `on_kill`; each try has its own.
         self._stop = StopSignal()
+        #: Where the results of this try go, and the file of them.
+        self._directory: Any = None
+        self._results: Any = None
         # A mapped task is made by its worker, from arguments that are rendered.
         if not getattr(self, "_BaseOperator__from_mapped", False):
             self._check_arguments()
@@ -235,11 +239,8 @@ class OllamaBatchOperator(OllamaOperator):
         A ``{{`` in a document is no template, and a text of *messages* or *images* that names ``row`` or a variable of
         the batch is the batch's.
         """
-        if content is self.rows and isinstance(content, list | tuple):
-            from ollama_provider.batch import paths_of  # a DAG file is parsed all the time
-
-            if paths_of(content) is None:
-                return content
+        if content is self.rows and isinstance(content, list | tuple) and paths_of(content) is None:
+            return content
 
         def render(content: Any) -> Any:
             return super(OllamaBatchOperator, self).render_template(content, *args, **kwargs)
@@ -264,6 +265,7 @@ class OllamaBatchOperator(OllamaOperator):
         self._stop = StopSignal()
         instance = context["ti"]
         directory = results_directory(self.output_path, self.resume, instance, is_shard=self.shard is not None)
+        self.work, self._directory = {}, directory
         # First of all, so that the button *Results* works also where something is wrong.
         self.log.info("The results go to %s", directory)
         instance.xcom_push(key=RESULTS, value=str(directory))
@@ -272,12 +274,34 @@ class OllamaBatchOperator(OllamaOperator):
             if spec.mode == "rehearse":
                 rehearsal = mode if isinstance(mode, Rehearsal) else Rehearsal()
                 return rehearse_in_task(spec, rehearsal, settings, directory, log=self.log, stop=self._stop)
-            summary = run_in_task(spec, settings, directory, instance=instance, log=self.log, stop=self._stop)
+            self._results = directory / f"results.{spec.format}"
+            summary = run_in_task(
+                spec, settings, directory, instance=instance, log=self.log, stop=self._stop, work=self.work
+            )
         finally:
             if has_page():
                 self.log.info("Page: %s", batch_page_url(instance))
         describe_assets(self.outlets, context["outlet_events"], summary)
         return summary
+
+    def reads(self) -> list[Any]:
+        """Return the files or the query of the rows, and the folder of the images; for a merge, also what it merges."""
+        from ollama_provider.operators._batch_run import locate
+        from ollama_provider.sql import SqlRows
+
+        rows = [self.rows] if isinstance(self.rows, SqlRows) else paths_of(self.rows) or []
+        images = [self.images_from] if self.images and self.images_from else []
+        merged = [self._directory] if self.mode == "merge" else []
+        return [locate(source) for source in (*rows, *images, *merged)]
+
+    def writes(self) -> list[tuple[Any, int | None]]:
+        """Return the results and the table; for a shard the directory of all shards, whose results are the merge's."""
+        if self.work is None or self._results is None:
+            return []
+        if self.shard is not None:
+            return [(self._directory, None)]
+        table = [] if self.into is None else [(self.into, self.work.get("written"))]
+        return [(self._results, self.work.get("rows")), *table]
 
     def _spec(self, context: "Context") -> "BatchSpec":
         """Return what the batch is to do, with the connection's defaults.

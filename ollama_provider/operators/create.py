@@ -10,7 +10,7 @@ from ollama_provider.api.schemas import CreateRequest
 from ollama_provider.observability import describe_pull
 from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.operators._model_diff import differences
-from ollama_provider.operators._model_files import Blob, read_blobs, upload
+from ollama_provider.operators._model_files import Blob, paths_in, read_blobs, upload
 from ollama_provider.operators._server_models import find_model, show_if_there, show_or_pull
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class OllamaCreateModelOperator(OllamaOperator):
         self.quantize = quantize
         self.auto_pull = auto_pull
         self.pull_stall_timeout = pull_stall_timeout
+
+    def reads(self) -> list[Any]:
+        """Return the files of weights and adapters."""
+        return [*paths_in(self.files), *paths_in(self.adapters)]
 
     def perform(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002  # needs nothing of it
         """Create the model on every server where it is missing or would change."""

@@ -109,6 +109,10 @@ class OllamaEmbedOperator(DeferrableOperator):
         )
         return self.send_and_finish(context, request)
 
+    def writes(self) -> list[tuple[Any, int | None]]:
+        """Return the file of the vectors, if there is one."""
+        return [] if self.output_path is None else [(storage_path(self.output_path), (self.work or {}).get("texts"))]
+
     def finish(self, context: "Context", request: Any, send: "Send", **_: Any) -> Any:
         """Return the vectors, or write them to the file and return where it is."""
         embedding = Embedding(send, request, may_cut=self.may_cut)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from airflow.providers.common.compat.sdk import DAG
+from openlineage.client import OpenLineageClient
 
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, FailurePolicy, Progress, TooManyFailedError, run_batch
@@ -41,6 +42,7 @@ NOT_RUN = {
     ("docs/howto/end-to-end-tests.md", "PYTEST_ADDOPTS="): "starts a real Airflow and a browser; CI runs make e2e",
     ("docs/howto/end-to-end-tests.md", "pip install pre-commit"): "needs the network, and changes the checkout",
     ("docs/quickstart.md", "OLLAMA_HOST="): "needs Ollama itself",
+    ("docs/howto/lineage.md", "{"): "an event: tests/airflow/test_lineage.py",
     ("docs/design/architecture.md", "decorators "): "the layers: test_architecture_page.py",
     ("docs/design/architecture.md", "__main__\n"): "those inside the batch: test_architecture_page.py",
     ("docs/reference/metrics.md", "groups:"): "the alerts: test_metrics_page.py",
@@ -66,6 +68,7 @@ QUICKSTART_ROW = shown("docs/quickstart.md", '{"key"')
 STAND_IN = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing --port")
 STAND_INS = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing --servers")
 PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
+LINEAGE = shown("docs/howto/lineage.md", "[openlineage]")
 HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
 CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
 SERVERS_CONNECTION = shown("docs/howto/several-servers.md", "airflow connections add")
@@ -356,6 +359,15 @@ def test_the_count_of_reasons(shell: Shell, home: Path, ollama: Server) -> None:
         run_batch(spec, Settings(base_url=ollama.url), home)
 
     assert shell(REASONS.text).split() == ["2", '"error":{"class":"RenderError"']
+
+
+def test_where_lineage_goes() -> None:
+    """OpenLineage's client takes what the page sets."""
+    shown_options = ConfigParser(interpolation=None)
+    shown_options.read_string(LINEAGE.text)
+    transport = json.loads(shown_options["openlineage"]["transport"])
+
+    assert OpenLineageClient(config={"transport": transport}).transport.kind == "http"
 
 
 def test_the_report_is_made_anew(tmp_path: Path, ollama: Server) -> None:
