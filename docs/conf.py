@@ -54,6 +54,7 @@ NAVIGATION = {
         "docs/howto/test-your-dags",
         "docs/howto/docker-compose",
         "docs/howto/lineage",
+        "docs/howto/tracing",
     ],
     "Reference": [
         "docs/reference/operators",

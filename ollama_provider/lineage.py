@@ -24,8 +24,8 @@ from openlineage.client.facet_v2 import RunFacet, output_statistics_output_datas
 from ollama_provider import __version__
 from ollama_provider.batch import BatchError, find_files, folder_of, local_path
 from ollama_provider.sql import SqlRows, SqlTable
-from ollama_provider.sql.database import database_hook, dialect_of
-from ollama_provider.sql.statements import quote_table
+from ollama_provider.sql.database import database_hook
+from ollama_provider.sql.dialects import Destination
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +130,7 @@ def _facet(work: Mapping[str, Any]) -> OllamaRunFacet:
 def _read(source: Any) -> OperatorLineage:
     """Return the datasets of an input: the tables of a query, or the files of a path or glob."""
     if isinstance(source, SqlRows):
-        tables, _ = _tables(source.conn_id, _without_placeholders(source))
-        return OperatorLineage(inputs=tables, job_facets={"sql": sql_job.SQLJobFacet(query=source.sql)})
+        return OperatorLineage(inputs=_tables_of(source), job_facets={"sql": sql_job.SQLJobFacet(query=source.sql)})
     path = local_path(source) or source
     if path.is_file():
         files = [path]
@@ -147,11 +146,7 @@ def _read(source: Any) -> OperatorLineage:
 
 def _written(target: Any, rows: int | None) -> OutputDataset:
     """Return the dataset of a table, a file or a folder, with the number of rows that were written, where known."""
-    if isinstance(target, SqlTable):
-        _, (table,) = _tables(target.conn_id, f"INSERT INTO {quote_table(target.table)} SELECT NULL")
-        namespace, name = table.namespace, table.name
-    else:
-        namespace, name = _name_of_file(target)
+    namespace, name = _name_of_table(target) if isinstance(target, SqlTable) else _name_of_file(target)
     statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=rows, producer=PRODUCER)
     return OutputDataset(namespace, name, outputFacets={} if rows is None else {"outputStatistics": statistics})
 
@@ -164,20 +159,34 @@ def _name_of_file(path: Any) -> tuple[str, str]:
     return f"{_SCHEMES.get(path.protocol, path.protocol)}://{path.bucket}", path.key
 
 
-def _tables(conn_id: str, statement: str) -> tuple[list[Dataset], list[Dataset]]:
-    """Return the tables that a statement reads, and those that it writes."""
+def _tables_of(rows: SqlRows) -> list[Dataset]:
+    """Return the tables that a query reads."""
+    hook, database, schema = _database(rows.conn_id)
+    dialect = hook.get_openlineage_database_dialect(hook.get_connection(rows.conn_id))
+    # The parser knows no placeholders of drivers.
+    query = rows.sql if rows.parameters is None else _PLACEHOLDER.sub("NULL", rows.sql)
+    found = SQLParser(dialect, schema).generate_openlineage_metadata_from_sql(
+        query, hook, database, use_connection=False
+    )
+    return list(found.inputs)
+
+
+def _name_of_table(table: SqlTable) -> tuple[str, str]:
+    """Return namespace and name of a table."""
+    _, database, schema = _database(table.conn_id)
+    parts = Destination(table.table, [], []).parts
+    name = ".".join(filter(None, (database.database, *([schema] if len(parts) == 1 else []), *parts)))
+    return SQLParser.create_namespace(database), name.upper() if database.is_uppercase_names else name
+
+
+def _database(conn_id: str) -> tuple[Any, DatabaseInfo, str | None]:
+    """Return the hook of a database, how OpenLineage names it, and the schema of tables that are named without one."""
     hook = database_hook(conn_id)
     connection = hook.get_connection(conn_id)
-    database, schema = hook.get_openlineage_database_info(connection), hook.get_openlineage_default_schema()
-    if dialect_of(hook) == "sqlite":  # whose hook gives no names
-        database, schema = DatabaseInfo(scheme="sqlite", authority=str(Path(connection.host).absolute())), "main"
+    if connection.conn_type == "sqlite":  # whose hook does not tell
+        return hook, DatabaseInfo(scheme="sqlite", authority=str(Path(connection.host).absolute())), "main"
+    database = hook.get_openlineage_database_info(connection)
     if database is None:
         raise LookupError(f"the hook of connection {conn_id!r} does not say how OpenLineage names its database")
-    parser = SQLParser(hook.get_openlineage_database_dialect(connection), schema)
-    found = parser.generate_openlineage_metadata_from_sql(statement, hook, database, use_connection=False)
-    return found.inputs, found.outputs
-
-
-def _without_placeholders(rows: SqlRows) -> str:
-    """Return the query as a parser takes it, which knows no placeholders of drivers."""
-    return rows.sql if rows.parameters is None else _PLACEHOLDER.sub("NULL", rows.sql)
+    # MySQL's schemas are its databases.
+    return hook, database, hook.get_openlineage_default_schema() or connection.schema

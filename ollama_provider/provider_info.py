@@ -147,6 +147,15 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "True",
                     },
+                    "trace_rows": {
+                        "description": "Share of a batch's rows whose requests get a span of their own, where tracing "
+                        "with OpenTelemetry is on: 0 for none, 0.01 for about one in a hundred, 1 for all. The batch "
+                        "itself, loads and pulls of models and single requests always have one.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": "0.01",
+                        "default": "0",
+                    },
                 },
             },
         },

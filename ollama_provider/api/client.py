@@ -64,6 +64,7 @@ class Client:
             the caller.
         transport: an httpx transport to use instead of the network. It stays open when the client is closed.
         concurrency: limit of concurrent requests to a server. Others wait.
+        traced: probability that a request gets a span, 0 to 1, where tracing with OpenTelemetry is on.
 
     Raises:
         InvalidRequestError: a header, a certificate file or the environment's proxy is wrong.
@@ -76,9 +77,11 @@ class Client:
         listener: Listener | None = None,
         transport: httpx.BaseTransport | None = None,
         concurrency: int = 16,
+        traced: float = 1.0,
     ) -> None:
         self.settings = settings = settings or settings_for()
         self._listener = listener
+        self._traced = traced
         self._servers = [Server(each, transport, concurrency) for each in settings.servers]
         self._routing = Routing(len(self._servers))
         self._asking = self._servers[0].pool.lock()
@@ -130,7 +133,7 @@ class Client:
         Raises:
             OllamaError: one of the tree in `errors`, on entering the block or on reading.
         """
-        with Call(request, self._listener) as call:
+        with Call(request, self._listener, self._traced) as call:
             try:
                 self._routing.start(call)
                 first, rest, pieces = self._send_or_pull(call, Server.begin)
@@ -140,7 +143,7 @@ class Client:
                 self._routing.end(call)
 
     def _send(self, request: Request[ReplyT], to: int | None = None) -> ReplyT:
-        with Call(request, self._listener) as call:
+        with Call(request, self._listener, self._traced) as call:
             try:
                 self._routing.start(call, to)
                 reply = self._reply(call)
@@ -285,6 +288,7 @@ class AsyncClient:
             the caller.
         transport: an httpx transport to use instead of the network. It stays open when the client is closed.
         concurrency: limit of concurrent requests to a server. Others wait.
+        traced: probability that a request gets a span, 0 to 1, where tracing with OpenTelemetry is on.
 
     Raises:
         InvalidRequestError: a header, a certificate file or the environment's proxy is wrong.
@@ -297,9 +301,11 @@ class AsyncClient:
         listener: Listener | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         concurrency: int = 16,
+        traced: float = 1.0,
     ) -> None:
         self.settings = settings = settings or settings_for()
         self._listener = listener
+        self._traced = traced
         self._servers = [AsyncServer(each, transport, concurrency) for each in settings.servers]
         self._routing = Routing(len(self._servers))
         self._asking = self._servers[0].pool.lock()
@@ -348,7 +354,7 @@ class AsyncClient:
         Raises:
             OllamaError: one of the tree in `errors`, on entering the block or on reading.
         """
-        with Call(request, self._listener) as call:
+        with Call(request, self._listener, self._traced) as call:
             try:
                 self._routing.start(call)
                 first, rest, pieces = await self._send_or_pull(call, AsyncServer.begin)
@@ -358,7 +364,7 @@ class AsyncClient:
                 self._routing.end(call)
 
     async def _send(self, request: Request[ReplyT], to: int | None = None) -> ReplyT:
-        with Call(request, self._listener) as call:
+        with Call(request, self._listener, self._traced) as call:
             try:
                 self._routing.start(call, to)
                 reply = await self._reply(call)

@@ -5,12 +5,14 @@ Never prompts, answers and secrets.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import random
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Self
 
 from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.schemas import Metrics, Reply, ReplyT, Request, model_of
+from ollama_provider.api.tracing import RequestSpan
 
 
 @dataclass(frozen=True)
@@ -102,27 +104,34 @@ Listener = Callable[[Event], None]
 
 
 class Call(Generic[ReplyT]):
-    """A request with all its attempts. A context manager that reports its end to a listener.
+    """A request with all its attempts. A context manager that reports its end to a listener, and is a span.
 
     Args:
         request: the request.
         listener: called with the events; None if nothing listens.
+        traced: probability that the request gets a span, 0 to 1, where tracing is on.
     """
 
-    def __init__(self, request: Request[ReplyT], listener: Listener | None) -> None:
+    def __init__(self, request: Request[ReplyT], listener: Listener | None, traced: float = 0.0) -> None:
         self.request = request
         self.model = model_of(request)
         self._listener = listener
         self._began = monotonic()
         self._server: str | None = None
         self._metrics: Metrics | None = None
+        self._traced = traced
+        self._span: RequestSpan | None = None
 
     def __enter__(self) -> Self:
+        if self._traced and random() < self._traced:  # noqa: S311  # no secret
+            self._span = RequestSpan.start(self.request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._span is not None:
+            self._span.end(error)
         if self._listener is None or not (error is None or isinstance(error, OllamaError)):
             return
         seconds = monotonic() - self._began
@@ -133,7 +142,9 @@ class Call(Generic[ReplyT]):
             self._listener(CallEnded(path, model, seconds, self._server, self._metrics))
 
     def note(self, reply: Reply) -> None:
-        """Keep the server of a reply, its durations and its counts for `CallEnded`."""
+        """Keep the server of a reply, its durations and its counts for `CallEnded`, and the reply for the span."""
+        if self._span is not None:
+            self._span.add(reply)
         if self._listener is None:
             return
         self._server = reply.server or None
@@ -143,10 +154,14 @@ class Call(Generic[ReplyT]):
 
     def failed(self, attempt: int, error: OllamaError, wait: float) -> None:
         """Report an attempt that failed and will be retried."""
+        if self._span is not None:
+            self._span.failed_attempt(error)
         self.tell(AttemptFailed(self.request.target, self.model, attempt, error, wait))
 
     def went_on(self, error: OllamaError, next_host: str) -> None:
         """Report a server that failed, and the one that the request is sent to next."""
+        if self._span is not None:
+            self._span.failed_attempt(error)
         self.tell(ServerFailed(self.request.target, self.model, error, next_host))
 
     def tell(self, event: Event) -> None:

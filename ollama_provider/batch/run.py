@@ -78,6 +78,7 @@ def run_batch(
     on_progress: Callable[[Progress], None] | None = None,
     stop: StopSignal | None = None,
     listener: Listener | None = None,
+    trace_rows: float = 0.0,
 ) -> Summary:
     """Run a batch until every row has an outcome, or until it is told to stop.
 
@@ -90,6 +91,7 @@ def run_batch(
         on_progress: called every second and at the end.
         stop: ends the run early, within some seconds.
         listener: told of the client's events.
+        trace_rows: probability that a request for a row gets a span, 0 to 1, where tracing with OpenTelemetry is on.
 
     Returns:
         How it went. ``complete`` is False when it was told to stop, when its window closed, and when
@@ -126,6 +128,7 @@ def run_batch(
                     on_progress=on_progress or (lambda _: None),
                     stop=stop,
                     listener=listener,
+                    trace_rows=trace_rows,
                 )
             )
         except StoppedError as stopped:  # before anything was done
@@ -170,12 +173,13 @@ async def _run(
     on_progress: Callable[[Progress], None],
     stop: StopSignal,
     listener: Listener | None,
+    trace_rows: float,
 ) -> Summary:
     """Open the directory, send requests until every row has an outcome, and write the results."""
     reader, results = RowReader(spec, read_rows(rows, spec.input_options)), files.results_format(spec)
     async with (
         renewing(lock) as renewal,
-        connect(spec, settings, listener) as servers,
+        connect(spec, settings, listener, trace_rows) as servers,
         open_run(spec, storage, servers, on_progress, stop) as run,
     ):
         try:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, Asset, ObjectStoragePath, Stats
+from airflow.providers.common.compat.sdk import AirflowException, Asset, ObjectStoragePath, Stats, conf
 from jinja2 import TemplateNotFound
 
 from ollama_provider.api.arguments import read_text
 from ollama_provider.api.errors import InvalidRequestError
 from ollama_provider.api.settings import Settings
+from ollama_provider.api.tracing import work_span
 from ollama_provider.batch import (
     BatchSpec,
     Progress,
@@ -30,6 +31,13 @@ from ollama_provider.operators._storage_paths import earlier_run_folder_name, ru
 from ollama_provider.sql import SqlRows
 
 logger = logging.getLogger(__name__)
+
+#: Attributes of the span of a batch, and what `work` has for them.
+_ATTRIBUTES = {
+    **{f"ollama.batch.{name}": name for name in ("rows", "ok", "failed", "reused")},
+    "gen_ai.usage.input_tokens": "prompt_tokens",
+    "gen_ai.usage.output_tokens": "tokens",
+}
 
 #: Of the batch, and of each of its servers.
 _GAUGES = ("done", "ok", "failed", "reused", "tokens_per_second", "concurrency")
@@ -73,20 +81,39 @@ def run_in_task(
                 Stats.gauge(f"ollama.batch.server.{name}", getattr(share, name), tags=server_tags)
         work.update({name: getattr(progress, name) for name in ("ok", "failed", "reused")})
 
-    try:
-        summary = run_batch(spec, settings, directory, on_progress=gauge, stop=stop, listener=TaskObserver(log))
-    except TooManyFailedError as error:
-        if error.summary:
-            work |= _known_of(error.summary)
-            instance.xcom_push(key="return_value", value=error.summary.as_dict())
-        raise
-    work |= _known_of(summary)
+    with work_span("batch", spec.model) as attributes:
+        try:
+            summary = run_batch(
+                spec,
+                settings,
+                directory,
+                on_progress=gauge,
+                stop=stop,
+                listener=TaskObserver(log),
+                trace_rows=_trace_rows(),
+            )
+            work |= _known_of(summary)
+        except TooManyFailedError as error:
+            if error.summary:
+                work |= _known_of(error.summary)
+                instance.xcom_push(key="return_value", value=error.summary.as_dict())
+            raise
+        finally:
+            attributes |= {name: work[known] for name, known in _ATTRIBUTES.items() if known in work}
     if stop.reason:
         raise AirflowException(
             f"The batch was stopped after {summary.ok + summary.failed} rows. What it has is kept, and the next "
             "try goes on from there."
         )
     return summary.as_dict()
+
+
+def _trace_rows() -> float:
+    """Return the probability that a request for a row gets a span, from Airflow's configuration."""
+    share: float = conf.getfloat("ollama", "trace_rows", fallback=0.0)
+    if not 0 <= share <= 1:
+        raise InvalidRequestError(f"[ollama] trace_rows: {share:g} is not between 0 and 1")
+    return share
 
 
 def _known_of(summary: Summary) -> dict[str, Any]:

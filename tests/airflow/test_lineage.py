@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from ollama_provider.lineage import MOST_FILES, SCHEMA, _name_of_file
+from ollama_provider.lineage import MOST_FILES, SCHEMA, _name_of_file, _read, _written
+from ollama_provider.sql import SqlRows, SqlTable
 from ollama_provider.testing import Answer, Fail, serve
 from tests.docs.pages import ROOT, blocks
 from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, found_in
@@ -149,6 +150,31 @@ def test_tables(folder, lineage):
         f"file {folder}/table-results/results.jsonl": 1,
         f"{namespace} main.summaries": 1,
     }
+
+
+def test_tables_of_each_kind_of_database(database):
+    """By OpenLineage's rules: a query finds the table that another task wrote."""
+    database.documents(1)
+    server, name = f"127.0.0.1:{database.connection.get('port')}", database.connection.get("schema")
+    namespace, prefix = {
+        "postgresql": (f"postgres://{server}", f"{name}.public"),
+        "mysql": (f"mysql://{server}", name),
+        "sqlite": (f"sqlite://{database.connection['host']}", "main"),
+    }[database.kind]
+    rows = SqlRows("warehouse", f"SELECT d.id FROM documents d WHERE title = {database.mark}", ["it's"])  # noqa: S608
+    table = SqlTable("warehouse", "documents", key="id", columns={"id": "id"})
+
+    (read,) = _read(rows).inputs
+    written = _written(table, 7)
+    assert (read.namespace, read.name) == (namespace, f"{prefix}.documents")
+    assert (written.namespace, written.name) == (read.namespace, read.name)
+
+
+def test_a_table_with_its_schema(postgres):
+    """Names are taken as the catalogue has them."""
+    table = SqlTable("warehouse", 'sales."v1.2"', key="id", columns={"id": "id"})
+
+    assert _written(table, None).name == f"{postgres.connection['schema']}.sales.v1.2"
 
 
 def test_vectors(folder, lineage):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,23 +14,26 @@ from configparser import ConfigParser
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath
 from openlineage.client import OpenLineageClient
 
 from ollama_provider.api.settings import Settings
-from ollama_provider.batch import BatchSpec, FailurePolicy, Progress, TooManyFailedError, run_batch
+from ollama_provider.batch import BatchSpec, FailurePolicy, Progress, StopSignal, TooManyFailedError, run_batch
 from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.advice import advice
 from ollama_provider.batch.report.gather import Reason, ShownRow
 from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaBatchOperator, OllamaPruneModelsOperator
+from ollama_provider.operators._batch_run import run_in_task
 from ollama_provider.provider_info import get_provider_info
 from ollama_provider.testing import Model, Server, StandIn, serve
 from tests.docs.pages import ROOT, Block, blocks
+from tests.tracing import exported
 
 #: Blocks that no test here runs, by page and beginning, and why.
 NOT_RUN = {
@@ -42,6 +46,7 @@ NOT_RUN = {
     ("docs/howto/end-to-end-tests.md", "PYTEST_ADDOPTS="): "starts a real Airflow and a browser; CI runs make e2e",
     ("docs/howto/end-to-end-tests.md", "pip install pre-commit"): "needs the network, and changes the checkout",
     ("docs/quickstart.md", "OLLAMA_HOST="): "needs Ollama itself",
+    ("docs/howto/tracing.md", "[traces]"): "is Airflow's own",
     ("docs/howto/lineage.md", "{"): "an event: tests/airflow/test_lineage.py",
     ("docs/design/architecture.md", "decorators "): "the layers: test_architecture_page.py",
     ("docs/design/architecture.md", "__main__\n"): "those inside the batch: test_architecture_page.py",
@@ -69,6 +74,8 @@ STAND_IN = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.test
 STAND_INS = shown("docs/howto/test-your-dags.md", "python -m ollama_provider.testing --servers")
 PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
 LINEAGE = shown("docs/howto/lineage.md", "[openlineage]")
+TRACE_ROWS = shown("docs/howto/tracing.md", "[ollama]")
+TREE_OF_SPANS = shown("docs/howto/tracing.md", "worker.")
 HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
 CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
 SERVERS_CONNECTION = shown("docs/howto/several-servers.md", "airflow connections add")
@@ -326,12 +333,35 @@ def test_the_table_of_models_that_go(
 def test_airflow_knows_the_options_shown() -> None:
     """Section and name are those that the provider tells Airflow."""
     shown_options = ConfigParser(interpolation=None)
-    shown_options.read_string(HANDOVER.text)
+    for block in (HANDOVER, TRACE_ROWS):
+        shown_options.read_string(block.text)
     known = get_provider_info()["config"]
 
     assert {name: set(shown_options[name]) for name in shown_options.sections()} == {
         name: set(section["options"]) for name, section in known.items()
     }
+
+
+def test_the_spans_of_a_batch(tmp_path: Path, ollama: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and order of what stands below the task's span."""
+    shown_names = [line.strip(" └─├│") for line in TREE_OF_SPANS.text.splitlines()[1:]]
+    spec = BatchSpec(model="llama3.2", rows=["text"])
+    work: dict[str, Any] = {}
+    instance = SimpleNamespace(dag_id="d", task_id="t")
+    monkeypatch.setenv("AIRFLOW__OLLAMA__TRACE_ROWS", "1")
+
+    with exported(monkeypatch) as spans:
+        run_in_task(
+            spec,
+            Settings(base_url=ollama.url),
+            ObjectStoragePath(f"file://{tmp_path}"),
+            instance=instance,
+            log=logging.getLogger(),
+            stop=StopSignal(),
+            work=work,
+        )
+
+    assert [span.name for span in reversed(spans())] == [*shown_names[:1], *reversed(shown_names[1:])]
 
 
 def test_the_day_of_a_run() -> None:

@@ -19,6 +19,7 @@ from ollama_provider.testing import Answer, Model
 from tests.airflow.conftest import add_connection, airflow_db, no_settling, run_dag  # noqa: F401  # fixtures
 from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, found_in, logged
 from tests.security.hostile import FAULTS, hostile, once_it_is_trusted
+from tests.tracing import exported, text_of
 
 _DAG = '''
 import os
@@ -144,13 +145,18 @@ def run_all(folder, run_dag, add_connection, debug_log, no_waits, monkeypatch, c
         metrics = Metrics()
         monkeypatch.setattr(sdk, "Stats", metrics, raising=False)
         capfd.readouterr()
-        ran = run_dag(_DAG.format(dag_id=f"canaries_{next(_NUMBERS)}", folder=folder))
+        monkeypatch.setenv("AIRFLOW__OLLAMA__TRACE_ROWS", "1")
+        with exported(monkeypatch) as spans:
+            ran = run_dag(_DAG.format(dag_id=f"canaries_{next(_NUMBERS)}", folder=folder))
+            traced = spans()
+        assert {span.name for span in traced} >= {"chat llama3.2", "batch llama3.2", "pull llama3.2"}
         states = {one.task_id: str(one.state) for one in ran.get_task_instances()}
         assert metrics.seen
         left = {
             "log": logged(debug_log.records),
             "printed": set(found_in("".join(capfd.readouterr()))),
             "metrics": set(found_in(repr(metrics.seen))),
+            "spans": {(span.name, found) for span in traced for found in found_in(text_of(span))},
             "temporary files": {path.name for path in (folder / "temporary").rglob("*") if path.is_file()},
         }
         return states, left
@@ -187,7 +193,7 @@ def test_nothing_is_left_out():
         assert f"@task.{name}" in _DAG
 
 
-NOTHING = {"log": set(), "printed": set(), "metrics": set(), "temporary files": set()}
+NOTHING = {"log": set(), "printed": set(), "metrics": set(), "spans": set(), "temporary files": set()}
 
 
 @pytest.mark.ollama(models=[Model("llama3.2", ("completion", "tools", "embedding"))])

@@ -29,8 +29,10 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def connect(spec: BatchSpec, settings: Settings, listener: Listener | None) -> AsyncIterator[tuple[Server, ...]]:
-    """Open the connections to all servers."""
+async def connect(
+    spec: BatchSpec, settings: Settings, listener: Listener | None, trace_rows: float = 0.0
+) -> AsyncIterator[tuple[Server, ...]]:
+    """Open the connections to all servers; *trace_rows* is the probability that a request for a row gets a span."""
     timeouts = settings.timeouts.model_copy(update=spec.timeouts.of_requests())
     load_timeouts = timeouts.model_copy(update={"first_token": spec.timeouts.load})
     alone, servers = not settings.other_urls, []
@@ -42,6 +44,6 @@ async def connect(spec: BatchSpec, settings: Settings, listener: Listener | None
             state = ServerState(number, own.base_url, concurrency_limit(spec), pack_size(spec), ready=alone)
             control = ModelControl(await stack.enter_async_context(AsyncClient(patient, listener=listener)))
             limit = state.concurrency.highest
-            client = AsyncClient(single_attempt, listener=listener, concurrency=limit)
+            client = AsyncClient(single_attempt, listener=listener, concurrency=limit, traced=trace_rows)
             servers.append(Server(state, control, await stack.enter_async_context(client)))
         yield tuple(servers)
