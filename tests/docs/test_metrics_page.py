@@ -82,6 +82,7 @@ def test_the_page_lists_what_is_sent(stats: Recorder, ollama_servers: list[Serve
         instance=SimpleNamespace(dag_id="d", task_id="t"),
         log=SimpleNamespace(debug=print, info=print, warning=print),  # type: ignore[arg-type]
         stop=StopSignal(),
+        work={},
     )
 
     assert stats.sent == on_the_page()
