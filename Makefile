@@ -88,10 +88,10 @@ soak: setup ## An hour of mixed work, faults, kills and restarts: exact results,
 	.venv-peers/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements.txt
 	@touch $@
 
-FUZZED := reply_path compressed_answer jsonl_rows csv_rows part_files batch_manifest connection host
+FUZZED := reply_path compressed_answer jsonl_rows csv_rows part_files batch_manifest page_rows connection host
 
 .PHONY: fuzz
-fuzz: .venv-fuzz/.ready ## Search for inputs that break a reader: a minute for each of eight (FUZZ_SECONDS=600, FUZZED=host)
+fuzz: .venv-fuzz/.ready ## Search for inputs that break a reader: a minute for each of nine (FUZZ_SECONDS=600, FUZZED=host)
 	@for target in $(FUZZED); do \
 	    PYTHONPATH=. .venv-fuzz/bin/python tests/fuzz/run.py $$target -max_total_time=$(or $(FUZZ_SECONDS),60) || exit 1; \
 	done

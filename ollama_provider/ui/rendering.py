@@ -25,7 +25,7 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
         status: of the answer.
         values: for the template.
     """
-    root = str(request.scope["root_path"])
+    root = str(request.scope["root_path"]).rstrip("/")  # it has a slash if the path has a line feed
     text = (
         report_environment(_TEMPLATES)
         .get_template(template)

@@ -39,6 +39,12 @@ def words() -> list[str]:
             "round",
             "mode",
             "provenance",
+            "index",
+            "id",
+            "status",
+            "output",
+            "class",
+            "spans",
         }
     )
     odd = ["null", "[]", "{}", "true", '""', "1e400", "NaN", str(2**63), "-1", "\\ud83d", "[[[[[[[[", '{"a":{"a":']
@@ -104,6 +110,24 @@ def _parts() -> list[bytes]:
     return [b"\0" + old, b"\1" + new, b"\2" + new, b"\2" + new[:-20], b"\1" + new.replace(b"}\n{", b"}{"), b"\0" + new]
 
 
+def _rows() -> list[bytes]:
+    parts = [data[1:] for data in _parts()[:2]]
+    found = {"key": "0" * 32, "index": 0, "id": "</td><script>alert(1)</script>", "status": "ok", "output": "a" * 600}
+    failed = found | {
+        "status": "failed",
+        "output": None,
+        "error": {"class": "'><img onerror=x>", "text": "b"},
+        "reply": "\x1b[2J",
+    }
+    lines = "".join(
+        json.dumps(each | {"index": n}) + "\n" for n, each in enumerate([found, failed, found | {"output": [1]}] * 2)
+    )
+    asked = [b"\n\n\n", b"2000:700\n\n\n", b"\nSCRIPT\n\n", b"\n\n'><img onerror=x>\n", b'0001-0001-000001:5\n"\n\n']
+    return [bytes([kind]) + line + lines.encode() for kind in (0, 1, 4, 5) for line in asked] + [
+        bytes([kind]) + line + part for kind in (2, 3, 6, 10, 11) for line in asked for part in parts
+    ]
+
+
 def _manifests() -> list[bytes]:
     good = {"format": 2, "round": 1, "mode": "all", "num_ctx": None, "settings": {}, "common": None, "provenance": None}
     more = {
@@ -138,6 +162,7 @@ _SEEDS = {
         b'\xef\xbb\xbf"a";"b"\n1;2\n', b'a,b\r\n1\r\n"x', b'a\n"b""c"\n\xff\n'],
     "part_files": _parts,
     "batch_manifest": _manifests,
+    "page_rows": _rows,
     "connection": _connections,
     "host": lambda: [
         b"", b"gpu1", b"gpu1:11434, gpu2\n5678\nhttps", b"[::1]:80", b"https://a.example.com/base/", b"::",

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from zlib import crc32
 
 import httpx
 
+import ollama_provider
 from ollama_provider.api import schemas
 from ollama_provider.api.address import parse_addresses
 from ollama_provider.api.decompression import BrokenAnswer, Decompressor
@@ -33,15 +35,19 @@ from ollama_provider.api.timeouts import timeouts_for
 from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.errors import InputError, StorageError
 from ollama_provider.batch.records import RAW, Row, canonical_json
+from ollama_provider.batch.report import row_lines
+from ollama_provider.batch.report.page import report_environment
+from ollama_provider.batch.report.row_pages import read_rows
 from ollama_provider.batch.rows.formats import read_file
 from ollama_provider.batch.store import manifest
 from ollama_provider.batch.store.journal import Journal, PartReader, State
-from ollama_provider.batch.store.storage import Storage, open_storage
+from ollama_provider.batch.store.storage import Storage, open_storage, write
 from ollama_provider.connection import settings_from_connection
 
 #: They stand in requests and settings, and no error may quote them.
 PROMPT, PASSWORD = "the prompt that no error quotes, whatever is sent back", "a-password-that-stays-here"
 SETTINGS = Settings(base_url="http://gpu1:11434", password=PASSWORD)
+TEMPLATES = Path(ollama_provider.__file__).parent / "ui" / "templates"
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 REQUESTS: tuple[schemas.Request[Any], ...] = (
@@ -241,6 +247,85 @@ def batch_manifest(data: bytes) -> None:
     assert found.pass_number >= 1
 
 
+def page_rows(data: bytes) -> None:
+    """A file of rows, and what a reader asks of it: each row on one page, and no text that a browser would obey.
+
+    Its bytes: which rows, whether the file holds results or is a part, and how soon a page ends; a line each for the
+    cursor, the search and the reason; the file.
+    """
+    kind, rest = (data[:1] or b"\0")[0], data[1:]
+    *asked, content = rest.split(b"\n", 3)
+    cursor, search, reason = (line.decode("utf-8", "replace") for line in [*asked, b"", b"", b""][:3])
+    status, which = (("ok", "good"), ("failed", "failed"))[kind % 2]
+    folder = _directory() / "page_rows"
+    shutil.rmtree(folder, ignore_errors=True)
+    storage = open_storage(folder)
+    if kind & 2:
+        write(storage, f"parts/{PARTS[0 if kind & 8 else 2]}", content)
+    else:
+        write(storage, "summary.json", b"{}")
+        write(storage, "failed.jsonl" if kind % 2 else "results.jsonl", content)
+    row_lines.LONGEST, before = 512, row_lines.LONGEST  # else no line of an input is a long one
+    try:
+        given = {"search": search, "reason": reason}
+        whole = read_rows(storage, status, **given, rows=10_000, seconds=3600)
+        read_rows(storage, status, **given, cursor=cursor, rows=3)
+        found, at = [], ""
+        while at or not found:
+            page = read_rows(storage, status, **given, cursor=at, rows=2, seconds=kind & 4)
+            assert not page.next or page.next != at, "a page comes no further"
+            found.append(page.rows)
+            at = page.next
+    finally:
+        row_lines.LONGEST = before
+    assert [row for rows in found for row in rows] == list(whole.rows), "pages have other rows than the whole"
+    _check_page(which, {"cursor": cursor, "found": whole, **given})
+
+
+def _check_page(which: str, values: dict[str, Any]) -> None:
+    batch = SimpleNamespace(
+        dag_id="d", run_id="r", task_id="t", map_index=-1, state="success", summary=None, is_running=False, path="p",
+        task_path="q",
+    )  # fmt: skip
+    shown = {"root": "/ollama", "airflow": "", "version": "1", "batch": batch, "which": which, "trouble": ""}
+    text = report_environment(TEMPLATES).get_template("rows.html.jinja").render(**shown, reasons=[], **values)
+    text.encode()
+    tags = _Tags()
+    tags.feed(text)
+    assert tags.found <= _TAGS, f"somebody else's tags: {tags.found - _TAGS}"
+    assert tags.attributes <= _ATTRIBUTES, f"somebody else's attributes: {tags.attributes - _ATTRIBUTES}"
+    assert not tags.outside, "a link leads elsewhere"
+
+
+#: What the template itself has.
+_TAGS = {
+    "a", "body", "br", "button", "caption", "datalist", "footer", "form", "h1", "head", "header", "html", "input",
+    "label", "link", "main", "meta", "nav", "option", "p", "pre", "script", "section", "span", "table", "tbody", "td",
+    "th", "thead", "title", "tr", "div",
+}  # fmt: skip
+_ATTRIBUTES = {
+    "action", "aria-current", "aria-label", "aria-labelledby", "charset", "class", "content", "download", "href", "id",
+    "lang", "list", "maxlength", "method", "name", "rel", "role", "scope", "src", "target", "type", "value",
+}  # fmt: skip
+
+
+class _Tags(HTMLParser):
+    """The tags and attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.attributes: set[str] = set()
+        self.outside: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        for name, value in attrs:
+            if name in {"href", "src", "action"} and not (value or "").startswith(("/", "data:,")):
+                self.outside.add(tag)
+
+
 def connection(data: bytes) -> None:
     """The extra of a connection: settings that a client can be made of, or a refusal without a secret."""
     text = data.decode("utf-8", "replace")
@@ -288,6 +373,6 @@ Target = Callable[[bytes], None]
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        reply_path, compressed_answer, jsonl_rows, csv_rows, part_files, batch_manifest, connection, host,
+        reply_path, compressed_answer, jsonl_rows, csv_rows, part_files, batch_manifest, page_rows, connection, host,
     )
 }  # fmt: skip

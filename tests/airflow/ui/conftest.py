@@ -70,3 +70,20 @@ with DAG({dag_id!r}, schedule=None, start_date=datetime(2026, 1, 1)):
 """)
 
     return run
+
+
+@pytest.fixture
+def stored(airflow_db):
+    """Return a function that stores a connection in Airflow's database, for one test; its id begins with ``test``."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    def store(conn_id, conn_type="ollama", **fields):
+        with create_session() as session:
+            session.add(Connection(conn_id=conn_id, conn_type=conn_type, **fields))
+        return conn_id
+
+    yield store
+    with create_session() as session:
+        session.execute(delete(Connection).where(Connection.conn_id.like("test%")))

@@ -5,8 +5,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ollama_provider.links import batch_page
 
@@ -200,3 +203,35 @@ def test_a_large_file(batch, browse):
 def test_no_parameter_names_a_file(page, batch, browse):
     """There are three files, two tables, and nothing longer than people write."""
     assert browse(f"{batch[0]}/{page}").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Filled by the first example: a batch that has run."""
+    return []
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    page=st.sampled_from(["rows/good", "rows/failed", "rows/", "files/results", "files/"]),
+    more=st.text(st.characters(codec="utf-8"), max_size=8),
+    query=st.dictionaries(
+        st.sampled_from(["cursor", "search", "reason", "path"]),
+        st.text(st.sampled_from("<'\"&\0\r\n%/.:01é\u202e{") | st.characters(codec="utf-8"), max_size=130),
+    ),
+)
+def test_no_address_breaks_the_page(page, more, query, run_batch, browse, finished):
+    """It answers or says that there is nothing, and shows what it was asked as text."""
+    if not finished:
+        finished.append(path_of(run_batch()))
+    more = "" if page in {"rows/good", "rows/failed", "files/results"} else quote(more, safe="")
+
+    answer = browse(f"{finished[0]}/{page}{more}?{urlencode(query)}")
+
+    if answer.status_code == 307:  # a slash too many
+        assert answer.headers["Location"].startswith("http://testserver/ollama/")
+        return
+    assert answer.status_code in {200, 404}
+    if answer.headers["Content-Type"].startswith("text/html"):
+        assert set(re.findall(r"<script[^>]*>", answer.text)) <= {'<script src="/ollama/static/page.js?0.1.0">'}
+        assert not re.search("[\x00-\x08\x0e-\x1f\u202e]", answer.text)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from airflow.models import Connection
 from airflow.utils.session import create_session
-from sqlalchemy import delete, update
+from sqlalchemy import update
 
 from ollama_provider.api.client import Client
 from ollama_provider.api.schemas import GenerateRequest
@@ -18,20 +18,6 @@ from ollama_provider.testing import Model, Respond, StandIn, serve
 from tests.sockets import listening
 
 PAGE = "/ollama/servers"
-
-
-@pytest.fixture
-def stored(airflow_db):
-    """Return a function that stores connections in Airflow's database, for one test."""
-
-    def store(conn_id, conn_type="ollama", **fields):
-        with create_session() as session:
-            session.add(Connection(conn_id=conn_id, conn_type=conn_type, **fields))
-        return conn_id
-
-    yield store
-    with create_session() as session:
-        session.execute(delete(Connection).where(Connection.conn_id.like("test%")))
 
 
 @pytest.fixture
