@@ -41,6 +41,7 @@ NAVIGATION = {
         "docs/howto/move-from-a-loop",
         "docs/howto/rehearse",
         "docs/operate",
+        "docs/howto/airflow-page",
         "docs/howto/taskflow",
         "docs/howto/wait-without-a-slot",
         "docs/howto/several-servers",

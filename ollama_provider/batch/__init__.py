@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from ollama_provider.batch.rehearsal.text import rehearsal_as_text
     from ollama_provider.batch.rehearse import rehearse_batch
     from ollama_provider.batch.report.gather import Report as Report
-    from ollama_provider.batch.report.gather import gather as gather
     from ollama_provider.batch.report.page import STYLE as STYLE
     from ollama_provider.batch.report.page import report_environment as report_environment
     from ollama_provider.batch.report.page import report_values as report_values
@@ -56,6 +55,8 @@ if TYPE_CHECKING:
     from ollama_provider.batch.report.row_pages import RowPage as RowPage
     from ollama_provider.batch.report.row_pages import open_file as open_file
     from ollama_provider.batch.report.row_pages import read_rows as read_rows
+    from ollama_provider.batch.report.runs import read_runs as read_runs
+    from ollama_provider.batch.report.stored import stored_report as stored_report
     from ollama_provider.batch.results.progress import Progress
     from ollama_provider.batch.rows.image_folder import ImageFolder as ImageFolder
     from ollama_provider.batch.rows.sources import find_files as find_files
@@ -125,9 +126,11 @@ _HOMES = {
     "rows.sources": ("find_files", "folder_of"),
     "store.storage": ("Storage", "local_path", "open_existing"),
     # For the page in Airflow's UI; neither are these.
-    "report.gather": ("Report", "gather"),
+    "report.gather": ("Report",),
     "report.page": ("STYLE", "report_environment", "report_values"),
     "report.row_pages": ("FileKind", "RowPage", "open_file", "read_rows"),
+    "report.runs": ("read_runs",),
+    "report.stored": ("stored_report",),
 }  # fmt: skip
 
 

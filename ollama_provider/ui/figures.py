@@ -1,9 +1,9 @@
-"""Where a batch stands, in a few figures: from its summary, and while there is none from the file of its progress."""
+"""Where a batch stands, in a few figures: from its summary, and while there is none from its directory."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from ollama_provider.batch import read_runs
 from ollama_provider.ui.batches import Batch
 from ollama_provider.ui.directories import UnreadableError, read_directory
 from ollama_provider.ui.threads import Cached, TooSlowError
@@ -58,8 +58,6 @@ def of_summary(summary: dict[str, Any]) -> Figures:
 
 
 def _read(storage: Any) -> Figures:
-    written = storage.read("progress.json")
-    if written is None:
-        return Figures()
-    found = json.loads(written)
-    return Figures(found["total"], found["ok"], found["failed"], found["rows_per_second"], found["eta"])
+    found = read_runs(storage).numbers()
+    names = ("rows", "ok", "failed", "rows_per_second", "seconds_left")
+    return Figures(**{name: found[name] for name in names if name in found})

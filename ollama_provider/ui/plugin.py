@@ -19,6 +19,17 @@ async def page(scope: Any, receive: Any, send: Any) -> None:
     await module.app(scope, receive, send)
 
 
+#: Without a leading slash an address is relative to that of the UI, which may lie below a path.
+_VIEW = {
+    "name": "Ollama",
+    "href": f"{PAGE}/",
+    "icon": f"{PAGE}/static/icon.svg",
+    "url_route": PAGE,
+    "destination": "nav",
+    "nav_top_level": True,  # before 3.3, in the menu of plugins, if there are more
+}
+
+
 class OllamaPlugin(AirflowPlugin):
     """The menu entry *Ollama* and the page behind it. Airflow 2 loads it, and finds nothing in it."""
 
@@ -26,9 +37,4 @@ class OllamaPlugin(AirflowPlugin):
     fastapi_apps: ClassVar[list[dict[str, Any]]] = (
         [{"name": "Ollama", "app": page, "url_prefix": f"/{PAGE}"}] if has_page() else []
     )
-    external_views: ClassVar[list[dict[str, Any]]] = (
-        # Without a leading slash the address is relative to that of the UI, which may lie below a path.
-        [{"name": "Ollama", "href": f"{PAGE}/", "url_route": PAGE, "destination": "nav", "category": "browse"}]
-        if has_page()
-        else []
-    )
+    external_views: ClassVar[list[dict[str, Any]]] = [_VIEW] if has_page() else []

@@ -1,4 +1,4 @@
-"""The style and the script of the page."""
+"""Style, script and icon of the page."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ollama_provider.batch import STYLE
 _FOLDER = Path(__file__).parent / "static"
 _FILES = {
     "report.css": (STYLE, "text/css"),
+    "icon.svg": (_FOLDER / "icon.svg", "image/svg+xml"),
     "page.css": (_FOLDER / "page.css", "text/css"),
     "page.js": (_FOLDER / "page.js", "text/javascript"),
 }

@@ -95,8 +95,11 @@ class Cached(Generic[T]):
 
 
 async def _result(future: Future[T], seconds: float) -> T:
+    waiting = asyncio.wrap_future(future)
+    # Nobody may be waiting any more when it ends with an error: asyncio would log that.
+    waiting.add_done_callback(lambda each: each.cancelled() or each.exception())
     # Others may wait for the same future: waiting ends, and the future goes on.
-    done, _ = await asyncio.wait([asyncio.wrap_future(future)], timeout=seconds)
+    done, _ = await asyncio.wait([waiting], timeout=seconds)
     if not done:
         raise TooSlowError(f"no answer within {seconds:.0f} s")
-    return done.pop().result()
+    return waiting.result()

@@ -26,9 +26,9 @@ from tests.security.canaries import ANSWER, HEADER, LOGIN, PASSWORD, PROMPT, fou
 from tests.security.hostile import FAULTS, hostile, once_it_is_trusted
 
 #: Files of a batch that hold answers: docs/security.md says so. No other does.
-WITH_ANSWERS = {"parts", "results.jsonl", "failed.jsonl", "report.html"}
+WITH_ANSWERS = {"parts", "results.jsonl", "failed.jsonl", "report.html", "report.json"}
 #: Those that hold rendered prompts, with ``report_prompts`` and never without.
-WITH_PROMPTS = {"prompts.json", "report.html"}
+WITH_PROMPTS = {"prompts.json", "report.html", "report.json"}
 SCHEMA = {"type": "object", "properties": {"who": {"type": "integer"}}, "required": ["who"]}
 
 
@@ -138,7 +138,7 @@ class TestCommand:
         assert running.returncode == 0, errors
         assert found_in(seen + out + errors) == []
         left = left_in(tmp_path / "out")
-        assert left == {name: ["answer"] for name in ("parts", "report.html", "results.jsonl")}
+        assert left == {name: ["answer"] for name in ("parts", "report.html", "report.json", "results.jsonl")}
         assert list(temporary.iterdir()) == []
 
     @pytest.mark.parametrize("fault", ["401 that quotes headers", "an error within the answer"])
@@ -175,7 +175,7 @@ class TestRehearsal:
         found = self.rehearsed(ollama.url, tmp_path, output_type=schema)
 
         left = left_in(tmp_path / "out")
-        assert set(left) <= {"parts", "rehearsal", "report.html"}
+        assert set(left) <= {"parts", "rehearsal", "report.html", "report.json"}
         assert {canary for canaries in left.values() for canary in canaries} == {"answer"}
         assert logged(debug_log.records) == set()
         assert list(temporary.iterdir()) == []

@@ -174,8 +174,7 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
     """
     names = Names()
     runs = read_runs(storage)
-    counts, history, by_key = runs.counts, runs.history, runs.prompts.by_key()
-    is_complete = counts.get("complete", False)
+    by_key, is_complete = runs.prompts.by_key(), runs.counts.get("complete", False)
     found = (manifests.read(storage, name) for name in (names.batch, *shards.manifest_names(storage)))
     manifest = next(filter(None, found), manifests.Manifest())
     if journal is None:
@@ -190,25 +189,15 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
     for line in _lines(storage, FAILED) if is_complete else journal.lines(not_good):
         failures.add(from_json(line))
     places = _places(storage, {row.key for row in rows.shown}) if is_complete else {}
-    seconds = sum(sample.seconds for sample in history.samples)
     rehearsal = _rehearsal(storage)
-    state = "rehearsed" if rehearsal and runs.state == "unknown" else runs.state
+    numbers = {"ok": len(good), "failed": failures.count, **runs.numbers()}
+    if rehearsal and runs.state == "unknown":
+        numbers["state"] = "rehearsed"
     return Report(
-        state=state,
-        reason=runs.reason,
+        **numbers,
         directory=storage.location,
         made=time.time(),
-        rows=counts.get("rows"),
-        ok=counts.get("ok", len(good)),
-        failed=counts.get("failed", failures.count),
-        left=counts.get("left"),
-        reused=counts.get("reused", 0),
-        seconds=seconds or counts.get("seconds", 0.0),
-        rows_per_second=_rate(sum(sample.rows for sample in history.samples), seconds),
-        tokens_per_second=_rate(sum(sample.tokens for sample in history.samples), seconds),
-        seconds_left=counts.get("seconds_left"),
         provenance=manifest.provenance,
-        servers=tuple(counts.get("servers") or history.servers),
         ladder=marks.ladder,
         prompts_cut=marks.prompts_cut,
         answers_cut=marks.answers_cut,
@@ -219,9 +208,6 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
         reasons=failures.reasons(),
         good=tuple(replace(row, prompt=by_key.get(row.key), **places.get(row.key, {})) for row in rows.shown),
         settings=tuple(_settings(manifest.settings or {})),
-        samples=tuple(history.samples),
-        events=tuple(history.events),
-        shards=tuple(history.shards),
         rehearsal=rehearsal,
     )
 
@@ -418,10 +404,6 @@ def _places(storage: Storage, keys: set[str]) -> dict[str, dict[str, Any]]:
             if not wanted:
                 break
     return found
-
-
-def _rate(count: int, seconds: float) -> float:
-    return round(count / seconds, 3) if seconds else 0.0
 
 
 def _settings(settings: Mapping[str, Any]) -> Iterator[Setting]:

@@ -14,11 +14,12 @@ from typing import Any
 
 from ollama_provider.batch.errors import BatchError
 from ollama_provider.batch.records import Outcome, ServerShare
-from ollama_provider.batch.report.gather import gather
+from ollama_provider.batch.report.gather import Report, gather
 from ollama_provider.batch.report.history import History, What, history_for
 from ollama_provider.batch.report.page import render
 from ollama_provider.batch.report.prompts import ShownPrompts, prompts_for
 from ollama_provider.batch.report.runs import read_shards
+from ollama_provider.batch.report.stored import store_report
 from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.batch.spec import Names
 from ollama_provider.batch.store.journal import Journal
@@ -42,8 +43,13 @@ def write_report(storage: Storage, journal: Journal | None = None) -> str:
     Raises:
         StorageError: the directory cannot be read or written.
     """
-    write(storage, REPORT, render(gather(storage, journal)))
+    _write(storage, gather(storage, journal))
     return f"{storage.location}/{REPORT}"
+
+
+def _write(storage: Storage, report: Report) -> None:
+    store_report(storage, report)
+    write(storage, REPORT, render(report))
 
 
 @contextlib.contextmanager
@@ -214,5 +220,5 @@ class RunReport:
                 unknown = {row.key for each in report.reasons for row in each.rows if row.index is None}
                 table = reasons_table(report.reasons, places(unknown) if unknown else {})
                 logger.warning("Failed rows: %d\n%s", sum(each.count for each in report.reasons), table)
-            write(self._storage, REPORT, render(report))
+            _write(self._storage, report)
             logger.info("Report: %s/%s", self._storage.location, REPORT)

@@ -32,6 +32,30 @@ class Runs:
     state: str
     reason: str
 
+    def numbers(self) -> dict[str, Any]:
+        """Return the attributes of a `Report` that these tell, without a look at a row; ``ok`` and ``failed`` if known.
+
+        They cost the same however many rows there are.
+        """
+        counts, samples = self.counts, self.history.samples
+        seconds = sum(sample.seconds for sample in samples)
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "rows": counts.get("rows"),
+            **{name: counts[name] for name in ("ok", "failed") if name in counts},
+            "left": counts.get("left"),
+            "reused": counts.get("reused", 0),
+            "seconds": seconds or counts.get("seconds", 0.0),
+            "rows_per_second": _rate(sum(sample.rows for sample in samples), seconds),
+            "tokens_per_second": _rate(sum(sample.tokens for sample in samples), seconds),
+            "seconds_left": counts.get("seconds_left"),
+            "servers": tuple(counts.get("servers") or self.history.servers),
+            "samples": tuple(samples),
+            "events": tuple(self.history.events),
+            "shards": tuple(self.history.shards),
+        }
+
 
 def read_runs(storage: Storage) -> Runs:
     """Return the runs of the whole batch, or those of its shards, which are merged later: the newer ones.
@@ -155,3 +179,7 @@ def _state(shares: Sequence[ShardShare], of: int) -> tuple[str, str]:
     if complete < of:
         return "incomplete", f"{complete} of {of} shards are complete"
     return "incomplete", "all shards are complete, and are not merged yet"
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 3) if seconds else 0.0

@@ -239,7 +239,8 @@ def test_a_batch_in_an_object_store(batch, tmp_path, ollama):
     assert (summary.ok, summary.reused) == (12, 9)
     names = sorted(path.name for path in root.iterdir() if path.name != "parts")
     assert names == [
-        *("batch.json", "failed.jsonl", "history.json", "progress.json", "report.html", "results.jsonl", "summary.json")
+        *("batch.json", "failed.jsonl", "history.json", "progress.json", "report.html", "report.json"),
+        *("results.jsonl", "summary.json"),
     ]
     results = [json.loads(line) for line in (root / "results.jsonl").read_bytes().splitlines()]
     assert [row["index"] for row in results] == list(range(12))
