@@ -88,6 +88,8 @@ class Mariadb:
             [
                 program("mariadb-install-db"), "--no-defaults", f"--datadir={directory / 'data'}",
                 "--auth-root-authentication-method=normal", "--skip-test-db",
+                # Two installations at a time would take each other's files in /tmp.
+                f"--tmpdir={directory}",
             ],
             user=self._user, cwd=directory, check=True, capture_output=True,
         )  # fmt: skip
@@ -101,8 +103,8 @@ class Mariadb:
         """Start the server and wait until it accepts connections."""
         # The data is deleted after the test, so it need not be on the disk.
         settings = {
-            "datadir": self._directory / "data", "port": self.port, "bind-address": "127.0.0.1",
-            "socket": self._directory / "socket", "pid-file": self._directory / "pid", "skip-name-resolve": 1,
+            "datadir": self._directory / "data", "tmpdir": self._directory, "port": self.port,
+            "bind-address": "127.0.0.1", "socket": self._directory / "socket", "pid-file": self._directory / "pid", "skip-name-resolve": 1,
             "innodb-flush-log-at-trx-commit": 2, "innodb-buffer-pool-size": "32M",
             "init-file": self._directory / "airflow.sql",
         }  # fmt: skip
