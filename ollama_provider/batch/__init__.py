@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ollama_provider.batch.arguments import is_final as is_final
     from ollama_provider.batch.arguments import read_argument as read_argument
     from ollama_provider.batch.arguments import refuse_contradictions as refuse_contradictions
+    from ollama_provider.batch.compare import candidates as candidates
+    from ollama_provider.batch.compare import compare_batches
     from ollama_provider.batch.errors import (
         BatchError,
         DatabaseError,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table
     from ollama_provider.batch.records import paths_of as paths_of
     from ollama_provider.batch.records import plain as plain
+    from ollama_provider.batch.rehearsal.comparison import comparison_as_dict as comparison_as_dict
+    from ollama_provider.batch.rehearsal.comparison import comparison_as_text
     from ollama_provider.batch.rehearsal.result import RehearsalResult
     from ollama_provider.batch.rehearsal.text import rehearsal_as_text
     from ollama_provider.batch.rehearse import rehearse_batch
@@ -97,6 +101,8 @@ __all__ = [
     "Timeouts",
     "TooManyFailedError",
     "Window",
+    "compare_batches",
+    "comparison_as_text",
     "rehearsal_as_text",
     "rehearse_batch",
     "run_batch",
@@ -117,6 +123,8 @@ _HOMES = {
     "records": ("Outcome", "Provenance", "Query", "Rows", "Summary", "Table", "paths_of", "plain"),
     "run": ("run_batch",),
     "rehearse": ("rehearse_batch",),
+    "compare": ("candidates", "compare_batches"),
+    "rehearsal.comparison": ("comparison_as_dict", "comparison_as_text"),
     "rehearsal.result": ("RehearsalResult",),
     "rehearsal.text": ("rehearsal_as_text",),
     "stop": ("StoppedError", "StopSignal"),

@@ -23,7 +23,9 @@ from ollama_provider.api.schemas.base import explain
 from ollama_provider.api.settings import Settings
 from ollama_provider.api.strict_json import read_json
 from ollama_provider.batch.arguments import GROUPS, FailurePolicy, Pace, Rehearsal
+from ollama_provider.batch.compare import candidates, compare_batches
 from ollama_provider.batch.errors import BatchError, InputError
+from ollama_provider.batch.rehearsal.comparison import comparison_as_text
 from ollama_provider.batch.rehearsal.text import rehearsal_as_text
 from ollama_provider.batch.rehearse import rehearse_batch
 from ollama_provider.batch.report import run_report
@@ -52,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--password-file", metavar="FILE", type=Path, help="a file with the API key, or with the password of --login"
     )
-    what.add_argument("--model", required=True, help="name, or name@sha256:… to demand these weights")
+    what.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        help="name, or name@sha256:… to demand these weights; several for --rehearse, which compares them",
+    )
     what.add_argument(
         "--rows",
         required=True,
@@ -62,7 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--embed", action="store_true", help="ask for a vector of the prompt instead of an answer")
     prompt = what.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEMPLATE", help="Jinja; the column 'text' is {{ row.text }}")
-    prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file with that template")
+    prompt.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a file with that template; several for --rehearse, which compares them",
+    )
     prompt.add_argument(
         "--messages", metavar="FILE", type=_read_json, help="JSON list of messages with role and content (a template)"
     )
@@ -249,7 +263,8 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
         | groups
         | {
             "embedding": groups["embedding"] if arguments.embed else None,
-            "prompt": arguments.prompt or arguments.prompt_file or BatchSpec.prompt,
+            "model": arguments.model[0],
+            "prompt": arguments.prompt or next(iter(arguments.prompt_file), BatchSpec.prompt),
             "variables": _variables(arguments.variable),
             "keep_columns": "all" if arguments.keep_columns == ["all"] else arguments.keep_columns,
             "output_type": arguments.schema,
@@ -257,6 +272,24 @@ def _spec(arguments: argparse.Namespace) -> BatchSpec:
             "mode": "merge" if arguments.merge else arguments.mode,
         }
     )
+
+
+def _rehearse(given: argparse.Namespace, **run: Any) -> str:
+    """Rehearse, or compare where there are several models or prompts; return what to print."""
+    spec, settings = _spec(given), _settings(given)
+    files = {path.name: path for path in given.prompt_file}
+    if len(files) < len(given.prompt_file):
+        files = {str(path): path for path in given.prompt_file}
+    specs = candidates(spec, given.model, files if len(files) > 1 else {})
+    if len(specs) == 1:
+        return rehearsal_as_text(rehearse_batch(spec, settings, given.output, given.rehearse, **run), texts=True)
+    return comparison_as_text(compare_batches(specs, settings, given.output, given.rehearse, **run), texts=True)
+
+
+def _refuse_comparison(given: argparse.Namespace) -> None:
+    for name, values in (("--model", given.model), ("--prompt-file", given.prompt_file)):
+        if len(values) > 1:
+            raise InputError(f"{name}: several are for a comparison; add --rehearse, or leave one.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,9 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: dict[str, Any] = {"stop": stop, "on_progress": ProgressBar().show if by_hand else None}
     try:
         if given.rehearse is not None:
-            result = rehearse_batch(_spec(given), _settings(given), given.output, given.rehearse, **run)
-            print(rehearsal_as_text(result, texts=True))  # noqa: T201
+            print(_rehearse(given, **run))  # noqa: T201
             return INCOMPLETE if stop.reason else COMPLETE
+        _refuse_comparison(given)
         summary = run_batch(_spec(given), _settings(given), given.output, **run)
     except StoppedError as stopped:  # before the first request of a rehearsal
         print(f"Nothing was asked: {stopped}.", file=sys.stderr)  # noqa: T201

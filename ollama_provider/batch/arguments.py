@@ -133,6 +133,14 @@ def _columns(name: str, value: Any) -> Any:
     return value if value == "all" else list(dict.fromkeys(value))
 
 
+def _texts(name: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        value = read_list(value) or value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) and each for each in value):
+        raise InvalidRequestError(f"{name}: {value!r} is not a list of texts")
+    return list(value)
+
+
 def _path(name: str, value: Any) -> Any:
     return value if hasattr(value, "__fspath__") or hasattr(value, "read_text") else read_text(name, value)
 
@@ -373,12 +381,16 @@ class Rehearsal(ArgumentGroup):
         sample: how many rows, from 1 on: the first and the last, the shortest and the longest, and random ones.
         show_texts: put a prompt in full, and the beginnings of the answers, into the task's log and its XCom, where all
             may read them who may see the task. The command prints them in any case.
+        models: compare these models, each asked for the same rows; None is the one of the batch.
+        prompts: compare these prompts, templates or names of files with them; None is the one of the batch.
     """
 
     argument: ClassVar[str] = "mode"
 
     sample: int = 20
     show_texts: bool = False
+    models: Sequence[str] | None = None
+    prompts: Sequence[str] | None = None
 
 
 #: The groups, by the arguments that take them.
@@ -388,7 +400,10 @@ GROUPS: dict[str, type[ArgumentGroup]] = {
 
 
 def _group(name: str, value: Any) -> ArgumentGroup:
-    kind = GROUPS[name]
+    return _as_group(GROUPS[name], name, value)
+
+
+def _as_group(kind: type[ArgumentGroup], name: str, value: Any) -> ArgumentGroup:
     if isinstance(value, kind):
         # To make it is to read it: templates may have been rendered meanwhile.
         return replace(value)
@@ -403,8 +418,8 @@ def _group(name: str, value: Any) -> ArgumentGroup:
 
 
 def _mode(name: str, value: Any) -> Any:
-    if isinstance(value, Rehearsal):
-        return replace(value)
+    if isinstance(value, Rehearsal | Mapping):
+        return _as_group(Rehearsal, name, value)
     return one_of(name, value, "all", "failed_only", "merge", "rehearse")
 
 
@@ -465,6 +480,9 @@ _OPTIONAL: dict[str, Reader] = {
     "first_token": _seconds,
     "idle": _seconds,
     "total": _seconds,
+    # of Rehearsal
+    "models": _texts,
+    "prompts": _texts,
     # of InputOptions
     "delimiter": _delimiter,
     "quote": _quote,

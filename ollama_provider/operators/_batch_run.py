@@ -1,5 +1,6 @@
 """What surrounds a batch in a task: where its rows and results are, its gauges, and how its end becomes Airflow's."""
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +18,17 @@ from ollama_provider.batch import (
     BatchSpec,
     Progress,
     Rehearsal,
+    RehearsalResult,
     StoppedError,
     StopSignal,
     Summary,
     TooManyFailedError,
+    candidates,
+    compare_batches,
+    comparison_as_dict,
+    comparison_as_text,
     paths_of,
     rehearsal_as_text,
-    rehearse_batch,
     run_batch,
 )
 from ollama_provider.observability import TaskObserver, server_tag
@@ -145,6 +150,7 @@ def describe_assets(outlets: Iterable[Any], events: Mapping[Any, Any], summary: 
 def rehearse_in_task(
     spec: BatchSpec,
     rehearsal: Rehearsal,
+    prompts: Mapping[str, str],
     settings: Settings,
     directory: ObjectStoragePath,
     *,
@@ -155,7 +161,8 @@ def rehearse_in_task(
 
     Args:
         spec: the batch.
-        rehearsal: how many rows, and whether prompt and answers are shown.
+        rehearsal: how many rows, which models to compare, and whether prompt and answers are shown.
+        prompts: to compare, by their names; none if those are not compared.
         settings: the server, and how to treat it.
         directory: where the answers go.
         log: of the task.
@@ -167,12 +174,16 @@ def rehearse_in_task(
         AirflowException: the rehearsal was stopped.
     """
     texts = rehearsal.show_texts
-    try:
-        result = rehearse_batch(spec, settings, directory, rehearsal.sample, stop=stop, listener=TaskObserver(log))
-    except StoppedError:
-        result = None
-    if result is None or stop.reason:
+    specs = candidates(spec, rehearsal.models or (), prompts)
+    found: dict[str, RehearsalResult] = {}
+    with contextlib.suppress(StoppedError):
+        found = compare_batches(specs, settings, directory, rehearsal.sample, stop=stop, listener=TaskObserver(log))
+    if stop.reason:
         raise AirflowException("The rehearsal was stopped. The answers that it has are kept.")
+    if rehearsal.models or prompts:
+        log.info("%s", comparison_as_text(found, texts=texts))
+        return comparison_as_dict(found, texts=texts)
+    (result,) = found.values()
     log.info("%s", rehearsal_as_text(result, texts=texts))
     return result.as_dict(prompt=texts, answers=texts)
 

@@ -73,7 +73,8 @@ class OllamaBatchOperator(OllamaOperator):
             name: whoever uses it; they are in ``output_path/<name>``. A mapped task adds its map index.
         mode: ``"all"`` sends the rows without a good result; ``"failed_only"`` sends the rows that failed before,
             and no others; ``"merge"`` merges the results of the shards, and sends nothing; ``"rehearse"`` sends 20 rows
-            from all over the input, and XCom gets what the night will be like: `Rehearsal` has other numbers.
+            from all over the input, and XCom gets what the night will be like. A `Rehearsal` instead sends another
+            number, shows the answers, or compares models and prompts.
         shard: number (from 0) and how many: only these rows, in the directory of all. Given by `sharded`, which makes
             the tasks of all shards.
         messages: messages of a chat instead of *prompt*, with ``role`` and ``content``. A ``content`` that names
@@ -154,7 +155,7 @@ class OllamaBatchOperator(OllamaOperator):
         prompt: str = "{{ row.text }}",
         variables: Mapping[str, Any] | None = None,
         resume: str = "run",
-        mode: Literal["all", "failed_only", "merge", "rehearse"] | Rehearsal = "all",
+        mode: Literal["all", "failed_only", "merge", "rehearse"] | Rehearsal | dict[str, Any] = "all",
         shard: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
         embedding: Embedding | None = None,
@@ -226,7 +227,7 @@ class OllamaBatchOperator(OllamaOperator):
         given = {name: getattr(self, name) for name in self.template_fields}
         for name, value in given.items():
             if is_final(value, self.template_ext) or (
-                name in {"variables", *GROUPS} and isinstance(value, Mapping | list | tuple)
+                name in {"variables", "mode", *GROUPS} and isinstance(value, Mapping | list | tuple)
             ):
                 given[name] = read_argument(name, value)
         _refuse_rows_in_variables(given["variables"])
@@ -257,6 +258,7 @@ class OllamaBatchOperator(OllamaOperator):
         # Imported here, since a DAG file is parsed all the time and runs no batch.
         from ollama_provider.operators._batch_run import (
             describe_assets,
+            read_prompt,
             rehearse_in_task,
             results_directory,
             run_in_task,
@@ -273,7 +275,12 @@ class OllamaBatchOperator(OllamaOperator):
             spec, settings, mode = self._spec(context), self.hook.settings, read_argument("mode", self.mode)
             if spec.mode == "rehearse":
                 rehearsal = mode if isinstance(mode, Rehearsal) else Rehearsal()
-                return rehearse_in_task(spec, rehearsal, settings, directory, log=self.log, stop=self._stop)
+                rehearsal.check()
+                prompts = {
+                    name: read_prompt(name, self.template_ext, self.get_template_env())
+                    for name in rehearsal.prompts or ()
+                }
+                return rehearse_in_task(spec, rehearsal, prompts, settings, directory, log=self.log, stop=self._stop)
             self._results = directory / f"results.{spec.format}"
             summary = run_in_task(
                 spec, settings, directory, instance=instance, log=self.log, stop=self._stop, work=self.work
@@ -317,11 +324,12 @@ class OllamaBatchOperator(OllamaOperator):
         # A request lays the connection's defaults under these, and refuses what is wrong.
         request = self.hook.request(GenerateRequest, model=self.model, options=self.options, keep_alive=self.keep_alive)
         window: Window = read_argument("window", self.window) or Window()
+        mode = read_argument("mode", self.mode)
         return BatchSpec.read(
             given
             | {
                 "model": request.model,
-                "mode": "rehearse" if isinstance(self.mode, Rehearsal) else self.mode,
+                "mode": "rehearse" if isinstance(mode, Rehearsal) else mode,
                 "options": request.options or Options(),
                 "keep_alive": request.keep_alive,
                 "rows": locate_rows(self.rows, context["ti"].run_id),

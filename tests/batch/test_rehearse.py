@@ -122,7 +122,7 @@ class TestTheDirectory:
         rehearse()
 
         names = {path.relative_to(batch.directory).parts[0] for path in batch.directory.rglob("*") if path.is_file()}
-        assert names - {".lock"} == {"parts", "rehearsal", "report.html"}
+        assert names - {".lock"} == {"parts", "rehearsal", "report.html", "report.json"}
         kept = json.loads((batch.directory / "rehearsal/summary.json").read_text())
         assert (kept["total"], kept["failed"], kept["prompt"]) == (300, 0, None)
 

@@ -28,6 +28,7 @@ _VECTOR = json.dumps([round(random.Random(place).uniform(-0.1, 0.1), 8) for plac
 _OTHERS = {
     b"/api/version": {"version": "0.33.0"},
     b"/api/tags": {"models": [{"name": "bench:latest", "model": "bench:latest", "digest": DIGEST, "size": 1}]},
+    b"/api/ps": {"models": [{"name": "bench:latest", "model": "bench:latest", "size": 1, "size_vram": 1}]},
     b"/api/show": {"capabilities": ["completion", "embedding"], "model_info": {}, "parameters": ""},
 }
 

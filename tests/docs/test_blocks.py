@@ -85,8 +85,10 @@ PROGRESS = shown("docs/operate.md", "done=")
 REASONS_TABLE = shown("docs/operate.md", "Failed rows: ")
 REASONS = shown("docs/operate.md", "grep -o")
 REPORT = shown("docs/operate.md", "python -m ollama_provider.batch --report")
-REHEARSE = shown("docs/howto/rehearse.md", "python -m ollama_provider.batch")
+REHEARSE = shown("docs/howto/rehearse.md", "python -m ollama_provider.batch --model llama3.2 --rows")
 REHEARSAL = shown("docs/howto/rehearse.md", "Rehearsal: ")
+COMPARE = shown("docs/howto/rehearse.md", "python -m ollama_provider.batch --model llama3.2 --model qwen3")
+COMPARISON = shown("docs/howto/rehearse.md", "Comparison: ")
 INPUT_OPTIONS = shown("docs/howto/inputs.md", "OllamaBatchOperator(…, rows=")
 DOCUMENTS = shown("docs/howto/inputs.md", "OllamaBatchOperator(\n")
 KEPT_COLUMNS = shown("docs/howto/inputs.md", '{"key"')
@@ -411,15 +413,30 @@ def test_the_report_is_made_anew(tmp_path: Path, ollama: Server) -> None:
     assert page.exists()
 
 
-def test_the_rehearsal(tmp_path: Path, ollama: Server) -> None:
-    """It prints the lines that the page shows, under the same names."""
-    rows = [json.dumps({"id": f"ticket-{number}", "text": f"Ticket {number}."}) for number in range(30)]
+@pytest.fixture
+def tickets(tmp_path: Path, ollama: Server) -> Shell:
+    """Runs a command in a folder with the tickets of the page."""
+    rows = [json.dumps({"id": f"ticket-{number}", "text": f"Ticket {number}."}) for number in range(3000)]
     (tmp_path / "tickets.jsonl").write_text("\n".join(rows))
+    return lambda command: run(tmp_path, f"export OLLAMA_HOST={ollama.host}:{ollama.port}\n{command}")
+
+
+def test_the_comparison(tickets: Shell) -> None:
+    """It prints the tables that the page shows, with the same heads, for the same names."""
+    names = re.compile(
+        r"^(Comparison: .*|row  .*|   +good .*|llama3.2  |qwen3  |Did not fit: .*|All answers .*)", re.MULTILINE
+    )
+
+    assert [found.split() for found in names.findall(tickets(COMPARE.text))] == [
+        found.split() for found in names.findall(COMPARISON.text)
+    ]
+
+
+def test_the_rehearsal(tickets: Shell) -> None:
+    """It prints the lines that the page shows, under the same names."""
     names = re.compile(r"^(Rehearsal: \d+ of|The prompt of one row:|row +chosen as.*|[A-Z][a-z ]{9} )", re.MULTILINE)
 
-    printed = run(tmp_path, f"export OLLAMA_HOST={ollama.host}:{ollama.port}\n{REHEARSE.text}")
-
-    assert [found.split() for found in names.findall(printed)] == [
+    assert [found.split() for found in names.findall(tickets(REHEARSE.text))] == [
         found.split() for found in names.findall(REHEARSAL.text)
     ]
 

@@ -24,6 +24,7 @@ class RehearsedRow:
         error_class, error: of a failed row.
         prompt_tokens, tokens, seconds, queue_seconds, attempts, answer_cut, prompt_cut: see
             `ollama_provider.batch.records.Outcome`.
+        repairs: that were tried since its answer did not fit the schema.
     """
 
     why: str
@@ -42,6 +43,7 @@ class RehearsedRow:
     attempts: int = 0
     answer_cut: bool = False
     prompt_cut: bool = False
+    repairs: int = 0
 
     @property
     def represents_others(self) -> bool:
@@ -219,6 +221,7 @@ def rehearsed_row(
         attempts=line.get("attempts") or 0,
         answer_cut=bool(line.get("answer_cut")),
         prompt_cut=bool(line.get("prompt_cut")),
+        repairs=len(line.get("rungs") or ()),
     )
 
 

@@ -71,12 +71,12 @@ def _table(rows: Sequence[RehearsedRow], *, texts: bool) -> Iterator[str]:
     lines = [("row", "chosen as", "tokens in", "out", "seconds", "answer" if texts else "")]
     lines += [
         (
-            _name(row),
+            row_name(row),
             row.why,
             number(row.prompt_tokens),
             number(row.tokens),
             rate(row.seconds),
-            _what_came(row, texts=texts),
+            what_came(row, texts=texts),
         )
         for row in rows
     ]
@@ -87,25 +87,28 @@ def _table(rows: Sequence[RehearsedRow], *, texts: bool) -> Iterator[str]:
         yield "  ".join([*columns, answer]).rstrip()
 
 
-def _name(row: RehearsedRow) -> str:
+def row_name(row: RehearsedRow) -> str:
+    """Return the id of a row; of one that has none, where it is in the input."""
     if row.id is None:
-        return _one_line(row.place.rpartition("/")[2], _ID)
-    return _one_line(row.id if isinstance(row.id, str) else json.dumps(row.id, ensure_ascii=False), _ID)
+        return one_line(row.place.rpartition("/")[2], _ID)
+    return one_line(row.id if isinstance(row.id, str) else json.dumps(row.id, ensure_ascii=False), _ID)
 
 
-def _what_came(row: RehearsedRow, *, texts: bool) -> str:
+def what_came(row: RehearsedRow, *, texts: bool) -> str:
+    """Return the answer of a row, or why it has none, on one line; *texts*: with the beginning of the answer."""
     if row.status is None:
         return "was not asked"
     if row.error_class is not None:
-        return f"{row.error_class}: {_one_line(row.error or '', _ANSWER)}"
+        return f"{row.error_class}: {one_line(row.error or '', _ANSWER)}"
     marks = [words for is_so, words in ((row.answer_cut, "cut"), (row.prompt_cut, "prompt cut")) if is_so]
     if not row.fresh:
         marks.append("answered before")
-    answer = _one_line(row.output or "", _ANSWER) if texts else ""
+    answer = one_line(row.output or "", _ANSWER) if texts else ""
     return " ".join(filter(None, (f"({', '.join(marks)})" if marks else "", answer)))
 
 
-def _one_line(text: str, most: int) -> str:
+def one_line(text: str, most: int) -> str:
+    """Return a text on one line of so many characters, in which a terminal finds nothing to obey."""
     text = str(visible(" ".join(text.split())))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 

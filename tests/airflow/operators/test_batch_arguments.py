@@ -20,6 +20,7 @@ from ollama_provider.batch import (
     InputError,
     InputOptions,
     Pace,
+    Rehearsal,
     Timeouts,
     Window,
     read_argument,
@@ -107,6 +108,9 @@ WRONG = [
     (Timeouts, {"idle": "soon"}),
     (InputOptions, {"delimiter": ";;"}),
     (InputOptions, {"encoding": "latin1000"}),
+    (Rehearsal, {"sample": 0}),
+    (Rehearsal, {"show_texts": "perhaps"}),
+    (Rehearsal, {"models": "llama3.2"}),
 ]
 
 
