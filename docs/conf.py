@@ -47,6 +47,7 @@ NAVIGATION = {
         "docs/howto/several-servers",
         "docs/howto/inputs",
         "docs/howto/sql",
+        "docs/howto/vectors",
         "docs/howto/assets",
         "docs/howto/manage-models",
         "docs/howto/tools",

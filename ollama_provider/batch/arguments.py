@@ -528,8 +528,6 @@ def refuse_contradictions(given: Mapping[str, Any]) -> None:
     if given.get("embedding") is not None:
         if "messages" in known:
             raise InputError("messages, embedding: a batch asks for answers or for vectors; leave one of them out.")
-        if "into" in known:
-            raise InputError("into: vectors go to a file, results.parquet; leave it out with embedding.")
         unused = ("system", "images", "output_type", "failures.fallback_model", "think")
         if wrong := [name for name in unused if name in known]:
             raise InputError(f"{', '.join(wrong)}: a vector needs none; leave it out with embedding.")

@@ -266,6 +266,19 @@ class Summary:
 # The tables that results are written into.
 
 
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What is known of the vectors of a batch before its first row is asked.
+
+    Attributes:
+        length: numbers in each; None if no row has one and none may be asked for, as in a merge.
+        in_pieces: a long text may have several: ``on_long_text="split"``.
+    """
+
+    length: int | None
+    in_pieces: bool
+
+
 class Table(Protocol):
     """A table that good results are written into, besides the directory."""
 
@@ -277,12 +290,15 @@ class Table(Protocol):
     def target(self) -> Mapping[str, Any]:
         """The name of the table, and which field of a result goes into which column, as plain data."""
 
-    def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
-        """Check, before the first request, that results can be written.
+    def open(
+        self, examples: Sequence[Mapping[str, Any]], id_column: str | None, vectors: "Vectors | None" = None
+    ) -> None:
+        """Check, before the first row is asked, that results can be written.
 
         Args:
             examples: the first rows of the input.
             id_column: see `BatchSpec`.
+            vectors: what is known of them, where the results are vectors.
 
         Raises:
             DatabaseError: results cannot be written.
@@ -300,7 +316,9 @@ class Table(Protocol):
         """Insert or update a row for each result, and commit.
 
         Args:
-            results: lines of ``results.jsonl``, and ``row`` with the columns of the input.
+            results: lines of ``results.jsonl``, and ``row`` with the columns of the input. A vector is an array of
+                floats. A text that was split has, instead of one, ``pieces``: ``output``, ``chunk``, ``start`` and
+                ``end`` of each.
 
         Returns:
             The results that the table refused, by their place in *results*, with the reason. All others are written.

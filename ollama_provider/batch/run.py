@@ -30,13 +30,13 @@ from ollama_provider.batch.errors import (
     SystemRefusedError,
     TooManyFailedError,
 )
-from ollama_provider.batch.records import REFUSED, Query, Rows, ServerShare, Summary
+from ollama_provider.batch.records import REFUSED, Query, Rows, ServerShare, Summary, Vectors
 from ollama_provider.batch.report.history import What
 from ollama_provider.batch.report.run_report import RunReport
 from ollama_provider.batch.requests import preflight
 from ollama_provider.batch.requests.preflight import RunSetup
 from ollama_provider.batch.results import files
-from ollama_provider.batch.results.json_lines import ResultsFormat
+from ollama_provider.batch.results.json_lines import ResultsFormat, vector_numbers, vector_rows
 from ollama_provider.batch.results.order import RowOrder
 from ollama_provider.batch.results.progress import Counters, Progress, ProgressMeter
 from ollama_provider.batch.results.table import TableWriter, WrittenKeys
@@ -57,7 +57,7 @@ from ollama_provider.batch.stop import StoppedError, StopSignal
 from ollama_provider.batch.store import manifest as manifests
 from ollama_provider.batch.store import shards
 from ollama_provider.batch.store.checkpoints import Checkpoints
-from ollama_provider.batch.store.journal import Journal
+from ollama_provider.batch.store.journal import Journal, State
 from ollama_provider.batch.store.manifest import Manifest
 from ollama_provider.batch.store.storage import Storage, open_storage, write
 from ollama_provider.batch.window import closing_time
@@ -241,10 +241,16 @@ async def request_all(
             if sample is None:
                 await _begin(run, manifest)
                 return COMPLETE
-            if run.table is not None:
+            if run.table is not None and spec.embedding is None:
                 await run.table.open(sample.rows, spec.id_column)
             setups = await _prepare(run, joining, sample.prompts)
             _, setup = setups[0]
+            if run.table is not None and spec.embedding is not None:
+                # Not before, since its column must be as long as the vectors of the model.
+                vectors = Vectors(
+                    await _vector_length(run, setups, sample.prompts), spec.embedding.on_long_text == "split"
+                )
+                await run.table.open(sample.rows, spec.id_column, vectors)
             manifest = await _begin(run, replace(manifest, num_ctx=setup.num_ctx))
             await _seal_left_open(run, [setup for _, setup in setups])
             start(run.checkpoints.make_periodically(spec.pace.checkpoint_every, partial(_on_checkpoint, run)))
@@ -466,7 +472,15 @@ async def open_run(
     table = None
     if spec.into is not None:
         written = await asyncio.to_thread(WrittenKeys, storage, spec.into.target, shard)
-        table = TableWriter(spec.into, written, storage, journal, max_outage=failures.max_outage, pause=stop.pause)
+        table = TableWriter(
+            spec.into,
+            written,
+            storage,
+            journal,
+            vectors=spec.embedding is not None,
+            max_outage=failures.max_outage,
+            pause=stop.pause,
+        )
     report = await asyncio.to_thread(
         RunReport,
         storage,
@@ -551,6 +565,36 @@ async def _prepare(run: Run, joining: Joining, sample: Sequence[str]) -> list[tu
     for _, each in setups:
         run.checkpoints.set_provenance(each.provenance)
     return setups
+
+
+async def _vector_length(run: Run, setups: Sequence[tuple[Server, RunSetup]], sample: Sequence[str]) -> int | None:
+    """Return how many numbers a vector has: one that is stored, or else one that is asked for now.
+
+    So a night without new texts loads no model.
+
+    Args:
+        run: before its first row.
+        setups: the servers that the run begins with, and what the requests to each have in common.
+        sample: the first prompts.
+
+    Returns:
+        None in a merge, which asks nothing, if none of the sample is stored.
+
+    Raises:
+        OllamaError: no server gives a vector.
+    """
+    found = (run.journal.find(setups[0][1].keys.key(prompt)) for prompt in sample)
+    if (number := next((number for number, state in found if state is State.OK), None)) is not None:
+        part, offset = run.journal.place(number)
+        (line,) = run.journal.lines([part << 40 | offset])
+        return len(vector_numbers(next(vector_rows(line))["output"]))
+    if run.spec.mode == "merge":
+        return None
+    for server, setup in setups[:-1]:
+        with contextlib.suppress(OllamaError):
+            return await server.control.vector_length(setup.task)
+    last, setup = setups[-1]
+    return await last.control.vector_length(setup.task)
 
 
 async def _begin(run: Run, manifest: Manifest) -> Manifest:

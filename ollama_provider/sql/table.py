@@ -1,13 +1,13 @@
 """`SqlTable`: a table that takes the good results of a batch."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, ClassVar, TypeVar
 
-from ollama_provider.batch import DatabaseError, Outcome, Provenance, plain
+from ollama_provider.batch import DatabaseError, Vectors
+from ollama_provider.sql.columns import Columns, UnfitValueError
 from ollama_provider.sql.database import (
     Cause,
     cause_of,
@@ -17,25 +17,12 @@ from ollama_provider.sql.database import (
     is_missing_table,
     is_missing_unique,
 )
-from ollama_provider.sql.dialects import Destination, Dialect, UnfitTableError, dialect_for
+from ollama_provider.sql.dialects import Destination, Dialect, UnfitTableError, Vector, dialect_for
 
-#: Sources of columns that are known before the model is asked.
-_OWN = ("id", "index", "key", "row")
-_FIELDS = {*_OWN, *(each.name for kind in (Outcome, Provenance) for each in fields(kind))} - {
-    "status",
-    "error",
-    "reply",
-}
-#: What has other values than text.
-_TYPES: dict[str, type] = dict.fromkeys(("index", "tokens", "prompt_tokens", "attempts", "seed", "num_ctx"), int)
-_TYPES |= dict.fromkeys(("seconds", "queue_seconds", "tokens_per_second"), float)
-_TYPES |= dict.fromkeys(("prompt_cut", "answer_cut"), bool)
+T = TypeVar("T")
+
 #: How often a transaction is tried again at once that met another writer.
 _CONFLICTS = 5
-
-
-class _MissingValueError(ValueError):
-    """A result has no value for a column."""
 
 
 @dataclass
@@ -55,11 +42,14 @@ class SqlTable:
         conn_id: Airflow connection whose hook is a ``DbApiHook``; a template.
         table: name, with its schema in front if it is not the connection's own (``reports.summaries``); a template.
         key: the column, or columns, that identify a row; the table must have a unique index on exactly these. They
-            take ``id``, ``index``, ``key`` or ``row.…``.
+            take ``id``, ``index``, ``key`` or ``row.…``, and one of them ``chunk`` where long texts are split.
         columns: for each column of the table what goes into it: ``id`` (the value of the batch's *id_column*),
             ``index``, ``key``, ``output``, ``output.field.in.it`` of structured output, ``row.name`` (a column of the
             input), ``model``, ``digest``, ``tokens``, ``seconds`` or another name of ``results.jsonl``. What is not one
-            value becomes JSON text, which fits ``jsonb``, ``json`` and ``text``.
+            value becomes JSON text, which fits ``jsonb``, ``json`` and ``text``. With `Embedding`, ``output`` is the
+            vector, for a column of pgvector (``vector(768)``, ``halfvec(768)``), an array of floats, or JSON text; with
+            ``on_long_text="split"`` each piece of a text is a row, ``chunk`` its number from 0, ``start`` and ``end``
+            its place in the text.
         create: create the table if it does not exist.
 
     Raises:
@@ -76,6 +66,10 @@ class SqlTable:
     columns: Mapping[str, str]
     create: bool = False
     _connection: Any = field(default=None, init=False, repr=False, compare=False)
+    _vectors: Vectors | None = field(default=None, init=False, repr=False, compare=False)
+    #: Numbers in a vector, once that is known, and what makes a text of it for each column that takes it.
+    _length: int | None = field(default=None, init=False, repr=False, compare=False)
+    _texts: dict[str, Callable[[Vector], str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def row_columns(self) -> Sequence[str]:
@@ -95,14 +89,21 @@ class SqlTable:
     def _destination(self) -> Destination:
         return Destination(self.table, list(self.columns), self._key)
 
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.columns, self._key, self._vectors)
+
     @cached_property
     def _dialect(self) -> Dialect:
         return dialect_for(database_hook(self.conn_id))
 
-    def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
-        """Check, before the first request, that results can be written; see `ollama_provider.batch.records.Table`."""
-        self._check(examples, id_column)
-        with database_errors(self.conn_id, f"preparing to write into {self.table}"):
+    def open(
+        self, examples: Sequence[Mapping[str, Any]], id_column: str | None, vectors: Vectors | None = None
+    ) -> None:
+        """Check, before the first row is asked, that results can be written; see `batch.records.Table`."""
+        self._vectors = vectors
+        self._columns.check(examples, id_column)
+        with self._preparing():
             if self.create and not self._dialect.types:
                 raise self._error(
                     "create=True is for PostgreSQL, MySQL, MariaDB and SQLite. Leave it out, and create the table "
@@ -110,22 +111,54 @@ class SqlTable:
                 )
             try:
                 self._check_table()
-            except UnfitTableError as error:
-                raise self._error(str(error)) from None
             except Exception as error:
                 if is_missing_unique(error):
                     index = self._dialect.create_unique_index(self._destination)
                     raise self._error(f"It has no unique index on its key. This creates one: {index}") from None
                 if not self._dialect.types or not is_missing_table(error):
                     raise
-                create = self._dialect.create_table(self._destination, self._types(examples, id_column))
+                create = self._create_statement(examples, id_column)
                 if not self.create:
                     advice = f"It does not exist. This creates it, as create=True of SqlTable would: {create}"
                     raise self._error(advice) from None
                 self._create_table(create)
+            if vectors is not None and vectors.length is not None:
+                self._expect_vectors(vectors.length)
+
+    @contextmanager
+    def _preparing(self) -> Iterator[None]:
+        with database_errors(self.conn_id, f"preparing to write into {self.table}"):
+            try:
+                yield
+            except UnfitTableError as error:
+                raise self._error(str(error)) from None
 
     def _check_table(self) -> None:
         self._run(lambda cursor: self._dialect.check(cursor, self._destination))
+        if (chunk := self._columns.of_chunk) is not None:
+            # No row has a key of nulls, but the right to delete is looked for.
+            nulls = [None] * len(self._key)
+            self._run(lambda cursor: self._dialect.delete_from(cursor, self._destination, chunk, [nulls]))
+
+    def _create_statement(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> str:
+        types: dict[str, type | str] = {**self._columns.types(examples, id_column)}
+        if self._vectors is not None:
+            if (length := self._vectors.length) is None:
+                raise self._error("It does not exist, and there is no vector yet that says how long a column must be.")
+            for name in self._columns.of_vectors:
+                types[name] = self._run(partial(self._dialect.vector_type, name=name, length=length))
+        return self._dialect.create_table(self._destination, types)
+
+    def _expect_vectors(self, length: int) -> None:
+        """Look whether, and how, the table takes vectors of that length.
+
+        Raises:
+            UnfitTableError: it does not.
+        """
+        for name in self._columns.of_vectors:
+            text_of = partial(self._dialect.vector_text, to=self._destination, name=name, length=length)
+            self._texts[name] = self._run(text_of)
+        self._length = length
 
     def _create_table(self, statement: str) -> None:
         try:
@@ -140,53 +173,19 @@ class SqlTable:
     def _error(self, text: str) -> DatabaseError:
         return DatabaseError(f"Connection {self.conn_id!r}, table {self.table}: {text}")
 
-    def _check(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
-        for name, source in self.columns.items():
-            head, _, rest = source.partition(".")
-            if head not in _FIELDS or ((head == "row") != bool(rest) and head != "output"):
-                raise DatabaseError(
-                    f"SqlTable: column {name!r} cannot take {source!r}; known are {', '.join(sorted(_FIELDS))}, with "
-                    "row.NAME and output.NAME."
-                )
-            if head == "id" and id_column is None:
-                raise DatabaseError(
-                    f"SqlTable: column {name!r} takes the row's id, but no id_column says which that is."
-                )
-            if head == "row" and examples and not any(rest in row for row in examples):
-                known = ", ".join(sorted({repr(column) for row in examples for column in row}))
-                raise DatabaseError(f"SqlTable: column {name!r} takes {source!r}, but the rows have only {known}.")
-        for name in self._key:
-            if self.columns.get(name, "").partition(".")[0] not in _OWN:
-                raise DatabaseError(
-                    f"SqlTable: the key {name!r} must be among the columns and take id, index, key or row.NAME: what "
-                    "a model says cannot tell rows apart."
-                )
-
-    def _types(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> dict[str, type]:
-        types = {}
-        for name, source in self.columns.items():
-            head, _, rest = source.partition(".")
-            column = {"id": id_column, "row": rest}.get(head)
-            seen = {type(row[column]) for row in examples if row.get(column) is not None} if column else set()
-            own = seen.pop() if len(seen) == 1 else None
-            types[name] = own or (None if rest else _TYPES.get(head)) or str
-        return types
-
     def of_row(self, own: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return what does not come from the model: the values of the key, and those of all such columns."""
-        values = {
-            name: plain(_take(own, source)) for name, source in self.columns.items() if source.partition(".")[0] in _OWN
-        }
-        return [values[name] for name in self._key], values
+        return self._columns.own_values(own)
 
     def write(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
         """Insert or update a row for each result, and commit. Return the refused ones with the database's text."""
         refused: dict[int, str] = {}
-        rows: list[tuple[int, list[Any]]] = []
+        rows: list[tuple[int, list[list[Any]]]] = []
+        columns = self._columns
         for place, result in enumerate(results):
             try:
-                rows.append((place, [_parameter(_take(result, source)) for source in self.columns.values()]))
-            except _MissingValueError as error:
+                rows.append((place, columns.rows(result, self._vector_text)))
+            except UnfitValueError as error:
                 refused[place] = str(error)
         if rows:
             # Two writers that lock the same rows in another order would wait for each other.
@@ -195,11 +194,18 @@ class SqlTable:
             self._write(rows, refused)
         return refused
 
-    def _write(self, rows: Sequence[tuple[int, list[Any]]], refused: dict[int, str], conflicts: int = 0) -> None:
-        """Write the rows in one transaction. If one is refused, try each half, until every bad row is alone."""
-        values = [row for _, row in rows]
+    def _vector_text(self, name: str, vector: Vector) -> str:
+        if self._length is None:  # as in a merge, which asks for no vector beforehand
+            with self._preparing():
+                self._expect_vectors(len(vector))
+        if len(vector) != self._length:
+            raise UnfitValueError(f"a vector of {len(vector)} numbers, where the others have {self._length}")
+        return self._texts[name](vector)
+
+    def _write(self, rows: Sequence[tuple[int, list[list[Any]]]], refused: dict[int, str], conflicts: int = 0) -> None:
+        """Write the results in one transaction. If one is refused, try each half, until every bad one is alone."""
         try:
-            self._run(lambda cursor: self._dialect.write(cursor, self._destination, values))
+            self._run(lambda cursor: self._write_rows(cursor, [of_result for _, of_result in rows]))
         except Exception as error:
             cause = cause_of(error)
             if cause is Cause.CONFLICT and conflicts < _CONFLICTS:
@@ -217,13 +223,22 @@ class SqlTable:
         self._write(rows[:half], refused)
         self._write(rows[half:], refused)
 
-    def _run(self, work: Callable[[Any], None]) -> None:
-        """Do something with a cursor, and commit."""
+    def _write_rows(self, cursor: Any, results: Sequence[Sequence[Sequence[Any]]]) -> None:
+        to = self._destination
+        if (chunk := self._columns.of_chunk) is not None:
+            # The pieces that a text had more when it was longer.
+            others = [to.columns.index(name) for name in to.key if name != chunk]
+            ends = [[*(pieces[0][place] for place in others), len(pieces)] for pieces in results]
+            self._dialect.delete_from(cursor, to, chunk, ends)
+        self._dialect.write(cursor, to, [row for pieces in results for row in pieces])
+
+    def _run(self, work: Callable[[Any], T]) -> T:
+        """Do something with a cursor, commit, and return what came of it."""
         try:
             if self._connection is None:
                 self._connection = self._dialect.connect()
             with closing(self._connection.cursor()) as cursor:
-                work(cursor)
+                found = work(cursor)
             self._connection.commit()
         except BaseException as error:
             if cause_of(error) is Cause.DOWN:
@@ -232,6 +247,7 @@ class SqlTable:
                 with suppress(Exception):  # the error before is the one to raise
                     self._connection.rollback()
             raise
+        return found
 
     def close(self) -> None:
         """Close the connection; twice does no harm."""
@@ -239,20 +255,3 @@ class SqlTable:
         if connection is not None:
             with suppress(Exception):  # it is closed because it is broken
                 connection.close()
-
-
-def _take(result: Mapping[str, Any], source: str) -> Any:
-    head, _, rest = source.partition(".")
-    value = result.get(head)
-    if head == "row":
-        return value and value.get(rest)
-    for name in rest.split(".") if rest else ():
-        if not isinstance(value, Mapping) or name not in value:
-            raise _MissingValueError(f"the output has no {source.partition('.')[2]!r}")
-        value = value[name]
-    return value
-
-
-def _parameter(value: Any) -> Any:
-    value = plain(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

@@ -11,7 +11,7 @@ import pytest
 from airflow.utils.db import initdb
 
 from ollama_provider.api.retry import without_waiting
-from tests.airflow.databases import database, mysql, postgres, sqlite  # noqa: F401  # fixtures
+from tests.airflow.databases import database, mysql, pgvector, postgres, sqlite  # noqa: F401  # fixtures
 from tests.services import Mariadb, Postgresql, mariadb, postgresql, program
 
 try:
@@ -54,6 +54,13 @@ def a_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresq
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def a_pgvector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+    """A PostgreSQL server of this worker that has pgvector."""
+    with postgresql(tmp_path_factory.mktemp("pgvector"), with_pgvector=True) as server:
         yield server
 
 

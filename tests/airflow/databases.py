@@ -69,15 +69,19 @@ class Database:
 @pytest.fixture
 def postgres(a_postgresql: Postgresql, monkeypatch: pytest.MonkeyPatch) -> Database:
     """A new database in a PostgreSQL server."""
+    return _postgresql(a_postgresql, "warehouse", monkeypatch)
+
+
+def _postgresql(server: Postgresql, conn_id: str, monkeypatch: pytest.MonkeyPatch) -> Database:
     name = f"test{next(_NUMBERS)}"
-    where = {"host": "127.0.0.1", "port": a_postgresql.port, "user": "airflow"}
+    where = {"host": "127.0.0.1", "port": server.port, "user": "airflow"}
     connection = psycopg2.connect(**where, dbname="airflow")
     connection.autocommit = True
     connection.cursor().execute(f"CREATE DATABASE {name}")
     connection.close()
     airflow = {"conn_type": "postgres", "host": "127.0.0.1", "port": where["port"], "login": "airflow", "schema": name}
-    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(airflow))
-    return Database("postgresql", "warehouse", airflow, lambda: psycopg2.connect(**where, dbname=name))
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(airflow))
+    return Database("postgresql", conn_id, airflow, lambda: psycopg2.connect(**where, dbname=name))
 
 
 @pytest.fixture
@@ -116,3 +120,11 @@ def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
 def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     """Each of them."""
     return request.getfixturevalue("postgres" if request.param == "postgresql" else request.param)
+
+
+@pytest.fixture
+def pgvector(a_pgvector: Postgresql, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A new database in a PostgreSQL server that has pgvector, with the extension."""
+    database = _postgresql(a_pgvector, "vectors", monkeypatch)
+    database.run("CREATE EXTENSION vector")
+    return database

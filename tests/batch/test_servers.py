@@ -523,7 +523,7 @@ class TestAModelThatChangesInMidRun:
             def __init__(self):
                 self.written = []
 
-            def open(self, examples, id_column):
+            def open(self, examples, id_column, vectors):
                 pass
 
             def of_row(self, own):

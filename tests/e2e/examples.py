@@ -1,10 +1,13 @@
-"""The DAGs of dags/, and their input: a connection to Ollama, rows in files, and a table of documents."""
+"""The DAGs of dags/, and their input: connections to Ollama and to databases, rows in files, documents, a table."""
 
 import json
 import sqlite3
 from pathlib import Path
 
+import psycopg2
+
 from ollama_provider.testing import Server
+from tests.services import Postgresql
 
 DAGS = Path(__file__).parents[2] / "dags"
 NAMES = sorted(path.stem for path in DAGS.glob("*.py"))
@@ -14,6 +17,7 @@ NAMES = sorted(path.stem for path in DAGS.glob("*.py"))
 DEFERRABLE = {
     "ollama_chat_with_history",
     "ollama_deferred_night",
+    "ollama_document_vectors",
     "ollama_embeddings",
     "ollama_image_captions",
     "ollama_prepare_tonight",
@@ -26,8 +30,13 @@ DEFERRABLE = {
 DEFERRED = {"ollama_deferred_night"}
 
 
-def provide(directory: Path, ollama: Server) -> dict[str, str]:
-    """Write the input of the DAGs into *directory*, their working directory.
+def provide(directory: Path, ollama: Server, pgvector: Postgresql) -> dict[str, str]:
+    """Write the input of the DAGs into *directory*, their working directory and AIRFLOW_HOME.
+
+    Args:
+        directory: where it goes.
+        ollama: the server of all DAGs.
+        pgvector: the database of vectors, which has none yet.
 
     Returns:
         Environment variables with the connections.
@@ -35,13 +44,27 @@ def provide(directory: Path, ollama: Server) -> dict[str, str]:
     (directory / "docs").mkdir()
     rows = [json.dumps({"text": f"Row {number}. It has a second sentence."}) + "\n" for number in range(6)]
     (directory / "docs/rows.jsonl").write_text("".join(rows))
+    (directory / "documents/manual").mkdir(parents=True)
+    for name in ("engine", "manual/oil"):
+        (directory / f"documents/{name}.md").write_text(f"# {name}\n\n" + "How to change the oil. " * 200)
     with sqlite3.connect(directory / "warehouse.db") as warehouse:
         warehouse.execute("CREATE TABLE documents (id INTEGER PRIMARY KEY, title TEXT, text TEXT)")
         documents = [(number, f"Title {number}", f"Text {number}.") for number in range(6)]
         warehouse.executemany("INSERT INTO documents VALUES (?, ?, ?)", documents)
     warehouse.close()
+    database = psycopg2.connect(f"postgresql://{pgvector.address}")
+    with database, database.cursor() as cursor:
+        cursor.execute("CREATE EXTENSION vector")
+    database.close()
     connections = {
         "ollama_default": {"conn_type": "ollama", "host": f"http://{ollama.host}", "port": ollama.port},
         "warehouse": {"conn_type": "sqlite", "host": str(directory / "warehouse.db")},
+        "vectors": {
+            "conn_type": "postgres",
+            "host": "127.0.0.1",
+            "port": pgvector.port,
+            "login": "airflow",
+            "schema": "airflow",
+        },
     }
     return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(connection) for name, connection in connections.items()}

@@ -11,6 +11,7 @@ import pytest
 
 from ollama_provider.testing import Server, StandIn, serve
 from tests.e2e.examples import DAGS, DEFERRABLE, DEFERRED, NAMES, provide
+from tests.services import Postgresql, postgresql
 
 Airflow = Callable[..., str]
 
@@ -35,11 +36,18 @@ def home(tmp_path_factory: pytest.TempPathFactory, deferrable: bool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def airflow(home: Path, ollama: Server, deferrable: bool) -> Airflow:
+def pgvector(home: Path) -> Iterator[Postgresql]:
+    """The database of vectors."""
+    with postgresql(home / "servers", with_pgvector=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def airflow(home: Path, ollama: Server, pgvector: Postgresql, deferrable: bool) -> Airflow:
     """Return a function that runs an Airflow command and returns its output."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
-        **provide(home, ollama),
+        **provide(home, ollama, pgvector),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

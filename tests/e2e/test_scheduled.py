@@ -31,9 +31,12 @@ def deferrable(request: pytest.FixtureRequest) -> bool:
 def stack(deferrable: bool, ollama: Server, tmp_path: Path) -> Iterator[Stack]:
     """Airflow with the DAGs of this project and their input."""
     # Not SQLite, which allows one writer: with all DAGs at once the scheduler ends with a locked database.
-    with postgresql(tmp_path / "servers") as database:
+    with (
+        postgresql(tmp_path / "servers") as database,
+        postgresql(tmp_path / "pgvector", with_pgvector=True) as pgvector,
+    ):
         environment = {
-            **provide(tmp_path, ollama),
+            **provide(tmp_path, ollama, pgvector),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database.address}",
             "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": str(deferrable),
         }

@@ -106,7 +106,13 @@ class Embed(Task):
 
     def load(self) -> EmbedRequest:
         """Return the request that only loads the model, with the options of the run."""
-        return EmbedRequest(model=self.model, input=[], options=self.sent_options, keep_alive=self.keep_alive)
+        return EmbedRequest(
+            model=self.model,
+            input=[],
+            dimensions=self.dimensions,
+            options=self.sent_options,
+            keep_alive=self.keep_alive,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from hashlib import blake2b
 from math import ceil
 
 from ollama_provider.api.client import AsyncClient
-from ollama_provider.api.errors import ModelNotFoundError, OllamaError, UnsupportedError
+from ollama_provider.api.errors import ModelNotFoundError, OllamaError, RejectedReplyError, UnsupportedError
 from ollama_provider.api.model_names import same_model
 from ollama_provider.api.pulls import check_pull_allowed
 from ollama_provider.api.schemas import (
+    EmbedReply,
     PsRequest,
     PullRequest,
+    Request,
     RunningModel,
     ShowReply,
     ShowRequest,
@@ -26,6 +28,7 @@ from ollama_provider.api.schemas import (
     VersionReply,
     VersionRequest,
 )
+from ollama_provider.api.schemas.base import ReplyT
 from ollama_provider.api.truncation import oversized_context
 from ollama_provider.batch.arguments import Embedding
 from ollama_provider.batch.errors import InputError, ModelChangedError
@@ -363,9 +366,24 @@ class ModelControl:
 
     async def load(self, task: Task) -> None:
         """Load the model into memory, with the options of the run."""
+        await self._load(task.load())
+
+    async def vector_length(self, task: Task) -> int:
+        """Load the model, and return how many numbers its vectors have. What ``/api/show`` says is no proof of that.
+
+        Raises:
+            RejectedReplyError: the model gives no vector.
+            OllamaError: the server does not answer.
+        """
+        reply: EmbedReply = await self._load(task.load().model_copy(update={"input": ["a"]}))
+        if not reply.embeddings or not reply.embeddings[0]:
+            raise RejectedReplyError("a text got no vector", host=self.host, model=task.model)
+        return len(reply.embeddings[0])
+
+    async def _load(self, request: Request[ReplyT]) -> ReplyT:
         self.has_loaded = True
         try:
-            await self._client.send(task.load())
+            return await self._client.send(request)
         except OllamaError:
             self.has_loaded = False
             raise

@@ -23,7 +23,8 @@ from time import monotonic
 from typing import Any
 
 from ollama_provider.batch.errors import DatabaseGoneError
-from ollama_provider.batch.records import REFUSED, Table, canonical_json
+from ollama_provider.batch.records import REFUSED, Table, Vectors, canonical_json
+from ollama_provider.batch.results.json_lines import MisfitError, vector_numbers, vector_rows
 from ollama_provider.batch.spec import Shard
 from ollama_provider.batch.store.journal import Journal, PartReader, State
 from ollama_provider.batch.store.keys import KEY_BYTES, Index
@@ -148,6 +149,7 @@ class TableWriter:
         written: rows that the table has.
         storage: the directory.
         journal: knows the results.
+        vectors: the results are vectors.
         max_outage: seconds to wait for a database that is down.
         pause: waits so many seconds; may raise to end the run.
     """
@@ -159,6 +161,7 @@ class TableWriter:
         storage: Storage,
         journal: Journal,
         *,
+        vectors: bool,
         max_outage: float,
         pause: Callable[[float], None],
     ) -> None:
@@ -168,6 +171,7 @@ class TableWriter:
         self._max_outage = max_outage
         self._pause = pause
         self._parts = PartReader(storage, journal)
+        self._result = _vectors if vectors else json.loads
         self._columns = table.row_columns
         self._waiting: list[PendingRow] = []
         self._ready: deque[PendingRow] = deque()
@@ -184,9 +188,11 @@ class TableWriter:
         # By index of the row: the text of the database.
         self._refused: dict[int, str] = {}
 
-    async def open(self, examples: Sequence[Mapping[str, Any]], id_column: str | None) -> None:
+    async def open(
+        self, examples: Sequence[Mapping[str, Any]], id_column: str | None, vectors: Vectors | None = None
+    ) -> None:
         """Check that the table can be written; see `Table.open`."""
-        await self._in_thread(self._table.open, examples, id_column)
+        await self._in_thread(self._table.open, examples, id_column, vectors)
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -274,19 +280,28 @@ class TableWriter:
             table_key, values = self._table.of_row(row.own)
             row_hash = self._written_keys.row_hash(table_key)
             content = self._written_keys.content_hash(row.own["key"], values)
-            if not self._written_keys.has(row_hash, content):
-                due.append((row, row_hash, content))
-                results.append(json.loads(self._parts.line(*self._journal.place(row.number))) | row.own)
+            if self._written_keys.has(row_hash, content):
+                continue
+            try:
+                result = self._result(self._parts.line(*self._journal.place(row.number)))
+            except MisfitError as error:
+                self._refuse(row, str(error))
+                continue
+            due.append((row, row_hash, content))
+            results.append(result | row.own)
         refused = self._write_with_retries(results) if results else {}
         for place, (row, row_hash, content) in enumerate(due):
             if (text := refused.get(place)) is not None:
-                self._refused[row.own["index"]] = text
-                self.refused_fresh += row.fresh
+                self._refuse(row, text)
             else:
                 self.overwritten += self._written_keys.add(row_hash, content)
         count = len(due) - len(refused)
         self.written += count
         return count
+
+    def _refuse(self, row: PendingRow, text: str) -> None:
+        self._refused[row.own["index"]] = text
+        self.refused_fresh += row.fresh
 
     def _write_with_retries(self, results: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
         waited, pause = 0.0, _PAUSE
@@ -304,3 +319,9 @@ class TableWriter:
             while monotonic() < end and not self._closing:
                 self._pause(_SLICE)
             waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE)
+
+
+def _vectors(line: bytes) -> dict[str, Any]:
+    """Return the result of a line of a part with vectors, as `Table.write` takes it."""
+    pieces = [row | {"output": vector_numbers(row["output"])} for row in vector_rows(line)]
+    return {**pieces[0], "pieces": pieces} if "chunk" in pieces[0] else pieces[0]

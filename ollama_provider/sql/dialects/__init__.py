@@ -7,10 +7,11 @@ those of its columns that the batch does not know; the one for PostgreSQL leaves
 from typing import Any
 
 from ollama_provider.sql.dialects.mysql import MySql
-from ollama_provider.sql.dialects.on_conflict import Postgresql, Sqlite
-from ollama_provider.sql.dialects.standard import Destination, Dialect, Oracle, UnfitTableError
+from ollama_provider.sql.dialects.on_conflict import Sqlite
+from ollama_provider.sql.dialects.postgresql import Postgresql
+from ollama_provider.sql.dialects.standard import Destination, Dialect, Oracle, UnfitTableError, Vector
 
-__all__ = ["Destination", "Dialect", "UnfitTableError", "dialect_for"]
+__all__ = ["Destination", "Dialect", "UnfitTableError", "Vector", "dialect_for"]
 
 #: By SQLAlchemy's name of the dialect, or by the type of the connection.
 _KINDS: dict[str, type[Dialect]] = {

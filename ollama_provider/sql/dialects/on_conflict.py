@@ -26,14 +26,5 @@ class OnConflict(Dialect):
         cursor.executemany(self.upsert(to, self.placeholders(len(to.columns))), rows)
 
 
-class Postgresql(OnConflict):
-    """PostgreSQL, which keeps the rows of a query until they are fetched."""
-
-    def reading_cursor(self, connection: Any) -> Any:
-        """Return a cursor on the server."""
-        # That is what a cursor with a name is, in psycopg and in psycopg2.
-        return connection.cursor("ollama_rows")
-
-
 class Sqlite(OnConflict):
     """SQLite."""

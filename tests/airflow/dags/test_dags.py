@@ -262,6 +262,35 @@ def test_corpus_vectors(run, tmp_path) -> None:
     assert pa.types.is_fixed_size_list(table.schema.field("output").type)
 
 
+def test_document_vectors(run, ollama, pgvector, tmp_path) -> None:
+    """Documents of a folder are found by a question; what became shorter loses the pieces that it had more."""
+    bucket = tmp_path / "documents"
+    (bucket / "more").mkdir(parents=True)
+    (bucket / "oil.md").write_text("How to change the oil. " * 300)
+    (bucket / "more" / "tyres.md").write_text("Tyres are round.")
+    where = {
+        "documents": f"file://{bucket}/**/*.md",
+        "output_path": f"file://{tmp_path}",
+        "question": "Tyres are round.",
+    }
+    table = "SELECT path, chunk, vector_dims(embedding) FROM document_vectors ORDER BY path, chunk"
+
+    first = run("ollama_document_vectors", **where)
+    rows = pgvector.run(table)
+    (bucket / "oil.md").write_text("How to change the oil. " * 100)
+    next_night = run("ollama_document_vectors", **where)
+
+    assert first["vectors"]["ok"] == first["vectors"]["written"] == len(rows) == 5
+    assert rows == [(f"{bucket}/more/tyres.md", 0, 768), *((f"{bucket}/oil.md", chunk, 768) for chunk in range(4))]
+    assert first["nearest"][0]["path"] == f"{bucket}/more/tyres.md"
+    assert next_night["vectors"]["reused"] > 0
+    assert [row[:2] for row in pgvector.run(table)] == [
+        (f"{bucket}/more/tyres.md", 0),
+        (f"{bucket}/oil.md", 0),
+        (f"{bucket}/oil.md", 1),
+    ]
+
+
 def test_sharded_batch(run, tmp_path) -> None:
     """Four tasks share the rows, the last one has all of them in their order."""
     rows = [json.dumps({"text": f"Row {number}."}) + "\n" for number in range(12)]

@@ -264,10 +264,3 @@ def test_the_decoder_raises_only_for_invalid_json():
     assert all(math.isnan(found["embeddings"][place][0]) for place in (1, 2))
     with pytest.raises(ValueError):
         PackRequest.decode(b'{"embeddings":[[1,')
-
-
-def test_vectors_do_not_go_into_a_table_of_a_database(batch, ollama):
-    """The table would get them as the base64 of the parts."""
-    with pytest.raises(InputError, match="into"):
-        batch.run(["a"], embedding=Embedding(), into=object())
-    assert ollama.stand_in.requests == []

@@ -5,12 +5,16 @@ import itertools
 import json
 
 import pytest
+from pyarrow import parquet
 
-from ollama_provider.batch.arguments import FailurePolicy
+from ollama_provider.api.errors import RejectedReplyError
+from ollama_provider.batch.arguments import Embedding, FailurePolicy
 from ollama_provider.batch.errors import DatabaseError, DatabaseGoneError, StorageError, TooManyFailedError
+from ollama_provider.batch.records import Vectors
 from ollama_provider.batch.results.table import WrittenKeys
 from ollama_provider.batch.spec import Shard
 from ollama_provider.batch.store.storage import Disk, open_storage
+from ollama_provider.testing import Answer, Model
 
 ROWS = [{"id": f"r{number}", "text": f"text {number % 7}", "title": f"title {number}"} for number in range(12)]
 
@@ -28,8 +32,9 @@ class MemoryTable:
         self.refuse = refuse
         self.down = down
 
-    def open(self, examples, id_column):
+    def open(self, examples, id_column, vectors):
         assert id_column == "id"
+        self.vectors = vectors
 
     def of_row(self, own):
         return own["id"], [own["id"], own["row"]]
@@ -354,3 +359,98 @@ def test_every_crash_point_of_a_shard(batch, tmp_path):
         if disk.count <= deadline:
             assert len(batch.asked) - before == 7
             break
+
+
+@pytest.mark.ollama(models=[Model("emb", ("embedding",), context_length=64, embedding_length=8)])
+class TestVectors:
+    LONG = " ".join(f"word{number}" for number in range(150))
+
+    class Table(MemoryTable):
+        """A table in memory that keeps results as they came."""
+
+        def write(self, results):
+            self.rows |= {result["id"]: result for result in results}
+            return {}
+
+    @pytest.fixture
+    def embed(self, batch):
+        def run(rows, table, **spec):
+            return batch.run(rows, model="emb", id_column="id", into=table, **({"embedding": Embedding()} | spec))
+
+        return run
+
+    def asked(self, ollama):
+        return [seen.json["input"] for seen in ollama.stand_in.requests if seen.path == "/api/embed"]
+
+    def test_the_table_gets_the_numbers(self, batch, embed):
+        """They are those of the file, and their length was known before the first of them."""
+        table = self.Table()
+
+        summary = embed(ROWS, table)
+
+        found = parquet.read_table(batch.directory / "results.parquet").to_pylist()
+        assert summary.written == 12
+        assert {row["id"]: row["output"] for row in found} == {
+            key: list(row["output"]) for key, row in table.rows.items()
+        }
+        assert not any("pieces" in row for row in table.rows.values())
+        assert table.vectors == Vectors(8, in_pieces=False)
+
+    def test_a_long_text_has_pieces(self, batch, embed):
+        """Each has its vector and its place in the text; the text is one result, so all of them are written or none."""
+        table = self.Table()
+
+        embed(
+            [{"id": 0, "text": "short"}, {"id": 1, "text": self.LONG}], table, embedding=Embedding(on_long_text="split")
+        )
+
+        rows = parquet.read_table(batch.directory / "results.parquet").to_pylist()
+        names = ("chunk", "start", "end", "output")
+        pieces = [{name: piece[name] for name in names} for piece in table.rows[1]["pieces"]]
+        assert [piece | {"output": list(piece["output"])} for piece in pieces] == [
+            {name: row[name] for name in names} for row in rows if row["id"] == 1
+        ]
+        assert "pieces" not in table.rows[0]
+        assert table.vectors == Vectors(8, in_pieces=True)
+
+    def test_a_night_without_new_texts_loads_no_model(self, ollama, embed):
+        """The length is that of a vector that is stored."""
+        embed(ROWS, self.Table())
+        before, table = len(self.asked(ollama)), self.Table()
+
+        embed(ROWS, table)
+
+        assert len(self.asked(ollama)) == before
+        assert table.vectors.length == 8
+
+    def test_another_length_is_asked_for(self, embed):
+        """What is stored has the length of an earlier setting."""
+        embed(ROWS, self.Table())
+        table = self.Table()
+
+        embed(ROWS, table, embedding=Embedding(dimensions=4))
+
+        assert table.vectors.length == 4
+
+    def test_a_merge_asks_nothing(self, ollama, embed):
+        """The length is one of the shards' vectors."""
+        table = self.Table()
+        for number in range(2):
+            embed(ROWS, table, shard=(number, 2))
+        before, table.vectors = len(self.asked(ollama)), None
+
+        embed(ROWS, table, mode="merge")
+
+        assert len(self.asked(ollama)) == before
+        assert table.vectors.length == 8
+        assert len(table.rows) == 12
+
+    def test_a_model_without_vectors(self, ollama, embed):
+        """It is told before the table is opened."""
+        ollama.stand_in.script(Answer(vectors=((),)), path="embed", where=lambda body: body["input"] == ["a"])
+        table = self.Table()
+
+        with pytest.raises(RejectedReplyError, match="no vector"):
+            embed(ROWS, table)
+
+        assert not hasattr(table, "vectors")
