@@ -1,7 +1,6 @@
 """The servers of the connections of type *Ollama*, and a test of each connection."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
@@ -17,14 +16,14 @@ from ollama_provider.ui.servers import (
     readable_connections,
     test,
 )
-from ollama_provider.ui.threads import Cached, TooSlowError, in_thread
+from ollama_provider.ui.threads import Cached, Threads, TooSlowError, in_thread
 
 #: Seconds that the page waits for servers. Those that have not answered by then are on it when it is loaded again.
 _WAIT = 2.0
 #: Connections that are shown.
 _CONNECTIONS = 50
 #: For servers alone: a page of a batch must not wait behind servers that hang.
-_THREADS = ThreadPoolExecutor(16, thread_name_prefix="ollama-servers")
+_THREADS = Threads(16, "ollama-servers")
 
 router = APIRouter(dependencies=[CAN_READ_CONNECTIONS])
 _states: Cached[ServerState] = Cached(10.0, size=1000, times=0, threads=_THREADS)

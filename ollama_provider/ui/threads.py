@@ -8,19 +8,62 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Threads for all requests to the page in a process of the API server.
-_THREADS = ThreadPoolExecutor(8, thread_name_prefix="ollama-page")
 #: Seconds that a request waits for its thread.
 WAIT = 10.0
 
 
 class TooSlowError(Exception):
     """It takes longer than a request to the page may wait."""
+
+
+class Threads:
+    """Some threads, which are started when they are needed. Only one thread may submit.
+
+    Those of a `concurrent.futures.ThreadPoolExecutor` would keep the API server from ending while one of them hangs.
+
+    Args:
+        count: at most.
+        name: of the threads.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count = count
+        self._name = name
+        self._started = 0
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[object, ...]]] = SimpleQueue()
+
+    def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
+        """Let one of the threads call *function*, and return its future."""
+        future: Future[T] = Future()
+        self._queue.put((future, function, args))
+        if self._started < self._count:
+            self._started += 1
+            Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            future, function, args = self._queue.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = function(*args)
+            except BaseException as error:  # whoever waits for it is told
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del future, function, args  # else they would be kept until the next one comes
+
+
+#: For all requests to the page in a process of the API server.
+_THREADS = Threads(8, "ollama-page")
 
 
 async def in_thread(function: Callable[..., T], *args: object, seconds: float = WAIT) -> T:
@@ -50,9 +93,7 @@ class Cached(Generic[T]):
         threads: in which the functions run.
     """
 
-    def __init__(
-        self, seconds: float, size: int = 100, *, times: float = 10, threads: ThreadPoolExecutor = _THREADS
-    ) -> None:
+    def __init__(self, seconds: float, size: int = 100, *, times: float = 10, threads: Threads = _THREADS) -> None:
         self._seconds = seconds
         self._size = size
         self._times = times

@@ -1,6 +1,9 @@
 """Slow work has threads of its own, and a request waits for it within a limit."""
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 from threading import Event, current_thread
 
 import pytest
@@ -25,6 +28,24 @@ async def test_what_hangs_holds_no_request(hanging):
     """It is told after the time limit, and the request goes on."""
     with pytest.raises(TooSlowError, match="no answer within 0 s"):
         await in_thread(hanging, seconds=0.05)
+
+
+def test_what_hangs_keeps_no_process_from_ending():
+    """The API server ends when it is told to, whatever hangs."""
+    code = """
+        import asyncio, threading
+        from ollama_provider.ui.threads import TooSlowError, in_thread
+        try:
+            asyncio.run(in_thread(threading.Event().wait, seconds=0.05))
+        except TooSlowError as error:
+            print(error)
+    """
+
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120
+    )
+
+    assert ended.stdout == "no answer within 0 s\n"
 
 
 async def test_an_error_comes_to_the_request():
