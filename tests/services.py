@@ -118,8 +118,8 @@ class Mariadb:
         # The data is deleted after the test, so it need not be on the disk.
         settings = {
             "datadir": self._directory / "data", "tmpdir": self._directory, "port": self.port,
-            "bind-address": "127.0.0.1", "socket": self._directory / "socket", "pid-file": self._directory / "pid", "skip-name-resolve": 1,
-            "innodb-flush-log-at-trx-commit": 2, "innodb-buffer-pool-size": "32M",
+            "bind-address": "127.0.0.1", "socket": self._directory / "socket", "pid-file": self._directory / "pid",
+            "skip-name-resolve": 1, "innodb-flush-log-at-trx-commit": 2, "innodb-buffer-pool-size": "32M",
             "init-file": self._directory / "airflow.sql",
         }  # fmt: skip
         flags = [f"--{name}={value}" for name, value in settings.items()]
