@@ -21,6 +21,7 @@ The files::
     history.json             how fast it was over time, and when runs began and ended
     prompts.json             prompts of the rows that the report shows, where they are wanted in it
     report.html              what all of these say, for people
+    rehearsal/               what a rehearsal keeps for itself; its parts are those of pass 0
     report.json              the same as data, for a page elsewhere
 
 A *pass* goes once over the input, in as many runs as it takes. It is complete when a run comes to its own end.
