@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from ollama_provider.ui import batch_report, overview, rows, servers_page, static_files
 from ollama_provider.ui.access import LOGGED_IN
 from ollama_provider.ui.rendering import page
+from ollama_provider.ui.threads import TooSlowError
 
 #: What a browser may do with an answer: show it, in Airflow's frame and no other, with our own style and script.
 _HEADERS = {
@@ -29,6 +30,7 @@ _REFUSALS = {
         "Ask an administrator for the right to read task instances of the DAG, or connections for the servers.",
     ),
     404: ("Not found", ""),
+    503: ("Not yet", ""),
 }
 
 # No pages of the API's documentation: these are for people.
@@ -54,6 +56,12 @@ async def refuse(request: Request, error: HTTPException) -> Response:
     """Say in a sentence why there is nothing to see."""
     title, sentence = _REFUSALS.get(error.status_code, (f"HTTP {error.status_code}", ""))
     return page(request, "refused.html.jinja", status=error.status_code, title=title, detail=sentence or error.detail)
+
+
+@app.exception_handler(TooSlowError)
+async def refuse_for_now(request: Request, error: TooSlowError) -> Response:  # noqa: ARG001  # FastAPI's signature
+    """Say that what is asked for takes longer than a request may."""
+    return await refuse(request, HTTPException(503, "There is no answer yet. Load this page again in a minute."))
 
 
 @app.exception_handler(RequestValidationError)

@@ -77,8 +77,6 @@ async def download(batch: BatchDep, name: FileKind) -> Response:
         await in_thread(file.open, batch.directory, name)
     except UnreadableError as error:
         raise HTTPException(404, str(error)) from error
-    except TooSlowError as error:
-        raise HTTPException(503, "The directory is slow. Try again in a minute.") from error
     # Airflow compresses what has no encoding, in the event loop that answers all requests.
     headers = _attached(batch, file.name) | {"Content-Encoding": "identity", "Content-Length": str(file.size)}
     return StreamingResponse(file.pieces(), media_type=_TYPES[PurePath(file.name).suffix], headers=headers)

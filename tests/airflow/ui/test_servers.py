@@ -155,6 +155,19 @@ def test_a_server_that_hangs_does_not_hold_the_page(browse, stored, ollama, monk
         assert "data-live" not in page
 
 
+def test_a_test_that_takes_too_long_is_refused_for_now(browse, stored, monkeypatch):
+    """Such as when many servers hang: a sentence, and the answer later."""
+    from ollama_provider.ui.threads import Cached  # not on Airflow 2
+
+    monkeypatch.setattr(Cached.get, "__kwdefaults__", {"seconds": 0.2})
+    with one_that_hangs() as (url, _):
+        stored("test_gpus", host=url)
+        answer = browse(f"{PAGE}/test_gpus/test", "op")
+
+    assert answer.status_code == 503
+    assert "There is no answer yet" in answer.text
+
+
 def test_servers_are_not_asked_for_each_reader(browse, stored, ollama):
     """But anew when the connection has changed, and never twice for what a digest stands for."""
     stored("test_gpus", host=ollama.url)
