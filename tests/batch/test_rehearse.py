@@ -3,11 +3,13 @@
 import json
 import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
 from ollama_provider.api.errors import PullFailedError
 from ollama_provider.api.schemas import Options
+from ollama_provider.api.settings import Settings
 from ollama_provider.batch import (
     BatchSpec,
     DirectoryBusyError,
@@ -23,9 +25,22 @@ from ollama_provider.batch import (
     run_batch,
 )
 from ollama_provider.testing import Answer, Fail, Gate, Model, Stall
+from ollama_provider.testing import Pace as Speed
 
 ROWS = [{"id": f"r{number}", "text": f"text {number} " + "word " * (number % 37)} for number in range(300)]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+class RowsOfQuery:
+    """A query that counts how often it is run."""
+
+    question: ClassVar = {"sql": "SELECT"}
+    occasion = "night 1"
+    fetched = 0
+
+    def fetch(self):
+        self.fetched += 1
+        yield ROWS
 
 
 @pytest.fixture
@@ -91,6 +106,33 @@ class TestWhatIsAsked:
         assert found.total == pytest.approx(40_000, rel=0.02)
         assert len(batch.asked) == 20
         assert f"20 of about {found.total:,} rows" in rehearsal_as_text(found, texts=False)
+
+    def test_a_query(self, rehearse, batch):
+        """It is run once, for the rehearsal and for the night."""
+        query = RowsOfQuery()
+
+        found = rehearse(query)
+        summary = batch.run(query, id_column="id")
+
+        assert (found.total, summary.rows, summary.reused, query.fetched) == (300, 300, 20, 1)
+
+    def test_several_servers(self, ollama_servers, tmp_path):
+        """All of them take part, as in the night."""
+        first, *others = [server.url for server in ollama_servers]
+        for server in ollama_servers:
+            server.stand_in.script(Speed(first_token=0.05), where=lambda body: bool(body.get("prompt")), always=True)
+        settings = Settings(base_url=first, other_urls=tuple(others), max_attempts=1)
+
+        found = rehearse_batch(BatchSpec(model="llama3.2", rows=ROWS), settings, tmp_path / "out")
+
+        asked = [
+            {body["prompt"] for seen in server.stand_in.requests if (body := seen.json or {}).get("prompt")}
+            for server in ollama_servers
+        ]
+        assert all(asked)
+        assert len(set.union(*asked)) == 20
+        assert [row.status for row in found.rows] == ["ok"] * 20
+        assert found.night is not None
 
     def test_an_empty_input(self, rehearse, batch):
         """Has nothing to rehearse."""

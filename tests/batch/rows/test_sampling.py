@@ -9,6 +9,7 @@ from statistics import mean
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from upath import UPath
 
 from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.errors import InputError
@@ -178,6 +179,19 @@ class TestLargeFiles:
 
         assert len(sample.rows) == 20
         assert sample.total == pytest.approx(200, rel=0.02)
+
+    def test_a_file_in_an_object_store(self, no_small_files):
+        """The same."""
+        path = UPath("memory://sampling/rows.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes("".join(json.dumps(row) + "\n" for row in records(2000)).encode())
+
+        sample = sampled(path)
+
+        assert not sample.exact
+        assert sample.looked_at < 2000
+        assert sample.total == pytest.approx(2000, rel=0.2)
+        assert (numbers(sample)[0], numbers(sample)[-1]) == (0, 1999)
 
     def test_parquet_is_read_in_groups_of_rows(self, tmp_path, no_small_files):
         """And counted by what its footer says."""
