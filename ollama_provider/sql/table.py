@@ -190,7 +190,7 @@ class SqlTable:
         if rows:
             # Two writers that lock the same rows in another order would wait for each other.
             key = [list(self.columns).index(name) for name in self._key]
-            rows.sort(key=lambda row: [repr(row[1][place]) for place in key])
+            rows.sort(key=lambda row: [repr(row[1][0][place]) for place in key])
             self._write(rows, refused)
         return refused
 
