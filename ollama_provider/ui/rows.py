@@ -123,3 +123,7 @@ class _File:
         with self._left:
             while piece := await in_thread(self._file.read, _CHUNK):
                 yield piece
+
+    def __del__(self) -> None:
+        """Close it, also if nobody has begun to read it."""
+        self._left.close()

@@ -193,6 +193,20 @@ def test_a_large_file(batch, browse):
     assert browse(f"{path}/files/results").content == content
 
 
+def test_a_file_that_nobody_reads_is_closed(batch):
+    """A browser may be gone before the first byte."""
+    from ollama_provider.ui.rows import _File  # not on Airflow 2
+
+    file = _File()
+    file.open(f"file://{batch[1]}", "results")
+    opened = file._file
+    assert not opened.closed
+
+    del file
+
+    assert opened.closed
+
+
 @pytest.mark.parametrize(
     "page",
     [
