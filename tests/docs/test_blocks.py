@@ -45,7 +45,7 @@ NOT_RUN = {
     ("docs/howto/docker-compose.md", "sh secrets.sh"): "make e2e-celery runs it",
     ("docs/howto/end-to-end-tests.md", "PYTEST_ADDOPTS="): "starts a real Airflow and a browser; CI runs make e2e",
     ("docs/howto/end-to-end-tests.md", "pip install pre-commit"): "needs the network, and changes the checkout",
-    ("docs/howto/vectors.md", "embedding=Embedding("): "a piece of a call; tests/airflow/sql/test_vectors.py writes such tables",
+    ("docs/howto/vectors.md", "embedding=Embedding("): "a piece of a call: TestPieces of test_vectors.py",
     ("docs/howto/vectors.md", "SET maintenance_work_mem"): "tests/airflow/sql/test_vectors.py runs it",
     ("docs/quickstart.md", "OLLAMA_HOST="): "needs Ollama itself",
     ("docs/howto/tracing.md", "[traces]"): "is Airflow's own",
