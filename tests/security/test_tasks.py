@@ -227,3 +227,39 @@ def test_when_the_server_quotes(fault, run_all, airflow_db):  # noqa: F811
     assert "failed" in states.values()
     assert left == NOTHING
     assert_allowed(database(airflow_db), {"rendered_task_instance_fields"})
+
+
+_REHEARSAL = """
+from datetime import datetime
+
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.batch import Rehearsal
+from ollama_provider.operators import OllamaBatchOperator
+
+with DAG("{dag_id}", schedule=None, start_date=datetime(2026, 1, 1)):
+    OllamaBatchOperator(
+        task_id="rehearsal",
+        model="llama3.2",
+        mode=Rehearsal(show_texts={shows}),
+        rows="{folder}/rows.jsonl",
+        output_path="{folder}/{dag_id}",
+    )
+"""
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_a_rehearsal_shows_texts_only_where_somebody_asks_for_them(
+    ollama, folder, run_dag, add_connection, debug_log, capfd, shows  # noqa: F811
+):  # fmt: skip
+    """In the task's log and in its XCom, as the page says; secrets in neither."""
+    ollama.stand_in.script(Answer(ANSWER), where=lambda body: bool(body.get("prompt")), always=True)
+    add_connection(host=ollama.url, extra={"headers": {"X-Api-Key": HEADER}}, login=LOGIN, password=PASSWORD)
+
+    ran = run_dag(_REHEARSAL.format(dag_id=f"canaries_{next(_NUMBERS)}", folder=folder, shows=shows))
+
+    (task,) = ran.get_task_instances()
+    assert str(task.state) == "success"
+    # Airflow 3 prints the log of a task that runs in this process.
+    in_log = {canary for _, canary in logged(debug_log.records)} | set(found_in("".join(capfd.readouterr())))
+    in_xcom = set(found_in(json.dumps(task.xcom_pull(task_ids="rehearsal"))))
+    assert (in_log, in_xcom) == (({"prompt", "answer"},) * 2 if shows else (set(), set()))
