@@ -55,7 +55,7 @@ def night(
         known = [
             (row.length, max(0.0, row.seconds - (row.queue_seconds or 0.0)))
             for row in rows
-            if row.seconds and row.length is not None
+            if row.length is not None and (row.seconds or (row.status == "ok" and row.seconds is not None))
         ]
         if len(known) < min(_LEAST, len(rows)) or not known:
             return None
@@ -64,7 +64,7 @@ def night(
         in_all = sum(call.ended - call.started for call in calls)
         counted = sum(max(0.0, (row.seconds or 0.0) - (row.queue_seconds or 0.0)) for row in rows if row.fresh)
         each = each.times(max(1.0, in_all / counted) if counted else 1.0)
-    if each is None or not each.seconds:
+    if each is None:
         return None
     slowest = 60 / spec.pace.requests_per_minute if spec.pace.requests_per_minute else 0.0
     whole = each.times(1 / at_a_time.requests, least=slowest).times(sample.total)
