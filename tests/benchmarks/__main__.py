@@ -22,7 +22,7 @@ HISTORY = HERE / "history"
 #: In the order of the table.
 SCRIPTS = (
     "saturation", "overhead", "streaming", "transport", "startup", "memory", "resume", "mapped", "embed", "shards",
-    "servers", "sql", "vectors", "triggerer", "rehearse",
+    "servers", "sql", "vectors", "triggerer", "rehearse", "report",
 )  # fmt: skip
 #: A ratio below this share of the last one's is worse; less is noise.
 WORSE = 0.9

@@ -1,7 +1,7 @@
 """What a run does for its report: it keeps the history, writes the page, and says the most important of it in the log.
 
 Nothing of that may fail a run, or slow it. While requests are sent, the page is made anew in a thread, and the more
-seldom the longer that takes: a fiftieth of the time at most.
+seldom the longer that takes: a hundredth of the time at most.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 REPORT = "report.html"
 
 #: Times the seconds that the page took, until it is made again; and seconds at least, in an object store.
-_SELDOM, _LEAST_IN_STORE = 50, 60.0
+_SELDOM, _LEAST_IN_STORE = 100, 60.0
 
 
 def write_report(storage: Storage, journal: Journal | None = None) -> str:

@@ -108,6 +108,8 @@ class State(IntEnum):
 
 #: Looking a state up here is ten times as fast as State(…), and is done for each row.
 _STATES = tuple(State)
+#: A plain number, for the loop over all keys.
+_OK = int(State.OK)
 
 
 class Part(NamedTuple):
@@ -434,13 +436,17 @@ class Journal:
         complete = len(self._parts) - 1 - len(self._waiting)
         # Sorted part by part: a million numbers in one list would take 40 MB.
         by_part: dict[int, array[int]] = {}
+        last, append = -1, array("Q").append
         for value in self._index.values():
-            if value & 7 >= State.OK and (part := value >> 43) < complete:
-                by_part.setdefault(part, array("Q")).append(value)
+            if value & 7 >= _OK and (part := value >> 43) < complete:
+                if part != last:  # most keys are in the part of the one before
+                    last, append = part, by_part.setdefault(part, array("Q")).append
+                append(value)
         good, failed = array("Q"), array("Q")
         for part in sorted(by_part):
-            for value in sorted(by_part.pop(part)):
-                (good if value & 7 == State.OK else failed).append(value >> 3)
+            of_part = sorted(by_part.pop(part))
+            good.extend([value >> 3 for value in of_part if value & 7 == _OK])
+            failed.extend([value >> 3 for value in of_part if value & 7 > _OK])
         return good, failed
 
     def lines(self, stored: Iterable[int]) -> Iterator[bytes]:

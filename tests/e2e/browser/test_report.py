@@ -1,21 +1,25 @@
 """report.html of a night in a real browser: 300,000 rows of which 2,000 failed, in two runs with an outage."""
 
 import math
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
+import pypdf
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from ollama_provider.batch import BatchSpec, FailurePolicy, Outcome, Summary
 from ollama_provider.batch.records import Provenance, ServerShare
 from ollama_provider.batch.report.history import History
+from ollama_provider.batch.report.prompts import ShownPrompts
 from ollama_provider.batch.report.run_report import write_report
 from ollama_provider.batch.results import files
 from ollama_provider.batch.results.order import RowOrder
-from ollama_provider.batch.spec import Names
+from ollama_provider.batch.spec import Names, Shard
 from ollama_provider.batch.store import manifest
 from ollama_provider.batch.store.journal import Journal
 from ollama_provider.batch.store.lines import shared_fields
@@ -126,6 +130,48 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "report.html"
 
 
+def write_shards(storage: Storage) -> None:
+    """Write what four shards leave that two workers ran, before the merge, with prompts of the rows to be shown."""
+    dice, started = random.Random(7), (0, 0, 5_200, 6_100)
+    for number, begun in enumerate(started):
+        shard, speed = Shard(number, len(started)), (0.5, 0.44, 0.52, 0.41)[number]
+        manifest.save(
+            storage, manifest.Manifest(settings={"model": PROVENANCE.model}, provenance=vars(PROVENANCE)), shard.names
+        )
+        journal, kept, found = Journal(storage, 1, shard=shard.name), ShownPrompts(1), History(1)
+        shared, rows, end = shared_fields(vars(PROVENANCE)), 2_500, begun + round(2_500 / speed)
+        for row, outcome in enumerate(islice(outcomes(), number * rows, (number + 1) * rows)):
+            key, _ = journal.find(bytes.fromhex(outcome.key))
+            journal.add(key, outcome, shared)
+            prompt = f"Is this review good or bad, and why?\n\n{' '.join(dice.choices(WORDS, k=30))} {HOSTILE}"
+            kept.add(outcome, prompt, EVENING + begun + row)
+        journal.end_part()
+        journal.seal_parts()
+        kept.save(storage, shard.names.prompts)
+        found.begin(EVENING + begun)
+        for second in range(begun + 1, end + 1):
+            done = min(rows, (second - begun) * speed)
+            found.add(EVENING + second, rows=int(done), tokens=int(74 * done), in_flight=16, out=0.0)
+        found.note(EVENING + end, "ended", "complete")
+        found.save(storage, shard.names.history)
+        share = ServerShare(f"http://gpu{1 + number % 2}:11434", rows, 74 * rows, round(74 * speed, 1), 16)
+        summary = Summary(
+            complete=True, reason="complete", directory=storage.location, rows=rows, ok=rows - 17, failed=17, left=0,
+            seconds=end - begun, provenance=PROVENANCE, servers=(share,),
+        )  # fmt: skip
+        write(storage, shard.names.summary, summary.as_json())
+
+
+@pytest.fixture(scope="module")
+def report_of_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = open_storage(tmp_path_factory.mktemp("shards"))
+    directory = Path(storage.location)
+    storage.location = "s3://lake/results/reviews"
+    write_shards(storage)
+    write_report(storage)
+    return directory / "report.html"
+
+
 def open_page(browser: Browser, report: Path, **how: object) -> Page:
     """Open the report; whatever it loads or runs fails the test."""
     page = browser.new_context(reduced_motion="reduce", **how).new_page()
@@ -206,3 +252,42 @@ def test_reasons_open_with_the_keyboard(browser: Browser, report: Path) -> None:
     expect(page.get_by_text("orders.csv, line 4711").first).to_be_hidden()
     expect(page.get_by_text("<script>alert('script')</script>").first).to_be_visible()
     assert page.evaluate("document.scripts.length") == 0
+
+
+def test_shards_and_prompts(
+    browser: Browser, report_of_shards: Path, screenshot: Callable[[Page | Locator, str], None]
+) -> None:
+    """Each shard has a line, with when it was at work; a prompt with a script is text."""
+    page = open_page(browser, report_of_shards, viewport={"width": 1280, "height": 900})
+    shards = page.get_by_role("region", name="Shards")
+
+    expect(shards.get_by_role("row")).to_have_count(5)
+    expect(shards.get_by_role("img", name="from 2026-11-28 22:00:00 UTC").first).to_be_visible()
+    screenshot(shards, "report-shards")
+    good = page.get_by_role("region", name="Good rows to look at")
+    expect(good.get_by_label("The prompt").first).to_contain_text("<script>alert('script')</script>")
+    assert good.get_by_label("The prompt").count() == 20
+    first = good.get_by_role("listitem").first
+    screenshot(first, "report-prompt")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.locator("html").evaluate("html => html.scrollWidth") <= width
+
+
+def test_it_is_printed_as_a_whole(browser: Browser, report: Path, tmp_path: Path) -> None:
+    """On paper nothing can be opened, so what is closed on the screen is there: all reasons, and all settings."""
+    page = open_page(browser, report, color_scheme="dark")
+
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+
+    pages = [each.extract_text() for each in pypdf.PdfReader(tmp_path / "report.pdf").pages]
+    text = " ".join(" ".join(pages).split())
+    assert "2,000 of 300,000 rows failed" in text
+    assert "orders.csv, line 4711" in text
+    assert "What each server did in the last run" in text
+    assert "pace.checkpoint_every" in text
+    assert len(pages) < 25
+    page.emulate_media(media="print")
+    assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(255, 255, 255)"
+    if directory := os.environ.get("SCREENSHOTS"):
+        shutil.copy(tmp_path / "report.pdf", directory)
