@@ -72,8 +72,8 @@ def test_what_is_told(compare, ollama):
     assert row.count('{"n": 7}') == 2
     assert '"n"' not in comparison_as_text(found, texts=False)
     plain = json.loads(json.dumps(comparison_as_dict(found, texts=False)))
-    assert plain["compared"]["qwen3"]["rows"][0]["output"] is None
-    assert plain["compared"]["qwen3"]["rows"][0]["repairs"] == 1
+    assert plain["compared"]["qwen3"]["sample"][0]["output"] is None
+    assert plain["compared"]["qwen3"]["sample"][0]["repairs"] == 1
 
 
 def test_a_missing_model_is_known_before_the_first_row(compare, batch):

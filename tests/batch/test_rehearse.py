@@ -166,7 +166,7 @@ class TestTheDirectory:
         names = {path.relative_to(batch.directory).parts[0] for path in batch.directory.rglob("*") if path.is_file()}
         assert names - {".lock"} == {"parts", "rehearsal", "report.html", "report.json"}
         kept = json.loads((batch.directory / "rehearsal/summary.json").read_text())
-        assert (kept["total"], kept["failed"], kept["prompt"]) == (300, 0, None)
+        assert (kept["rows"], kept["failed"], kept["prompt"]) == (300, 0, None)
 
     def test_a_stopped_night_goes_on_as_if_nothing_had_been(self, rehearse, batch, ollama):
         """What failed in its pass is not asked again by it; what it has answered is not asked by the rehearsal."""
@@ -332,9 +332,12 @@ class TestWhatIsTold:
 
         with_texts = found.as_dict(prompt=True, answers=True)
         without = found.as_dict(prompt=False, answers=False)
-        assert json.loads(json.dumps(with_texts))["rows"][0]["output"] == found.rows[0].output
-        assert (without["prompt"], {row["output"] for row in without["rows"]}) == (None, {None})
-        assert without["failed"] == 0
+        assert json.loads(json.dumps(with_texts))["sample"][0]["output"] == found.rows[0].output
+        assert (without["prompt"], {row["output"] for row in without["sample"]}) == (None, {None})
+        # As in the summary of a batch, for those who read either.
+        assert {name: without[name] for name in ("complete", "reason", "rows", "ok", "failed")} == {
+            "complete": False, "reason": "a rehearsal of 20 rows", "rows": 300, "ok": 20, "failed": 0,
+        }  # fmt: skip
 
     def test_without_texts_there_are_none(self, rehearse, ollama):
         """Neither prompt nor answer."""

@@ -16,11 +16,21 @@ _WIDTH, _LEAST = 110, 24
 def comparison_as_dict(results: Mapping[str, RehearsalResult], *, texts: bool) -> dict[str, Any]:
     """Return plain data, fit for XCom: under ``compared`` what was found of each, by its name.
 
+    What a `Summary` has as well is under the same names, for all of them together.
+
     Args:
-        results: by the names of what is compared.
+        results: by the names of what is compared; one at least.
         texts: with prompt and answers.
     """
-    return {"compared": {name: found.as_dict(prompt=texts, answers=texts) for name, found in results.items()}}
+    compared = {name: found.as_dict(prompt=texts, answers=texts) for name, found in results.items()}
+    return {
+        "complete": False,
+        "reason": f"a comparison of {len(results)}",
+        "rows": next(iter(results.values())).total,
+        "ok": sum(found["ok"] for found in compared.values()),
+        "failed": sum(found["failed"] for found in compared.values()),
+        "compared": compared,
+    }
 
 
 def comparison_as_text(results: Mapping[str, RehearsalResult], *, texts: bool) -> str:

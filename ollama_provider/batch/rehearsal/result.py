@@ -175,12 +175,22 @@ class RehearsalResult:
         return sum(row.status == "failed" for row in self.rows)
 
     def as_dict(self, *, prompt: bool, answers: bool) -> dict[str, Any]:
-        """Return plain data, fit for JSON and XCom, with or without prompt and answers."""
-        rows = [asdict(row) | ({} if answers else {"output": None}) for row in self.rows]
-        return asdict(self) | {
+        """Return plain data, fit for JSON and XCom, with or without prompt and answers.
+
+        What a `Summary` has as well is under the same names: ``rows`` are those of the whole input, and the batch is
+        not ``complete``. Those of the sample are under ``sample``.
+        """
+        sample = [asdict(row) | ({} if answers else {"output": None}) for row in self.rows]
+        found = asdict(self)
+        del found["total"]
+        return found | {
+            "complete": False,
+            "reason": self.stopped or f"a rehearsal of {len(self.rows)} rows",
+            "rows": self.total,
+            "ok": sum(row.status == "ok" for row in self.rows),
             "failed": self.failed,
             "prompt": self.prompt if prompt else None,
-            "rows": rows,
+            "sample": sample,
             "failures": [asdict(failure) for failure in self.failures],
         }
 

@@ -362,8 +362,8 @@ def test_rehearsed_night(run, tmp_path) -> None:
 
     done = run("ollama_rehearsed_night", rows=str(tmp_path / "rows.jsonl"), output_path=f"file://{tmp_path}/out")
 
-    assert (done["rehearsal"]["total"], done["rehearsal"]["failing"]) == (50, 0.0)
-    assert (done["rehearsal"]["prompt"], done["rehearsal"]["rows"][0]["output"]) == (None, None)
+    assert (done["rehearsal"]["rows"], done["rehearsal"]["failing"]) == (50, 0.0)
+    assert (done["rehearsal"]["prompt"], done["rehearsal"]["sample"][0]["output"]) == (None, None)
     assert (done["night"]["ok"], done["night"]["reused"], done["not_tonight"]) == (50, 20, None)
 
 
@@ -384,7 +384,7 @@ def test_a_night_that_is_not_worth_it(run_dag, ollama, ollama_conn, tmp_path, wr
     assert (tasks["night"].state, tasks["not_tonight"].state, done.state) == ("skipped", "failed", "failed")
     assert found["prompt"] == "Summarise in one sentence:\nRow 0."
     assert found["failed"] == (wrong == "rows")
-    assert "Row" in found["rows"][5]["output"]
+    assert "Row" in found["sample"][5]["output"]
 
 
 @pytest.mark.usefixtures("ollama")
