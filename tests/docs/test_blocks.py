@@ -78,6 +78,7 @@ PRUNED = shown("docs/howto/manage-models.md", "MODEL ")
 LINEAGE = shown("docs/howto/lineage.md", "[openlineage]")
 TRACE_ROWS = shown("docs/howto/tracing.md", "[ollama]")
 TREE_OF_SPANS = shown("docs/howto/tracing.md", "worker.")
+NO_PAGE = shown("docs/howto/airflow-page.md", "[ollama]")
 HANDOVER = shown("docs/howto/wait-without-a-slot.md", "[ollama]")
 CONNECTION = shown("docs/reference/connection.md", "airflow connections add")
 SERVERS_CONNECTION = shown("docs/howto/several-servers.md", "airflow connections add")
@@ -337,10 +338,11 @@ def test_the_table_of_models_that_go(
 def test_airflow_knows_the_options_shown() -> None:
     """Section and name are those that the provider tells Airflow."""
     shown_options = ConfigParser(interpolation=None)
-    for block in (HANDOVER, TRACE_ROWS):
+    for block in (HANDOVER, TRACE_ROWS, NO_PAGE):
         shown_options.read_string(block.text)
     known = get_provider_info()["config"]
 
+    assert shown_options["ollama"]["show_page"] == "False"  # that it is off then: tests/airflow/ui/test_plugin.py
     assert {name: set(shown_options[name]) for name in shown_options.sections()} == {
         name: set(section["options"]) for name, section in known.items()
     }
