@@ -61,6 +61,28 @@ def test_the_page_of_a_batch_is_its_report(run_batch, browse, tmp_path: Path) ->
     assert f'href="{task}"' in page.text
 
 
+@pytest.mark.parametrize("mode", ["Rehearsal(sample=3)", 'Rehearsal(sample=3, models=["llama3.2", "qwen3"])'])
+def test_a_rehearsal_has_a_page_too(run_dag, ollama_conn, browse, tmp_path: Path, mode: str) -> None:
+    """In the list it is a batch that is not complete; its page says what it found."""
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.batch import Rehearsal
+from ollama_provider.operators import OllamaBatchOperator
+with DAG("rehearsed", schedule=None, start_date=datetime(2026, 1, 1)):
+    OllamaBatchOperator(
+        task_id="answers", model="llama3.2", rows=["Rain.", "Snow.", "Hail.", "Fog."], mode={mode},
+        output_path="file://{tmp_path}/out", resume="one",
+    )
+""")
+
+    listed, page = browse("/ollama/"), browse(path_of(run))
+
+    assert (listed.status_code, page.status_code) == (200, 200)
+    assert "rehearsed / answers" in texts(listed)
+    assert "3 of 4 rows were asked beforehand." in texts(page)
+
+
 def test_a_mapped_batch_has_a_page_for_each_index(run_dag, ollama_conn, browse, tmp_path: Path) -> None:
     """The index is the last part of the address."""
     run = run_dag(f"""
