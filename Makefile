@@ -51,7 +51,7 @@ matrix: ## The tests on every supported Airflow and Python, and the DAGs (an hou
 .PHONY: e2e
 e2e: $(VENV)/.e2e ## Airflow's components and a real browser: form, Test button, log, results; every DAG; triggerer
 	.ci/programs chromium postgresql
-	$(BIN)/python -m pytest $(if $(filter 2.%,$(AIRFLOW)),tests/e2e/browser/test_airflow_2.py,tests/e2e/browser/test_airflow_3.py tests/e2e/browser/test_page_rows.py tests/e2e/browser/test_report.py tests/e2e/test_deferral.py tests/e2e/test_scheduled.py tests/e2e/test_several_servers.py)
+	$(BIN)/python -m pytest $(if $(filter 2.%,$(AIRFLOW)),tests/e2e/browser/test_airflow_2.py,tests/e2e/browser/test_airflow_3.py tests/e2e/browser/test_page.py tests/e2e/browser/test_page_rows.py tests/e2e/browser/test_report.py tests/e2e/test_deferral.py tests/e2e/test_scheduled.py tests/e2e/test_several_servers.py)
 
 $(VENV)/.e2e: $(VENV)/.ready .ci/e2e-tools.txt constraints/e2e.txt
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --constraint constraints/e2e.txt --requirement .ci/e2e-tools.txt
