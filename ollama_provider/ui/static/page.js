@@ -26,12 +26,22 @@ async function refresh() {
   setTimeout(refresh, SECONDS * 1000);
 }
 
+// What can be unfolded, by its section and its place there: a section may appear, or get more of them.
+function folds(page) {
+  const found = new Map();
+  for (const section of page.querySelectorAll("section")) {
+    const name = section.getAttribute("aria-labelledby");
+    section.querySelectorAll("details").forEach((each, place) => found.set(`${name} ${place}`, each));
+  }
+  return found;
+}
+
 function show(fresh) {
-  const opened = [...document.querySelectorAll("details")].map((each) => each.open);
+  const before = folds(document);
   const links = () => [...document.querySelectorAll("a, summary")];
   const focused = links().indexOf(document.activeElement);
-  fresh.querySelectorAll("details").forEach((each, number) => {
-    if (number in opened) each.open = opened[number];
+  folds(fresh).forEach((each, name) => {
+    if (before.has(name)) each.open = before.get(name).open;
   });
   document.title = fresh.title;
   document.body.replaceChildren(...fresh.body.childNodes);
