@@ -286,6 +286,6 @@ def _at_a_time(rows: Sequence[RehearsedRow], asked: _Asked, calls: Sequence[Call
     """Return how many requests were worked on; as the last rehearsal saw it, if this one had few rows to ask."""
     earlier = asked.earlier.get("night") or {}
     same_model = asked.provenance is not None and asked.earlier.get("digest") == asked.provenance.digest
-    if 2 * sum(row.fresh for row in rows) < len(rows) and earlier and same_model:
+    if 2 * sum(row.fresh for row in rows) < len(rows) and earlier.get("requests_at_a_time") and same_model:
         return Parallel(earlier["requests_at_a_time"], earlier["waited"])
     return parallel(calls)

@@ -103,6 +103,13 @@ def test_what_makes_no_sense(compare):
         compare(["llama3.2", "qwen3"], rows=iter(ROWS))
 
 
+def test_one_alone_reads_an_iterator(compare):
+    """As a function of TaskFlow gives one to a task that only rehearses."""
+    (found,) = compare(rows=iter(ROWS)).values()
+
+    assert (found.total, found.failed, len(found.rows)) == (100, 0, 6)
+
+
 def test_a_stop_returns_what_is_there(compare, ollama):
     """Of those that were not reached, nothing."""
     stop = StopSignal()

@@ -70,7 +70,8 @@ def parallel(calls: Sequence[Call]) -> Parallel | None:
     """Return how many requests were worked on at a time; None without any.
 
     While a request waits, all slots are busy: as many requests are worked on as there are slots. Where none ever
-    waits, it is known only that there are at least as many slots as were used.
+    waits, it is known only that there are at least as many slots as were used. Slots may be busy with requests of
+    somebody else, all of them even; then it is the average of all the time in which there was a request.
     """
     changes = [
         change for call in calls for change in ((call.began, 0, 1), (call.started, 1, -1), (call.ended, -1, 0))
@@ -78,16 +79,20 @@ def parallel(calls: Sequence[Call]) -> Parallel | None:
     if not changes:
         return None
     working = waiting = most = 0
-    busy = weighted = before = 0.0
+    busy = weighted = present = before = 0.0
     for now, works, waits in sorted(changes):
         if waiting:
             busy += now - before
             weighted += working * (now - before)
+        if waiting or working:
+            present += now - before
         working, waiting, before = working + works, waiting + waits, now
         most = max(most, working)
-    service = sum(call.ended - call.started for call in calls) / len(calls)
+    service = sum(call.ended - call.started for call in calls)
     # A moment in which a request waits says little, since times of two clocks are compared.
-    return Parallel(weighted / busy, waited=True) if busy > service / 2 else Parallel(float(most), waited=False)
+    if service and busy > service / len(calls) / 2:
+        return Parallel(max(weighted / busy, service / present), waited=True)
+    return Parallel(float(max(1, most)), waited=False)
 
 
 def busy_seconds(calls: Sequence[Call]) -> list[float]:

@@ -48,8 +48,10 @@ def night(
     mean_length = fmean(sample.lengths)
     if spec.embedding is not None:
         # A request is for many rows, and does not tell how long it waited.
-        asked = sum(row.status is not None for row in rows)
-        each = mean_seconds([0.0] * len(calls), busy_seconds(calls), 0.0).times(len(calls) / asked) if calls else None
+        asked = sum(row.fresh for row in rows)
+        if not calls or not asked:
+            return None
+        each = mean_seconds([0.0] * len(calls), busy_seconds(calls), 0.0).times(len(calls) / asked)
         at_a_time = Parallel(1.0, waited=True)
     else:
         known = [
@@ -64,8 +66,6 @@ def night(
         in_all = sum(call.ended - call.started for call in calls)
         counted = sum(max(0.0, (row.seconds or 0.0) - (row.queue_seconds or 0.0)) for row in rows if row.fresh)
         each = each.times(max(1.0, in_all / counted) if counted else 1.0)
-    if each is None:
-        return None
     slowest = 60 / spec.pace.requests_per_minute if spec.pace.requests_per_minute else 0.0
     whole = each.times(1 / at_a_time.requests, least=slowest).times(sample.total)
     window = _window(spec)
@@ -78,7 +78,7 @@ def night(
         ends=_clock(whole.seconds),
         earliest=_clock(whole.low),
         latest=_clock(whole.high),
-        requests_at_a_time=round(at_a_time.requests, 1),
+        requests_at_a_time=round(at_a_time.requests, 3),
         waited=at_a_time.waited,
         rows_per_second=round(pace, 4),
         tokens_per_second=round(pace * fmean(answered), 1) if answered else 0.0,

@@ -129,9 +129,10 @@ def _night(night: Night | None, total: str) -> Iterator[str]:
     if night.window is not None:
         fits = "which is enough" if night.fits else "which may be too little"
         yield f"           the window is open for {duration(night.window)}, {fits}"
+    at_a_time = (number if night.requests_at_a_time >= 1 else rate)(night.requests_at_a_time)
     yield (
         f"Pace       {rate(night.rows_per_second)} rows/s, {rate(night.tokens_per_second)} tokens/s, "
-        f"{number(night.requests_at_a_time)} requests at a time"
+        f"{at_a_time} requests at a time"
         + ("" if night.waited else "; none had to wait, so the night tries more and may be faster")
     )
 

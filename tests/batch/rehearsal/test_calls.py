@@ -53,6 +53,18 @@ def test_a_short_wait_is_no_queue():
     assert parallel([]) is None
 
 
+def test_slots_that_somebody_else_uses():
+    """One request at a time, which waits while others are worked on: it takes six seconds, not one."""
+    calls = [Call(6.0 * number, 6.0 * number + 6, 5.0) for number in range(10)]
+
+    assert parallel(calls) == Parallel(pytest.approx(1 / 6), waited=True)
+
+
+def test_requests_that_did_nothing_but_wait():
+    """As the clock of the server has it; there is a pace nevertheless."""
+    assert parallel([Call(0.0, 2.0, 2.5)]) == Parallel(1.0, waited=False)
+
+
 def test_what_is_kept_of_events():
     """Requests for rows that were answered; all events are passed on."""
     now, told = iter([10.0, 20.0]), []

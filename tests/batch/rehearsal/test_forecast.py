@@ -6,10 +6,10 @@ from datetime import time, timedelta
 import pytest
 
 from ollama_provider.api.schemas import Options
-from ollama_provider.batch import BatchSpec, FailurePolicy, Pace, Window
+from ollama_provider.batch import BatchSpec, Embedding, FailurePolicy, Pace, Window
 from ollama_provider.batch.records import Row
 from ollama_provider.batch.rehearsal import forecast
-from ollama_provider.batch.rehearsal.calls import Parallel
+from ollama_provider.batch.rehearsal.calls import Call, Parallel
 from ollama_provider.batch.rehearsal.result import ContextUse, RehearsedRow, Spread
 from ollama_provider.batch.rows.sampling import RowSample, SampledRow
 
@@ -63,6 +63,18 @@ def test_a_night_of_days():
 def test_a_limit_of_requests():
     """Makes it longer, whatever the server could do."""
     assert forecast.night(spec(pace=Pace(requests_per_minute=60)), SAMPLE, ROWS, [], FOUR).seconds == 3600
+
+
+def test_vectors_of_which_some_were_there():
+    """Requests are shared by the rows that were asked now: ten rows in ten seconds, whatever was asked before."""
+    calls = [Call(float(number), number + 1.0, 0.0) for number in range(10)]
+    rows = [replace(row, fresh=place < 10, tokens=None) for place, row in enumerate(ROWS)]
+
+    found = forecast.night(spec(embedding=Embedding()), SAMPLE, rows, calls, FOUR)
+    none_now = [replace(row, fresh=False) for row in rows]
+
+    assert found.seconds == 3600
+    assert forecast.night(spec(embedding=Embedding()), SAMPLE, none_now, [], FOUR) is None
 
 
 def test_what_is_not_known():
