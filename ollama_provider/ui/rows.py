@@ -119,11 +119,16 @@ class _File:
             self._left = stack.pop_all()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Return its content, and close it."""
-        with self._left:
-            while piece := await in_thread(self._file.read, _CHUNK):
-                yield piece
+        """Return its content."""
+        while piece := await in_thread(self._read):
+            yield piece
+
+    def _read(self) -> bytes:
+        return self._file.read(_CHUNK)
 
     def __del__(self) -> None:
-        """Close it, also if nobody has begun to read it."""
+        """Close it when nobody needs it any more: neither the request nor a thread that still reads for it.
+
+        Closing waits for such a thread. If the request closed it, the event loop would wait as long as the disk hangs.
+        """
         self._left.close()

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
@@ -80,6 +81,14 @@ async def in_thread(function: Callable[..., T], *args: object, seconds: float = 
     return await _result(_THREADS.submit(function, *args), seconds)
 
 
+@dataclass
+class _Entry(Generic[T]):
+    """A future, and until when its result holds. Its thread sets that: it leaves the dict of entries to requests."""
+
+    future: Future[T]
+    until: float = math.inf
+
+
 class Cached(Generic[T]):
     """Results of slow functions, by key. What one request computes, others wait for, and it is kept for a while.
 
@@ -98,8 +107,7 @@ class Cached(Generic[T]):
         self._size = size
         self._times = times
         self._threads = threads
-        #: Futures, and until when they hold.
-        self._entries: dict[Hashable, tuple[Future[T], float]] = {}
+        self._entries: dict[Hashable, _Entry[T]] = {}
 
     async def get(self, key: Hashable, function: Callable[..., T], *args: object, seconds: float = WAIT) -> T:
         """Return the result for *key*, from *function* if there is none or it is too old.
@@ -113,26 +121,24 @@ class Cached(Generic[T]):
         Raises:
             TooSlowError: it is not done. It goes on, and a later request gets the result.
         """
-        future, until = self._entries.get(key, (None, 0.0))
-        if future is None or until < time.monotonic():
-            future = self._begin(key, function, *args)
-        return await _result(future, seconds)
+        entry = self._entries.get(key)
+        if entry is None or entry.until < time.monotonic():
+            entry = self._begin(key, function, *args)
+        return await _result(entry.future, seconds)
 
-    def _begin(self, key: Hashable, function: Callable[..., T], *args: object) -> Future[T]:
+    def _begin(self, key: Hashable, function: Callable[..., T], *args: object) -> _Entry[T]:
         now = time.monotonic()
-        self._entries = {each: entry for each, entry in self._entries.items() if entry[1] >= now}
+        self._entries = {each: entry for each, entry in self._entries.items() if entry.until >= now}
         while len(self._entries) >= self._size:
             del self._entries[next(iter(self._entries))]
-        future = self._threads.submit(function, *args)
-        self._entries[key] = (future, math.inf)
+        entry = self._entries[key] = _Entry(self._threads.submit(function, *args))
 
-        def done(future: Future[T]) -> None:
+        def done(_: Future[T]) -> None:
             ended = time.monotonic()
-            if self._entries.get(key, (None,))[0] is future:
-                self._entries[key] = (future, ended + max(self._seconds, self._times * (ended - now)))
+            entry.until = ended + max(self._seconds, self._times * (ended - now))
 
-        future.add_done_callback(done)
-        return future
+        entry.future.add_done_callback(done)
+        return entry
 
 
 async def _result(future: Future[T], seconds: float) -> T:

@@ -1,10 +1,13 @@
 """Rows of a batch as tables, and its files as downloads."""
 
+import asyncio
 import html
 import json
 import re
 import shutil
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from threading import Event, current_thread
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -205,6 +208,43 @@ def test_a_file_that_nobody_reads_is_closed(batch):
     del file
 
     assert opened.closed
+
+
+async def test_a_request_that_ends_does_not_wait_for_a_disk_that_hangs(batch):
+    """The thread that reads closes the file: closing waits until no thread reads, and would hold all requests."""
+    from ollama_provider.ui.rows import _File  # not on Airflow 2
+
+    begun, go, closed = Event(), Event(), Event()
+    closed_by = []
+
+    class Hanging(RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            begun.set()
+            go.wait(30)
+            return 0
+
+        def close(self):
+            closed_by.append(current_thread().name)
+            super().close()
+            closed.set()
+
+    file = _File()
+    file.open(f"file://{batch[1]}", "results")
+    file._file = BufferedReader(Hanging())
+    file._left.callback(file._file.close)
+    request = asyncio.create_task(anext(file.pieces()))
+    del file
+    assert await asyncio.to_thread(begun.wait, 30)
+    request.cancel()
+    await asyncio.wait([request])
+    del request
+    go.set()
+
+    assert await asyncio.to_thread(closed.wait, 30)
+    assert closed_by[0].startswith("ollama-page")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,39 @@ async def test_an_error_is_kept_like_a_result():
     assert calls == [1]
 
 
+async def test_a_result_that_comes_while_old_ones_go_is_not_kept_for_ever():
+    """Its thread ends in the midst of another request's clearing: here where that looks at its key."""
+    go, ended = Event(), Event()
+
+    class Key(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            if cleaning:
+                go.set()
+                ended.wait()
+            return super().__hash__()
+
+    cached: Cached[int] = Cached(seconds=0, times=0)
+    cleaning = False
+    slow, results = Key("slow"), iter(range(2))
+
+    def fetch():
+        go.wait()
+        return next(results)
+
+    first = asyncio.create_task(cached.get(slow, fetch))
+    await asyncio.sleep(0)
+    cached._entries[slow].future.add_done_callback(lambda _: ended.set())
+    cleaning = True
+    other = asyncio.create_task(cached.get("other", str))
+    await asyncio.sleep(0)
+    cleaning = False
+    await asyncio.gather(first, other)
+
+    assert await cached.get(slow, fetch) == 1
+
+
 async def test_only_so_many_are_kept():
     """The oldest goes first."""
     cached: Cached[str] = Cached(seconds=60, size=2)
