@@ -271,6 +271,8 @@ class OllamaBatchOperator(OllamaOperator):
         # First of all, so that the button *Results* works also where something is wrong.
         self.log.info("The results go to %s", directory)
         instance.xcom_push(key=RESULTS, value=str(directory))
+        # Asked now, since it may be refused: no setting of the page may fail a batch at its end.
+        page = batch_page_url(instance) if has_page() else ""
         try:
             spec, settings, mode = self._spec(context), self.hook.settings, read_argument("mode", self.mode)
             if spec.mode == "rehearse":
@@ -286,8 +288,8 @@ class OllamaBatchOperator(OllamaOperator):
                 spec, settings, directory, instance=instance, log=self.log, stop=self._stop, work=self.work
             )
         finally:
-            if has_page():
-                self.log.info("Page: %s", batch_page_url(instance))
+            if page:
+                self.log.info("Page: %s", page)
         describe_assets(self.outlets, context["outlet_events"], summary)
         return summary
 

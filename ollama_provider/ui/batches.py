@@ -4,11 +4,12 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from sqlalchemy import Select, and_, select
 from sqlalchemy.orm import aliased
 
@@ -24,7 +25,8 @@ class Batch:
         state: of the task instance; None if it waits to be scheduled.
         start, end: of the task instance's last try.
         directory: of the results, as a URL.
-        summary: that the task has returned, see `ollama_provider.batch.Summary`; None while it runs.
+        summary: that the task has returned, see `ollama_provider.batch.Summary`; None while it runs, and if it has
+            returned something else.
     """
 
     dag_id: str
@@ -51,6 +53,24 @@ class Batch:
     def task_path(self) -> str:
         """The address of its task instance, below that of Airflow's UI."""
         return task_page(self.dag_id, self.run_id, self.task_id, self.map_index)
+
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Summary(BaseModel):
+    """What the page needs of a summary. The return value of another operator has something else under these names."""
+
+    model_config = ConfigDict(strict=True)
+
+    complete: bool
+    reason: str
+    rows: _Count | None
+    ok: _Count
+    failed: _Count
+    reused: _Count = 0
+    seconds: FiniteFloat = 0.0
+    seconds_left: FiniteFloat | None = None
 
 
 def find_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> Batch | None:
@@ -92,12 +112,21 @@ def _read(query: Select[Any]) -> list[Batch]:
                 start=task.start_date,
                 end=task.end_date,
                 directory=directory,
-                summary=summary if isinstance(summary := _plain(returned), dict) else None,
+                summary=_summary(_plain(returned)),
             )
             for task, results, returned in session.execute(query)
             # Another operator may push a value under this name.
             if isinstance(directory := _plain(results), str) and "://" in directory
         ]
+
+
+def _summary(returned: Any) -> dict[str, Any] | None:
+    try:
+        _Summary.model_validate(returned)
+    except ValidationError:
+        return None
+    found: dict[str, Any] = returned
+    return found
 
 
 def _plain(value: Any) -> Any:

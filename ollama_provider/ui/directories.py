@@ -52,7 +52,7 @@ def opened(location: str) -> Iterator[Storage]:
         finally:
             storage.close()
     except (BatchError, OllamaError) as error:
-        raise UnreadableError(f"{error}. {_ADVICE}".replace("..", ".")) from error
+        raise UnreadableError(f"{str(error).removesuffix('.')}. {_ADVICE}") from error
     except Exception as error:  # whatever a file system or a file in it may raise: the page says so, and goes on
         # Not the error's own text, which may quote an answer or a credential.
         raise UnreadableError(f"{location} cannot be read here ({type(error).__name__}). {_ADVICE}") from error

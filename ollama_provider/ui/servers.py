@@ -216,14 +216,17 @@ class _Details:
             self.loaded = client.send(PsRequest()).models
         for model in finding.models[:_MODELS]:
             place = self._url, model.digest
-            if place not in _remembered:
-                with suppress(ModelNotFoundError):  # it was removed at this moment
+            shown = _remembered.get(place)  # another thread may clear it
+            if shown is None:
+                try:
                     reply = client.send(ShowRequest(model=model.tag))
-                    if len(_remembered) >= _REMEMBERED:
-                        _remembered.clear()
-                    _remembered[place] = _Shown(reply.context_length, _first(reply.capabilities))
-            if place in _remembered:
-                self._shown[model.tag] = _remembered[place]
+                except ModelNotFoundError:  # it was removed at this moment
+                    continue
+                shown = _Shown(reply.context_length, _first(reply.capabilities))
+                if len(_remembered) >= _REMEMBERED:
+                    _remembered.clear()
+                _remembered[place] = shown
+            self._shown[model.tag] = shown
 
     def on_disk(self, model: LocalModel) -> ModelOnDisk:
         """Return what is known of a model."""

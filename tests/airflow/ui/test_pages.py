@@ -174,3 +174,36 @@ with DAG("others", schedule=None, start_date=datetime(2026, 1, 1)):
 
     assert browse(path_of(run)).status_code == 404
     assert "others" not in browse("/ollama/").text
+
+
+@pytest.mark.parametrize("returned", [{"file": "a.csv"}, {"complete": "yes", "ok": [], "rows": 1.5}, [1], 7])
+def test_what_another_operator_returns_breaks_no_page(run_batch, run_dag, browse, returned) -> None:
+    """One that pushes a URL under that name looks like a batch; the other batches are shown all the same."""
+    batch = run_batch()
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG, task
+with DAG("others", schedule=None, start_date=datetime(2026, 1, 1)):
+    @task(multiple_outputs=False)
+    def answers(ti=None):
+        ti.xcom_push(key="results", value="file:///nowhere/at/all")
+        return {returned!r}
+    answers()
+""")
+
+    listed = browse("/ollama/")
+    pages = [browse(path_of(run) + page) for page in ("", "/rows/good", "/rows/failed")]
+
+    assert listed.status_code == 200
+    assert path_of(batch) in listed.text
+    assert [page.status_code for page in pages] == [200, 200, 200]
+    assert all("/nowhere/at/all cannot be read" in texts(page) for page in (listed, *pages))
+
+
+def test_a_setting_of_the_page_is_refused_before_the_batch(run_batch, ollama, monkeypatch) -> None:
+    """And not when it has done its work."""
+    monkeypatch.setenv("AIRFLOW__OLLAMA__SHOW_PAGE", "perhaps")
+
+    run_batch()
+
+    assert not ollama.stand_in.requests
