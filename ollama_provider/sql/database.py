@@ -4,7 +4,7 @@ Drivers share the names of DB-API's exceptions (PEP 249) and little more. Where 
 of SQLite or MySQL, that is more exact and decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any
@@ -82,6 +82,11 @@ def database_hook(conn_id: str) -> Any:
     if not all(hasattr(hook, name) for name in ("get_conn", "placeholder")):
         raise DatabaseError(f"Connection {conn_id!r} is not to an SQL database: its hook is {type(hook).__name__}.")
     return hook
+
+
+def row_values(row: Any) -> Sequence[Any]:
+    """Return the values of a row that a cursor has fetched. A connection may ask its driver for rows as dicts."""
+    return tuple(row.values()) if isinstance(row, Mapping) else row
 
 
 @contextmanager

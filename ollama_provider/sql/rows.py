@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ollama_provider.batch import DatabaseError
-from ollama_provider.sql.database import database_errors, database_hook
+from ollama_provider.sql.database import database_errors, database_hook, row_values
 from ollama_provider.sql.dialects import dialect_for
 
 
@@ -61,7 +61,7 @@ class SqlRows:
             names: list[str] = []
             while rows := cursor.fetchmany(self.chunk_size):
                 names = names or self._names(cursor.description)
-                yield [dict(zip(names, _values(row), strict=True)) for row in rows]
+                yield [dict(zip(names, row_values(row), strict=True)) for row in rows]
 
     def _names(self, description: Sequence[Sequence[Any]]) -> list[str]:
         names = [str(column[0]) for column in description]
@@ -72,8 +72,3 @@ class SqlRows:
                 "Rename them with AS."
             )
         return names
-
-
-def _values(row: Any) -> Sequence[Any]:
-    # A connection may ask for rows as dicts.
-    return tuple(row.values()) if isinstance(row, Mapping) else row

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar
 
+from ollama_provider.sql.database import row_values
 from ollama_provider.sql.dialects.standard import Destination, Dialect, UnfitTableError
 
 #: Beside the modes of the server: nothing is cut or rounded to fit, and 0 is 0 in a column with AUTO_INCREMENT.
@@ -46,7 +47,7 @@ class MySql(Dialect):
             for statement in _SETTINGS:
                 cursor.execute(statement)
             cursor.execute("SELECT @@max_allowed_packet, VERSION()")
-            longest, version = cursor.fetchone()
+            longest, version = row_values(cursor.fetchone())
         self._longest_statement = int(longest)
         # Others ignore blanks at the end of a text.
         self._key_collation = "utf8mb4_nopad_bin" if "MariaDB" in str(version) else "utf8mb4_0900_bin"
@@ -102,7 +103,7 @@ class MySql(Dialect):
                 continue
             a = f"CONVERT('a' USING {charset}) COLLATE {collation}"
             cursor.execute(f"SELECT {a} = 'A', {a} = 'a '")
-            for other, same in zip(("'A'", "'a '"), cursor.fetchone(), strict=True):
+            for other, same in zip(("'A'", "'a '"), row_values(cursor.fetchone()), strict=True):
                 if same:
                     raise UnfitTableError(
                         f"The collation of its key {column!r}, {collation}, takes 'a' for the same as {other}, so a "
@@ -120,7 +121,7 @@ class MySql(Dialect):
         )
         # Some drivers give names as bytes.
         return [
-            tuple(value.decode() if isinstance(value, bytes | bytearray) else value for value in row)
+            tuple(value.decode() if isinstance(value, bytes | bytearray) else value for value in row_values(row))
             for row in cursor.fetchall()
         ]
 

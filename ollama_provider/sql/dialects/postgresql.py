@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ollama_provider.sql.database import Cause, cause_of, error_text
+from ollama_provider.sql.database import Cause, cause_of, error_text, row_values
 from ollama_provider.sql.dialects.on_conflict import OnConflict
 from ollama_provider.sql.dialects.standard import Destination, UnfitTableError, Vector, json_text
 
@@ -39,7 +39,7 @@ class Postgresql(OnConflict):
             UnfitTableError: the server has pgvector, but the database has not.
         """
         cursor.execute(_PGVECTOR)
-        kind, available = cursor.fetchone()
+        kind, available = row_values(cursor.fetchone())
         if kind is not None:
             return f"{kind}({length})"
         if available:
@@ -56,7 +56,7 @@ class Postgresql(OnConflict):
             UnfitTableError: the column is for vectors of another length, or for something else.
         """
         cursor.execute(_COLUMN_TYPE, (self.table(to), name))
-        (kind,) = cursor.fetchone()
+        (kind,) = row_values(cursor.fetchone())
         text = _array_text if kind.endswith("[]") else json_text
         try:
             # The name of the type is in quotes where it needs them.
@@ -74,9 +74,9 @@ class Postgresql(OnConflict):
                 f"SELECT cardinality(CAST({column} AS real[])) FROM {self.table(to)} WHERE {column} IS NOT NULL LIMIT 1"  # noqa: S608  # quoted
             )
             there = cursor.fetchone()
-            if there is not None and there[0] != length:
+            if there is not None and (found := row_values(there)[0]) != length:
                 raise UnfitTableError(
-                    f"It has vectors of {there[0]} numbers in {name!r}, and those of the model have {length}. Use the "
+                    f"It has vectors of {found} numbers in {name!r}, and those of the model have {length}. Use the "
                     "model or the dimensions that the table is for, or another table."
                 )
         return text

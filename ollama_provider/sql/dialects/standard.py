@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
+from ollama_provider.sql.database import row_values
+
 _PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
 
@@ -249,7 +251,7 @@ def _check_same(names: Sequence[str], key: Sequence[Any], found: Sequence[Sequen
     if len(found) > 1:
         raise KeyClashError(f"the table has {len(found)} rows with this key; it needs a unique index on its key")
     for row in found:
-        for name, ours, theirs in zip(names, key, row, strict=True):
+        for name, ours, theirs in zip(names, key, row_values(row), strict=True):
             if isinstance(ours, str) and isinstance(theirs, str) and ours != theirs:
                 raise KeyClashError(
                     f"the table takes {ours!r} for the same as {theirs!r}; its column {name!r} needs a collation that "

@@ -239,6 +239,60 @@ def test_a_table_is_not_made_in_an_unknown_database(standard, open_table):
     assert standard.kind
 
 
+# What a connection may ask of its driver.
+
+
+class DictCursor:
+    """The cursor of a driver, with rows as dicts."""
+
+    def __init__(self, cursor):
+        self._cursor = cursor
+
+    def __getattr__(self, name):
+        return getattr(self._cursor, name)
+
+    def fetchone(self):
+        return self._as_dict(self._cursor.fetchone())
+
+    def fetchall(self):
+        return [self._as_dict(row) for row in self._cursor.fetchall()]
+
+    def fetchmany(self, size):
+        return [self._as_dict(row) for row in self._cursor.fetchmany(size)]
+
+    def _as_dict(self, row):
+        return row and dict(zip([column[0] for column in self._cursor.description], row, strict=True))
+
+
+class DictConnection:
+    """A connection whose cursors give rows as dicts."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def cursor(self, *name):
+        return DictCursor(self._connection.cursor(*name))
+
+
+@pytest.mark.parametrize("standard_sql", [False, True], ids=["own", "standard"])
+def test_rows_as_dicts(database, open_table, monkeypatch, standard_sql):
+    """The extra of a connection may ask its driver for them: the same is found in them."""
+    connect = Dialect.connect
+    monkeypatch.setattr(Dialect, "connect", lambda dialect: DictConnection(connect(dialect)))
+    if standard_sql:
+        monkeypatch.setattr("ollama_provider.sql.dialects._KINDS", {})
+    database.run(f"CREATE TABLE summaries (doc {database.key_text} PRIMARY KEY, summary TEXT)")
+
+    for output in ("first", "second"):
+        assert open_table().write([result(1, output) | {"id": "one"}]) == {}
+
+    assert database.summaries() == [("one", "second")]
+    assert list(SqlRows("warehouse", "SELECT doc FROM summaries").fetch()) == [[{"doc": "one"}]]
+
+
 # Statements for databases that are not here.
 
 

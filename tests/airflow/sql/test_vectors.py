@@ -101,6 +101,19 @@ def test_a_table_is_made_for_pgvector(pgvector, open_table):
     assert nearest == [(4,), (3,)]
 
 
+def test_rows_as_dicts(pgvector, open_table, monkeypatch):
+    """A connection may ask its driver for them: the type of the column is found all the same."""
+    monkeypatch.setenv("AIRFLOW_CONN_VECTORS", pgvector.airflow(extra={"cursor": "dictcursor"}))
+
+    assert open_table(create=True).write([result(1)]) == {}
+
+    assert types(pgvector)["embedding"] == "vector(3)"
+    pgvector.run("ALTER TABLE v ALTER embedding TYPE vector")
+    assert open_table().write([result(2)]) == {}
+    with pytest.raises(DatabaseError, match="It has vectors of 3 numbers"):
+        open_table(Vectors(4, in_pieces=False))
+
+
 def test_a_table_is_made_without_pgvector(postgres, open_table):
     """An array of floats, which takes no other length either."""
     table = open_table(conn_id=postgres.conn_id, create=True)
