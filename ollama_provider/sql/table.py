@@ -101,7 +101,7 @@ class SqlTable:
         self, examples: Sequence[Mapping[str, Any]], id_column: str | None, vectors: Vectors | None = None
     ) -> None:
         """Check, before the first row is asked, that results can be written; see `batch.records.Table`."""
-        self._vectors = vectors
+        self._vectors, self._length = vectors, None
         self._columns.check(examples, id_column)
         with self._preparing():
             if self.create and not self._dialect.types:
@@ -228,8 +228,10 @@ class SqlTable:
         if (chunk := self._columns.of_chunk) is not None:
             # The pieces that a text had more when it was longer.
             others = [to.columns.index(name) for name in to.key if name != chunk]
-            ends = [[*(pieces[0][place] for place in others), len(pieces)] for pieces in results]
-            self._dialect.delete_from(cursor, to, chunk, ends)
+            # Of two texts with the same key the last one stands, without pieces of the other.
+            last = {tuple(pieces[0][place] for place in others): pieces for pieces in results}
+            self._dialect.delete_from(cursor, to, chunk, [[*key, len(pieces)] for key, pieces in last.items()])
+            results = list(last.values())
         self._dialect.write(cursor, to, [row for pieces in results for row in pieces])
 
     def _run(self, work: Callable[[Any], T]) -> T:

@@ -253,6 +253,15 @@ class TestPieces:
 
         assert [row[:2] for row in self.rows(database)] == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3)]
 
+    @pytest.mark.parametrize("counts", [(4, 2), (2, 4)])
+    def test_two_texts_with_the_same_key(self, database, open_pieces, counts):
+        """The last one stands, with its own pieces and no others."""
+        first, last = counts
+
+        open_pieces(conn_id=database.conn_id, create=True).write([pieces(1, first), pieces(1, last)])
+
+        assert [row[:2] for row in self.rows(database)] == [(1, chunk) for chunk in range(last)]
+
     def test_a_refused_piece_refuses_its_text(self, pgvector, open_pieces):
         """The table has all of a text or what it had before; the other texts are written."""
         table = open_pieces(create=True)
