@@ -46,12 +46,14 @@ def night(
     if at_a_time is None or not sample.lengths:
         return None
     mean_length = fmean(sample.lengths)
+    slowest = 60 / spec.pace.requests_per_minute if spec.pace.requests_per_minute else 0.0
     if spec.embedding is not None:
         # A request is for many rows, and does not tell how long it waited.
         asked = sum(row.fresh for row in rows)
         if not calls or not asked:
             return None
         each = mean_seconds([0.0] * len(calls), busy_seconds(calls), 0.0).times(len(calls) / asked)
+        slowest *= len(calls) / asked
         at_a_time = Parallel(1.0, waited=True)
     else:
         known = [
@@ -66,7 +68,6 @@ def night(
         in_all = sum(call.ended - call.started for call in calls)
         counted = sum(max(0.0, (row.seconds or 0.0) - (row.queue_seconds or 0.0)) for row in rows if row.fresh)
         each = each.times(max(1.0, in_all / counted) if counted else 1.0)
-    slowest = 60 / spec.pace.requests_per_minute if spec.pace.requests_per_minute else 0.0
     whole = each.times(1 / at_a_time.requests, least=slowest).times(sample.total)
     window = _window(spec)
     answered = [row.tokens for row in rows if row.tokens is not None]

@@ -96,7 +96,7 @@ def sample_rows(
     if paths is None or (None not in sizes and sum(size or 0 for size in sizes) <= _SMALL):
         looked_at = found.whole(read_rows(rows, options))
     else:
-        looked_at = _look_into(files, [size or 0 for size in sizes], options, count, found)
+        looked_at = _look_into(files, sizes, options, count, found)
     selection = _Selection(count, measure)
     for row in looked_at:
         check()
@@ -177,9 +177,12 @@ class _Found:
         return all(seen == there for _, seen, there in self.read.values())
 
 
-def _look_into(files: list[Any], sizes: list[int], options: InputOptions, count: int, found: _Found) -> Iterator[Row]:
+def _look_into(
+    files: list[Any], told: list[int | None], options: InputOptions, count: int, found: _Found
+) -> Iterator[Row]:
     """Return rows from places all over the files, in their order, and note how many rows that makes in all."""
-    kinds = [_kind(file, options) for file in files]
+    kinds = [_kind(file, size, options) for file, size in zip(files, told, strict=True)]
+    sizes = [size or 0 for size in told]
     places = {
         kind: _places([size if each == kind else 0 for size, each in zip(sizes, kinds, strict=True)], count)
         for kind in ("lines", "parquet")
@@ -201,13 +204,15 @@ def _look_into(files: list[Any], sizes: list[int], options: InputOptions, count:
                     yield from look(open_file, printable(file), size, here, found)
 
 
-def _kind(file: Any, options: InputOptions) -> str:
+def _kind(file: Any, size: int | None, options: InputOptions) -> str:
     suffixes = suffixes_of(file)
+    if suffixes[0] in DOCUMENTS:
+        return "document"
+    if size is None:  # so nobody knows what is in the middle of it
+        return "whole"
     if suffixes in _LINES:
         return "lines" if options.encoding is None else "whole"
-    if suffixes[0] == ".parquet":
-        return "parquet"
-    return "document" if suffixes[0] in DOCUMENTS else "whole"
+    return "parquet" if suffixes[0] == ".parquet" else "whole"
 
 
 def _places(sizes: list[int], count: int) -> dict[int, list[int]]:

@@ -77,6 +77,14 @@ def test_vectors_of_which_some_were_there():
     assert forecast.night(spec(embedding=Embedding()), SAMPLE, none_now, [], FOUR) is None
 
 
+def test_a_limit_of_requests_for_vectors():
+    """One request a minute, each for ten rows: six seconds a row."""
+    calls = [Call(float(number), number + 1.0, 0.0) for number in range(2)]
+    slow = spec(embedding=Embedding(), pace=Pace(requests_per_minute=1))
+
+    assert forecast.night(slow, SAMPLE, ROWS, calls, FOUR).seconds == 3600 * 6
+
+
 def test_what_is_not_known():
     """Without a request there is no pace; rows that were never answered have no time."""
     never = [replace(row, status="failed", seconds=None) for row in ROWS]

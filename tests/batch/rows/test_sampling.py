@@ -89,6 +89,13 @@ def no_small_files(monkeypatch):
     monkeypatch.setattr(sampling, "_BLOCK", 1 << 10)
 
 
+class Unsized(Counting):
+    """A file of a store that tells no sizes."""
+
+    def stat(self):
+        raise KeyError("size")
+
+
 class TestSelection:
     def test_first_last_shortest_longest_and_random_ones(self):
         """In the order of the input, each once."""
@@ -179,6 +186,14 @@ class TestLargeFiles:
 
         assert len(sample.rows) == 20
         assert sample.total == pytest.approx(200, rel=0.02)
+
+    def test_a_store_that_tells_no_sizes(self, tmp_path):
+        """Its files are read to the end; none is taken for empty."""
+        file = Unsized(write_lines(tmp_path / "rows.jsonl", records(500)))
+
+        sample = sampled(file)
+
+        assert (sample.total, sample.exact, len(sample.rows)) == (500, True, 20)
 
     def test_a_file_in_an_object_store(self, no_small_files):
         """The same."""
