@@ -310,7 +310,8 @@ class OllamaBatchOperator(OllamaOperator):
         if self.shard is not None:
             return [(self._directory, None)]
         table = [] if self.into is None else [(self.into, self.work.get("written"))]
-        return [(self._results, self.work.get("rows")), *table]
+        # A batch that is not complete has written no such file, or one without the rows that were left alone.
+        return [(self._results, self.work.get("rows") if self.work.get("complete") else None), *table]
 
     def _spec(self, context: "Context") -> "BatchSpec":
         """Return what the batch is to do, with the connection's defaults.

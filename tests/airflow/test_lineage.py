@@ -193,6 +193,13 @@ def test_shards(folder, lineage):
     assert lineage["night.merge"].outputs == {f"file {folder}/night-results/results.jsonl": 3}
 
 
+def test_a_batch_that_is_not_complete(folder, lineage):
+    """Its rows are those of the input, which are not all in the file of the results, if there is one."""
+    assert lineage["left"].kind == "COMPLETE"
+    assert lineage["left"].outputs == {f"file {folder}/left-results/results.jsonl": None}
+    assert lineage["left"].facet["rows"] == 2
+
+
 def test_single_answers(folder, lineage):
     """An answer goes to XCom, which is no dataset, and into a file where that is asked for."""
     assert lineage["stream"].outputs == {f"file {folder}/answer.txt": None}

@@ -65,6 +65,9 @@ with DAG(
         failures=FailurePolicy(max_attempts=1),
     )
     OllamaBatchOperator(
+        task_id="left", rows=["one", "two"], mode="failed_only", output_path=f"{FOLDER}/left-results", resume="task"
+    )
+    OllamaBatchOperator(
         task_id="no_file", rows=f"{FOLDER}/nothing/*.jsonl", output_path=f"{FOLDER}/no-results", resume="task"
     )
     OllamaBatchOperator(
