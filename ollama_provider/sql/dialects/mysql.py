@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 from ollama_provider.sql.database import row_values
 from ollama_provider.sql.dialects.standard import Destination, Dialect, UnfitTableError
 
-#: Beside the modes of the server: nothing is cut or rounded to fit, and 0 is 0 in a column with AUTO_INCREMENT.
+#: Beside the modes of the server: nothing is cut to fit, and 0 is 0 in a column with AUTO_INCREMENT.
 _MODES = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO"
 _SETTINGS = (
     f"SET SESSION sql_mode = CONCAT(@@sql_mode, ',{_MODES}')",
     # At REPEATABLE READ, the default, an insert locks the gap beside its row, which other writers need.
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
 )
+#: Types that round a number with a fraction, in any mode.
+_WHOLE = "'tinyint', 'smallint', 'mediumint', 'int', 'bigint'"
 #: Characters of a text in a key: three such columns fit into an index.
 _KEY_LENGTH = 255
 #: Bytes that a byte of a value may take in a statement, and what is left for the rest of it.
@@ -37,6 +39,8 @@ class MySql(Dialect):
         # The server's own values are known with the first connection.
         self._longest_statement = 1 << 20
         self._key_collation = "utf8mb4_bin"
+        # Columns for whole numbers, in small letters; looked up when the first rows are written.
+        self._whole: set[str] | None = None
 
     def connect(self) -> Any:
         """Return a new connection whose session is strict, and sends and receives all characters of Unicode."""
@@ -127,9 +131,23 @@ class MySql(Dialect):
 
     def write(self, cursor: Any, to: Destination, rows: Sequence[Sequence[Any]]) -> None:
         """Insert or update the rows."""
+        self._check_whole(cursor, to, rows)
         statement = self.upsert(to, self.placeholders(len(to.columns)))
         for some in self._statements(rows):
             cursor.executemany(statement, some)
+
+    def _check_whole(self, cursor: Any, to: Destination, rows: Sequence[Sequence[Any]]) -> None:
+        """Raise a ValueError if a number would be rounded."""
+        if self._whole is None:
+            found = self._catalogue(cursor, to, "COLUMN_NAME", "COLUMNS", f"DATA_TYPE IN ({_WHOLE})")
+            self._whole = {column.lower() for (column,) in found}
+        places = [place for place, name in enumerate(to.columns) if name.lower() in self._whole]
+        for row in rows:
+            for place in places:
+                if isinstance(value := row[place], float) and not value.is_integer():
+                    raise ValueError(
+                        f"the column {to.columns[place]!r} is for whole numbers, and would round its value"
+                    )
 
     def _statements(self, rows: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
         """Return the rows in groups that fit into one statement each, since drivers make one of a group."""

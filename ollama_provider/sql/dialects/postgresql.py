@@ -1,7 +1,7 @@
 """PostgreSQL (since 9.5), and its types for vectors: those of the extension pgvector, and arrays of numbers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ollama_provider.sql.database import Cause, cause_of, error_text, row_values
@@ -80,6 +80,15 @@ class Postgresql(OnConflict):
                     "model or the dimensions that the table is for, or another table."
                 )
         return text
+
+    def write(self, cursor: Any, to: Destination, rows: Sequence[Sequence[Any]]) -> None:
+        """Insert or update the rows."""
+        super().write(cursor, to, [[_unrounded(value) for value in row] for row in rows])
+
+
+def _unrounded(value: Any) -> Any:
+    # A column of whole numbers rounds a number with a fraction, but refuses its digits; any other takes these.
+    return repr(value) if isinstance(value, float) and not value.is_integer() else value
 
 
 def _array_text(vector: Vector) -> str:

@@ -109,6 +109,19 @@ def test_a_missing_table_is_made_on_request(database, open_table):
     assert database.summaries() == [(0, "fine"), (1, "fine")]
 
 
+@pytest.mark.parametrize("made_by", ["create", "hand"])
+def test_a_fraction_for_a_column_of_whole_numbers(database, open_table, made_by):
+    """It is not rounded: two ids would be one row. The columns are made for what the first rows have."""
+    if made_by == "hand":
+        database.run("CREATE TABLE summaries (doc INTEGER UNIQUE, summary INTEGER)")
+    table = open_table(columns={"doc": "id", "summary": "tokens"}, create=made_by == "create")
+
+    refused = table.write([result(number, tokens=each) | {"id": each} for number, each in enumerate([2, 2.4, 3.0])])
+
+    assert set(refused) == (set() if database.kind == "sqlite" else {1})
+    assert database.summaries() == [(each, each) for each in [2, 2.4, 3] if refused == {} or each != 2.4]
+
+
 def test_a_table_without_a_unique_index(database, open_table):
     """The text has the statement that makes it."""
     database.run("CREATE TABLE summaries (doc INTEGER, summary TEXT)")
