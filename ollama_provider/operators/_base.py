@@ -114,7 +114,8 @@ class OllamaOperator(BaseOperator):
                 yield
         finally:
             # A closed hook cannot be reused, so another try in the same process creates a new one.
-            settings = self.__dict__.pop("hook").__dict__.get("settings")
+            hook = self.__dict__.pop("hook", None)
+            settings = None if hook is None else hook.__dict__.get("settings")
             if settings is not None:  # the connection was read
                 self.work = {"model": self.model or settings.model, "server": ", ".join(settings.urls)} | self.work
 
@@ -152,9 +153,9 @@ class OllamaOperator(BaseOperator):
     def _note_model(self, states: Sequence[Any]) -> None:
         """Keep which model it was, for the lineage, where all servers say the same of it."""
         for name in ("model", "digest"):
-            found = {state.get(name) if isinstance(state, dict) else None for state in states}
-            if self.work is not None and len(found) == 1 and None not in found:
-                self.work[name] = found.pop()
+            first, *others = (state.get(name) if isinstance(state, dict) else None for state in states)
+            if self.work is not None and first is not None and all(other == first for other in others):
+                self.work[name] = first
 
     def report(
         self, context: "Context", model: str, numbers: dict[str, Any], *, servers: Iterable[str]

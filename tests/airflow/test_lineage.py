@@ -15,6 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.lineage import MOST_FILES, SCHEMA, _name_of_file, _read, _written
+from ollama_provider.operators._base import OllamaOperator
 from ollama_provider.sql import SqlRows, SqlTable
 from ollama_provider.testing import Answer, Fail, serve
 from tests.docs.pages import ROOT, blocks
@@ -270,6 +271,26 @@ def test_the_page_shows_the_event_of_the_nightly_dag(events, airflow_home):
     assert shown["inputs"] == plain(event["inputs"])
     assert shown["outputs"] == plain(event["outputs"])
     assert shown["job"] == {name: event["job"][name] for name in shown["job"]}
+
+
+def test_what_is_kept_for_it_hides_no_error():
+    """Of a task that has no hook yet, as when Airflow's timeout comes while that is made."""
+
+    class WithoutHook(OllamaOperator):
+        hook_overrides = ("nowhere",)
+
+    with pytest.raises(AttributeError, match="nowhere"):
+        WithoutHook(task_id="task").execute({})
+
+
+def test_what_is_kept_for_it_fails_no_task(ollama, ollama_conn):
+    """Whatever a subclass returns of a server."""
+
+    class Odd(OllamaOperator):
+        def perform(self, context):
+            return self.on_servers(lambda hook, log: {"model": {"of": "ours"}, "digest": ["a", "b"]})
+
+    assert Odd(task_id="task").execute({}) == {"model": {"of": "ours"}, "digest": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
