@@ -297,7 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     by_hand = sys.stderr.isatty()
     logging.basicConfig(
-        level=logging.WARNING if by_hand else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        level=logging.WARNING if by_hand else logging.INFO,
+        format="%(message)s" if by_hand else "%(asctime)s %(levelname)s %(message)s",
     )
     # Beside the bar: at the end why rows failed, what each server did, and where the report is.
     run_report.logger.setLevel(logging.INFO)

@@ -57,9 +57,9 @@ def test_the_end_at_a_terminal(command, ollama, tmp_path):
 
     assert done.returncode == 0
     lines = [line.strip() for line in seen.splitlines()]
-    assert any(line.endswith("WARNING Failed rows: 1") for line in lines)
+    assert "Failed rows: 1" in lines
     assert any(line.startswith("1  BadRequestError  7        ") for line in lines)
-    assert lines[-1].endswith(f"INFO Report: {tmp_path}/out/report.html")
+    assert lines[-1] == f"Report: {tmp_path}/out/report.html"
     assert json.loads(done.stdout)["failed"] == 1
 
 
