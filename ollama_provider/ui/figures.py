@@ -1,7 +1,9 @@
 """Where a batch stands, in a few figures: from its summary, and while there is none from its directory."""
 
-from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from ollama_provider.batch import read_runs
 from ollama_provider.ui.batches import Batch
@@ -12,9 +14,9 @@ from ollama_provider.ui.threads import Cached, TooSlowError
 _WAIT = 3.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Figures:
-    """Where a batch stands; None is unknown.
+    """Where a batch stands; None is unknown. What is no number is refused: a file may hold anything.
 
     Attributes:
         rows: of the input.

@@ -200,6 +200,28 @@ with DAG("others", schedule=None, start_date=datetime(2026, 1, 1)):
     assert all("/nowhere/at/all cannot be read" in texts(page) for page in (listed, *pages))
 
 
+@pytest.mark.parametrize("progress", ['{"ok": "many"}', '{"ok": 1, "eta": NaN}', '{"ok": 1, "failed": []}'])
+def test_what_a_file_holds_breaks_no_list(run_batch, run_dag, browse, tmp_path: Path, progress) -> None:
+    """A damaged one is the trouble of its batch alone."""
+    batch = run_batch()
+    (tmp_path / "progress.json").write_text(progress)
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG, task
+with DAG("damaged", schedule=None, start_date=datetime(2026, 1, 1)):
+    @task
+    def answers(ti=None):
+        ti.xcom_push(key="results", value="file://{tmp_path}")
+    answers()
+""")
+
+    listed, page = browse("/ollama/"), browse(path_of(run))
+
+    assert (listed.status_code, page.status_code) == (200, 200)
+    assert path_of(batch) in listed.text
+    assert path_of(run) in listed.text
+
+
 def test_a_setting_of_the_page_is_refused_before_the_batch(run_batch, ollama, monkeypatch) -> None:
     """And not when it has done its work."""
     monkeypatch.setenv("AIRFLOW__OLLAMA__SHOW_PAGE", "perhaps")
