@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -82,11 +82,19 @@ def test_several_servers_differ() -> None:
     assert said.endswith("Models: mine:latest, nomic-embed-text:latest.\n")
 
 
+def two_free_ports() -> int:
+    """Find two free ports in a row, and return the first."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", first.getsockname()[1] + 1))
+                return int(first.getsockname()[1])
+
+
 def test_several_servers_have_ports_in_a_row() -> None:
     """Without `--port 0` they are known before the start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = min(free.getsockname()[1], 65534)
+    port = two_free_ports()
     with running("--servers", "2", "--port", str(port)) as (process, _url, _said):
         second = process.stdout.readline()
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ollama_provider.testing import Answer, Fail, Ordinary
+from ollama_provider.testing import Answer, Fail, Ordinary, Pace
 from tests.airflow.conftest import DagBag
 
 DAGS = Path(__file__).parents[3] / "dags"
@@ -376,6 +376,8 @@ def test_a_night_that_is_not_worth_it(run_dag, ollama, ollama_conn, tmp_path, wr
         ollama.stand_in.script(
             Fail("no", 400), where=lambda body: (body.get("prompt") or "").endswith("Row 0."), always=True
         )
+    else:
+        ollama.stand_in.script(Pace(first_token=0.1), always=True)
 
     done = run_dag(DAGS / "ollama_rehearsed_night.py", **where, show_texts=True, hours=8 if wrong == "rows" else 1e-6)
 
