@@ -305,10 +305,9 @@ def table(soak: Soak, disk: Path | None) -> tuple[str, dict[str, Any], bool]:
         trends = watch.trends()
         cells = [f"{t.level:.0f} ({t.change:+.1f}, {t.least:+.1f} to {t.most:+.1f})" for t in trends.values()]
         lines.append(f"| {watch.name} | {done} | " + " | ".join(cells) + " |")
-        remembered = BYTES_PER_ROW * after_warm_up / 2**20 if watch.name == "night" else 0.0
-        flat = {
-            quantity: found.flat(remembered if quantity == "memory MB" else 0.0) for quantity, found in trends.items()
-        }
+        flat = {quantity: found.flat for quantity, found in trends.items()}
+        if watch.name == "night" and after_warm_up:
+            flat["memory MB"] |= trends["memory MB"].change * 2**20 <= BYTES_PER_ROW * after_warm_up
         grown = [quantity for quantity, is_flat in flat.items() if not is_flat]
         if grown:
             lines[-1] += f" grows: {', '.join(grown)}"

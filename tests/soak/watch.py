@@ -73,9 +73,10 @@ class Trend:
     least: float
     most: float
 
-    def flat(self, expected: float = 0.0) -> bool:
-        """Return whether the samples are no evidence of a growth beyond *expected*, or of less than 2 % or 1 more."""
-        return self.least <= expected or self.change < expected + max(0.02 * self.level, 1)
+    @property
+    def flat(self) -> bool:
+        """Whether the samples are no evidence of a growth, or of less than 2 % of the level and less than 1."""
+        return self.least <= 0 or self.change < max(0.02 * self.level, 1)
 
 
 def trend(samples: list[tuple[float, float]]) -> Trend:
