@@ -134,6 +134,27 @@ class TestWhatIsAsked:
         assert [row.status for row in found.rows] == ["ok"] * 20
         assert found.night is not None
 
+    @pytest.mark.ollama(parallel=16)
+    def test_as_many_at_a_time_as_there_are_slots(self, rehearse, ollama):
+        """Four, and when these are answered without a wait, all the others."""
+        gate = Gate()
+        replies = [Speed(first_token=0.05)] * 4 + [Stall(until=gate)] * 16
+        ollama.stand_in.script(*replies, where=lambda body: bool(body.get("prompt")))
+        opening = threading.Thread(
+            target=lambda: (
+                ollama.stand_in.wait_until(lambda server: len(server.open_requests) == 16, seconds=60),
+                gate.open(),
+            )
+        )
+        opening.start()
+        try:
+            found = rehearse()
+        finally:
+            gate.open()
+            opening.join()
+
+        assert (found.night.requests_at_a_time, found.night.waited) == (16, False)
+
     def test_an_empty_input(self, rehearse, batch):
         """Has nothing to rehearse."""
         found = rehearse([])

@@ -4,7 +4,8 @@
 without limit, so the server never refuses a request for being one too many. But its replies tell how long a request
 waited for a slot. With `n` requests in flight that spend a share `q` of their time waiting, ``n * (1 - q)`` are enough.
 Where nothing waits, the limit is doubled, and the doubling is kept if it brings more tokens a second: slots that share
-one busy GPU do not.
+one busy GPU do not. A rehearsal has few rows to find that out: it measures with half as many, and tries four times as
+many next.
 
 **Texts for vectors.** The pack size is doubled for as long as that brings more texts a second.
 """
@@ -20,7 +21,7 @@ _INITIAL = 4
 _HIGHEST = 256
 #: With this share of the time spent waiting, the server has no more slots than there are requests.
 _QUEUED = 0.12
-#: A doubling that brings less than this is taken back.
+#: A raise that brings less than this is taken back.
 _WORTHWHILE = 1.10
 #: Measurements to skip before more requests are tried again.
 _COOLDOWN = 20
@@ -55,13 +56,15 @@ class ConcurrencyLimit:
         target: requests to keep in flight now.
         lowest: it never goes below.
         highest: it never goes above.
+        few: only some rows are asked: measure with fewer, and raise it faster.
     """
 
     target: int = _INITIAL
     lowest: int = 1
     highest: int = _HIGHEST
+    few: bool = False
     _measurement: _Measurement = field(default_factory=_Measurement)
-    _before_doubling: tuple[int, float] | None = None
+    _before_raise: tuple[int, float] | None = None
     _cooldown: int = 0
 
     @classmethod
@@ -81,7 +84,7 @@ class ConcurrencyLimit:
         if sent_at_target != self.target:
             return
         self._measurement.add(seconds, queued, tokens)
-        if self._measurement.rows >= max(2 * self.target, 8):
+        if self._measurement.rows >= (self.target if self.few else max(2 * self.target, 8)):
             measured, self._measurement = self._measurement, _Measurement()
             self._adapt(measured)
 
@@ -89,14 +92,14 @@ class ConcurrencyLimit:
         """Halve it, and do not try more soon: the server refused a request because it is busy."""
         self._set_target(self.target // 2)
         # It was measured before the server was too busy.
-        self._before_doubling = None
+        self._before_raise = None
         self._cooldown = _COOLDOWN
 
     def _adapt(self, measured: _Measurement) -> None:
         # By Little's law. The time between the first and the last answer would depend on where the measurement ends.
         throughput = self.target * measured.tokens / measured.seconds
         queued = measured.queued / measured.seconds
-        before, self._before_doubling = self._before_doubling, None
+        before, self._before_raise = self._before_raise, None
         if queued >= _QUEUED:
             # A few more than there are slots, so that a freed slot always finds the next request.
             slots = self.target * (1 - queued)
@@ -108,8 +111,8 @@ class ConcurrencyLimit:
         elif self._cooldown:
             self._cooldown -= 1
         elif self.target < self.highest:
-            self._before_doubling = (self.target, throughput)
-            self._set_target(2 * self.target)
+            self._before_raise = (self.target, throughput)
+            self._set_target((4 if self.few else 2) * self.target)
 
     def _set_target(self, target: int) -> None:
         target = max(self.lowest, min(target, self.highest))
@@ -157,7 +160,7 @@ def concurrency_limit(spec: BatchSpec) -> ConcurrencyLimit:
     if spec.pace.concurrency != "auto":
         return ConcurrencyLimit.fixed(spec.pace.concurrency)
     # A server works on one text for a vector at a time: the second request is there when the first is done.
-    return ConcurrencyLimit() if spec.task != "embed" else ConcurrencyLimit.fixed(2)
+    return ConcurrencyLimit(few=spec.mode == "rehearse") if spec.task != "embed" else ConcurrencyLimit.fixed(2)
 
 
 def pack_size(spec: BatchSpec) -> PackSize:

@@ -49,6 +49,21 @@ def test_slots_that_share_a_busy_gpu_are_no_gain():
     assert max(target for _, target in history) <= 16
 
 
+@pytest.mark.parametrize(("slots", "most"), [(1, 4), (2, 4), (4, 16), (8, 16), (16, 16), (64, 16)])
+def test_a_rehearsal_of_twenty_rows_tries_sixteen(slots, most):
+    """After four answers, but only where none of these waited: no request waits for more than four others."""
+    history = run(ConcurrencyLimit(few=True), 20, slots=slots)
+
+    assert max(target for _, target in history) == most
+    assert [target for _, target in history[:3]] == [4] * 3
+    assert (history[3][1] == 16) is (slots >= 4)
+
+
+def test_a_rehearsal_of_more_rows_goes_on_raising_it():
+    """To 64 after twenty answers."""
+    assert max(target for _, target in run(ConcurrencyLimit(few=True), 90, slots=64)) == 64
+
+
 def test_overload_halves_it():
     """A server that refuses for lack of room gets half as many at once."""
     limit = ConcurrencyLimit(target=16)
