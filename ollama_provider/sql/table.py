@@ -36,7 +36,8 @@ class SqlTable:
     database is unavailable the batch goes on and results wait, for at most *max_outage* of the batch.
 
     Names are taken literally, as the database's catalogue has them: a table that was made in PostgreSQL by ``CREATE
-    TABLE Summaries`` has the name ``summaries``.
+    TABLE Summaries`` has the name ``summaries``. Where the driver marks values with ``%s``, as those of PostgreSQL and
+    MySQL do, no name may have a percent sign.
 
     Args:
         conn_id: Airflow connection whose hook is a ``DbApiHook``; a template.
@@ -50,11 +51,12 @@ class SqlTable:
             vector, for a column of pgvector (``vector(768)``, ``halfvec(768)``), an array of floats, or JSON text; with
             ``on_long_text="split"`` each piece of a text is a row, ``chunk`` its number from 0, ``start`` and ``end``
             its place in the text.
-        create: create the table if it does not exist.
+        create: create the table if it does not exist; for PostgreSQL, MySQL, MariaDB and SQLite.
 
     Raises:
         DatabaseError: from `open`, before the first request: the table, a column, the unique index or the right to
-            write is missing. The text has the statement that creates a missing table or index.
+            write is missing. The text has the statement that creates a missing table or index. Of a database other than
+            those for which *create* is, the unique index is not looked for.
         DatabaseGoneError: from `open` and `write`: the database is unavailable.
     """
 
@@ -104,10 +106,11 @@ class SqlTable:
         self._vectors, self._length = vectors, None
         self._columns.check(examples, id_column)
         with self._preparing():
+            self._dialect.check_names(self._destination)
             if self.create and not self._dialect.types:
                 raise self._error(
                     "create=True is for PostgreSQL, MySQL, MariaDB and SQLite. Leave it out, and create the table "
-                    "yourself."
+                    "yourself, with a unique index on its key: in other databases nobody looks whether there is one."
                 )
             try:
                 self._check_table()

@@ -117,6 +117,19 @@ class Dialect:
 
     # Before the first row.
 
+    def check_names(self, to: Destination) -> None:
+        """Look whether the driver takes the names of table and columns in a statement with placeholders.
+
+        Raises:
+            UnfitTableError: it takes a part of a name for a placeholder.
+        """
+        # Some drivers read %% as one percent sign, others as two, and MySQL's either as the place in the statement is.
+        if "%" in self.placeholders(1)[0] and (odd := [name for name in (*to.parts, *to.columns) if "%" in name]):
+            raise UnfitTableError(
+                f"The driver of this database marks values with %, so the name {odd[0]!r} cannot be in a statement. "
+                "Rename it, or write into a view that has another name for it."
+            )
+
     def column_type(self, kind: type, *, in_key: bool) -> str:  # noqa: ARG002  # some have other types in keys
         """Return the type of a column for values of a Python type; that of a text if there is no other."""
         return self.types.get(kind, self.types[str])

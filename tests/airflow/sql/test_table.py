@@ -80,6 +80,22 @@ def test_a_name_that_is_none(open_table, name):
         open_table(name)
 
 
+@pytest.mark.parametrize("columns", [{"doc": "id", "rated %": "output"}, {"%s": "id"}])
+def test_a_percent_sign_in_a_name(database, open_table, columns):
+    """Drivers that mark values with %s would take it for such a mark; it is refused before the first request."""
+    key, *rest = columns
+    fields = [f'"{key}" INTEGER PRIMARY KEY', *(f'"{name}" TEXT' for name in rest)]
+    database.run(f"CREATE TABLE summaries ({', '.join(fields)})")
+    if database.kind != "sqlite":
+        with pytest.raises(DatabaseError, match=f"the name {re.escape(repr([*columns][-1]))} cannot be in a statement"):
+            open_table(key=key, columns=columns)
+        return
+
+    assert open_table(key=key, columns=columns).write([result(1)]) == {}
+
+    assert database.summaries() == [(1, "fine")[: len(columns)]]
+
+
 def test_a_missing_table(database, open_table):
     """The text has a statement that makes one, typed by the rows, and it does."""
     columns = {"doc": "id", "summary": "output", "score": "row.score", "seconds": "seconds", "tokens": "tokens"}
