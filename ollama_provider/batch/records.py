@@ -26,6 +26,8 @@ Status = Literal["ok", "failed"]
 
 #: Class of the error of a row whose answer the results, or a table, cannot hold.
 REFUSED = "RefusedByTable"
+#: The reason of a run that came to its own end, in its summary.
+COMPLETE = "complete"
 
 
 # The input.

@@ -17,6 +17,7 @@ from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.arguments import Rehearsal, Window
 from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.opening import Run, open_directory, open_run
 from ollama_provider.batch.records import Provenance, Query, Row
 from ollama_provider.batch.rehearsal import forecast
 from ollama_provider.batch.rehearsal.calls import Call, Calls, Parallel, parallel
@@ -27,9 +28,9 @@ from ollama_provider.batch.results.progress import Progress
 from ollama_provider.batch.rows.reader import RowReader
 from ollama_provider.batch.rows.sampling import RowSample, sample_rows
 from ollama_provider.batch.rows.snapshot import fetch_once
-from ollama_provider.batch.run import Run, open_directory, open_run, request_all, unload
 from ollama_provider.batch.scheduling.background import renewing
 from ollama_provider.batch.scheduling.connections import Server, connect
+from ollama_provider.batch.sending import request_all, unload
 from ollama_provider.batch.spec import REHEARSAL_NAMES, BatchSpec
 from ollama_provider.batch.stop import StopSignal
 from ollama_provider.batch.store.journal import PartReader, State

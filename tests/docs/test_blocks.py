@@ -25,7 +25,7 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, FailurePolicy, Progress, StopSignal, TooManyFailedError, run_batch
 from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.advice import advice
-from ollama_provider.batch.report.gather import Reason, ShownRow
+from ollama_provider.batch.report.shown_rows import Reason, ShownRow
 from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaBatchOperator, OllamaPruneModelsOperator

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ollama_provider.batch.records import ServerShare
-from ollama_provider.batch.report.gather import Reason, ShownRow
 from ollama_provider.batch.report.page import visible
+from ollama_provider.batch.report.shown_rows import Reason, ShownRow
 
 #: Reasons that have a line, rows that are named in it, and characters of an id.
 _REASONS, _NAMED, _LONGEST_ID = 10, 3, 40

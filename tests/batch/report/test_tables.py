@@ -7,7 +7,7 @@ import pytest
 from ollama_provider.batch import FailurePolicy, StopSignal, TooManyFailedError
 from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.advice import advice
-from ollama_provider.batch.report.gather import Reason, ShownRow
+from ollama_provider.batch.report.shown_rows import Reason, ShownRow
 from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.testing import Fail, Stall
 
