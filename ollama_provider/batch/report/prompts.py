@@ -19,7 +19,7 @@ from ollama_provider.batch.store.storage import Storage, write
 
 _FORMAT = 1
 #: Good rows that the report shows of each group, and in all; random ones make them up to that.
-GOOD_ROWS = {"first": 3, "longest": 4, "slowest": 4, "last": 3, "random": 20}
+GOOD_ROWS = {"first": 3, "last": 3, "longest": 4, "slowest": 4, "random": 20}
 ALL_GOOD_ROWS = 20
 #: Failed rows that it shows of a reason, reasons, and characters of a text.
 ROWS_OF_REASON, REASONS, TEXT = 10, 50, 1000

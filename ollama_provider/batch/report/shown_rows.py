@@ -163,9 +163,9 @@ class GoodRows:
                 for reason, key in prompts.good_keys()
             ),
             ("first", good[: GOOD_ROWS["first"]]),
+            ("last", good[-GOOD_ROWS["last"] :]),
             ("longest", [place for _, place in longest]),
             ("slowest", [place for _, place in slowest]),
-            ("last", good[-GOOD_ROWS["last"] :]),
             ("random", sample),
         ):
             for place in places:
