@@ -1,10 +1,12 @@
 """What the runs of a directory tell of themselves: that of the whole batch, or those of its shards side by side."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from ollama_provider.batch.records import ServerShare
 from ollama_provider.batch.report.history import History, ShardShare, as_one, read_history
 from ollama_provider.batch.report.prompts import ShownPrompts, read_prompts
 from ollama_provider.batch.spec import Names
@@ -13,6 +15,23 @@ from ollama_provider.batch.store.storage import Storage
 
 #: Numbers of a server that are added up over the shards. It was out of service for all of them at the same time.
 _ADDED = ("rows", "tokens", "tokens_per_second", "concurrency", "discarded")
+
+
+class _Counts(BaseModel):
+    """What is used of ``summary.json`` and ``progress.json``."""
+
+    complete: bool = False
+    rows: int | None = None
+    ok: int = 0
+    failed: int = 0
+    left: int | None = None
+    reused: int = 0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    total: int | None = None
+    done: int = 0
+    eta: float | None = None
+    servers: list[ServerShare] = []
 
 
 @dataclass(frozen=True)
@@ -93,9 +112,9 @@ def read_counts(storage: Storage, names: Names) -> dict[str, Any]:
     Raises:
         StorageError: the directory cannot be read.
     """
-    if summary := _read_object(storage, names.summary):
+    if summary := _read_counts(storage, names.summary):
         return summary
-    progress = _read_object(storage, names.progress)
+    progress = _read_counts(storage, names.progress)
     if not progress:
         return {}
     total = progress.get("total")
@@ -103,13 +122,12 @@ def read_counts(storage: Storage, names: Names) -> dict[str, Any]:
     return progress | {"complete": False, "rows": total, "left": left, "seconds_left": progress.get("eta")}
 
 
-def _read_object(storage: Storage, name: str) -> dict[str, Any]:
+def _read_counts(storage: Storage, name: str) -> dict[str, Any]:
     content = storage.read(name)
     try:
-        found = json.loads(content or b"{}")
-    except ValueError:  # a copy may be damaged; it is made again with the next run
+        return {} if content is None else _Counts.model_validate_json(content).model_dump(exclude_unset=True)
+    except ValidationError:  # a copy may be damaged; it is made again with the next run
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _runs(storage: Storage, names: Names) -> Runs:

@@ -413,7 +413,18 @@ def test_settings_say_what_differs_from_the_defaults(batch):
     assert "pace.report_every" not in changed
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"rows": "thirty", "ok": []}',
+        b'{"total": 30, "done": "all", "servers": 3}',
+    ],
+)
 @pytest.mark.parametrize("name", ["summary.json", "progress.json", "history.json"])
 def test_a_damaged_file_leaves_something_out(batch, name, damage):
     """The page can be made again of any directory."""
