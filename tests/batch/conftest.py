@@ -70,6 +70,15 @@ class Batch:
     def parts(self) -> list[Path]:
         return sorted((self.directory / "parts").glob("*.jsonl"))
 
+    def one_part(self) -> Path:
+        """Return the only part. A run of more than a second has several: their lines are put together."""
+        first, *others = self.parts
+        with first.open("ab") as lines:
+            for other in others:
+                lines.write(other.read_bytes())
+                other.unlink()
+        return first
+
 
 @pytest.fixture
 def batch(ollama: Server, tmp_path: Path) -> Batch:

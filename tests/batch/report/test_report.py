@@ -360,7 +360,7 @@ def test_rows_that_wait_for_the_server(batch):
 def test_parts_of_an_earlier_version_have_no_seconds_in_the_queue(batch):
     """They are read without it, and nothing is shown in its place."""
     batch.run(ROWS[:3])
-    (part,) = batch.parts
+    part = batch.one_part()
     lines = [re.sub(rb'"queue_seconds":[^,]+,', b"", line[:-20]) for line in part.read_bytes().splitlines()]
     part.write_bytes(b"".join(map(with_checksum, lines)))
 
@@ -440,7 +440,7 @@ def test_a_damaged_file_leaves_something_out(batch, name, damage):
 def test_a_damaged_part_leaves_its_rows_out(batch):
     """As in a run, which asks them again."""
     batch.run(ROWS)
-    (part,) = batch.parts
+    part = batch.one_part()
     lines = part.read_bytes().splitlines(keepends=True)
     part.write_bytes(b"garbage\n" + b"".join(lines[1:10]) + lines[10][:50] + b"".join(lines[11:]))
 
