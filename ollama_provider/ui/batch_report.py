@@ -32,6 +32,8 @@ async def batch_report(request: Request, batch: BatchDep) -> HTMLResponse:
     if report is None:
         shown |= {"trouble": trouble, "figures": await figures(batch)}
         return page(request, "batch_figures.html.jinja", **shown)
+    if batch.is_rehearsal and report["report"].rehearsal:
+        report = report | {"rehearsal_first": True}
     # In a thread, since a report is up to a megabyte of text.
     return await in_thread(lambda: page(request, "batch.html.jinja", **shown, **report))
 

@@ -25,8 +25,8 @@ class Batch:
         state: of the task instance; None if it waits to be scheduled.
         start, end: of the task instance's last try.
         directory: of the results, as a URL.
-        summary: that the task has returned, see `ollama_provider.batch.Summary`; None while it runs, and if it has
-            returned something else.
+        summary: that the task has returned, see `ollama_provider.batch.Summary`, or what its rehearsal has found; None
+            while it runs, and if it has returned something else.
     """
 
     dag_id: str
@@ -45,6 +45,11 @@ class Batch:
         return self.state == "running"
 
     @property
+    def is_rehearsal(self) -> bool:
+        """Whether it was a rehearsal, or a comparison of several: most rows were not to be asked."""
+        return self.summary is not None and bool(self.summary.keys() & {"sample", "compared"})
+
+    @property
     def path(self) -> str:
         """The address of its page, below that of Airflow's UI."""
         return batch_page(self.dag_id, self.run_id, self.task_id, self.map_index)
@@ -58,10 +63,18 @@ class Batch:
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-class _Summary(BaseModel):
-    """What the page needs of a summary. The return value of another operator has something else under these names."""
-
+class _Returned(BaseModel):
     model_config = ConfigDict(strict=True)
+
+
+class _Night(_Returned):
+    seconds: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class _Summary(_Returned):
+    """What the page needs of a summary. The return value of another operator has something else under these names."""
 
     complete: bool
     reason: str
@@ -71,6 +84,9 @@ class _Summary(BaseModel):
     reused: _Count = 0
     seconds: FiniteFloat = 0.0
     seconds_left: FiniteFloat | None = None
+    # Of a rehearsal, and of a comparison of several.
+    night: _Night | None = None
+    compared: dict[str, Any] = {}
 
 
 def find_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> Batch | None:

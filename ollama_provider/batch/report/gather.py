@@ -66,7 +66,7 @@ class Report:
         distributions: of the good rows.
         reasons: why rows failed, the most frequent first.
         good: some good rows.
-        settings: of the last run.
+        settings: of the last run, or of the rehearsal where there was only that.
         samples, events: the history of this pass.
         shards: what each shard did, where the rows were shared by several.
         rehearsal: what the last one found; see `ollama_provider.batch.rehearsal.result`. None if there was none.
@@ -121,7 +121,9 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
     names = Names()
     runs = read_runs(storage)
     by_key, is_complete = runs.prompts.by_key(), runs.counts.get("complete", False)
-    found = (manifests.read(storage, name) for name in (names.batch, *shards.manifest_names(storage)))
+    found = (
+        manifests.read(storage, name) for name in (names.batch, *shards.manifest_names(storage), REHEARSAL_NAMES.batch)
+    )
     manifest = next(filter(None, found), manifests.Manifest())
     if journal is None:
         journal = Journal(storage, manifest.pass_number, only_reads=True)
@@ -138,7 +140,8 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
     rehearsal = _rehearsal(storage)
     numbers = {"ok": len(good), "failed": failures.count, **runs.numbers()}
     if rehearsal and runs.state == "unknown":
-        numbers["state"] = "rehearsed"
+        # Of a comparison, of which more answers are stored, the last rehearsal.
+        numbers |= {"state": "rehearsed"} | {name: rehearsal[name] for name in ("rows", "ok", "failed")}
     return Report(
         **numbers,
         directory=storage.location,

@@ -41,6 +41,7 @@ def report_values(report: Report) -> dict[str, Any]:
         "timeline": charts.timeline(report.samples, report.events),
         "histograms": [(each, charts.histogram(each)) for each in report.distributions],
         "charts": charts,
+        "rehearsal_first": report.state == "rehearsed",
         "version": __version__,
     }
 

@@ -61,9 +61,18 @@ def test_the_page_of_a_batch_is_its_report(run_batch, browse, tmp_path: Path) ->
     assert f'href="{task}"' in page.text
 
 
-@pytest.mark.parametrize("mode", ["Rehearsal(sample=3)", 'Rehearsal(sample=3, models=["llama3.2", "qwen3"])'])
-def test_a_rehearsal_has_a_page_too(run_dag, ollama_conn, browse, tmp_path: Path, mode: str) -> None:
-    """In the list it is a batch that is not complete; its page says what it found."""
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("Rehearsal(sample=3)", "3 asked of 4 all take "),
+        ('Rehearsal(sample=3, models=["llama3.2", "qwen3"])', "6 asked of 4 compared: llama3.2, qwen3"),
+    ],
+)
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_rehearsal_has_a_page_too(
+    run_dag, ollama_conn, browse, tmp_path: Path, mode: str, told: str, *, is_readable: bool
+) -> None:  # fmt: skip
+    """It looks like no batch of which most is missing: it has no bar, and its page begins with what it has found."""
     run = run_dag(f"""
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
@@ -75,12 +84,43 @@ with DAG("rehearsed", schedule=None, start_date=datetime(2026, 1, 1)):
         output_path="file://{tmp_path}/out", resume="one",
     )
 """)
+    if not is_readable:
+        (tmp_path / "out").rename(tmp_path / "on another machine")
 
     listed, page = browse("/ollama/"), browse(path_of(run))
 
     assert (listed.status_code, page.status_code) == (200, 200)
-    assert "rehearsed / answers" in texts(listed)
-    assert "3 of 4 rows were asked beforehand." in texts(page)
+    (row,) = (row for row in re.findall("<tr>.*?</tr>", listed.text, re.DOTALL) if path_of(run) in row)
+    assert told in " ".join(re.sub("<[^>]*>", " ", row).split())
+    assert "<svg" not in row
+    assert ">rehearsed<" in row
+    if is_readable:
+        assert "Rehearsed 3 of 4 rows asked" in texts(page)
+        assert page.text.index('id="rehearsal"') < page.text.index('id="numbers"')
+        assert "3 of 4 rows were asked beforehand." in texts(page)
+    else:
+        assert told in texts(page)
+        assert "<svg" not in page.text
+
+
+def test_a_rehearsal_and_its_night_share_a_report(run_dag, ollama_conn, browse, tmp_path: Path) -> None:
+    """On the rehearsal's page it begins with what the rehearsal has found."""
+    run = run_dag(f"""
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG
+from ollama_provider.operators import OllamaBatchOperator
+with DAG("rehearsed_night", schedule=None, start_date=datetime(2026, 1, 1)):
+    batch = {{"model": "llama3.2", "rows": ["Rain.", "Snow."], "output_path": "file://{tmp_path}/out", "resume": "one"}}
+    rehearsal = OllamaBatchOperator(task_id="rehearsal", mode="rehearse", **batch)
+    rehearsal >> OllamaBatchOperator(task_id="night", **batch)
+""")
+
+    pages = [browse(path_of(run, task_id)) for task_id in ("rehearsal", "night")]
+
+    for page in pages:
+        assert "Complete All 2 rows have a good answer" in texts(page)
+        assert page.text.count('id="rehearsal"') == 1
+    assert [page.text.index('id="rehearsal"') < page.text.index('id="numbers"') for page in pages] == [True, False]
 
 
 def test_a_mapped_batch_has_a_page_for_each_index(run_dag, ollama_conn, browse, tmp_path: Path) -> None:

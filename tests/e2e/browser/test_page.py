@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -19,7 +20,7 @@ NOBODY = "visitor"
 DAG_FILE = """
     from datetime import UTC, datetime
     from airflow.providers.common.compat.sdk import DAG
-    from ollama_provider.batch import FailurePolicy, Pace
+    from ollama_provider.batch import FailurePolicy, Pace, Rehearsal
     from ollama_provider.operators import OllamaBatchOperator
 
     with DAG("parcels", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
@@ -33,6 +34,26 @@ DAG_FILE = """
             resume="task",
             failures=FailurePolicy(max_failed_rows=30, max_attempts=1),
             pace=Pace(report_every=2, concurrency=2),
+        )
+
+    said = (
+        "The invoice of May was sent twice.",
+        "My router restarts every 76 minutes since the update.",
+        "The app shows the data of last month again.",
+        "Please change the address of delivery to Mill Street 74.",
+        "Nobody has answered my letter of March.",
+    )
+    tickets = [" ".join(said[(number + step) % 5] for step in range(2 + number // 5 % 4)) for number in range(3000)]
+    with DAG("tickets", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
+        OllamaBatchOperator(
+            task_id="rehearsal",
+            model="llama3.2",
+            rows=[{"id": f"ticket-{number}", "text": text} for number, text in enumerate(tickets)],
+            id_column="id",
+            prompt="Summarise in one sentence: {{ row.text }}",
+            mode=Rehearsal(show_texts=True),
+            output_path="{{ dag_run.conf.get('output_path') }}",
+            resume="task",
         )
 """
 
@@ -118,6 +139,73 @@ def test_a_batch_from_its_start_to_its_report(airflow: Page, stack: Stack, scree
     # The most frequent reason is open.
     expect(page.get_by_text("<script>alert('the prompt is too long')").first).to_be_visible()
     screenshot(airflow, "page-batch")
+
+
+def test_rows_files_and_servers_from_within_airflow(airflow: Page, stack: Stack, server: Server) -> None:
+    """Rows are searched, files downloaded and servers tested without leaving Airflow's page."""
+    page = open_from_the_menu(airflow)
+    page.get_by_role("row", name="complaints").get_by_role("link").click()
+    page.get_by_role("link", name="Failed rows").click()
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(24)
+    page.get_by_label("Text in id").fill("ORDER-107")
+    page.get_by_role("button", name="Search").click()
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("order-107")
+    rows.get_by_role("link", name="BadRequestError").click()
+    expect(rows).to_have_count(24)
+    with airflow.expect_download() as downloading:
+        page.get_by_role("link", name="failed", exact=True).click()
+    assert downloading.value.suggested_filename == "parcels-complaints-failed.jsonl"
+    failed = Path(downloading.value.path()).read_bytes()
+    assert failed == (stack.home / "complaints/failed.jsonl").read_bytes()
+    assert len(failed.splitlines()) == 24
+
+    stack.call("POST", "/connections", json={"connection_id": "gpus", "conn_type": "ollama", "host": server.url})
+    page.get_by_role("link", name="Servers").click()
+    expect(page.get_by_text("reachable", exact=True)).to_be_visible()
+    page.get_by_role("link", name="Test", exact=True).click()
+    expect(page.get_by_role("heading", name="Passed Test of gpus")).to_be_visible()
+    expect(page.get_by_text(f"Ollama 0.24.0 at {server.url}")).to_be_visible()
+    expect(airflow).to_have_url(re.compile(r"/plugin/ollama\b"))
+
+
+def test_a_rehearsal_is_in_log_xcom_and_page(airflow: Page, stack: Stack, screenshot: Screenshot) -> None:
+    """The log has its text, XCom its data, and the page shows it as what it is, not as a batch that is 0.7 % done."""
+    run = stack.trigger("tickets", {"output_path": f"file://{stack.home}/tickets"})
+    assert stack.wait_for_run("tickets", run) == {"rehearsal": "success"}
+    task = f"{stack.url}/dags/tickets/runs/{run}/tasks/rehearsal"
+
+    airflow.set_viewport_size({"width": 1280, "height": 1150})
+    airflow.goto(task)
+    for told in (
+        "Rehearsal: 20 of 3,000 rows with llama3.2 at ",
+        "| Summarise in one sentence: The invoice of May was sent twice.",
+        "ticket-2999",
+        "3,000 rows take",
+        "Context    4,096 tokens",
+    ):
+        expect(airflow.get_by_text(told).first).to_be_visible()
+    screenshot(airflow, "rehearsal-log")
+
+    airflow.set_viewport_size({"width": 1280, "height": 860})
+    airflow.goto(f"{task}/xcom")
+    airflow.get_by_role("button", name=re.compile("Expand all", re.IGNORECASE)).click()
+    expect(airflow.get_by_role("row", name="return_value")).to_contain_text("server_version")
+    screenshot(airflow, "rehearsal-xcom")
+
+    airflow.set_viewport_size({"width": 1280, "height": 720})
+    page = open_from_the_menu(airflow)
+    row = page.get_by_role("row", name=re.compile(re.escape(run)))
+    expect(row).to_contain_text("20 asked of 3,000")
+    expect(row).to_contain_text("rehearsed")
+    expect(row.get_by_role("img")).to_have_count(0)
+    screenshot(airflow, "rehearsal-batches")
+    row.get_by_role("link").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Rehearsed 20 of 3,000 rows asked")
+    expect(page.get_by_role("heading", level=2).first).to_have_text("Rehearsal")
+    expect(page.get_by_text("20 of 3,000 rows were asked beforehand.")).to_be_visible()
+    screenshot(airflow, "rehearsal-page")
 
 
 def test_light_and_dark_follow_airflow(airflow: Page, screenshot: Screenshot) -> None:
