@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
@@ -21,6 +22,9 @@ FLAGS = [
     "--no-first-run",
     "--no-sandbox",
 ]
+
+# The success criteria that a machine can check, up to the newest Web Content Accessibility Guidelines.
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 # Generous, since two cores may run Airflow, the browser and the test.
 expect.set_options(timeout=30_000)
@@ -56,6 +60,25 @@ def screenshot() -> Callable[[Page | Locator, str], None]:
             picture.quantize(256).save(Path(directory, f"{name}.png"), optimize=True)
 
     return take
+
+
+@pytest.fixture
+def check_accessibility() -> Callable[[Page], None]:
+    """Check a page, with everything unfolded, in light and in dark colours: WCAG 2.2, levels A and AA."""
+    axe = Axe()
+
+    def check(page: Page) -> None:
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        backgrounds = set()
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            found = axe.run(page, options={"runOnly": WCAG})
+            assert found.violations_count == 0, f"{page.url}, {scheme}: {found.generate_report()}"
+            assert found.response["passes"]
+        assert len(backgrounds) == 2
+
+    return check
 
 
 @pytest.hookimpl(wrapper=True)

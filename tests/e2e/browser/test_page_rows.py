@@ -142,3 +142,30 @@ def test_servers_and_a_test_of_them(page: Page, opened, stored, ollama, screensh
     assert "not-for-everybody" not in frame.locator("html").inner_html()
     frame.get_by_role("link", name="All servers").click()
     expect(frame.get_by_role("heading", name="Servers", exact=True)).to_be_visible()
+
+
+def test_everybody_can_read_every_view(
+    page: Page, airflow: str, opened, night: Path, stored, ollama, check_accessibility  # noqa: F811
+) -> None:  # fmt: skip
+    """Also with a screen reader, or with weak eyes."""
+    ollama.stand_in.answer("POST", "/api/generate", body=b'{"model": "llama3.2", "prompt": "a", "stream": false}')
+    stored("test_gpus", host=f"{ollama.url}, 127.0.0.1:9")
+
+    def check(heading: str) -> None:
+        expect(page.get_by_role("heading", level=1)).to_contain_text(heading)
+        check_accessibility(page)
+
+    # Not within Airflow's frame, which Airflow may load again at any time.
+    page.goto(f"{airflow}/ollama/")
+    check("Batches")
+    for link, heading in (
+        ("parcels / complaints", "24 of 240 rows failed"),
+        ("Failed rows", "Failed rows"),
+        ("Good rows", "Good rows"),
+        ("Servers", "Servers"),
+        ("Test", "Test of test_gpus"),
+    ):
+        page.get_by_role("link", name=link, exact=True).click()
+        check(heading)
+    page.goto(f"{airflow}/ollama/batches/parcels/no/batch/-1")
+    check("Not found")

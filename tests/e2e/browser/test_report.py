@@ -274,6 +274,12 @@ def test_shards_and_prompts(
         assert page.locator("html").evaluate("html => html.scrollWidth") <= width
 
 
+def test_everybody_can_read_it(browser: Browser, report: Path, report_of_shards: Path, check_accessibility) -> None:
+    """Also with a screen reader, or with weak eyes."""
+    for each in (report, report_of_shards):
+        check_accessibility(open_page(browser, each))
+
+
 def test_it_is_printed_as_a_whole(browser: Browser, report: Path, tmp_path: Path) -> None:
     """On paper nothing can be opened, so what is closed on the screen is there: all reasons, and all settings."""
     page = open_page(browser, report, color_scheme="dark")
