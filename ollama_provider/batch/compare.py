@@ -1,7 +1,7 @@
 """A comparison: several models or prompts, each rehearsed with the same rows of the same input."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from os import PathLike
@@ -11,8 +11,9 @@ from ollama_provider.api.events import Listener
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch.arguments import Rehearsal
 from ollama_provider.batch.errors import InputError
+from ollama_provider.batch.opening import open_directory
 from ollama_provider.batch.rehearsal.result import RehearsalResult
-from ollama_provider.batch.rehearse import rehearse_batch
+from ollama_provider.batch.rehearse import found_earlier, keep, rehearse_sample, sample_for
 from ollama_provider.batch.results.progress import Progress
 from ollama_provider.batch.scheduling.connections import connect
 from ollama_provider.batch.spec import BatchSpec
@@ -56,7 +57,8 @@ def compare_batches(
 ) -> dict[str, RehearsalResult]:
     """Rehearse several batches with the same rows, one after the other.
 
-    All answers are kept in the directory. The batch that is chosen finds its own there.
+    The input is read once. All answers are kept in the directory, and the report there shows them side by side. The
+    batch that is chosen finds its own there.
 
     Args:
         specs: the batches by their names, with the same rows; see `candidates`.
@@ -76,21 +78,25 @@ def compare_batches(
             `rehearse_batch`.
         StoppedError: it was told to stop before the first request.
     """
-    if len(specs) > 1 and any(isinstance(spec.rows, Iterator) for spec in specs.values()):
-        raise InputError("rows: an iterator can be read once, and a comparison reads the rows each time. Give a list.")
     stop = stop or StopSignal()
     asyncio.run(_check(list(specs.values()), settings))
     found: dict[str, RehearsalResult] = {}
-    for name, spec in specs.items():
-        try:
-            found[name] = rehearse_batch(
-                spec, settings, directory, sample, on_progress=on_progress, stop=stop, listener=listener
-            )
-        except StoppedError:
-            if not found:
-                raise
-        if stop.reason:
-            break
+    with open_directory(directory, None) as (storage, lock):
+        samples = sample_for(list(specs.values()), sample, storage, lock, stop)
+        earlier = found_earlier(storage)
+        for (name, spec), some in zip(specs.items(), samples, strict=True):
+            try:
+                found[name] = rehearse_sample(
+                    spec, some, settings, storage, lock, stop=stop, on_progress=on_progress, listener=listener,
+                    earlier=earlier,
+                )  # fmt: skip
+            except StoppedError:
+                if not found:
+                    raise
+            else:
+                keep(storage, found[name], found if len(specs) > 1 else {})
+            if stop.reason:
+                break
     return found
 
 

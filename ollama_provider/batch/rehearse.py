@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,36 +71,124 @@ def rehearse_batch(
         OllamaError: one that fails every row.
         StoppedError: it was told to stop before the first request.
     """
-    if spec.shard is not None:
-        raise InputError("shard: a rehearsal is one of the whole batch; leave it out.")
-    stop, calls = stop or StopSignal(), Calls(time.monotonic, listener)
+    stop = stop or StopSignal()
     with open_directory(directory, None) as (storage, lock):
-        lock.take(stop.pause)
-        rows = fetch_once(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
-        prompts = RowReader(spec, ())
-
-        some = sample_rows(
-            rows, spec.input_options, sample, lambda row: _length(prompts.prompt(row)), _checks(stop, lock)
-        )
-        asked = asyncio.run(
-            _ask(
-                _as_rehearsal(spec),
-                [each.row for each in some.rows],
-                settings,
-                storage,
-                lock,
-                on_progress=on_progress or (lambda _: None),
-                stop=stop,
-                listener=calls,
-            )
-        )
-        texts = [prompts.prompt(each.row) for each in some.rows]
-        result = _conclude(spec, some, texts, asked, calls.ended)
-        content = json.dumps(result.as_dict(prompt=False, answers=True), indent=2, default=str)
-        write(storage, REHEARSAL_NAMES.summary, f"{content}\n".encode())
-        with whatever_happens():
-            logger.info("Report: %s", write_report(storage))
+        (some,) = sample_for([spec], sample, storage, lock, stop)
+        result = rehearse_sample(
+            spec, some, settings, storage, lock, stop=stop, on_progress=on_progress, listener=listener,
+            earlier=found_earlier(storage),
+        )  # fmt: skip
+        keep(storage, result, {})
     return result
+
+
+def sample_for(
+    specs: Sequence[BatchSpec], count: int, storage: Storage, lock: RunLock, stop: StopSignal
+) -> list[RowSample[int]]:
+    """Return for each of several batches with the same rows the same sample, with the lengths of its own prompts.
+
+    The input is read once. It may be one that can be read only once, or one that grows meanwhile.
+
+    Args:
+        specs: the batches, one at least.
+        count: how many rows.
+        storage: the directory, where the rows of a query are kept.
+        lock: of the directory; it is taken.
+        stop: ends the reading.
+
+    Raises:
+        BatchError: the directory is busy, or the input cannot be read.
+        StoppedError: *stop* was set.
+    """
+    if any(spec.shard is not None for spec in specs):
+        raise InputError("shard: a rehearsal is one of the whole batch; leave it out.")
+    lock.take(stop.pause)
+    rows, options = specs[0].rows, specs[0].input_options
+    if isinstance(rows, Query):
+        rows = fetch_once(rows, storage, stop.pause, lock.renew)
+    prompts = [RowReader(spec, ()) for spec in specs]
+    some = sample_rows(
+        rows, options, count, lambda row: [_length(each.prompt(row)) for each in prompts], _checks(stop, lock)
+    )
+    of_each = [
+        tuple(length for lengths in some.lengths if (length := lengths[number]) is not None)
+        for number in range(len(specs))
+    ]
+    return [RowSample(some.rows, some.total, some.exact, some.looked_at, lengths) for lengths in of_each]
+
+
+def rehearse_sample(
+    spec: BatchSpec,
+    sample: RowSample[int],
+    settings: Settings,
+    storage: Storage,
+    lock: RunLock,
+    *,
+    on_progress: Callable[[Progress], None] | None,
+    stop: StopSignal,
+    listener: Listener | None,
+    earlier: Mapping[str, Any],
+) -> RehearsalResult:
+    """Ask the rows of a sample, and return what the whole batch will be like; see `rehearse_batch`.
+
+    Args:
+        spec: the batch.
+        sample: of its rows.
+        settings: the servers, and how to treat them.
+        storage: the directory.
+        lock: of the directory, which is ours.
+        on_progress: called every second.
+        stop: ends the rehearsal early.
+        listener: told of the client's events.
+        earlier: what the last rehearsal found; see `found_earlier`.
+    """
+    calls, prompts = Calls(time.monotonic, listener), RowReader(spec, ())
+    asked = asyncio.run(
+        _ask(
+            _as_rehearsal(spec),
+            [each.row for each in sample.rows],
+            settings,
+            storage,
+            lock,
+            on_progress=on_progress or (lambda _: None),
+            stop=stop,
+            listener=calls,
+        )
+    )
+    texts = [prompts.prompt(each.row) for each in sample.rows]
+    return _conclude(spec, sample, texts, asked, calls.ended, earlier=earlier)
+
+
+def found_earlier(storage: Storage) -> dict[str, Any]:
+    """Return what the last rehearsal in a directory found; empty if there was none.
+
+    Raises:
+        StorageError: the directory cannot be read.
+    """
+    try:
+        found = json.loads(storage.read(REHEARSAL_NAMES.summary) or b"{}")
+    except ValueError:  # a copy may be damaged
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def keep(storage: Storage, result: RehearsalResult, compared: Mapping[str, RehearsalResult]) -> None:
+    """Write what a rehearsal found, and the report that shows it.
+
+    Args:
+        storage: the directory.
+        result: what was found last.
+        compared: what was found of each batch, by its name, where several are compared; else empty.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    found = result.as_dict(prompt=False, answers=True)
+    if compared:
+        found["compared"] = {name: each.as_dict(prompt=False, answers=True) for name, each in compared.items()}
+    write(storage, REHEARSAL_NAMES.summary, f"{json.dumps(found, indent=2, default=str)}\n".encode())
+    with whatever_happens():
+        logger.info("Report: %s", write_report(storage))
 
 
 def _length(prompt: str | None) -> int | None:
@@ -154,7 +242,6 @@ class _Asked:
         server: URL of the first one.
         directory: where they are.
         memory: None where no server says.
-        earlier: what the last rehearsal found; empty if there was none.
     """
 
     lines: list[dict[str, Any] | None]
@@ -165,7 +252,6 @@ class _Asked:
     server: str
     directory: str
     memory: Memory | None
-    earlier: dict[str, Any]
 
 
 async def _ask(
@@ -180,7 +266,6 @@ async def _ask(
     listener: Listener,
 ) -> _Asked:
     """Send requests for the rows, and return what came of them."""
-    earlier = await asyncio.to_thread(_earlier, storage)
     async with (
         renewing(lock) as renewal,
         connect(spec, settings, listener) as servers,
@@ -200,17 +285,7 @@ async def _ask(
             server=servers[0].state.name,
             directory=storage.location,
             memory=memory,
-            earlier=earlier,
         )
-
-
-def _earlier(storage: Storage) -> dict[str, Any]:
-    """Return what the last rehearsal in this directory found."""
-    try:
-        found = json.loads(storage.read(REHEARSAL_NAMES.summary) or b"{}")
-    except ValueError:  # a copy may be damaged
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 async def _memory(spec: BatchSpec, servers: Sequence[Server]) -> Memory | None:
@@ -238,7 +313,13 @@ def _outcomes(run: Run, count: int) -> tuple[list[dict[str, Any] | None], list[A
 
 
 def _conclude(
-    spec: BatchSpec, sample: RowSample, prompts: Sequence[str | None], asked: _Asked, calls: Sequence[Call]
+    spec: BatchSpec,
+    sample: RowSample[int],
+    prompts: Sequence[str | None],
+    asked: _Asked,
+    calls: Sequence[Call],
+    *,
+    earlier: Mapping[str, Any],
 ) -> RehearsalResult:
     """Make of the answers what is told of the night."""
     rows = [
@@ -270,7 +351,7 @@ def _conclude(
         looked_at=sample.looked_at,
         prompt_tokens=forecast.spread([row.prompt_tokens for row in rows if row.prompt_tokens]),
         tokens=forecast.spread([row.tokens for row in rows if row.tokens]),
-        night=forecast.night(spec, sample, rows, calls, _at_a_time(rows, asked, calls)),
+        night=forecast.night(spec, sample, rows, calls, _at_a_time(rows, asked, calls, earlier)),
         context=context,
         memory=asked.memory,
         failures=forecast.failures(rows),
@@ -283,10 +364,13 @@ def _num_ctx(spec: BatchSpec, asked: _Asked) -> int | None:
     return spec.options.num_ctx or (None if asked.provenance is None else asked.provenance.num_ctx)
 
 
-def _at_a_time(rows: Sequence[RehearsedRow], asked: _Asked, calls: Sequence[Call]) -> Parallel | None:
-    """Return how many requests were worked on; as the last rehearsal saw it, if this one had few rows to ask."""
-    earlier = asked.earlier.get("night") or {}
-    same_model = asked.provenance is not None and asked.earlier.get("digest") == asked.provenance.digest
-    if 2 * sum(row.fresh for row in rows) < len(rows) and earlier.get("requests_at_a_time") and same_model:
-        return Parallel(earlier["requests_at_a_time"], earlier["waited"])
+def _at_a_time(
+    rows: Sequence[RehearsedRow], asked: _Asked, calls: Sequence[Call], earlier: Mapping[str, Any]
+) -> Parallel | None:
+    """Return how many requests were worked on; as an earlier rehearsal saw it, if this one had few rows to ask."""
+    if 2 * sum(row.fresh for row in rows) < len(rows) and asked.provenance is not None:
+        for found in (earlier, *earlier.get("compared", {}).values()):
+            night = found.get("night") or {}
+            if night.get("requests_at_a_time") and found.get("digest") == asked.provenance.digest:
+                return Parallel(night["requests_at_a_time"], night["waited"])
     return parallel(calls)

@@ -99,15 +99,61 @@ def test_what_makes_no_sense(compare):
         compare(["llama3.2", "llama3.2"])
     with pytest.raises(InputError, match="prompts, messages"):
         compare(prompts=["a", "b"], messages=[{"role": "user", "content": "{{ row.text }}"}])
-    with pytest.raises(InputError, match="rows: an iterator"):
-        compare(["llama3.2", "qwen3"], rows=iter(ROWS))
+    with pytest.raises(InputError, match="shard: "):
+        compare(["llama3.2", "qwen3"], shard=(0, 2))
 
 
-def test_one_alone_reads_an_iterator(compare):
-    """As a function of TaskFlow gives one to a task that only rehearses."""
-    (found,) = compare(rows=iter(ROWS)).values()
+@pytest.mark.parametrize("models", [["llama3.2"], ["llama3.2", "qwen3"]])
+def test_an_iterator_is_read_once(compare, models):
+    """As a function of TaskFlow gives one."""
+    for found in compare(models, rows=iter(ROWS)).values():
+        assert (found.total, found.failed, len(found.rows)) == (100, 0, 6)
 
-    assert (found.total, found.failed, len(found.rows)) == (100, 0, 6)
+
+@pytest.mark.parametrize("more", [1, 50])
+def test_rows_that_come_while_it_runs(compare, ollama, tmp_path, more):
+    """All are asked for the rows that were there at its beginning, fewer than it wanted; the first, too."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+
+    def grow(body):
+        if body.get("prompt") and body["model"] == "llama3.2":
+            rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[-more:] + ROWS[:3]))
+        return False
+
+    ollama.stand_in.script("never", where=grow, always=True)
+
+    found = compare(["llama3.2", "qwen3"], sample=20, rows=rows)
+
+    assert [[row.id for row in each.rows] for each in found.values()] == [["r0", "r1", "r2"]] * 2
+    assert "\nr2 " in comparison_as_text(found, texts=True)
+
+
+def test_the_same_again(compare, batch):
+    """Nothing is asked, and of each model it is known how many requests its server works on at a time."""
+    first = compare(["llama3.2", "qwen3"])
+    asked = len(batch.asked)
+
+    second = compare(["llama3.2", "qwen3"])
+
+    assert len(batch.asked) == asked
+    assert [each.night.requests_at_a_time for each in second.values()] == [
+        each.night.requests_at_a_time for each in first.values()
+    ]
+
+
+def test_the_report_has_it(compare, batch, ollama):
+    """Each row with the answers side by side, as text, until another rehearsal."""
+    ollama.stand_in.script("<b>good</b>", model="qwen3", always=True, where=lambda body: bool(body.get("prompt")))
+    compare(["llama3.2", "qwen3"])
+    page = (batch.directory / "report.html").read_text()
+
+    assert '<h2 id="comparison">Comparison</h2>' in page
+    assert page.count("&lt;b&gt;good&lt;/b&gt;") >= 6
+    assert "<b>good</b>" not in page
+
+    compare(["llama3.2"])
+    assert '<h2 id="comparison">' not in (batch.directory / "report.html").read_text()
 
 
 def test_a_stop_returns_what_is_there(compare, ollama):

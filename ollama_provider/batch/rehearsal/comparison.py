@@ -1,7 +1,6 @@
 """Several rehearsals of the same rows side by side, as text and as plain data."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from ollama_provider.batch.rehearsal.result import RehearsalResult, RehearsedRow
@@ -68,18 +67,14 @@ def _cell(row: RehearsedRow, width: int, *, texts: bool) -> str:
 
 
 def _measures(name: str, found: RehearsalResult) -> tuple[str, ...]:
-    rows = found.rows
-    misfits = [row for row in rows if row.repairs or row.error_class == "InvalidOutputError"]
-    repaired = sum(row.status == "ok" for row in misfits)
-    seconds = [max(0.0, row.seconds - (row.queue_seconds or 0.0)) for row in rows if row.seconds]
     night = found.night
     return (
         name,
-        number(sum(row.status == "ok" for row in rows)),
+        number(sum(row.status == "ok" for row in found.rows)),
         number(found.failed),
-        f"{len(misfits)} ({repaired})" if misfits else "0",
+        f"{found.misfits} ({found.repaired})" if found.misfits else "0",
         "?" if found.tokens is None else number(found.tokens.median),
-        rate(fmean(seconds)) if seconds else "?",
+        rate(found.row_seconds),
         "?" if night is None else rate(night.tokens_per_second),
         "?" if night is None else duration(night.seconds),
         "" if night is None else f"({duration(night.low)} to {duration(night.high)})",

@@ -43,13 +43,15 @@ def mean_seconds(lengths: Sequence[float], seconds: Sequence[float], mean_length
 
 
 def _read_line(rows: Sequence[tuple[float, float]], length: float) -> float:
-    """Return where the line of least squares through the rows is at that length."""
+    """Return where the line of least squares through the rows is at that length, within the times of the rows."""
     # `statistics.linear_regression` takes ten times as long, and the range needs hundreds of lines.
     count = len(rows)
     mean_length, mean = sum(each for each, _ in rows) / count, sum(each for _, each in rows) / count
     spread = sum((each - mean_length) ** 2 for each, _ in rows)
     slope = sum((each - mean_length) * seconds for each, seconds in rows) / spread if spread else 0.0
-    return max(0.0, mean + slope * (length - mean_length))
+    # Of few rows some lines are so steep that they end below zero.
+    seconds = [each for _, each in rows]
+    return min(max(min(seconds), mean + slope * (length - mean_length)), max(seconds))
 
 
 def tokens_by_length(lengths: Sequence[float], tokens: Sequence[float]) -> tuple[float, float]:

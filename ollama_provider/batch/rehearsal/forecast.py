@@ -29,7 +29,7 @@ def spread(values: Sequence[int]) -> Spread | None:
 
 def night(
     spec: BatchSpec,
-    sample: RowSample,
+    sample: RowSample[int],
     rows: Sequence[RehearsedRow],
     calls: Sequence[Call],
     at_a_time: Parallel | None,
@@ -109,7 +109,7 @@ def _clock(seconds: float) -> str:
 
 
 def context_use(
-    spec: BatchSpec, num_ctx: int | None, rows: Sequence[RehearsedRow], sample: RowSample
+    spec: BatchSpec, num_ctx: int | None, rows: Sequence[RehearsedRow], sample: RowSample[int]
 ) -> ContextUse | None:
     """Return whether prompts and answers fit into the context; None where that is not known.
 

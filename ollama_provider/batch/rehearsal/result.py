@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 #: Characters of an answer, or of an error, that are kept.
@@ -49,6 +50,11 @@ class RehearsedRow:
     def represents_others(self) -> bool:
         """It was not chosen for being odd."""
         return self.why not in {"shortest", "longest"}
+
+    @property
+    def misfits(self) -> bool:
+        """Its first answer was not what the schema asks for."""
+        return bool(self.repairs) or self.error_class == "InvalidOutputError"
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,22 @@ class RehearsalResult:
         """Rows of the sample that failed."""
         return sum(row.status == "failed" for row in self.rows)
 
+    @property
+    def misfits(self) -> int:
+        """Rows of the sample whose first answer was not what the schema asks for."""
+        return sum(row.misfits for row in self.rows)
+
+    @property
+    def repaired(self) -> int:
+        """Of the `misfits`, those that are good in the end."""
+        return sum(row.misfits and row.status == "ok" for row in self.rows)
+
+    @property
+    def row_seconds(self) -> float | None:
+        """Seconds of a row on average, without the wait for a slot; None where no row was answered."""
+        seconds = [max(0.0, row.seconds - (row.queue_seconds or 0.0)) for row in self.rows if row.seconds]
+        return fmean(seconds) if seconds else None
+
     def as_dict(self, *, prompt: bool, answers: bool) -> dict[str, Any]:
         """Return plain data, fit for JSON and XCom, with or without prompt and answers.
 
@@ -189,6 +211,9 @@ class RehearsalResult:
             "rows": self.total,
             "ok": sum(row.status == "ok" for row in self.rows),
             "failed": self.failed,
+            "misfits": self.misfits,
+            "repaired": self.repaired,
+            "row_seconds": self.row_seconds,
             "prompt": self.prompt if prompt else None,
             "sample": sample,
             "failures": [asdict(failure) for failure in self.failures],

@@ -13,7 +13,7 @@ from functools import partial
 from io import BytesIO
 from itertools import accumulate, chain
 from random import Random
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from ollama_provider.batch.arguments import InputOptions
 from ollama_provider.batch.records import DOCUMENTS, Row, Rows, paths_of
@@ -33,6 +33,8 @@ _DOCUMENTS_A_ROW = 2
 _MEASURED = 1000
 _LINES = {(".jsonl", ""), (".ndjson", "")}
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class SampledRow:
@@ -49,7 +51,7 @@ class SampledRow:
 
 
 @dataclass(frozen=True)
-class RowSample:
+class RowSample(Generic[T]):
     """Some rows of an input, and what they say about all.
 
     Attributes:
@@ -64,16 +66,16 @@ class RowSample:
     total: int
     exact: bool
     looked_at: int
-    lengths: tuple[int, ...]
+    lengths: tuple[T, ...]
 
 
 def sample_rows(
     rows: Rows,
     options: InputOptions,
     count: int,
-    measure: Callable[[Row], int | None],
+    measure: Callable[[Row], T | None],
     check: Callable[[], object] = lambda: None,
-) -> RowSample:
+) -> RowSample[T]:
     """Return up to *count* rows: the first and the last, the shortest and the longest, and random ones.
 
     The random numbers have a fixed seed, so that the same input gives the same sample.
@@ -82,7 +84,7 @@ def sample_rows(
         rows: see `ollama_provider.batch.rows.sources.read_rows`; no query.
         options: how text is written in the files.
         count: rows that are wanted, from 1 on.
-        measure: returns the length of a row; None for a row that has none.
+        measure: returns the length of a row, or its lengths; None for a row that has none.
         check: called for each row; may raise to give up.
 
     Raises:
@@ -105,12 +107,12 @@ def sample_rows(
     return RowSample(selection.rows(), total, found.exact, selection.count, tuple(selection.lengths))
 
 
-class _Selection:
+class _Selection(Generic[T]):
     """Selects rows out of a stream of unknown length, in which each random one has the same chance."""
 
-    def __init__(self, count: int, measure: Callable[[Row], int | None]) -> None:
+    def __init__(self, count: int, measure: Callable[[Row], T | None]) -> None:
         self.count = 0
-        self.lengths: list[int] = []
+        self.lengths: list[T] = []
         self._wanted = count
         self._measure = measure
         self._random = Random(1)  # noqa: S311  # nothing secret
