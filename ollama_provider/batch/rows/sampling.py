@@ -244,27 +244,44 @@ def _look_into_lines(file: BinaryIO, name: str, size: int, places: list[int], fo
     """Return the rows of blocks of lines; each begins with the first line that begins after its place."""
     at = 0
     for place in places:
-        # The last line of a file is looked for from some bytes before it.
         begin = max(0, min(place, size - _BLOCK))
         if begin < at:
             continue
-        file.seek(begin)
-        at = begin
-        if begin:  # in the middle of a line
-            line = file.readline(MAX_LINE)
-            at += len(line)
-            is_too_long(line, file)
+        back, first = _BLOCK, _next_line(file, begin, at)
+        # A last line that is longer than a block is looked for from farther before it.
+        while first >= size and begin > at:
+            back *= 2
+            begin = max(at, size - back)
+            first = _next_line(file, begin, at)
+        is_last_alone = back > _BLOCK
         lines: list[bytes] = []
         for line in readlines(file):
+            if is_last_alone:
+                first += sum(map(len, lines))
+                lines.clear()
             lines.append(line)
-            if is_too_long(line, file) or sum(map(len, lines)) >= _BLOCK:
+            if is_too_long(line, file) or (not is_last_alone and sum(map(len, lines)) >= _BLOCK):
                 break
         length = sum(map(len, lines))
-        at += length
+        at = first + length
         rows = list(read_json_lines(BytesIO(b"".join(lines)), name))
-        found.add("lines", len(rows), length)
+        if is_last_alone:  # it says nothing of the other lines
+            found.add("lines", 0, 0, -length)
+            found.add("last line", len(rows), length, length)
+        else:
+            found.add("lines", len(rows), length)
         for row in rows:
             yield replace(row, place=f"{name}, after byte {begin}")
+
+
+def _next_line(file: BinaryIO, begin: int, at: int) -> int:
+    """Go to the first line that begins at a place or after it, and return where that is; *at* begins one."""
+    file.seek(begin)
+    if begin == at:
+        return begin
+    line = file.readline(MAX_LINE)  # in the middle of it
+    is_too_long(line, file)
+    return begin + len(line)
 
 
 def _look_into_parquet(file: BinaryIO, name: str, size: int, places: list[int], found: _Found) -> Iterator[Row]:

@@ -187,6 +187,27 @@ class TestLargeFiles:
         assert len(sample.rows) == 20
         assert sample.total == pytest.approx(200, rel=0.02)
 
+    @pytest.mark.parametrize("end", ["\n", ""])
+    @pytest.mark.parametrize("length", [1000, 1024, 1100, 3000, 5000, 9000])
+    def test_a_last_line_that_is_longer_than_a_block(self, tmp_path, no_small_files, length, end):
+        """It is found from farther before it, and the others are counted as without it."""
+        rows = [*({"n": n, "text": "x" * (n % 50)} for n in range(3000)), {"n": 3000, "text": "z" * length}]
+        path = write_lines(tmp_path / "rows.jsonl", rows)
+        path.write_text(path.read_text().removesuffix("\n") + end)
+
+        sample = sampled(path)
+
+        last = sample.rows[-1]
+        assert (last.row.columns, last.why) == (rows[-1], "last")
+        assert numbers(sample) == sorted(set(numbers(sample)))
+        assert sample.total == pytest.approx(3001, rel=0.1)
+
+    def test_one_line_that_is_longer_than_a_block(self, tmp_path, no_small_files):
+        """It is first and last."""
+        sample = sampled(write_lines(tmp_path / "rows.jsonl", [{"n": 0, "text": "x" * 9000}]))
+
+        assert (numbers(sample), sample.total) == ([0], 1)
+
     def test_a_store_that_tells_no_sizes(self, tmp_path):
         """Its files are read to the end; none is taken for empty."""
         file = Unsized(write_lines(tmp_path / "rows.jsonl", records(500)))
