@@ -11,7 +11,7 @@ import pytest
 from airflow.utils.db import initdb
 
 from ollama_provider.api.retry import without_waiting
-from tests.airflow.databases import database, mysql, pgvector, postgres, sqlite  # noqa: F401  # fixtures
+from tests.airflow.databases import database, duck, mysql, pgvector, postgres, sqlite  # noqa: F401  # fixtures
 from tests.services import Mariadb, Postgresql, mariadb, postgresql, program
 
 try:

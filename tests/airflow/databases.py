@@ -1,4 +1,4 @@
-"""A PostgreSQL, a MariaDB and an SQLite database, each with an Airflow connection, fresh for each test."""
+"""Databases of PostgreSQL, MariaDB, SQLite and DuckDB, each with an Airflow connection, fresh for each test."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import mysql.connector as mysql_connector
 import psycopg2
 import pytest
@@ -21,7 +22,7 @@ class Database:
     """A database as its owner sees it, beside what the code under test does.
 
     Attributes:
-        kind: "postgresql", "mysql" or "sqlite".
+        kind: "postgresql", "mysql", "sqlite" or "duckdb".
         conn_id: of the Airflow connection to it.
         mark: its placeholder for a value.
     """
@@ -30,7 +31,7 @@ class Database:
         self.kind = kind
         self.conn_id = conn_id
         self.connection = connection
-        self.mark = "?" if kind == "sqlite" else "%s"
+        self.mark = "?" if kind in {"sqlite", "duckdb"} else "%s"
         #: A type of texts that may be in a key.
         self.key_text = "VARCHAR(50) COLLATE utf8mb4_nopad_bin" if kind == "mysql" else "TEXT"
         self._connect = connect
@@ -114,6 +115,15 @@ def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
     airflow = {"conn_type": "sqlite", "host": str(file)}
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(airflow))
     return Database("sqlite", "warehouse", airflow, lambda: sqlite3.connect(file))
+
+
+@pytest.fixture
+def duck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A new DuckDB file: a database of which the package knows no more than standard SQL."""
+    file = tmp_path / "warehouse.duckdb"
+    airflow = {"conn_type": "duckdb", "host": str(file)}
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(airflow))
+    return Database("duckdb", "warehouse", airflow, lambda: duckdb.connect(file))
 
 
 @pytest.fixture(params=["postgresql", "mysql", "sqlite"])

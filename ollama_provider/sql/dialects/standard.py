@@ -216,6 +216,9 @@ class Dialect:
             f"WHERE {self._equal(to.key, marks[len(of_rest) :], ' AND ')}"
         )
         for row in rows:
+            for value in row:
+                if isinstance(value, str):
+                    value.encode()  # half a surrogate pair is no text, and drivers call that any kind of error
             values = dict(zip(to.columns, row, strict=True))
             key = [values[name] for name in to.key]
             cursor.execute(select, key)

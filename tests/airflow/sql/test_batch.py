@@ -40,6 +40,12 @@ OllamaBatchOperator(
 """
 
 
+@pytest.fixture(params=["postgres", "mysql", "sqlite", "duck"])
+def database(request):
+    """Each of them."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def run(run_dag, ollama_conn, tmp_path, database, capfd, caplog):
     """Return a function that runs a DAG with these tasks; it returns state, XCom and log of the task ``t``."""
@@ -113,7 +119,8 @@ def test_a_missing_table_uses_no_retry(run, ollama, database):
     state, _, log = run(table="sumaries")
 
     assert state == "failed"
-    assert re.search('CREATE TABLE IF NOT EXISTS ["`]sumaries["`]', log)
+    how = "sumaries does not exist" if database.kind == "duckdb" else 'CREATE TABLE IF NOT EXISTS ["`]sumaries["`]'
+    assert re.search(how, log)
     assert prompts(ollama) == []
 
 
@@ -160,13 +167,15 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, Pace, run_batch
 from ollama_provider.sql import SqlRows, SqlTable
 url, out, arguments = sys.argv[1:]
+arguments = json.loads(arguments)
 summary = run_batch(
     BatchSpec(
         model="llama3.2", rows=SqlRows("warehouse", "SELECT id, text FROM documents ORDER BY id"), id_column="id",
         into=SqlTable(
-            "warehouse", "summaries", "doc", {"doc": "id", "summary": "output", "place": "index"}, create=True
+            "warehouse", "summaries", "doc", {"doc": "id", "summary": "output", "place": "index"},
+            create=arguments.pop("create", True),
         ),
-        pace=Pace(concurrency=2, checkpoint_every=0.05), options=Options(num_ctx=4096), **json.loads(arguments),
+        pace=Pace(concurrency=2, checkpoint_every=0.05), options=Options(num_ctx=4096), **arguments,
     ),
     Settings(base_url=url), out,
 )
@@ -235,6 +244,25 @@ def test_killed_half_way_and_resumed(start, ollama, server, tmp_path):
     assert asked - written <= 2 * 2  # kills and requests in flight
 
     assert start().wait(timeout=60) == 0
+
+    check(server, tmp_path)
+    assert len(prompts(ollama)) - asked == ROWS - written
+
+
+@pytest.mark.parametrize("server", ["duck"], indirect=True)
+def test_killed_half_way_in_a_file_of_its_own(start, ollama, server, tmp_path):
+    """The same in DuckDB, whose file is one process's, and whose rows are written one by one."""
+    server.run("CREATE TABLE summaries (doc INTEGER PRIMARY KEY, summary TEXT, place INTEGER)")
+    for share in (ROWS // 4, ROWS // 2):
+        process = start(create=False)
+        wait_for(lambda share=share: len(prompts(ollama)) >= share)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert 0 < len(server.summaries()) < ROWS
+    written = sum(part.read_bytes().count(b"\n") for part in (tmp_path / "out" / "parts").glob("*.jsonl"))
+    asked = len(prompts(ollama))
+
+    assert start(create=False).wait(timeout=60) == 0
 
     check(server, tmp_path)
     assert len(prompts(ollama)) - asked == ROWS - written

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ollama_provider.batch import DatabaseError
+from ollama_provider.batch import DatabaseError, Vectors
 from ollama_provider.sql import SqlRows, SqlTable
 from ollama_provider.sql.dialects import Destination, Dialect, dialect_for
 from ollama_provider.sql.dialects.standard import Oracle
@@ -291,6 +291,51 @@ def test_rows_as_dicts(database, open_table, monkeypatch, standard_sql):
 
     assert database.summaries() == [("one", "second")]
     assert list(SqlRows("warehouse", "SELECT doc FROM summaries").fetch()) == [[{"doc": "one"}]]
+
+
+# DuckDB, as an example of a database of which no more is known than that it has a hook.
+
+
+def test_what_standard_sql_does_in_duckdb(duck, open_table):
+    """Rows are inserted or updated; what it refuses is refused alone."""
+    duck.run("CREATE TABLE summaries (doc BIGINT PRIMARY KEY, summary TEXT CHECK (length(summary) < 9))")
+    duck.run("INSERT INTO summaries VALUES (2, 'old'), (9, 'mine')")
+    table = open_table()
+    rows = [result(1), result(2, "new"), result(3, "much too long"), result(4, "\ud800"), result(5) | {"id": "five"}]
+
+    for _ in range(2):
+        refused = table.write([*rows, result(6, "語 %s '")])
+        assert set(refused) == {2, 3, 4}
+        assert all(refused.values())
+    table.close()
+
+    assert duck.summaries() == [(1, "fine"), (2, "new"), (6, "語 %s '"), (9, "mine")]
+
+
+def test_pieces_in_duckdb(duck, open_table):
+    """Those that a text had more when it was longer are deleted."""
+    duck.run("CREATE TABLE summaries (doc INTEGER, chunk INTEGER, summary TEXT, UNIQUE (doc, chunk))")
+    pieces = [{"chunk": number, "start": 0, "end": 1, "output": [float(number)]} for number in range(3)]
+    table = SqlTable("warehouse", "summaries", ["doc", "chunk"], {"doc": "id", "chunk": "chunk", "summary": "output"})
+    table.open(EXAMPLES, "id", Vectors(1, in_pieces=True))
+
+    for count in (3, 2):
+        assert table.write([result(1) | {"pieces": pieces[:count]}]) == {}
+    table.close()
+
+    assert duck.summaries() == [(1, 0, "[0.0]"), (1, 1, "[1.0]")]
+
+
+def test_what_nobody_knows_of_duckdb(duck, open_table):
+    """How its types are called: the table is its user's to make, and its index to see to."""
+    duck.run("CREATE TABLE summaries (doc INTEGER, summary TEXT)")
+    duck.run("INSERT INTO summaries VALUES (1, 'one'), (1, 'another')")
+    with pytest.raises(DatabaseError, match="with a unique index on its key: in other databases nobody looks"):
+        open_table(create=True)
+    with pytest.raises(DatabaseError, match="nowhere does not exist"):
+        open_table("nowhere")
+
+    assert list(open_table().write([result(1, "new"), result(2)])) == [0]
 
 
 # Statements for databases that are not here.
