@@ -1,18 +1,23 @@
-"""Run PostgreSQL, MariaDB and Redis on free ports and with temporary data.
+"""Run PostgreSQL, MariaDB, Redis and S3 on free ports and with temporary data.
 
 They are those of this machine; the PostgreSQL that has pgvector comes with a Python package, since few distributions
-have the extension.
+have the extension, and so does the server of S3.
 """
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from tests.processes import Processes, free_port
 
@@ -150,6 +155,65 @@ def redis(logs: Path) -> Iterator[str]:
         processes.start("redis", [program("redis-server"), *options])
         processes.wait("ready", lambda: _succeeds(program("redis-cli"), "-p", str(port), "ping"), timeout=30)
         yield f"redis://127.0.0.1:{port}/0"
+
+
+class S3:
+    """An S3 server whose users have the rights that they were given, and no others.
+
+    Attributes:
+        url: of the server.
+        owner: login and password of a user who may do anything.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        processes.start("s3", [sys.executable, Path(__file__).with_name("s3_server.py"), str(port)])
+        processes.wait("ready", self._is_ready, timeout=120)
+        self._iam = self._client("iam", {"login": "root", "password": "root"})
+        self.owner = self.user("owner", "*")
+        # From now on the server asks who somebody is, and what he may do.
+        self._post("/moto-api/reset-auth", "0")
+        self._iam = self._client("iam", self.owner)
+        self.client = self._client("s3", self.owner)
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/moto-api/").is_success
+        return False
+
+    def _post(self, path: str, data: str) -> None:
+        httpx.post(self.url + path, content=data, headers={"Content-Type": "text/plain"}).raise_for_status()
+
+    def _client(self, service: str, user: dict[str, str]) -> Any:
+        import boto3  # not where only the databases are wanted
+
+        names = {"aws_access_key_id": user["login"], "aws_secret_access_key": user["password"]}
+        return boto3.client(service, endpoint_url=self.url, region_name="us-east-1", **names)
+
+    def user(self, name: str, *actions: str) -> dict[str, str]:
+        """Make a user who may do these *actions* anywhere; return login and password of a connection."""
+        rights = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]}
+        self._iam.create_user(UserName=name)
+        if actions:
+            self._iam.put_user_policy(UserName=name, PolicyName="rights", PolicyDocument=json.dumps(rights))
+        key = self._iam.create_access_key(UserName=name)["AccessKey"]
+        return {"login": key["AccessKeyId"], "password": key["SecretAccessKey"]}
+
+    def revoke(self, name: str) -> None:
+        """Take all rights from a user."""
+        self._iam.delete_user_policy(UserName=name, PolicyName="rights")
+
+    def slow_down(self, requests: int) -> None:
+        """Refuse so many requests with 503, from now on."""
+        httpx.put(f"{self.url}/slow-down", content=str(requests)).raise_for_status()
+
+
+@contextlib.contextmanager
+def s3(logs: Path) -> Iterator[S3]:
+    """Run an S3 server."""
+    with Processes(logs) as processes:
+        yield S3(processes)
 
 
 def _succeeds(command: Path, *arguments: str) -> bool:

@@ -11,8 +11,9 @@ import pytest
 from airflow.utils.db import initdb
 
 from ollama_provider.api.retry import without_waiting
+from tests.airflow.buckets import bucket, connect_s3  # noqa: F401  # fixtures
 from tests.airflow.databases import database, duck, mysql, pgvector, postgres, sqlite  # noqa: F401  # fixtures
-from tests.services import Mariadb, Postgresql, mariadb, postgresql, program
+from tests.services import S3, Mariadb, Postgresql, mariadb, postgresql, program, s3
 
 try:
     from airflow.dag_processing.dagbag import DagBag
@@ -72,6 +73,13 @@ def a_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mariadb]:
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     with mariadb(tmp_path_factory.mktemp("mariadb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def an_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server of this worker."""
+    with s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 

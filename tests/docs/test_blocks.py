@@ -30,6 +30,7 @@ from ollama_provider.batch.report.tables import reasons_table, servers_table
 from ollama_provider.hooks import OllamaHook
 from ollama_provider.operators import OllamaBatchOperator, OllamaPruneModelsOperator
 from ollama_provider.operators._batch_run import run_in_task
+from ollama_provider.operators._storage_paths import storage_path
 from ollama_provider.provider_info import get_provider_info
 from ollama_provider.testing import Model, Server, StandIn, serve
 from tests.docs.pages import ROOT, Block, blocks
@@ -92,6 +93,7 @@ REHEARSE = shown("docs/howto/rehearse.md", "python -m ollama_provider.batch --mo
 REHEARSAL = shown("docs/howto/rehearse.md", "Rehearsal: ")
 COMPARE = shown("docs/howto/rehearse.md", "python -m ollama_provider.batch --model llama3.2 --model qwen3")
 COMPARISON = shown("docs/howto/rehearse.md", "Comparison: ")
+BUCKET_CONNECTION = shown("docs/howto/inputs.md", "airflow connections add minio")
 INPUT_OPTIONS = shown("docs/howto/inputs.md", "OllamaBatchOperator(…, rows=")
 DOCUMENTS = shown("docs/howto/inputs.md", "OllamaBatchOperator(\n")
 KEPT_COLUMNS = shown("docs/howto/inputs.md", '{"key"')
@@ -204,6 +206,18 @@ def test_a_connection_to_several_servers(shell: Shell, home: Path, monkeypatch: 
     read = settings(json.dumps(made), monkeypatch)
 
     assert read.urls == ("http://gpu1:11434", "http://gpu2:11435", "https://gpu3.example.com:443/ollama")
+
+
+def test_a_connection_to_a_bucket(shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path with it leads to the store that the command names."""
+    shell(f"KEY=a-key SECRET=a-secret\n{BUCKET_CONNECTION.text}\nairflow connections export connections.json")
+    made = json.loads((home / "connections.json").read_text())["minio"]
+    monkeypatch.setenv("AIRFLOW_CONN_MINIO", json.dumps(made))
+
+    store = storage_path("s3://minio@bucket/rows/*.jsonl").fs
+
+    assert store.endpoint_url == "https://minio.example.com"
+    assert (made["login"], made["password"]) == ("a-key", "a-secret")
 
 
 def test_the_table_of_servers_in_the_log() -> None:

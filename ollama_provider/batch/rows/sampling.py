@@ -22,6 +22,7 @@ from ollama_provider.batch.rows.json_files import read_json_lines
 from ollama_provider.batch.rows.parquet_files import read_parquet_rows
 from ollama_provider.batch.rows.sources import find_files, read_rows, readable, size_of
 from ollama_provider.batch.rows.text_files import MAX_LINE, is_too_long, printable, readlines
+from ollama_provider.batch.store.storage import open_file
 
 #: Bytes of input that are read whole.
 _SMALL = 16 << 20
@@ -202,8 +203,8 @@ def _look_into(
             found.add(kind, 0, 0, size)
             if here := places[kind].get(number):
                 look = _look_into_lines if kind == "lines" else _look_into_parquet
-                with readable(file), file.open("rb") as open_file:
-                    yield from look(open_file, printable(file), size, here, found)
+                with readable(file), open_file(file) as content:
+                    yield from look(content, printable(file), size, here, found)
 
 
 def _kind(file: Any, size: int | None, options: InputOptions) -> str:

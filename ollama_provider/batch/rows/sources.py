@@ -18,7 +18,8 @@ from ollama_provider.batch.rows.documents import MAX_SIZE, document_rows
 from ollama_provider.batch.rows.formats import read_file, suffixes_of
 from ollama_provider.batch.rows.parquet_files import read_table
 from ollama_provider.batch.rows.text_files import printable
-from ollama_provider.batch.store.storage import as_path, local_path
+from ollama_provider.batch.store.disk import NO_RIGHTS
+from ollama_provider.batch.store.storage import as_path, forget_listing, local_path, open_file
 
 #: Formats whose rows can be counted without parsing or decompressing them.
 _COUNTED = {(suffix, "") for suffix in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")}
@@ -129,6 +130,7 @@ def find_files(pattern: Any) -> list[Any]:
     """
     with readable(pattern):
         path = _path(pattern)
+        forget_listing(path)
         if path.is_file():
             files = [path]
         elif _WILDCARDS & set(str(path)):
@@ -180,7 +182,9 @@ def readable(path: Any) -> Iterator[None]:
         raise InputError(f"{path} cannot be read: {error}.") from error
     except OSError as error:
         lasting = isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS
-        raise (InputError if lasting else StorageError)(f"{path} cannot be read: {error.strerror or error}.") from error
+        reason = str(error.strerror or error).removesuffix(".")
+        advice = f" {NO_RIGHTS}." if isinstance(error, PermissionError) and local_path(path) is None else ""
+        raise (InputError if lasting else StorageError)(f"{path} cannot be read: {reason}.{advice}") from error
     except Exception as error:
         # The libraries of stores have errors of their own. Their texts may contain signed URLs, so they are left out.
         raise StorageError(f"{path} cannot be read: the store's library raised {type(error).__name__}.") from error
@@ -222,7 +226,7 @@ def _read_file(path: Any, options: InputOptions) -> Iterator[Row]:
     if suffix in DOCUMENTS:
         yield from _read_document(path, suffix, options)
         return
-    with readable(path), path.open("rb") as file:
+    with readable(path), open_file(path) as file:
         yield from read_file(file, path, options)
 
 

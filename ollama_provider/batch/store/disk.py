@@ -6,6 +6,7 @@ machine from the moment that the file is *sealed*, which forces it to the disk a
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ollama_provider.batch.errors import StorageError
+
+#: What a refusal of an object store means.
+NO_RIGHTS = "The credentials are wrong, or lack the right to list, read, write and delete there"
 
 
 def storage_error(error: OSError, location: str, done: Literal["read", "written"] = "written") -> StorageError:
@@ -39,6 +43,20 @@ def storage_errors(location: str, done: Literal["read", "written"] = "written") 
         yield
     except OSError as error:
         raise storage_error(error, location, done) from error
+
+
+@contextlib.contextmanager
+def store_errors(location: str, done: Literal["read", "written"] = "written") -> Iterator[None]:
+    """Do the same for an object store, whose library has errors of its own. Their texts may contain signed URLs."""
+    with storage_errors(location, done):
+        try:
+            yield
+        except PermissionError as error:
+            raise PermissionError(errno.EACCES, f"{error.strerror or error}. {NO_RIGHTS}") from error
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"the store's library raised {type(error).__name__}") from error
 
 
 class Disk:
@@ -249,7 +267,7 @@ class SealedByUpload(GrowingFile):
         """Upload it. The local file stays, since it is read again in the same run."""
         if not self._file.closed:
             self._append_refused()
-        with storage_errors(self._location):
+        with store_errors(self._location):
             self._file.close()
             self._disk.upload(self._path, self._target)
             if self.source is not None:

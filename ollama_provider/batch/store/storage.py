@@ -30,14 +30,16 @@ from ollama_provider.batch.store.disk import (
     SealedByRename,
     SealedByUpload,
     storage_errors,
+    store_errors,
 )
 
 #: The folders of a batch's directory.
 _FOLDERS = ("parts", "shards", "rows", "written", "rehearsal")
 #: For an object store, a run keeps copies in a folder on this machine; its process holds a lock on a file in it.
 _CACHE_PREFIX, _CACHE_LOCK = "ollama-batch-", ".lock"
-#: Bytes that are read at a time where a file is opened for reading a piece of it.
-_READ_BUFFER = 1 << 18
+#: Bytes that are read at a time where a file is opened for reading a piece of it, and bytes that the library of a store
+#: requests in advance; S3's would request 50 MB.
+_READ_BUFFER, _READ_AHEAD = 1 << 18, 1 << 20
 
 
 class Storage(Protocol):
@@ -166,6 +168,28 @@ def local_path(location: Any) -> Path | None:
     return Path(location.path) if getattr(location, "protocol", None) in {"", "file", "local"} else None
 
 
+def open_file(path: Any) -> BinaryIO:
+    """Open a file of this machine or of an object store, for reading lines of it and pieces from any place.
+
+    Args:
+        path: see `open_storage`; no text.
+    """
+    if local_path(path) is not None or not hasattr(path, "fs"):
+        file: BinaryIO = path.open("rb")
+        return file
+    # A store's own file has no buffer for small pieces, and its lines have no bound.
+    return BufferedReader(path.open("rb", buffering=_READ_AHEAD), _READ_BUFFER)
+
+
+def forget_listing(path: Any) -> None:
+    """Forget what the library of an object store has kept of a folder: others may have changed it since.
+
+    It keeps what it has listed for as long as the process lives, with the size of each file.
+    """
+    if local_path(path) is None and hasattr(path, "fs"):
+        path.fs.invalidate_cache(path.path)
+
+
 class LocalStorage:
     """A directory of this machine, or one mounted here."""
 
@@ -285,18 +309,18 @@ class ObjectStorage:
     def names(self, folder: str) -> list[str]:
         """Return the names of the objects whose names begin with that of *folder*."""
         with (
-            storage_errors(self.location, "read"),
+            store_errors(self.location, "read"),
             contextlib.suppress(FileNotFoundError, NotADirectoryError),  # a store has no folders, only longer names
         ):
-            return sorted(f"{folder}/{entry.name}" for entry in (self._root / folder).iterdir())
+            return sorted(f"{folder}/{entry.name}" for entry in self._path(folder).iterdir())
         return []
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small object."""
         with (
-            storage_errors(self.location, "read"),
+            store_errors(self.location, "read"),
             contextlib.suppress(FileNotFoundError),
-            (self._root / name).open("rb") as file,
+            self._path(name).open("rb") as file,
         ):
             data: bytes = file.read()
             return data
@@ -313,7 +337,7 @@ class ObjectStorage:
         finally:
             with storage_errors(self.location):
                 file.close()
-        with storage_errors(self.location):
+        with store_errors(self.location):
             self._disk.upload(copy, self._root / name)
             if not name.startswith(("parts/", "rows/")):  # these are read again in the same run
                 copy.unlink()
@@ -337,12 +361,12 @@ class ObjectStorage:
 
     def create_new(self, name: str, data: bytes) -> bool:
         """Create a small object, in one step where the store can."""
-        with storage_errors(self.location):
+        with store_errors(self.location):
             return self._disk.create(self._root / name, data)
 
     def delete(self, name: str) -> None:
         """Remove an object."""
-        with storage_errors(self.location):
+        with store_errors(self.location):
             self._disk.delete(self._root / name)
 
     def remove_unfinished(self, shard: str | None = None) -> None:  # noqa: ARG002  # a store has no unfinished objects
@@ -362,17 +386,22 @@ class ObjectStorage:
         if not copy.exists():
             # Two threads may want it at the same time, and neither may see half of it.
             partial = copy.with_name(f"{copy.name}.{token_hex(4)}")
-            with storage_errors(self.location, "read"):
-                with (self._root / name).open("rb") as remote, partial.open("wb") as file:
+            with store_errors(self.location, "read"):
+                with self._path(name).open("rb") as remote, partial.open("wb") as file:
                     shutil.copyfileobj(remote, file, 1 << 20)
                 partial.replace(copy)
         return copy
 
     def open(self, name: str) -> BinaryIO | None:
         """Open the object: what is read of it is requested by its range."""
-        with storage_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
-            return BufferedReader((self._root / name).open("rb"), _READ_BUFFER)
+        with store_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
+            return open_file(self._path(name))
         return None
+
+    def _path(self, name: str) -> Any:
+        path = self._root / name
+        forget_listing(path)
+        return path
 
     def _copy_of(self, name: str) -> Path:
         return Path(self._cache.name, name.replace("/", "%"))
