@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -262,33 +263,37 @@ def test_corpus_vectors(run, tmp_path) -> None:
     assert pa.types.is_fixed_size_list(table.schema.field("output").type)
 
 
-def test_document_vectors(run, ollama, pgvector, tmp_path) -> None:
-    """Documents of a folder are found by a question; what became shorter loses the pieces that it had more."""
-    bucket = tmp_path / "documents"
-    (bucket / "more").mkdir(parents=True)
-    (bucket / "oil.md").write_text("How to change the oil. " * 300)
-    (bucket / "more" / "tyres.md").write_text("Tyres are round.")
+def test_document_vectors(run, ollama, pgvector, bucket) -> None:
+    """Documents of a bucket are found by a question; what became shorter loses the pieces that it had more."""
+    bucket.put("notes/oil.md", "How to change the oil. " * 300)
+    bucket.put("notes/more/tyres.md", "Tyres are round.")
     where = {
-        "documents": f"file://{bucket}/**/*.md",
-        "output_path": f"file://{tmp_path}",
+        "documents": f"{bucket.url}/notes/**/*.md",
+        "output_path": f"{bucket.url}/vectors",
         "question": "Tyres are round.",
     }
+    oil, tyres = (f"{bucket.url}/notes/{name}.md" for name in ("oil", "more/tyres"))
     table = "SELECT path, chunk, vector_dims(embedding) FROM document_vectors ORDER BY path, chunk"
+    # The question has the vector of the last document.
+    nearest = """
+        SELECT path FROM document_vectors
+        ORDER BY embedding <=> (SELECT embedding FROM document_vectors WHERE text = 'Tyres are round.') LIMIT 1
+    """
 
     first = run("ollama_document_vectors", **where)
     rows = pgvector.run(table)
-    (bucket / "oil.md").write_text("How to change the oil. " * 100)
+    # S3 tells the time of a file in whole seconds.
+    time.sleep(1)
+    bucket.put("notes/oil.md", "How to change the oil. " * 100)
     next_night = run("ollama_document_vectors", **where)
 
     assert first["vectors"]["ok"] == first["vectors"]["written"] == len(rows) == 5
-    assert rows == [(f"{bucket}/more/tyres.md", 0, 768), *((f"{bucket}/oil.md", chunk, 768) for chunk in range(4))]
-    assert first["nearest"][0]["path"] == f"{bucket}/more/tyres.md"
+    assert rows == [(tyres, 0, 768), *((oil, chunk, 768) for chunk in range(4))]
+    assert first["nearest"][0]["path"] == tyres
+    assert pgvector.run(nearest) == [(tyres,)]
     assert next_night["vectors"]["reused"] > 0
-    assert [row[:2] for row in pgvector.run(table)] == [
-        (f"{bucket}/more/tyres.md", 0),
-        (f"{bucket}/oil.md", 0),
-        (f"{bucket}/oil.md", 1),
-    ]
+    assert [row[:2] for row in pgvector.run(table)] == [(tyres, 0), (oil, 0), (oil, 1)]
+    assert "results.parquet" in bucket.names("vectors/")
 
 
 def test_sharded_batch(run, tmp_path) -> None:
