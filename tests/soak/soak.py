@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -44,6 +44,8 @@ from tests.services import Postgresql, postgresql  # noqa: E402
 
 #: Rows of a batch that is killed, and bytes of the disk that gets full.
 ROWS, DISK = 200, 4_000_000
+#: Threads that start and kill workers.
+LANES = 2
 #: Bytes that are left on a full disk.
 ROOM = 24_000
 #: Seconds in which a process ends. Requests of the clients may take up to a minute, with their retries; and the imports
@@ -140,10 +142,10 @@ class Soak:
     def kill_again_and_again(self, urls: list[str], disk: Path | None, lane: int) -> None:
         """Run batches in workers that are killed or told to stop at random moments, until it is over."""
         chance = random.Random(self.seed * 1000 + lane)
-        for number in count(lane, 2):
+        for number in count(lane, LANES):
             if self.over.is_set():
                 return
-            kind, name = KINDS[number // 2 % len(KINDS)], f"killed-{lane}"
+            kind, name = KINDS[number // LANES % len(KINDS)], f"killed-{lane}"
             job = Job(kind, number, ROWS, str(self.folder / f"job{number}"), some(chance, urls), per_minute=1200)
             if number % 6 == lane:
                 job = self._on_full_disk(name, job, disk)
@@ -224,9 +226,8 @@ class Soak:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path | None]:
-    """Mount a small file system in memory; give None where that is not allowed."""
-    disk = folder / "disk"
+def small_disk(disk: Path) -> Iterator[Path | None]:
+    """Mount a small file system in memory in a new folder; give None where that is not allowed."""
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(disk)], check=False, capture_output=True
@@ -250,8 +251,14 @@ def trouble(soak: Soak, database: Postgresql) -> None:
         soak.counts["PostgreSQL killed"] += 1
 
 
-def run(soak: Soak, database: Postgresql, disk: Path | None) -> None:
-    """Start everything, watch it, end the faults, and complete what is under way."""
+def run(soak: Soak, database: Postgresql, disks: Sequence[Path | None]) -> None:
+    """Start everything, watch it, end the faults, and complete what is under way.
+
+    Args:
+        soak: with nothing started.
+        database: that is killed now and then.
+        disks: one for each thread that fills it, since it is full for all who use it.
+    """
     postgres = {"conn_type": "postgres", "host": "127.0.0.1", "port": database.port, "login": "airflow"}
     os.environ["AIRFLOW_CONN_SOAK_POSTGRESQL"] = json.dumps(postgres | {"schema": "airflow"})
     servers = soak.start("servers", str(HERE / "servers.py"), str(soak.report("servers")), str(soak.seed))
@@ -267,8 +274,7 @@ def run(soak: Soak, database: Postgresql, disk: Path | None) -> None:
         soak.start(role, roles, role, str(soak.report(role)), json.dumps(urls))
     soak.start("night", roles, "night", str(soak.report("night")), "[]", paced.as_text())
     lanes = [
-        partial(soak.kill_again_and_again, urls, disk, 0),
-        partial(soak.kill_again_and_again, urls, disk, 1),
+        *(partial(soak.kill_again_and_again, urls, disk, lane) for lane, disk in enumerate(disks)),
         partial(trouble, soak, database),
     ]
     threads = [threading.Thread(target=soak.guarded, args=(lane,), daemon=True) for lane in lanes]
@@ -360,9 +366,10 @@ def main() -> int:
         folder = Path(name)
         os.environ |= {"AIRFLOW_HOME": f"{name}/airflow", "PYTHONPATH": str(ROOT)}
         soak = Soak(folder, given.seed, given.minutes * 60)
-        with postgresql(folder / "logs") as database, small_disk(folder) as disk:
-            run(soak, database, disk)
-            text, data, well = table(soak, disk)
+        with postgresql(folder / "logs") as database, contextlib.ExitStack() as mounted:
+            disks = [mounted.enter_context(small_disk(folder / f"disk{lane}")) for lane in range(LANES)]
+            run(soak, database, disks)
+            text, data, well = table(soak, disks[0])
     print(text, flush=True)
     if given.output:
         given.output.write_text(json.dumps(data, indent=1) + "\n")
