@@ -131,11 +131,11 @@ def gather(storage: Storage, journal: Journal | None = None) -> Report:
     rows = GoodRows(journal, good, runs.prompts, vectors=(manifest.settings or {}).get("task") == "embed")
     marks = Marks()
     for line in journal.lines_with(MARKS, good, not_good):
-        marks.add(from_json(line))
+        marks.add(from_json(line, cache_strings="keys"))
     failures = Failures(by_key)
     # Once the results are written, their lines have index and id, and there is one for each row.
     for line in _lines(storage, FAILED) if is_complete else journal.lines(not_good):
-        failures.add(from_json(line))
+        failures.add(from_json(line, cache_strings="keys"))
     places = _places(storage, {row.key for row in rows.shown}) if is_complete else {}
     rehearsal = _rehearsal(storage)
     numbers = {"ok": len(good), "failed": failures.count, **runs.numbers()}
@@ -186,7 +186,7 @@ def _places(storage: Storage, keys: set[str]) -> dict[str, dict[str, Any]]:
     for line in _lines(storage, RESULTS):
         if line[KEY] in wanted:
             wanted.discard(line[KEY])
-            row = from_json(line)
+            row = from_json(line, cache_strings="keys")
             found[row["key"]] = {"index": row["index"], "id": row["id"]}
             if not wanted:
                 break

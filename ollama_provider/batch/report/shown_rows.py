@@ -150,7 +150,7 @@ class GoodRows:
         longest: list[tuple[float, int]] = []
         slowest: list[tuple[float, int]] = []
         for place, line in _with_places(journal, sorted(sample)):
-            row = from_json(line)
+            row = from_json(line, cache_strings="keys")
             numbers = [row.get(name) for name in _NUMBERS]
             self.numbers.append(numbers)
             _, tokens, seconds, *_ = numbers
@@ -179,7 +179,7 @@ class GoodRows:
         )
 
     def _shown(self, why: str, line: bytes) -> ShownRow:
-        row = from_json(line)
+        row = from_json(line, cache_strings="keys")
         if self._vectors:
             row["output"] = "a vector" if row.get("spans") is None else f"{len(row['spans'])} vectors"
         return _shown(why, row)
