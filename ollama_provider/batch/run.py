@@ -82,13 +82,16 @@ def run_batch(
         try:
             lock.take(stop.pause)
             rows = fetch_once(spec.rows, storage, stop.pause, lock.renew) if isinstance(spec.rows, Query) else spec.rows
+            # Before there is an event loop: Airflow's object stores may run one of their own to open a connection.
+            reader = RowReader(spec, read_rows(rows, spec.input_options))
             return asyncio.run(
                 _run(
                     spec,
+                    reader,
                     rows,
                     settings,
                     storage,
-                    lock,
+                    lock=lock,
                     closing=closing,
                     on_progress=on_progress or (lambda _: None),
                     stop=stop,
@@ -102,11 +105,12 @@ def run_batch(
 
 async def _run(
     spec: BatchSpec,
+    reader: RowReader,
     rows: Rows,
     settings: Settings,
     storage: Storage,
-    lock: shards.RunLock,
     *,
+    lock: shards.RunLock,
     closing: datetime | None,
     on_progress: Callable[[Progress], None],
     stop: StopSignal,
@@ -114,7 +118,7 @@ async def _run(
     trace_rows: float,
 ) -> Summary:
     """Open the directory, send requests until every row has an outcome, and write the results."""
-    reader, results = RowReader(spec, read_rows(rows, spec.input_options)), files.results_format(spec)
+    results = files.results_format(spec)
     async with (
         renewing(lock) as renewal,
         connect(spec, settings, listener, trace_rows) as servers,
