@@ -115,7 +115,7 @@ def test_rows_out_of_a_template(run_task, ollama, tmp_path) -> None:
     assert "rows: they are None" in bad.log
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/rows.jsonl", "nowhere://bucket/rows.jsonl"])
+@pytest.mark.parametrize("url", ["abfs://container/rows.jsonl", "nowhere://bucket/rows.jsonl"])
 def test_a_store_without_its_driver(run_task, tmp_path, url) -> None:
     """Trying again would not install it."""
     ran = run_task(batch(tmp_path, rows=f"'{url}'"))

@@ -328,7 +328,7 @@ class TestWhatCannotBeOpened:
     def test_a_text_that_is_no_path(self, text):
         assert self.told(text)
 
-    @pytest.mark.parametrize("text", ["s3://bucket/a.jsonl", "nowhere://bucket/a.jsonl", "gs://bucket/*.jsonl"])
+    @pytest.mark.parametrize("text", ["abfs://container/a.jsonl", "nowhere://bucket/a.jsonl", "gs://bucket/*.jsonl"])
     def test_a_protocol_without_its_driver(self, text):
         assert text in self.told(text)
 
