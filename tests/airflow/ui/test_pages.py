@@ -62,15 +62,20 @@ def test_the_page_of_a_batch_is_its_report(run_batch, browse, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("mode", "told"),
+    ("mode", "told", "section", "text"),
     [
-        ("Rehearsal(sample=3)", "3 asked of 4 all take "),
-        ('Rehearsal(sample=3, models=["llama3.2", "qwen3"])', "6 asked of 4 compared: llama3.2, qwen3"),
+        ("Rehearsal(sample=3)", "3 asked of 4 all take ", "rehearsal", "3 of 4 rows were asked beforehand."),
+        (
+            'Rehearsal(sample=3, models=["llama3.2", "qwen3"])',
+            "6 asked of 4 compared: llama3.2, qwen3",
+            "comparison",
+            "3 of 4 rows were asked of each.",
+        ),
     ],
 )
 @pytest.mark.parametrize("is_readable", [True, False])
 def test_a_rehearsal_has_a_page_too(
-    run_dag, ollama_conn, browse, tmp_path: Path, mode: str, told: str, *, is_readable: bool
+    run_dag, ollama_conn, browse, tmp_path: Path, mode: str, told: str, section: str, text: str, *, is_readable: bool
 ) -> None:  # fmt: skip
     """It looks like no batch of which most is missing: it has no bar, and its page begins with what it has found."""
     run = run_dag(f"""
@@ -96,8 +101,8 @@ with DAG("rehearsed", schedule=None, start_date=datetime(2026, 1, 1)):
     assert ">rehearsed<" in row
     if is_readable:
         assert "Rehearsed 3 of 4 rows asked" in texts(page)
-        assert page.text.index('id="rehearsal"') < page.text.index('id="numbers"')
-        assert "3 of 4 rows were asked beforehand." in texts(page)
+        assert page.text.index(f'id="{section}"') < page.text.index('id="numbers"')
+        assert text in texts(page)
     else:
         assert told in texts(page)
         assert "<svg" not in page.text
