@@ -156,7 +156,8 @@ def _name_of_file(path: Any) -> tuple[str, str]:
     local = local_path(path)
     if local is not None:
         return "file", str(local.absolute())
-    return f"{_SCHEMES.get(path.protocol, path.protocol)}://{path.bucket}", path.key
+    bucket = path.bucket.rpartition("@")[2]  # before it, Airflow 2 has the connection
+    return f"{_SCHEMES.get(path.protocol, path.protocol)}://{bucket}", path.key
 
 
 def _tables_of(rows: SqlRows) -> list[Dataset]:

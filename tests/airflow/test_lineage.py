@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from ollama_provider.lineage import MOST_FILES, SCHEMA, _name_of_file, _read, _written
@@ -293,13 +294,18 @@ def test_what_is_kept_for_it_fails_no_task(ollama, ollama_conn):
     assert Odd(task_id="task").execute({}) == {"model": {"of": "ours"}, "digest": ["a", "b"]}
 
 
+with_google = pytest.mark.skipif(
+    airflow_version.startswith("2."), reason="Airflow 2 makes no path in a store whose provider is not installed"
+)
+
+
 @pytest.mark.parametrize(
     ("path", "named"),
     [
         ("s3://aws_default@bucket/a/b.jsonl", ("s3://bucket", "a/b.jsonl")),
         ("s3a://bucket/a.jsonl", ("s3://bucket", "a.jsonl")),
-        ("gs://bucket/a.jsonl", ("gs://bucket", "a.jsonl")),
-        ("gcs://bucket/a.jsonl", ("gs://bucket", "a.jsonl")),
+        pytest.param("gs://bucket/a.jsonl", ("gs://bucket", "a.jsonl"), marks=with_google),
+        pytest.param("gcs://bucket/a.jsonl", ("gs://bucket", "a.jsonl"), marks=with_google),
         ("file:///data/a.jsonl", ("file", "/data/a.jsonl")),
     ],
 )
