@@ -232,3 +232,5 @@ async def open_run(
         if table is not None:
             await table.close()
         order.close()
+        # Nothing of a run goes on after it: another one may have the directory then.
+        await asyncio.to_thread(report.thread.shutdown)

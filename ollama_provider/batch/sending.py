@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -268,15 +267,10 @@ async def _report(run: Run) -> None:
 
 
 async def _refresh_report(run: Run) -> None:
-    # In a thread of its own: the memory allocator keeps for each thread as much as that has needed at a time, and here
-    # that are megabytes.
-    thread = ThreadPoolExecutor(1, "batch-report")
-    try:
-        while True:
-            await asyncio.sleep(max(run.spec.pace.report_every, run.report.seldom))
-            await asyncio.get_running_loop().run_in_executor(thread, run.report.refresh, run.journal)
-    finally:
-        thread.shutdown(wait=False)  # the end of the run does not wait for it, but writes the page after it
+    while True:
+        await asyncio.sleep(max(run.spec.pace.report_every, run.report.seldom))
+        # The end of the run does not wait for it, but writes the page after it.
+        await asyncio.get_running_loop().run_in_executor(run.report.thread, run.report.refresh, run.journal)
 
 
 def _save(run: Run, progress: Progress) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
@@ -78,6 +79,10 @@ class RunReport:
         shows_prompts: whether to keep the prompts of the rows that the page shows. Without it, those that an earlier
             run has kept are removed.
         clock: seconds of the clock by which `sample` is told the time, now.
+
+    Attributes:
+        thread: for `refresh`. Always the same one, since the memory allocator keeps for each thread as much as that has
+            needed at a time, and here that are megabytes. Whoever ends the run waits for it.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class RunReport:
         self._storage = storage
         self._names = names
         self._page = page
+        self.thread = ThreadPoolExecutor(1, "batch-report")
         self._took = 0.0
         # Two threads may not write the page at once: a run may end while it is being refreshed.
         self._writing = Lock()

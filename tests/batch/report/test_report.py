@@ -7,6 +7,8 @@ import logging
 import re
 import subprocess
 import sys
+import threading
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -448,6 +450,24 @@ def test_a_damaged_part_leaves_its_rows_out(batch):
     assert gathered(batch).damaged == 2
     write_report(open_storage(batch.directory))
     assert "2 damaged lines are left out" in page_of(batch).text
+
+
+def test_a_slow_refresh_does_not_outlive_its_run(batch, monkeypatch):
+    """Another run may have the directory then."""
+    begun, ended = Gate(), []
+
+    def refresh(*_):
+        begun.open()
+        time.sleep(0.5)
+        ended.append(True)
+
+    monkeypatch.setattr("ollama_provider.batch.report.run_report.RunReport.refresh", refresh)
+    batch.server.stand_in.script(Stall(until=begun), where=ending(29))
+
+    batch.run(ROWS, pace=Pace(report_every=0.1))
+
+    assert ended
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("batch-report")]
 
 
 def test_it_is_refreshed_while_the_batch_runs(batch):
