@@ -316,13 +316,10 @@ class ObjectStorage:
         return []
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a small object."""
-        with (
-            store_errors(self.location, "read"),
-            contextlib.suppress(FileNotFoundError),
-            self._path(name).open("rb") as file,
-        ):
-            data: bytes = file.read()
+        """Return the content of a small object, in one request: between two it could be replaced."""
+        path = self._path(name)
+        with store_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
+            data: bytes = path.fs.cat_file(path.path)
             return data
         return None
 

@@ -18,6 +18,7 @@ from ollama_provider.api.settings import Settings
 from ollama_provider.batch import BatchSpec, DirectoryBusyError, InputError, StorageError, rehearse_batch, run_batch
 from ollama_provider.batch.rows.sources import read_rows
 from ollama_provider.batch.store.locks import LeaseLock
+from ollama_provider.batch.store.storage import open_storage
 from ollama_provider.operators._storage_paths import storage_path
 from ollama_provider.testing import Gate, Pace, Stall
 from tests.processes import free_port
@@ -172,6 +173,21 @@ def test_two_runs_at_a_time(run, bucket, ollama) -> None:
             gate.open()
 
         assert first.result().ok == 3
+
+
+def test_a_file_that_is_replaced_while_it_is_read(bucket) -> None:
+    """A lease, a summary: its content is that before or that after."""
+    storage = open_storage(storage_path(f"{bucket.url}/out"))
+    contents = [f"{number}".encode() * 3 for number in range(200)]
+    with ThreadPoolExecutor() as threads:
+        bucket.put("out/lock.json", contents[0])
+        written = threads.submit(lambda: [bucket.put("out/lock.json", each) for each in contents])
+        read = [storage.read("lock.json")]
+        while not written.done():
+            read.append(storage.read("lock.json"))
+
+    assert set(read) <= set(contents)
+    assert len(set(read)) > 1
 
 
 def nobody(an_s3, connect_s3) -> str:
