@@ -1,7 +1,9 @@
 """What a process has done and what it takes: reports, samples, and whether these have a trend."""
 
+import ctypes
 import json
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -20,8 +23,28 @@ PIECES = 15
 _95_PERCENT = 1.96
 
 
+class _MallocInfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns, in bytes: see mallinfo(3)."""
+
+    _NAMES = (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )  # fmt: skip
+    _fields_ = [(name, ctypes.c_size_t) for name in _NAMES]
+
+
+def memory_in_use() -> tuple[int, int]:
+    """Return what this process has in use: bytes of malloc, and memory blocks of Python's own allocator.
+
+    A leak shows in these. The resident memory grows as well where blocks of different ages get in each other's way.
+    """
+    mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo.restype = _MallocInfo
+    found = mallinfo()
+    return found.uordblks + found.hblkhd, sys.getallocatedblocks()
+
+
 class Report:
-    """What a process has done so far and what went wrong, in a file that the test reads.
+    """What a process has done so far and what went wrong, in a file that the test reads, and the memory in use.
 
     Attributes:
         counts: how often each thing happened; ``operations`` is what memory is compared with.
@@ -35,7 +58,7 @@ class Report:
 
     def save(self) -> None:
         """Write the file anew."""
-        content = json.dumps({"counts": dict(self.counts), "problems": self.problems[:20]})
+        content = json.dumps({"counts": dict(self.counts), "problems": self.problems[:20], "in use": memory_in_use()})
         (partial := self._file.with_suffix(".new")).write_text(content)
         partial.replace(self._file)
 
@@ -50,12 +73,12 @@ class Report:
         threading.Thread(target=save, daemon=True).start()
 
     @staticmethod
-    def read(file: Path) -> tuple[Counter[str], list[str]]:
-        """Return the counts and the problems that are in the file."""
+    def read(file: Path) -> tuple[Counter[str], list[str], tuple[int, int]]:
+        """Return the counts and the problems that are in the file, and what `memory_in_use` returned."""
         if not file.exists():
-            return Counter(), []
+            return Counter(), [], (0, 0)
         content = json.loads(file.read_text())
-        return Counter(content["counts"]), content["problems"]
+        return Counter(content["counts"]), content["problems"], tuple(content["in use"])
 
 
 @dataclass(frozen=True)
@@ -73,10 +96,9 @@ class Trend:
     least: float
     most: float
 
-    @property
-    def flat(self) -> bool:
-        """Whether the samples are no evidence of a growth, or of less than 2 % of the level and less than 1."""
-        return self.least <= 0 or self.change < max(0.02 * self.level, 1)
+    def is_flat(self, share: float) -> bool:
+        """Whether the samples are no evidence of a growth, or of less than a share of the level, or less than 1."""
+        return self.least <= 0 or self.change < max(share * self.level, 1)
 
 
 def trend(samples: list[tuple[float, float]]) -> Trend:
@@ -109,7 +131,11 @@ class Watch:
         report: its file.
     """
 
-    QUANTITIES = ("memory MB", "files", "threads", "sockets")
+    #: And the share of its level by which each may grow. Resident is what the allocators keep as well.
+    QUANTITIES: ClassVar = {
+        "malloc MB": 0.02, "thousand objects": 0.02, "resident MB": 0.1, "files": 0.02, "threads": 0.02,
+        "sockets": 0.02,
+    }  # fmt: skip
 
     def __init__(self, name: str, pid: int, report: Path) -> None:
         self.name = name
@@ -118,10 +144,15 @@ class Watch:
         self._samples: list[tuple[float, int, tuple[float, ...]]] = []
 
     def sample(self) -> None:
-        """Take a sample; none of a process that has ended."""
+        """Take a sample; none of a process that has ended, or has not reported yet."""
+        counts, _, (malloc, objects) = Report.read(self._report)
+        if not objects:
+            return
         try:
             with self._process.oneshot():
                 values = (
+                    malloc / 2**20,
+                    objects / 1000,
                     self._process.memory_info().rss / 2**20,
                     float(self._process.num_fds()),
                     float(self._process.num_threads()),
@@ -129,7 +160,7 @@ class Watch:
                 )
         except psutil.NoSuchProcess:
             return
-        self._samples.append((time.monotonic(), Report.read(self._report)[0]["operations"], values))
+        self._samples.append((time.monotonic(), counts["operations"], values))
 
     def trends(self) -> dict[str, Trend]:
         """Return the trend of each quantity."""
