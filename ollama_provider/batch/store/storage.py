@@ -317,8 +317,8 @@ class ObjectStorage:
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small object, in one request: between two it could be replaced."""
-        path = self._path(name)
         with store_errors(self.location, "read"), contextlib.suppress(FileNotFoundError):
+            path = self._path(name)
             data: bytes = path.fs.cat_file(path.path)
             return data
         return None
