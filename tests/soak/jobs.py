@@ -211,10 +211,12 @@ class Answers:
 def complete(job: Job, counts: Counter[str], *, stop: StopSignal | None = None, tries: int = 50) -> list[str]:
     """Run a job until it is complete without a failed row, as the retries of a task would; return its problems."""
     job.prepare()
+    last = ""
     for _ in range(tries):
         try:
             summaries = list(job.run(stop))
         except (BatchError, OllamaError) as error:
+            last = f", the last with {error}"
             counts[f"a run ended with {type(error).__name__}"] += 1
             time.sleep(0.5)
             continue
@@ -225,4 +227,4 @@ def complete(job: Job, counts: Counter[str], *, stop: StopSignal | None = None, 
         if all(summary.complete and not summary.failed for summary in summaries):
             counts["requests for rows"] += sum(summary.requests for summary in summaries)
             return job.problems()
-    return [f"{job}: not complete after {tries} runs"]
+    return [f"{job}: not complete after {tries} runs{last}"]
