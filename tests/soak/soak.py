@@ -65,6 +65,10 @@ class Soak:
         folder: of all files.
         seed: of the random numbers.
         seconds: how long faults are injected.
+
+    Attributes:
+        over: no fault is injected, and no batch begun, any more.
+        complete: those that were begun are complete.
     """
 
     def __init__(self, folder: Path, seed: int, seconds: float) -> None:
@@ -75,6 +79,7 @@ class Soak:
         self.problems: list[str] = []
         self.watches: list[Watch] = []
         self.over = threading.Event()
+        self.complete = threading.Event()
         self._started: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, name: str, *command: str) -> subprocess.Popen[str]:
@@ -243,13 +248,17 @@ def small_disk(disk: Path) -> Iterator[Path | None]:
 
 
 def trouble(soak: Soak, database: Postgresql) -> None:
-    """Kill PostgreSQL now and then."""
+    """Kill PostgreSQL now and then, until it is over; then wait until all batches are complete.
+
+    The kernel tells a process to end when the thread has ended that started it.
+    """
     chance = random.Random(soak.seed)
     while not soak.over.wait(chance.uniform(45, 120)):
         database.kill()
         soak.over.wait(chance.uniform(0.5, 5))
         database.start()
         soak.counts["PostgreSQL killed"] += 1
+    soak.complete.wait()
 
 
 def run(soak: Soak, database: Postgresql, disks: Sequence[Path | None]) -> None:
@@ -274,12 +283,12 @@ def run(soak: Soak, database: Postgresql, disks: Sequence[Path | None]) -> None:
     for role in ("worker", "triggerer", "clients"):
         soak.start(role, roles, role, str(soak.report(role)), json.dumps(urls))
     soak.start("night", roles, "night", str(soak.report("night")), "[]", paced.as_text())
-    lanes = [
-        *(partial(soak.kill_again_and_again, urls, disk, lane) for lane, disk in enumerate(disks)),
-        partial(trouble, soak, database),
-    ]
-    threads = [threading.Thread(target=soak.guarded, args=(lane,), daemon=True) for lane in lanes]
-    for thread in threads:
+    lanes = [partial(soak.kill_again_and_again, urls, disk, lane) for lane, disk in enumerate(disks)]
+    *threads, killer = (
+        threading.Thread(target=soak.guarded, args=(work,), daemon=True)
+        for work in (*lanes, partial(trouble, soak, database))
+    )
+    for thread in (*threads, killer):
         thread.start()
     end = time.monotonic() + soak.seconds
     while (left := end - time.monotonic()) > 0:
@@ -295,6 +304,8 @@ def run(soak: Soak, database: Postgresql, disks: Sequence[Path | None]) -> None:
     servers.stdout.readline()
     for thread in threads:
         thread.join(900)
+    soak.complete.set()
+    killer.join()
     soak.problems += complete(long, soak.counts)
     soak.end("servers")
 
