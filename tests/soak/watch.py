@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
-from typing import ClassVar
 
 import psutil
 
@@ -96,9 +95,10 @@ class Trend:
     least: float
     most: float
 
-    def is_flat(self, share: float) -> bool:
-        """Whether the samples are no evidence of a growth, or of less than a share of the level, or less than 1."""
-        return self.least <= 0 or self.change < max(share * self.level, 1)
+    @property
+    def flat(self) -> bool:
+        """Whether the samples are no evidence of a growth, or of less than 2 % of the level and less than 1."""
+        return self.least <= 0 or self.change < max(0.02 * self.level, 1)
 
 
 def trend(samples: list[tuple[float, float]]) -> Trend:
@@ -131,11 +131,8 @@ class Watch:
         report: its file.
     """
 
-    #: And the share of its level by which each may grow. Resident is what the allocators keep as well.
-    QUANTITIES: ClassVar = {
-        "malloc MB": 0.02, "thousand objects": 0.02, "resident MB": 0.1, "files": 0.02, "threads": 0.02,
-        "sockets": 0.02,
-    }  # fmt: skip
+    #: Resident is what the allocators keep as well: where it grows alone, nothing in use has grown.
+    QUANTITIES = ("malloc MB", "thousand objects", "resident MB", "files", "threads", "sockets")
 
     def __init__(self, name: str, pid: int, report: Path) -> None:
         self.name = name
