@@ -134,10 +134,13 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run_all(folder, run_dag, add_connection, debug_log, no_waits, monkeypatch, capfd):  # noqa: F811
-    """Return a function that runs all tasks against a server; it returns their states and what is left."""
+def run_all(folder, run_dag, airflow_db, add_connection, debug_log, no_waits, monkeypatch, capfd):  # noqa: F811
+    """Return a function that runs all tasks against a server; it returns their states, what is left, what is stored.
 
-    def run(url: str) -> tuple[dict[str, str], dict[str, set]]:
+    The database is that of all tests of this worker, and others store canaries where they belong for them.
+    """
+
+    def run(url: str) -> tuple[dict[str, str], dict[str, set], dict[str, set[str]]]:
         secrets = {"login": LOGIN, "password": PASSWORD}
         add_connection(host=url, extra={"headers": {"X-Api-Key": HEADER}, "max_attempts": 1}, **secrets)
         monkeypatch.setenv("CANARY", PROMPT)
@@ -146,6 +149,7 @@ def run_all(folder, run_dag, add_connection, debug_log, no_waits, monkeypatch, c
         monkeypatch.setattr(sdk, "Stats", metrics, raising=False)
         capfd.readouterr()
         monkeypatch.setenv("AIRFLOW__OLLAMA__TRACE_ROWS", "1")
+        before = rows_of(airflow_db)
         with exported(monkeypatch) as spans:
             ran = run_dag(_DAG.format(dag_id=f"canaries_{next(_NUMBERS)}", folder=folder))
             traced = spans()
@@ -159,21 +163,25 @@ def run_all(folder, run_dag, add_connection, debug_log, no_waits, monkeypatch, c
             "spans": {(span.name, found) for span in traced for found in found_in(text_of(span))},
             "temporary files": {path.name for path in (folder / "temporary").rglob("*") if path.is_file()},
         }
-        return states, left
+        return states, left, canaries_added(before, rows_of(airflow_db))
 
     return run
 
 
-def database(file: Path) -> dict[str, set[str]]:
-    """Return which canaries are in which table."""
-    found: dict[str, set[str]] = {}
+def rows_of(file: Path) -> dict[str, set[str]]:
+    """Return the rows of each table of a database, each as one text."""
     with sqlite3.connect(file) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in tables:
-            rows = connection.execute(f'SELECT * FROM "{table}"').fetchall()  # noqa: S608  # Airflow's own
-            if canaries := set(found_in("\n".join(str(value) for row in rows for value in row))):
-                found[table] = canaries
-    return found
+        return {
+            table: {"\n".join(map(str, row)) for row in connection.execute(f'SELECT * FROM "{table}"')}  # noqa: S608
+            for table in tables
+        }
+
+
+def canaries_added(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return which canaries are in which table, in rows that were not there before."""
+    added = {table: found_in("\n".join(rows - before.get(table, set()))) for table, rows in after.items()}
+    return {table: set(found) for table, found in added.items() if found}
 
 
 def assert_allowed(stored: dict[str, set[str]], expected: set[str]) -> None:
@@ -197,7 +205,7 @@ NOTHING = {"log": set(), "printed": set(), "metrics": set(), "spans": set(), "te
 
 
 @pytest.mark.ollama(models=[Model("llama3.2", ("completion", "tools", "embedding"))])
-def test_when_all_goes_well(ollama, run_all, airflow_db):  # noqa: F811
+def test_when_all_goes_well(ollama, run_all):
     """Prompts are in rendered fields and answers in XComs, as the page says, and nothing is anywhere else."""
     ollama.stand_in.script(
         Answer(json.dumps({"who": ANSWER})), where=lambda body: "who" in json.dumps(body.get("format")), always=True
@@ -208,25 +216,25 @@ def test_when_all_goes_well(ollama, run_all, airflow_db):  # noqa: F811
         always=True,
     )
 
-    states, left = run_all(ollama.url)
+    states, left, stored = run_all(ollama.url)
 
     failed = {name for name, state in states.items() if state != "success"}
     assert failed == {"schema_False", "schema_True"}
     assert left == NOTHING
-    assert_allowed(database(airflow_db), {"rendered_task_instance_fields", "xcom"})
+    assert_allowed(stored, {"rendered_task_instance_fields", "xcom"})
     headers = [request.headers for request in ollama.stand_in.requests]
     assert all(sent["x-api-key"] == HEADER for sent in headers)
 
 
 @pytest.mark.parametrize("fault", QUOTING)
-def test_when_the_server_quotes(fault, run_all, airflow_db):  # noqa: F811
+def test_when_the_server_quotes(fault, run_all):
     """No task's log, error or XCom has what it sent."""
     with hostile(QUOTING[fault]) as server:
-        states, left = run_all(server.url)
+        states, left, stored = run_all(server.url)
 
     assert "failed" in states.values()
     assert left == NOTHING
-    assert_allowed(database(airflow_db), {"rendered_task_instance_fields"})
+    assert_allowed(stored, {"rendered_task_instance_fields"})
 
 
 _REHEARSAL = """
