@@ -238,7 +238,7 @@ class Journal:
                 elif index[number] & 7 != State.OK or line.startswith(IS_REFUSED, AFTER_KEY):
                     index[number] = place << 3 | failed
                 if replies is not None and (found := REQUEST_KEY.match(line, AFTER_KEY)):
-                    replies[replies.number(unhexlify(found[1]))] = place + 1
+                    replies[replies.number(unhexlify(found[1]))] = place
                 place += len(line)
         if part.is_open:
             self._left_open[part_number] = place & ((1 << 40) - 1)
@@ -288,10 +288,10 @@ class Journal:
         """Return the newest line of earlier runs with a raw reply to this request; None if there is none."""
         if self._replies is None:
             return None
-        place = self._replies[self._replies.number(request_key)]
-        if not place:
+        found = self._replies.find(request_key)  # and not `number`, which would keep the key of each new row
+        if found is None:
             return None
-        number, offset = divmod(place - 1, 1 << 40)
+        number, offset = divmod(self._replies[found], 1 << 40)
         part = self._parts[number]
         path = self._storage.local(part.name)
         with storage_errors(self._storage.location, "read"), path.open("rb") as lines:

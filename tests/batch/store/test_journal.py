@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tracemalloc
 
 import pytest
 from upath import UPath
@@ -417,6 +418,20 @@ class TestACrashLosesLittle:
 
         assert again.find(keys.key("b"))[1] is State.OK
         assert again.place(again.find(keys.key("b"))[0])[1] == len(first) + 101
+
+
+def test_a_look_for_a_reply_that_is_not_there_keeps_nothing(storage):
+    """Each new row of a batch with a schema is looked up once: its request key would take 36 bytes."""
+    journal = Journal(storage, 1, keep_replies=True)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        assert not any(journal.find_reply(number.to_bytes(16, "little")) for number in range(10_000))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert after - before < 10_000
 
 
 def test_a_line_begins_with_its_key_and_is_ascii(storage, keys, tmp_path):
