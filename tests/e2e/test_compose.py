@@ -31,6 +31,9 @@ VARIABLES = {
     "_AIRFLOW_WWW_USER_PASSWORD": "apache/airflow",
     # dumb-init, which starts it: "Signal propagation" in the documentation of Airflow's image.
     "DUMB_INIT_SETSID": "apache/airflow",
+    # The C library of Airflow's image, which is built on Debian: mallopt(3).
+    "MALLOC_ARENA_MAX": "apache/airflow",
+    "MALLOC_TRIM_THRESHOLD_": "apache/airflow",
     # Airflow's connections. Another test checks which ones, and that they can be read.
     "AIRFLOW_CONN_OLLAMA_DEFAULT": "apache/airflow",
     # The entry point of PostgreSQL's image: docker-entrypoint.sh in docker-library/postgres.

@@ -54,6 +54,9 @@ ROOM = 24_000
 TO_END = 90
 #: Seconds between two samples of each process.
 EVERY = 5.0
+#: As docs/operate.md advises for processes that live long: one heap for all threads, where glibc's malloc has one for
+#: each of several, and none of the blocks in it that are large.
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 #: Bytes that a batch may remember of each row: docs/design/batch.md, "Measured choices".
 BYTES_PER_ROW = 100
 
@@ -93,7 +96,7 @@ class Soak:
         with (self.folder / f"{name}.log").open("a") as log:
             return subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", sys.executable, *command],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, **how,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | MALLOC, **how,
             )  # fmt: skip
 
     def guarded(self, work: Callable[[], None]) -> None:
