@@ -64,7 +64,7 @@ def read_image_file(path: Any, place: str) -> bytes:
     place = f"{place} ({printable(name[:100])})"
     try:
         # In some versions the paths of an object store are a Path, too.
-        local = isinstance(path, Path) and not hasattr(path, "fs")
+        local = isinstance(path, Path) and not hasattr(type(path), "fs")
         data = _read_local(path, place) if local else _read_stored(path, place)
     except FileNotFoundError:
         raise InvalidRequestError(f"{place}: there is no such file") from None

@@ -289,7 +289,7 @@ def count_rows(
         if options.split_text is None and all(suffixes_of(file)[0] in DOCUMENTS for file in files):
             return len(files)
         # Some versions of a path of an object store are a Path too.
-        if any(hasattr(file, "fs") or suffixes_of(file) not in _COUNTED for file in files):
+        if any(hasattr(type(file), "fs") or suffixes_of(file) not in _COUNTED for file in files):
             return None
         return sum(_count_in_file(file, check) for file in files)
     except (OSError, BatchError, ValueError, ImportError):  # reading the rows raises it again, with an explanation

@@ -163,7 +163,8 @@ def local_path(location: Any) -> Path | None:
             return Path(location)
         url = urlsplit(location)
         return Path(unquote(url.path)) if url.scheme == "file" else None
-    if isinstance(location, Path) and not hasattr(location, "fs"):
+    # Its class is asked: the attribute itself makes a client of the store, with credentials that are needed only later.
+    if isinstance(location, Path) and not hasattr(type(location), "fs"):
         return location
     return Path(location.path) if getattr(location, "protocol", None) in {"", "file", "local"} else None
 
