@@ -91,6 +91,19 @@ def test_urls_and_paths(tmp_path):
         assert local_path(location) == tmp_path
     assert local_path("file:///with%20blank") == type(tmp_path)("/with blank")
     assert local_path("s3://bucket/x") is None
+
+
+def test_no_client_of_a_store_is_made_to_learn_that_a_path_is_not_local():
+    """On Airflow 3.1 a path of a store is a `Path` as well, and its ``fs`` fails where the store's provider is not."""
+
+    class InStore(type(Path())):
+        protocol = "gs"
+
+        @property
+        def fs(self):
+            raise ValueError("No filesystem registered for scheme gs")
+
+    assert local_path(InStore("bucket/a.jsonl")) is None
     assert open_storage("memory://bucket/x").location == "memory://bucket/x"
 
 
