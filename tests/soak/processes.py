@@ -31,8 +31,8 @@ from ollama_provider.api.settings import Settings, Timeouts
 from ollama_provider.batch import StopSignal
 
 PATIENCE = Timeouts(connect=2, first_token=4, idle=2, total=20)
-#: Rows a second that the long batch asks for: enough for what a row takes to stand out from what an hour takes.
-NIGHT_RATE = 20
+#: Rows a second that the long batch asks for.
+NIGHT_RATE = 10
 #: Tasks that wait in the triggerer at a time, and threads that use the client.
 TRIGGERS, THREADS = 12, 3
 #: Seconds that a batch may take to end after SIGTERM: twice what docs/design/batch.md says, since the machine is busy.
