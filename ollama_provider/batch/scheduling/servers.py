@@ -210,6 +210,8 @@ class ServerState:
 
     def note_cut(self, item: WorkItem, now: float) -> None:
         """Remember that a reply was cut: an outage may turn out to be the reason."""
+        while self._recently_cut and now - self._recently_cut[0][0] > _SAME_OUTAGE:
+            self._recently_cut.popleft()
         self._recently_cut.append((now, item))
 
     def cut_by_outage(self, now: float) -> list[WorkItem]:

@@ -1,5 +1,6 @@
 """The decisions of the plan, without waiting and without a network."""
 
+import gc
 import random
 
 import pytest
@@ -240,6 +241,20 @@ def test_a_reply_cut_by_an_outage_costs_no_attempt():
     made.failure(third, IncompleteReplyError("cut"), 0.2)
 
     assert [first.item.attempts, second.item.attempts, third.item.attempts] == [0, 0, 0]
+
+
+def test_a_row_whose_reply_was_cut_long_ago_is_forgotten():
+    """Its prompt and its images are not kept for an outage that may never come."""
+    made = plan()
+    prompts = {f"long ago {number}" for number in range(100)}
+    for now, prompt in enumerate(prompts):
+        made.queue.new.append(WorkItem(now, prompt))
+        made.failure(send(made, 10.0 * now), IncompleteReplyError("cut"), 10.0 * now)
+        made.queue.retries.clear()
+
+    kept = [found for found in gc.get_objects() if isinstance(found, WorkItem) and found.prompt in prompts]
+
+    assert len(kept) <= 2
 
 
 def test_a_rows_own_failure_sends_it_to_the_end():
