@@ -187,8 +187,10 @@ class Journal:
         self.damaged = 0
         found = list_parts(storage)
         run_number = 1 + max((part.run_number for part in found if part.pass_number == pass_number), default=0)
-        self._current = Part(pass_number, run_number, 0, token_hex(4), shard or "", is_open=True)
-        self._parts = [
+        #: The part of the next outcome. The ones before it in this run have the same name but for their numbers, so
+        #: only the parts of earlier runs are listed: a night has thousands.
+        self._current = Part(pass_number, run_number, 1, token_hex(4), shard or "", is_open=True)
+        self._earlier = [
             part for part in found
             if not part.is_open or (shard in {None, part.shard} and part.sealed() not in found)
         ]  # fmt: skip
@@ -200,18 +202,23 @@ class Journal:
         self._added = self._sealed = 0
         #: Numbers of the parts that earlier runs left open, and the bytes of each up to the end of its last line.
         self._left_open: dict[int, int] = {}
-        self._earlier_parts = len(self._parts)
-        for number in range(self._earlier_parts):
+        for number in range(len(self._earlier)):
             self._scan(number, warn=not only_reads)
-        self._begin_part()
 
-    def _begin_part(self) -> None:
-        self._current = self._current._replace(number=self._current.number + 1)
-        self._parts.append(self._current)
-        self._file = None
+    def _part_at(self, number: int) -> Part:
+        """Return the part with this number in `place`: a part of an earlier run, or a sealed one of this run."""
+        in_this_run = number - len(self._earlier) + 1
+        if in_this_run < 1:
+            return self._earlier[number]
+        return self._current._replace(number=in_this_run, is_open=False)
+
+    @property
+    def _complete(self) -> int:
+        """How many parts are complete, and so the number of the current one in `place`."""
+        return len(self._earlier) + self._current.number - 1
 
     def _scan(self, part_number: int, *, warn: bool) -> None:
-        part = self._parts[part_number]
+        part = self._earlier[part_number]
         # The pass number of another shard is not this one's.
         mine = (part.pass_number, part.shard) == (self._current.pass_number, self._current.shard)
         failed = State.FAILED if mine else State.FAILED_BEFORE
@@ -261,8 +268,8 @@ class Journal:
         """
         known = {None, *digests}
         for number, size in self._left_open.items():
-            part = self._parts[number]
-            self._parts[number] = part.sealed()
+            part = self._earlier[number]
+            self._earlier[number] = part.sealed()
             file = self._storage.reopen(part.name, part.sealed().name, size)
             if not size:
                 file.discard()
@@ -292,7 +299,7 @@ class Journal:
         if found is None:
             return None
         number, offset = divmod(self._replies[found], 1 << 40)
-        part = self._parts[number]
+        part = self._earlier[number]
         path = self._storage.local(part.name)
         with storage_errors(self._storage.location, "read"), path.open("rb") as lines:
             lines.seek(offset)
@@ -309,8 +316,7 @@ class Journal:
         Raises:
             StorageError: the line was changed since it was scanned or written.
         """
-        part = self._parts[number]
-        if not part.token:
+        if number < len(self._earlier) and not self._earlier[number].token:
             return line
         text = without_checksum(line)
         if text is None:
@@ -348,14 +354,15 @@ class Journal:
             self._file = self._storage.append_to(self._current.name, self._current.sealed().name)
         self._file.append(line)
         offset = self._file.size - len(line)  # before it may stand what could not be written earlier
-        self._index[number] = ((len(self._parts) - 1) << 40 | offset) << 3 | state
+        self._index[number] = (self._complete << 40 | offset) << 3 | state
         self._added += len(line)
 
     def end_part(self) -> bool:
         """Complete the part of the outcomes since the last call. Return whether any part waits to be sealed."""
         if self._file is not None:
             self._waiting.append(self._file)
-            self._begin_part()
+            self._current = self._current._replace(number=self._current.number + 1)
+            self._file = None
         return bool(self._waiting)
 
     def seal_parts(self) -> None:
@@ -407,11 +414,11 @@ class Journal:
     def is_sealed(self, number: int) -> bool:
         """Return whether the outcome of this key is in a sealed part, and so would survive any crash."""
         part, _ = self.place(number)
-        return part < len(self._parts) - 1 - len(self._waiting)
+        return part < self._complete - len(self._waiting)
 
     def is_from_this_run(self, number: int) -> bool:
         """Return whether the outcome of this key was added in this run."""
-        return self.place(number)[0] >= self._earlier_parts
+        return self.place(number)[0] >= len(self._earlier)
 
     def place(self, number: int) -> tuple[int, int]:
         """Return the number of the part and the offset of this key's outcome."""
@@ -433,7 +440,7 @@ class Journal:
         outcome in a part that is not sealed yet, unless an earlier run left the part open. This may run in another
         thread than everything else.
         """
-        complete = len(self._parts) - 1 - len(self._waiting)
+        complete = self._complete - len(self._waiting)
         # Sorted part by part: a million numbers in one list would take 40 MB.
         by_part: dict[int, array[int]] = {}
         last, append = -1, array("Q").append
@@ -480,14 +487,13 @@ class Journal:
 
     @contextlib.contextmanager
     def _reading(self, number: int) -> Iterator[BinaryIO]:
-        part = self._parts[number] if number < self._earlier_parts else self._parts[number].sealed()
-        path = self._storage.local(part.name)
+        path = self._storage.local(self._part_at(number).name)
         with storage_errors(self._storage.location, "read"), path.open("rb", buffering=_LINE_BUFFER) as lines:
             yield lines
 
     def part_name(self, part: int) -> str:
         """Return the name of the file of a part, which is sealed."""
-        return self._parts[part].sealed().name
+        return self._part_at(part).sealed().name
 
 
 def _one_of_each_part(places: Sequence[int]) -> Iterator[int]:

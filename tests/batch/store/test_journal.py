@@ -1,6 +1,7 @@
 """The journal's three promises, each under its own name, and what keeps them."""
 
 import errno
+import gc
 import json
 import os
 import tracemalloc
@@ -432,6 +433,28 @@ def test_a_look_for_a_reply_that_is_not_there_keeps_nothing(storage):
         tracemalloc.stop()
 
     assert after - before < 10_000
+
+
+def test_a_part_that_is_sealed_keeps_nothing(storage, keys):
+    """A night has thousands of checkpoints: what is said of one in memory is in the places of its rows."""
+    journal = Journal(storage, 1)
+    number = add(journal, keys, "a")
+    write_part(journal)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(500):
+            add(journal, keys, "a")
+            write_part(journal)
+        gc.collect()  # Python keeps some freed tuples until then
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert after - before < 10_000
+    part, offset = journal.place(number)
+    assert (part, offset) == (500, 0)
+    assert PartReader(storage, journal).line(part, offset).startswith(b'{"key":"' + keys.key("a").hex().encode())
 
 
 def test_a_line_begins_with_its_key_and_is_ascii(storage, keys, tmp_path):
