@@ -1,5 +1,6 @@
 """A batch over several servers: one queue, every server busy, and none of their troubles costs a row."""
 
+import gc
 import pickle
 import threading
 import time
@@ -8,11 +9,12 @@ from typing import ClassVar
 import httpx
 import pytest
 
+from ollama_provider.api.errors import OllamaError
 from ollama_provider.api.schemas import VersionRequest
 from ollama_provider.api.settings import Settings
 from ollama_provider.batch import Embedding, FailurePolicy, NoServerError
 from ollama_provider.batch.stop import StopSignal
-from ollama_provider.testing import Crash, Pace, Respond, Stall
+from ollama_provider.testing import Crash, Fail, Pace, Respond, Stall
 
 from .conftest import Batch
 
@@ -100,6 +102,21 @@ class TestTheWork:
         assert (summary.complete, summary.ok) == (True, 300)
         assert sum(each.rows for each in summary.servers) == 300
         assert all(each.rows for each in summary.servers)
+
+    def test_a_request_that_failed_does_not_stay_in_memory(self, batch, ollama_servers):
+        """Not even until the garbage collector runs: in a long night there are thousands."""
+        for server in ollama_servers:
+            server.stand_in.script(Fail("boom"), where=lambda body: bool(body.get("prompt")), times=3)
+        gc.collect()
+        gc.disable()
+        try:
+            summary = batch.run(texts(60), failures=FailurePolicy(retry_delay=0.01))
+            failures = [found for found in gc.get_objects() if isinstance(found, OllamaError)]
+        finally:
+            gc.enable()
+
+        assert summary.ok == 60
+        assert failures == []
 
     def test_the_fallback_model_is_asked_at_every_server(self, batch, ollama_servers):
         """Its answers name the server that gave them, and its own digest."""

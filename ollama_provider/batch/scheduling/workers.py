@@ -152,9 +152,11 @@ class Workers:
         if not self._has_others:
             reply: Metrics = await self._client.send(request)
             return reply
-        task = self._scheduler.waiting[sent] = asyncio.create_task(self._client.send(request))
+        waiting = self._scheduler.waiting
+        # No variable has the task: its exception has this frame, and the two would keep each other.
+        waiting[sent] = asyncio.create_task(self._client.send(request))
         try:
-            reply = await task
+            reply = await waiting[sent]
         except asyncio.CancelledError:
             if sent.discarded and not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # we are in one
                 return None
@@ -164,7 +166,7 @@ class Workers:
                 return None
             raise
         finally:
-            del self._scheduler.waiting[sent]
+            del waiting[sent]
         return None if sent.discarded else reply
 
     def _on_success(self, sent: InFlight, outcomes: list[Outcome], reply: Metrics) -> None:
