@@ -51,7 +51,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider").rglob("*.py")}
-    templates = {f"ollama_provider/batch/report/{name}" for name in ("report.css", "report.html.jinja")}
+    report = ("macros.html.jinja", "report.css", "report.html.jinja")
+    templates = {f"ollama_provider/batch/report/{name}" for name in report}
     page = {str(path.relative_to(ROOT)) for path in (ROOT / "ollama_provider/ui").glob("[st]*/*.*")}
     metadata = f"airflow_provider_ollama-{ollama_provider.__version__}.dist-info/"
 

@@ -1,6 +1,7 @@
 """report.html of real batches: what it says, and that nothing in it is more than text."""
 
 import base64
+import gc
 import hashlib
 import json
 import logging
@@ -17,8 +18,8 @@ from ollama_provider.api import errors
 from ollama_provider.api.schemas import Options
 from ollama_provider.batch import Embedding, FailurePolicy, Pace, StopSignal, TooManyFailedError
 from ollama_provider.batch.report.advice import advice
-from ollama_provider.batch.report.gather import gather
-from ollama_provider.batch.report.page import visible
+from ollama_provider.batch.report.gather import Report, gather
+from ollama_provider.batch.report.page import render, visible
 from ollama_provider.batch.report.run_report import write_report
 from ollama_provider.batch.store.lines import with_checksum
 from ollama_provider.batch.store.storage import open_storage
@@ -94,6 +95,21 @@ def test_a_complete_batch(batch):
         "Tokens read",
         "Tokens written",
     ]
+
+
+def test_what_a_page_was_made_of_does_not_stay_in_memory(batch):
+    """Not even until the garbage collector runs: a long batch writes its page again and again."""
+    batch.run(ROWS, id_column="id")
+    render(gathered(batch))  # templates are compiled once
+    gc.collect()
+    gc.disable()
+    try:
+        render(gathered(batch))
+        reports = [found for found in gc.get_objects() if isinstance(found, Report)]
+    finally:
+        gc.enable()
+
+    assert reports == []
 
 
 def test_what_failed(batch):
