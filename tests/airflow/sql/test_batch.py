@@ -253,9 +253,10 @@ def test_killed_half_way_and_resumed(start, ollama, server, tmp_path):
 def test_killed_half_way_in_a_file_of_its_own(start, ollama, server, tmp_path):
     """The same in DuckDB, whose file is one process's, and whose rows are written one by one."""
     server.run("CREATE TABLE summaries (doc INTEGER PRIMARY KEY, summary TEXT, place INTEGER)")
+    log = tmp_path / "warehouse.duckdb.wal"  # there from the first rows that are written on
     for share in (ROWS // 4, ROWS // 2):
         process = start(create=False)
-        wait_for(lambda share=share: len(prompts(ollama)) >= share)
+        wait_for(lambda share=share: len(prompts(ollama)) >= share and log.exists() and log.stat().st_size)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert 0 < len(server.summaries()) < ROWS
