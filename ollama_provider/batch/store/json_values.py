@@ -20,6 +20,8 @@ def as_json(value: Any) -> bytes:
     if isinstance(value, float) and not isfinite(value):
         return b"null"
     try:
+        if type(value) is int:  # most ids are, and this takes a sixth of the time
+            return b"%d" % value
         found = _ENCODE(value)
         if found[0] in "[{" or "\\ud" in found:  # else it is strict already
             from_json(found, allow_inf_nan=False)
