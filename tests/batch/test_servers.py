@@ -109,7 +109,7 @@ class TestTheWork:
             server.stand_in.script(Fail("boom"), where=lambda body: bool(body.get("prompt")), times=3)
 
         def failures() -> list[OllamaError]:
-            return [found for found in gc.get_objects() if isinstance(found, OllamaError)]
+            return [found for found in gc.get_objects() if issubclass(type(found), OllamaError)]
 
         gc.collect()
         gc.disable()

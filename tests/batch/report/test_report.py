@@ -103,7 +103,7 @@ def test_what_a_page_was_made_of_does_not_stay_in_memory(batch):
     render(gathered(batch))  # templates are compiled once
 
     def reports():
-        return sum(isinstance(found, Report) for found in gc.get_objects())
+        return sum(type(found) is Report for found in gc.get_objects())
 
     gc.collect()
     gc.disable()

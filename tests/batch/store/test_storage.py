@@ -55,17 +55,21 @@ def test_any_piece_of_a_file(root):
 
 
 def test_a_directory_that_is_only_read(root):
-    """Is left as it is, and one that is not there is not made."""
+    """Is left as it is."""
     write(open_storage(root), "a", b"1")
     storage = open_existing(root)
 
     assert storage.read("a") == b"1"
     assert storage.names("parts") == []
-    if isinstance(root, Path):
-        with pytest.raises(StorageError, match="absent cannot be read: No such file"):
-            open_existing(root / "absent")
-        assert not (root / "absent").exists()
     storage.close()
+
+
+def test_a_local_directory_that_is_to_be_read_is_not_made(tmp_path):
+    """One in an object store is there as soon as it has a file."""
+    with pytest.raises(StorageError, match="absent cannot be read: No such file"):
+        open_existing(tmp_path / "absent")
+
+    assert not (tmp_path / "absent").exists()
 
 
 def test_a_file_appears_whole_or_not_at_all(root):
