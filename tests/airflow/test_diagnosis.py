@@ -475,8 +475,8 @@ class TestSeveralServers:
 
         assert fine, text
 
-    def test_silence_is_waited_for_once(self, ollama_servers):
-        """Three that stay silent have a line each, with the time that they had together."""
+    def test_each_that_stays_silent_has_a_line(self, ollama_servers):
+        """It says how long an answer was waited for."""
         for server in ollama_servers:
             server.stand_in.script(Stall(), path="*")
         first, *others = [server.url for server in ollama_servers]
